@@ -129,12 +129,12 @@ class TokenSequence:
 
     @property
     def response_ids(self) -> tuple[int, ...]:
-        """The tokens from the first target to the end."""
+        """The tokens from the first one that the student is trained to predict to the end."""
         return self.token_ids[self.response_start :]
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """The tokens before the first target."""
+        """The tokens before the first one that the student is trained to predict."""
         return self.token_ids[: self.response_start]
 
 
@@ -153,9 +153,9 @@ Role = Literal["sft", "distillation"]
 class DrawItem:
     """A sequence and its roles: the terms of the objective that use it.
 
-    A policy assigns the role "sft" to gold answers, and the role "distillation" to sampled answers: the sequences that its
-    source returns. A gold answer that is also a sampled answer has both roles and needs only one forward pass. The objective
-    later removes the roles that none of its terms uses.
+    A policy assigns the role "sft" to gold answers, and the role "distillation" to sampled answers: the sequences that the
+    policy has chosen for distillation, such as text of the student. A policy may choose the gold answer itself; the sequence
+    then has both roles and needs only one forward pass. The objective later removes the roles that none of its terms uses.
 
     Args:
         sequence: The sequence.
@@ -194,7 +194,8 @@ class Draw:
     """The sequences of one update in this process.
 
     Args:
-        items: Sequences with prompts of the training examples; those with the role "distillation" come first.
+        items: Sequences with prompts of the training examples. Sequences for distillation (role "distillation") come first,
+            then gold answers (role "sft").
         corpus: Blocks of the pre-training corpus; empty if the objective has no pre-training term.
 
     Example:
@@ -362,14 +363,16 @@ class TeacherCapabilities(_Flags):
     Args:
         full_vocabulary: The teacher provides logits over the whole shared vocabulary; if False, it provides only the most
             probable classes (`TopClasses`).
-        statistics: Provides statistics of newly generated text: divergences, samples, log-probabilities of given tokens.
-        generates: Generates text; the teacher is a `TextTeacher`.
+        statistics: The teacher provides, for each position of newly generated text: divergences from the student, sampled
+            tokens, and log-probabilities of given tokens.
+        generates: The teacher generates text; it is a `TextTeacher`.
         mixture: The local engine can sample tokens from a mixture of the student and this teacher.
-        prefix_memory: Has a method `remembering`, which reuses the states of prefixes within a step.
+        prefix_memory: The teacher has a method `remembering`. In its context, hidden states of a text are stored and reused
+            for texts with the same beginning.
         top_k: Number of classes in `TopClasses`; None if it is unknown or if `full_vocabulary` is True.
 
     Raises:
-        ConfigError: a field other than `top_k` is not a bool, or `statistics` is True and `full_vocabulary` is False.
+        ConfigError: a field other than `top_k` is not a bool; `statistics` is True, but `full_vocabulary` is False.
 
     Example:
         >>> TeacherCapabilities(full_vocabulary=False, top_k=20).top_k
@@ -425,7 +428,7 @@ class Teacher(Protocol):
         """
 
     def faults(self) -> int:
-        """Return the number of rows with non-finite logits since `faults` was last called.
+        """Return the number of rows with non-finite teacher logits since the last call.
 
         A row is the prediction of one token. Only the rows of this process are counted.
         """
@@ -514,8 +517,9 @@ class Sampling:
     .. math:: y_t \sim (1 - a)\, \tilde q(\cdot \mid y_{<t}) + a\, \tilde p(\cdot \mid y_{<t}), \qquad
         \tilde q \propto q^{1/T} \text{ on the classes that are kept}
 
-    y_t is token t, q is the model, p the teacher, a is `teacher_share` and T is `temperature`. p~ is defined from p by the
-    second formula, with p instead of q. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
+    y_t is token t, q is the model, p the teacher, a is `teacher_share` and T is `temperature`. A class is a token id of the
+    vocabulary; `top_p`, `top_k` and `no_repeat_ngram` determine which classes are kept. p~ is defined from p by the second
+    formula, with p instead of q. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
 
     Args:
         temperature: >= 0; 0 is greedy decoding.
@@ -544,7 +548,8 @@ class GenerationRequest:
     """One prompt to continue.
 
     Args:
-        prompt_ids: The tokens to continue. For a revision they also include the corrected prefix of the response.
+        prompt_ids: The tokens to continue. If the end of a response is generated again, they also include the part of the
+            response that is kept.
         max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
@@ -568,8 +573,8 @@ class Generation:
     Args:
         token_ids: The generated tokens, including a generated end token.
         finished: True if the last token is an end token.
-        logprobs: Log-probability in nats of each token under the model, before temperature, top-k, top-p and bans are applied;
-            None if the engine does not report log-probabilities (`EngineCapabilities.logprobs`).
+        logprobs: Log-probability in nats of each token under the model, before temperature, top-k, top-p and the ban of
+            repeated n-grams are applied; None if the engine does not report log-probabilities (`EngineCapabilities.logprobs`).
 
     Example:
         >>> Generation(token_ids=(7, 2), finished=True).logprobs is None
@@ -590,7 +595,8 @@ class EngineCapabilities(_Flags):
     Args:
         mixture: Can sample tokens from a mixture of student and teacher (`Sampling.teacher_share`).
         no_repeat_ngram: Can ban repeated n-grams (`Sampling.no_repeat_ngram`).
-        prefix_memory: Has a method `remembering`, which reuses the states of prefixes within a step.
+        prefix_memory: Has a method `remembering`. In its context, hidden states of a text are stored and reused for texts with
+            the same beginning.
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
         deterministic: Generates the same text again for the same request and the same weights.
         samples_student: Text is sampled from the student; False for an engine that returns fixed text.
@@ -776,7 +782,8 @@ class Needs(_Flags):
     Args:
         teacher: Requires a teacher.
         full_vocabulary: Requires teacher logits over the whole vocabulary.
-        statistics: Requires teacher statistics of newly generated text.
+        statistics: Requires values that the teacher computes for each position of newly generated text: divergences from the
+            student, sampled tokens, or log-probabilities of given tokens.
         teacher_text: Requires text that the teacher generates.
         mixture: Requires tokens sampled from a mixture of student and teacher.
         samples_student: Requires text sampled from the student, because the student's log-probabilities of it are used.

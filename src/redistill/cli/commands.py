@@ -164,10 +164,10 @@ def _task(text: str) -> tuple[str, str | None]:
 
 
 def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
-    """Return a copy of `tokens` with the settings that the command line gives.
+    """Return a copy of `tokens` with the values that are given on the command line.
 
-    The options are --template, --prompt-tokens and --response-tokens. If an option is not given, the copy has the value of
-    `tokens`.
+    The options --template, --prompt-tokens and --response-tokens give these values. If one of the options is missing, the copy
+    has the value of `tokens`.
     """
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
@@ -236,7 +236,7 @@ def doctor(options: argparse.Namespace) -> None:
 def _load_row(options: argparse.Namespace) -> "Run":
     """Return the configuration of the recipe.
 
-    With --row, the recipe is a sweep. The result is then the configuration of the first run that has this label.
+    With `--row LABEL`, the recipe is a sweep. The result is then the configuration of the first run of the row LABEL.
     """
     if options.row is None:
         return _load(options)

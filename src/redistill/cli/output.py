@@ -32,7 +32,7 @@ def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
 def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
     """Print `data` as one JSON document, with secrets masked.
 
-    The first key is "schema". Its value is the version of the format.
+    The first key is "schema". Its value is the version of the format of redistill's JSON output.
 
     Args:
         options: The options of the command. Call this function inside `reserved_stdout`.

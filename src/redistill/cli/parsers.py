@@ -149,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _demo(group: Group) -> None:
     parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=_path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and train them again")
+    parser.add_argument("--fresh", action="store_true", help="delete the teacher and students of the demo; train them again")
     _add_private(parser)
     _add_json(parser)
 
@@ -300,7 +300,7 @@ def _models(group: Group) -> None:
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
     """Add a command to `group`, and return the parser of the command.
 
-    `command` is the function that runs the command. The help page shows its docstring and `example`.
+    `command` is the function that runs the command. The help page shows the docstring of this function, and `example`.
     """
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)

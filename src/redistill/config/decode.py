@@ -53,12 +53,12 @@ def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, exter
     Args:
         expected: The dataclass.
         tree: The values of the fields, as mappings, lists and scalars.
-        names: The types that type hints refer to by name, as strings (forward references).
+        names: Mapping from names to types, for type hints that are strings (forward references).
         external: The classes of other packages that the key `kind` of a field may select.
 
     Raises:
-        ConfigError: a key is unknown, a field is missing, a value has a wrong type or is out of range, or a string is too long
-            or contains a secret, a control character or a line feed. The message starts with the path of the field.
+        ConfigError: a key is unknown; a field is missing; a value has a wrong type or is out of range; a string is too long; or
+            a string contains a secret, a control character or a line feed. The message starts with the path of the field.
     """
     _check_texts(tree)
     return _decode_dataclass(expected, tree, "", _Context(names, external))
@@ -99,8 +99,8 @@ def _check_text(path: str, text: str) -> None:
 def encode(node: object, names: Names) -> dict[str, Json]:
     """Convert a dataclass instance to dicts, lists and scalars, with secrets masked.
 
-    If no secret was masked, `decode` converts the result back to an equal instance. `names` has the types that type hints refer
-    to by name, as in `decode`.
+    If no secret was masked, `decode` converts the result back to an equal instance. `names` maps names to types, for type hints
+    that are strings (forward references).
     """
     return cast("dict[str, Json]", redacted_tree(_encode(node, names)))
 
@@ -181,8 +181,9 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
 def _decode_kind(members: list[type], value: object, path: str, context: _Context) -> object:
     """Return an instance of the dataclass that the key `kind` of `value` selects.
 
-    The dataclass is one of `members`, or an external class. `value` is a mapping, or a string, which is then the value of
-    `kind`. If a mapping has no key `kind`, the class of `members` that defines an attribute `kind` is selected.
+    The dataclass is one of `members`, or an external class (a class of another package). A string `value` is equivalent to a
+    mapping with only the key `kind` and this string. If a mapping has no key `kind`, the first class of `members` that itself
+    defines an attribute `kind` is selected.
     """
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}

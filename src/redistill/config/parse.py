@@ -82,7 +82,7 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -
     `tree` is the recipe, as nested mappings. If two overrides have the same path, the later one has precedence.
 
     Raises:
-        ConfigError: the path of an override is not a list of names joined by dots, or has more than 20 nested sections.
+        ConfigError: the path of an override is not a list of names joined by dots; or the path names more than 20 sections.
     """
     result = _copied(tree)
     for path, value in overrides:

@@ -28,7 +28,7 @@ class Slot:
         members: The classes of redistill that the field accepts.
         needs: Names of the attributes that an external class must have.
         has_laws: Whether `redistill.testing` has a function that tests external classes for this field. The name of the
-            function is "check_" and `kind`.
+            function is "check_" followed by `kind`.
     """
 
     kind: str
@@ -63,8 +63,8 @@ class External:
         """Return the object with the name `module:Name`; import its module if necessary.
 
         Raises:
-            ConfigError: the name does not have the form `module:Name`, its module is not allowed or cannot be imported, or the
-                module has no such attribute.
+            ConfigError: the name does not have the form `module:Name`; its module is not allowed; its module cannot be
+                imported; or the module has no such attribute.
         """
         module, path = _parts(name)
         if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in self.allowed):
@@ -91,8 +91,8 @@ class External:
             members: The classes of redistill that the field accepts. The field is the one in `slots` that has these classes.
 
         Raises:
-            ConfigError: the field accepts no external classes, the class cannot be loaded (see `load`), the class is not a
-                frozen dataclass, or the class lacks an attribute that the field requires.
+            ConfigError: the field accepts no external classes; the class cannot be loaded (see `load`); the class is not a
+                frozen dataclass; or the class lacks an attribute that the field requires.
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:

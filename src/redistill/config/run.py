@@ -61,7 +61,7 @@ class Run:
         objective: The terms that are minimised. If None, the method's objective is used.
         optimiser: AdamW and its learning rate schedule.
         training: Number of updates, batch sizes, validation and checkpoints.
-        guards: How the run reacts to non-finite updates, loss spikes and text collapse.
+        guards: How the run reacts to non-finite updates, loss spikes and a collapse of the generated text.
         evaluation: How test answers are sampled and scored.
         compat: "distillm" selects the compatibility mode: methods behave as in DistiLLM's public code, which differs from the
             papers; see docs/methods/compat.md. If None, methods behave as in their papers.
@@ -225,8 +225,8 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         The configuration of the run. Fields that the file omits have their defaults.
 
     Raises:
-        ConfigError: the file is missing, is not YAML or is a sweep, its schema number is not supported, or a field is unknown,
-            has a wrong type or is out of range.
+        ConfigError: the file is missing; it is not YAML; it is a sweep; its schema number is not supported; a field is unknown;
+            or a value has a wrong type or is out of range.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -304,8 +304,8 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
         allow_code: Modules that may be imported for external components.
 
     Raises:
-        ConfigError: the schema number is not supported, a field is unknown, has a wrong type or is out of range, or an external
-            component is not allowed.
+        ConfigError: the schema number is not supported; a field is unknown; a value has a wrong type or is out of range; or an
+            external component is not allowed.
     """
     tree = current_tree(tree, source)
     external = External.of(allow_code, *SLOTS)

@@ -24,7 +24,7 @@ def metric(name: str) -> Metric:
     The name of an external metric has the form `module:NAME`. Its module must be imported already.
 
     Raises:
-        ConfigError: there is no metric with this name, its module is not imported, or the attribute `needs` of the metric is
+        ConfigError: there is no metric with this name; its module is not imported; or the attribute `needs` of the metric is
             not "answers", the only supported value.
     """
     if ":" not in name:
@@ -56,7 +56,7 @@ def named_task(name: str) -> Task:
     imported already. Any other name defines a new test set. The recipe must give the file of a new test set.
 
     Raises:
-        ConfigError: there is no such external test set, the name is not a valid file name, or the attribute `needs` of a metric
+        ConfigError: there is no such external test set; the name is not a valid file name; or the attribute `needs` of a metric
             of the test set is not "answers", the only supported value.
     """
     try:
@@ -81,7 +81,7 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
             is read from the hub.
 
     Raises:
-        ConfigError: a test set is unknown or not supported (see `named_task`), two test sets have the same `Task.name`, or a
+        ConfigError: a test set is unknown or not supported (see `named_task`); two test sets have the same `Task.name`; or a
             test set has neither a file nor a hub name.
     """
     found: dict[Task, str | None] = {}

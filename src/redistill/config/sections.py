@@ -32,8 +32,8 @@ class FinetuneConfig:
         learning_rate: Initial learning rate of the cosine schedule, > 0.
         batch_size: Sequences per update over all processes, >= 1.
         micro_batch_size: Maximum number of sequences in one forward and backward pass, >= 1; see `training.micro_batch_size`.
-        evaluate_every: Updates (or epochs) between validations, >= 0. If 0, the only validations are those before the first
-            update and after the last.
+        evaluate_every: Number of updates between validations, or of epochs in the form "1 epoch"; >= 0. If 0, the only
+            validations are those before the first update and after the last.
         seed: Seed of data order and dropout. If None, it is the run's seed for a student, and 10 for a teacher, so that runs
             with different training seeds share one teacher.
         choose_by: The score that chooses the best checkpoint; see `training.choose_by`. If None, it is rouge_l for a teacher,
@@ -114,8 +114,8 @@ class StudentConfig(ModelConfig):
         lora: Adapters that are trained instead of the student's weights. If None, all weights are trained.
 
     Raises:
-        ConfigError: `model` is "teacher" and `initialise` is missing, `start` is "finetuned" and `finetune` is missing, or
-            `lora.quantise` or `lora.export` cannot be combined with `initialise`, `adapter` or a GGUF file.
+        ConfigError: `model` is "teacher" and `initialise` is missing; `start` is "finetuned" and `finetune` is missing; or a
+            value of `lora.quantise` or `lora.export` cannot be combined with `initialise`, with `adapter` or with a GGUF file.
 
     Example:
         >>> StudentConfig(initialise=InitialiseConfig(layers=8)).model
@@ -166,7 +166,7 @@ class DataConfig:
             rows are listed in rejected.jsonl.
         spans: Phrase extractor of the span loss: "simple", or the name or folder of a spaCy pipeline. With "auto", it is the
             English spaCy pipeline if this is installed, and otherwise "simple".
-        tokens: Length limits, prompt template, and the answers of a conversation that the student is trained on.
+        tokens: Length limits, prompt template, and which answers of a conversation are training targets (all or the last).
 
     Raises:
         ConfigError: `train` is empty, the name of a test set is not a valid file name, or a number is out of range.

@@ -33,7 +33,8 @@ def collate(
         device: Device of the tensors of the batch.
         span_config: Settings of the span loss (MGSR, Eq. 10), which compares pairs of neighbouring targets within a phrase.
             The weights of these pairs depend on the settings; if None, all weights are 0.
-        role: "pretraining" if the pre-training term uses the batch, "task" if the other terms of the objective use it.
+        role: Which terms of the objective use the whole batch.  "pretraining": only the pre-training term.  "task": the other
+            terms.
 
     Returns:
         The batch.  Its row n is the prediction of the n-th target, counted over all sequences in their order in the batch.

@@ -78,7 +78,7 @@ class Examples(Sequence[Example]):
         """Return the SHA-256 of all examples, in hexadecimal.
 
         The hashed bytes of an example are its index and its token ids as int64, followed by one byte for each token: 1 for a
-        target, 0 for any other token.
+        target (a token that the student is trained to predict), 0 for any other token.
         """
         found = hashlib.sha256()
         for first in range(0, len(self), _HASHED_AT_ONCE):
@@ -122,7 +122,7 @@ class ExampleBuilder:
             index: Index of the record that was tokenized.
             prompt: Number of prompt tokens.
             ids: Token ids of prompt and answer.
-            supervised: For each token, whether it is a target.
+            supervised: For each token, whether the student is trained to predict it.
         """
         self._index.append(index)
         self._prompt.append(prompt)

@@ -1,7 +1,7 @@
 """Partition of a batch into micro-batches of sequences of similar length.
 
-Sequences of similar length need little padding.  The loss is normalised by the counts of the global batch and not by those of a
-micro-batch, so every partition gives the same gradient; only the cost differs.
+Sequences of similar length need little padding.  The loss is divided by the numbers of tokens and sequences in the
+global batch, and not by those in a micro-batch.  So every partition gives the same gradient; only the cost differs.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,8 @@ ACCELERATOR = ReadCost(overhead_tokens=2048, max_tokens=16384)
 def read_cost(device: torch.device | str) -> ReadCost:
     """Return the cost of a forward and backward pass on `device`.
 
-    The cost is one of two constants, one for CPUs and one for accelerators; the function measures nothing.
+    The unit of cost is the time in which the device processes one token.  The result is one of two constants, one for CPUs and
+    one for accelerators; the function measures nothing.
     """
     return CPU if torch.device(device).type == "cpu" else ACCELERATOR
 

@@ -66,7 +66,11 @@ class SequenceEncoder:
             self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 
     def prompts(self, records: Sequence[Record]) -> list[list[int] | DataError]:
-        """Return the token ids of each prompt, or a DataError if rendering it failed."""
+        """Encode the prompt of each record.
+
+        The result has one element per record, in order: the token ids of the prompt.  If the template cannot render a prompt,
+        its element is a DataError, which is not raised.
+        """
         template = self.config.template
         found: list[list[int] | DataError] = []
         texts: list[Text] = []

@@ -63,9 +63,9 @@ class SpecialTokens:
         message.
 
         To find these tokens, an unused character is inserted before each character of a message that may belong to a special
-        token, and the conversation is rendered again.  A template that searches messages for a special token, as some do for
-        "</think>", may then render the conversation differently.  The result does not include such a token, which is then
-        encoded as a special token.
+        token, and the conversation is rendered again.  Some templates search messages for a special token, such as
+        "</think>", and may then render the conversation differently.  In this case, the result does not contain the ranges of
+        this special token, so the token is encoded as a special token.
 
         Args:
             text: The rendered conversation.
@@ -113,7 +113,10 @@ class SpecialTokenCounts:
     as_text_rows: int = 0
 
     def add(self, record: Record, answer: str | None, special: SpecialTokens, template: str) -> None:
-        """Count the special tokens in a prompt and its answer, and add them to the counts.
+        """Add the numbers of special tokens in a prompt and its answer to the counts.
+
+        The counts of tokens that are encoded as special tokens are in the field `kept`, and the counts of tokens that are
+        encoded as plain text are in the field `as_text`.
 
         Args:
             record: The record whose prompt is searched.
@@ -147,9 +150,10 @@ class SpecialTokenCounts:
         return cls(Counter(kept), Counter(as_text), *rows)
 
     def described(self) -> Iterator[str]:
-        """Describe the counts for a terminal: one line for `kept`, one for `as_text`.
+        """Yield lines for a terminal that describe the counts.
 
-        A line is left out if its counts are empty.
+        The first line is about the special tokens that are encoded as special tokens, the second about those that are encoded
+        as plain text.  A line is left out if there are no such tokens.
         """
         if self.kept_rows:
             yield f"special tokens in {_rows(self.kept_rows)} of raw text are encoded as special tokens: {_named(self.kept)}"

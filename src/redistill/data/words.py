@@ -133,7 +133,7 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
 def _is_byte_level(normalizer: Json, before: Json) -> bool:
     """Return whether a tokenizer is a byte-level BPE that divides texts with known regular expressions.
 
-    `before` is its pre-tokenizer.
+    `normalizer` and `before` are the normalizer and the pre-tokenizer of the tokenizer.
     """
     if normalizer not in (None, {"type": "NFC"}):
         return False
@@ -144,7 +144,7 @@ def _is_byte_level(normalizer: Json, before: Json) -> bool:
 def _members(step: Json, name: str) -> Sequence[Mapping[str, Json]]:
     """Return the steps of a normalizer or pre-tokenizer.
 
-    One of type "Sequence" has several steps, under the key `name`; one of any other type is a single step.
+    If the type of `step` is "Sequence", its steps are under the key `name`; otherwise `step` is a single step.
     """
     inner = step.get(name) if isinstance(step, Mapping) and step.get("type") == "Sequence" else [step]
     return [member for member in inner if isinstance(member, Mapping)] if isinstance(inner, list) else []
@@ -163,7 +163,7 @@ def _is_known(step: Mapping[str, Json]) -> bool:
 def _prefix(model: Mapping[str, Json], normalizer: Json, before: Json) -> Prefix | None:
     """Return where a tokenizer that encodes a space as "▁" inserts a space; None for other tokenizers.
 
-    `before` is its pre-tokenizer.
+    `model`, `normalizer` and `before` are the model, the normalizer and the pre-tokenizer of the tokenizer.
     """
     merges = model.get("merges")
     if model.get("ignore_merges") or not isinstance(merges, list):

@@ -54,7 +54,7 @@ class Disk:
     fault: str = ""
 
     def as_json(self) -> dict[str, Json]:
-        """Return the disk as JSON values."""
+        """Return the folder, the free space, the speeds and the fault, by field name."""
         return dict(vars(self))
 
 
@@ -83,9 +83,10 @@ class Machine:
     findings: tuple[Finding, ...]
 
     def as_json(self) -> dict[str, Json]:
-        """Return the description as JSON values.
+        """Return the versions, devices, speeds, disks and findings as JSON values.
 
-        Sizes are in bytes, disk speeds in bytes per second, and speeds of matrix products in FLOP/s.
+        The keys are "versions", "machine", "devices", "matmul_flops" (speeds of matrix products in FLOP/s), "disks" (sizes in
+        bytes, speeds in bytes per second), "hub" and "findings".
         """
         return {
             "versions": dict(self.versions),
@@ -99,8 +100,9 @@ class Machine:
 
 
 def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: Clock = time.perf_counter) -> Machine:
-    """Return versions, devices, speeds and disks of this machine, and query the hub.
+    """Measure and describe this machine, and query the model hub.
 
+    The result has the versions of packages, the devices, the speed of matrix products, and the free space and speed of disks.
     To measure the disks, a file of 32 MiB is written to each cache folder and to the current folder, and then removed.
 
     Args:
@@ -261,7 +263,7 @@ def ask_hub(seconds: float = HUB_SECONDS) -> str:
     answer = [f"{constants.ENDPOINT} does not answer within {seconds:g} s"]
 
     def ask() -> None:
-        """Send one request, and store a sentence about the result in `answer[0]`."""
+        """Query the model hub; store a sentence about the result in the list `answer`."""
         try:
             code = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
             answer[0] = f"{constants.ENDPOINT} answers ({code})"

@@ -65,8 +65,8 @@ def teacher_of(loaded: Loaded) -> Teacher:
 def padded_rows(subject: Subject) -> Findings:
     """Check 10: models must not return logits for padded rows of the output head.
 
-    Some models pad the output head with rows that belong to no token. Teacher and student share the vocabulary of the smaller
-    head. The check fails if the logits of a model have more or fewer classes than this head has rows.
+    Some models pad the output head with rows that belong to no token. Training uses as many classes as the smaller of the two
+    heads has rows. The check fails if the logits of teacher or student have another number of classes.
     """
     loaded = subject.loaded
     teacher_of(loaded)

@@ -1,4 +1,4 @@
-"""The data and models of a recipe that the checks examine.
+"""The data and models of a recipe that the checks of `redistill doctor` examine.
 
 The recipe is shortened to one update. Its models, policy and other components are loaded once for all checks. Files are written
 only to a temporary folder.
@@ -143,7 +143,7 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """The recipe, data and models that the checks examine.
+    """The recipe, data and models that the checks of `redistill doctor` examine.
 
     Args:
         config: The recipe. If it fine-tunes the teacher or the student before distillation and this has not been done yet, the
@@ -175,7 +175,9 @@ class Subject:
 
 @contextmanager
 def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
-    """Context that yields a sample of the data and the loaded models of a recipe.
+    """Context that yields the loaded models of a recipe, and a sample of its data.
+
+    If loading raises a VocabularyError, WeightsError or NotFiniteError, the field `found` has this error instead of the models.
 
     Args:
         run: The recipe.
@@ -204,10 +206,10 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
 
 
 def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
-    """Return a copy of a recipe without fine-tuning that has not been done yet.
+    """Return a recipe without its unfinished fine-tunings, and a note on each of them.
 
-    The recipe then uses the original model, which would be fine-tuned. The second result is a list with one line of text for
-    each fine-tuning that was removed.
+    A recipe can fine-tune the teacher and the student before distillation. If such a fine-tuning has produced no model yet, its
+    settings are removed, and the original model is used. Each note is one line of text.
     """
     missing = [name for name, stage in stages(run).items() if not has_model(stage.folder)]
     teacher, student = run.teacher, run.student
@@ -248,10 +250,10 @@ def spread(rows: Sequence[Record], count: int) -> list[Record]:
 
 
 def shortened(config: Run, folder: Path) -> Run:
-    """Return a copy of a recipe that trains for one update on few sequences.
+    """Return a shortened recipe, with one update on few sequences.
 
     The update has at most 3 (`UPDATE_ROWS`) sequences, whose answers have at most 32 (`RESPONSE_TOKENS`) tokens. `folder` is
-    the output folder of the copy.
+    the output folder of the result.
     """
     size = min(config.training.batch_size, UPDATE_ROWS)
     policy = self_contained(config.resolved_method.policy, size)
@@ -274,9 +276,9 @@ def shortened(config: Run, folder: Path) -> Run:
 
 
 def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
-    """Return a copy of a policy that generates few sequences and needs no file.
+    """Return `policy`, changed to generate few sequences and to need no file.
 
-    In the copy, the policy `rollouts` generates `size` sequences, and the policy `teacher_generated` stores the teacher's
+    In the result, the policy `rollouts` generates `size` sequences, and the policy `teacher_generated` stores the teacher's
     answers in the run folder. If a policy contains another policy (`source`), the inner policy is changed in the same way.
     """
     if isinstance(policy, TeacherGenerated):

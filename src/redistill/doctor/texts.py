@@ -23,8 +23,8 @@ NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to le
 def template(subject: Subject) -> Findings:
     """Check 1: evaluation and the exported model must use the prompts of training.
 
-    The check fails if evaluation or the exported tokenizer gives other token ids for a row than training, or if the
-    exported tokenizer has another chat template. An exported chat template is a note if training uses the Alpaca template.
+    The check fails if evaluation or the exported tokenizer gives other token ids for a row than training, or if the exported
+    tokenizer has another chat template. If it has a chat template, but training uses the Alpaca template, this is a note.
     """
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
@@ -113,8 +113,8 @@ def last_target(example: Example) -> int:
 def end_masked(subject: Subject) -> Findings:
     """Check 3: end tokens must not be masked when sequences are combined to a batch.
 
-    The check fails if the batch has fewer end tokens as targets than the sequences, or if its attention mask leaves out tokens
-    of the sequences. A cause may be a padding token with the id of an end token.
+    The check fails if fewer end tokens are targets in the batch than in the sequences, or if the attention mask of the batch
+    leaves out tokens of the sequences. A cause may be a padding token with the id of an end token.
     """
     models = subject.loaded.opened.models
     sequences = [gold_sequence(example) for example in subject.texts.examples]
@@ -231,7 +231,7 @@ def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]
 
 
 def equal_texts(tokenizer: Tokenizer, mine: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> bool:
-    """Return whether two lists of sequences decode to equal texts without white space."""
+    """Return whether sequences decode to texts that differ at most in white space."""
     decoded = [["".join(tokenizer.decode(list(ids)).split()) for ids in texts] for texts in (mine, other)]
     return decoded[0] == decoded[1]
 

@@ -102,7 +102,7 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
 
 
 def _update_and_validate(opened: OpenRun, step: int, recorder: Recorder) -> None:
-    """Execute one update and one validation as in a run, without guards and log."""
+    """Execute one update and one validation as in a run, but without log and without checks for anomalies."""
     evaluator = build_evaluator(opened, opened.models.student)
     recorder.watch(opened.engine, "generate", "write")
     recorder.watch(evaluator.engine, "generate", "answer")

@@ -29,7 +29,7 @@ class Cost(NamedTuple):
     Args:
         kind: "seconds" and "peak" (bytes) are costs of a part of the update or validation.  "size" is a number of weights or
             bytes.
-        name: Name of the part or of the size, such as "vocabulary pass" or "gradients".
+        name: Name of the part or of the size, such as "vocabulary pass" (the LM head and the loss) or "gradients".
         models: The models on whose number of layers the value depends.
     """
 
@@ -85,8 +85,9 @@ class Recorder:
         """Context whose time and memory are counted for one part of the measurement.
 
         Args:
-            part: Name of the part.  If empty, costs are counted for the part of the enclosing region, except for the forward
-                passes that `_READING` assigns to another part.
+            part: Name of the part.  If empty, costs are counted for the part of the enclosing region, with two exceptions.  A
+                forward pass of the teacher within "student learns" is counted for "teacher reads".  A forward pass of the
+                student within "vocabulary pass" is counted for "student learns".
             models: The models on whose number of layers the time depends.
         """
         outer = self._current

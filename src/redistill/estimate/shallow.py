@@ -40,7 +40,7 @@ class Blueprint(NamedTuple):
         Its dtype, LoRA and activation checkpointing are those that `runs.models.load_models` sets.
 
         Raises:
-            ModelError: the family's config cannot be shortened.
+            ModelError: transformers cannot create a model from the config with this number of layers.
         """
         config, source = shortened_config(self.config, tuple(range(layers))), self.source
         config._attn_implementation = None

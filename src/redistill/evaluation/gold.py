@@ -76,9 +76,10 @@ def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: Token
 def _gold_sums(
     model: nn.Module, teacher: Teacher | None, examples: Sequence[Example], batch_size: int, vocabulary: int | None
 ) -> list[dict[str, float]]:
-    """Return the number of targets and the sum of each statistic, for each example.
+    """Return the number of targets and the sum of each score, for each example.
 
-    The keys of each dict are "targets" and the names of the statistics, which are summed over the targets of the example.
+    The scores are the cross entropy and, with a teacher, the KL divergence and the agreement.  They are summed over the targets
+    of an example.  The keys of each dict are "targets" and the names of the scores.
     """
     full = teacher if teacher is not None and teacher.capabilities.full_vocabulary else None
     ask: list[Statistic] = ["cross_entropy"] if full is None else ["cross_entropy", "forward_kl", "agreement"]

@@ -140,9 +140,9 @@ def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
 def earlier_scores(
     path: Path, settings: Mapping[str, Json], metrics: Mapping[str, object], *, needs_kl: bool
 ) -> tuple[dict[str, Any], bool]:
-    """Return the scores of an earlier call, and whether they can be reused unchanged.
+    """Return the scores in the file `path`, and whether they can be reused unchanged.
 
-    They can be reused if they have the same settings and metrics.  If `needs_kl` is set, they must also include the KL
+    They can be reused if they have the given settings and metrics.  If `needs_kl` is set, they must also include the KL
     divergence from the teacher.  If the file is missing, the result is ({}, False).
 
     Raises:

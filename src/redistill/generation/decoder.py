@@ -1,4 +1,4 @@
-"""Decoding of a batch by one model, which has its own KV cache and prefix memory."""
+"""Decoding of a batch by one model, with a KV cache and stored states of prefixes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +54,9 @@ class Decoder:
     def start(self, prompts: Sequence[TokenIds]) -> None:
         """Start a new batch; load stored prefixes of the prompts into the KV cache.
 
-        All rows of a batch read the same number of columns, at least one.  Therefore some rows read the end of their stored
-        prefix again.
+        A stored prefix is the beginning of a text on which the model has run before.  A column of the batch has one token, or
+        padding, of each prompt.  The next call of `logits` runs the model on the same columns for all prompts, at least on the
+        last column.  Therefore the model runs again on the end of some stored prefixes.
         """
         self._reader.start()
         self._hidden, self._read, self._lengths = Columns(), 0, [len(prompt) for prompt in prompts]
@@ -70,7 +71,9 @@ class Decoder:
             self._read = width
 
     def logits(self, ids_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Read the columns not read so far; return the logits of each row's next token.
+        """Run the model on the new columns; return the logits of each row's next token.
+
+        A column has one token of each row of the batch.  Columns are new if the model has not run on them yet.
 
         Args:
             ids_LT: Token ids of all columns so far.
@@ -95,12 +98,12 @@ class Decoder:
         return self._logits(hidden_LD)
 
     def remember(self, row: int, token_ids: TokenIds, start: int) -> None:
-        """Store the states of a row's text in the memory.
+        """Store the keys, values and hidden states of a row's text in the prefix memory.
 
         Args:
             row: Index of the row in the batch.
             token_ids: Token ids of the text.
-            start: Index of the column with the first token of the text.
+            start: Index of the first token of the text in the left-padded row.
         """
         assert self._memory is not None
         columns = slice(start, start + len(token_ids))

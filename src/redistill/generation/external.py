@@ -40,7 +40,7 @@ class CheckedEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """What the wrapped engine supports."""
+        """The features of the wrapped engine, such as sampling from a mixture."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:

@@ -67,7 +67,7 @@ def generate(
         A `Generation` for each request, in the order of the requests.  It has no tokens if `max_new_tokens` is 0.
 
     Raises:
-        ConfigError: a value is out of range, temperature 0 is combined with a mixture, or a sequence is too long for a model.
+        ConfigError: a value is out of range; temperature 0 is combined with a mixture; a sequence is too long for a model.
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
@@ -236,7 +236,8 @@ class _LiveBatch:
     """The state of a batch of B sequences (rows) during generation.
 
     The live rows are the L rows in the KV cache, and the active rows are the live rows that have not ended.  Removing rows from
-    the cache is slow, so rows that have ended are removed several at a time.  Tokens that are sampled for them are ignored.
+    the cache is slow, so rows that have ended are removed several at a time.  Tokens that are sampled for an ended row are
+    ignored.
     """
 
     def __init__(
@@ -270,7 +271,7 @@ class _LiveBatch:
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token ids, attention mask and position ids of all columns after `step` generated tokens."""
+        """Return token ids, attention mask and position ids of the prompts and the first `step` generated tokens."""
         filled = self._prompt_length + step
         return self._ids_LT[:, :filled], self._mask_LT[:, :filled], self._position_LT[:, :filled]
 

@@ -47,6 +47,8 @@ class PrefixStates:
 class PrefixMemory:
     """Maps token ids of texts to the states of one model with fixed weights.
 
+    The states of a text are the keys, values and last hidden states that the model computed for the tokens of the text.
+
     Args:
         max_bytes: Maximum size of all states together, in bytes; a text that would exceed it is not stored.
     """
@@ -126,6 +128,8 @@ def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | Non
 class PrefixReader:
     """Computes hidden states of batches, with or without a prefix memory.
 
+    A prefix memory stores keys, values and hidden states of texts.  A later text with the same first tokens reuses them.
+
     Args:
         model: A causal language model; the caller sets eval mode and disables gradients.
     """
@@ -202,7 +206,8 @@ class PrefixReader:
 def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
     """Yield groups of texts, as indices, with similar numbers of unread tokens.
 
-    `left` has the number of unread tokens of each text; a text without unread tokens is in no group.
+    Unread tokens are those on which the model has to run.  `left` has their number for each text; a text without unread tokens
+    is in no group.
     """
     group: list[int] = []
     for index in sorted((index for index, tokens in enumerate(left) if tokens), key=lambda index: left[index]):

@@ -1,8 +1,9 @@
 """The network f_sub of DAC-KL, and the gate from which it gets its gradient.
 
 DAC-KL compares teacher and student on some vocabulary classes only.  For each row (the distributions of both models for one
-predicted token), f_sub predicts an interval.  clip_ranks.py computes which classes the interval keeps, and dac_kl.py computes
-the divergence on these classes.  Source: MGSR (arXiv 2407.10068), Eq. 6.
+predicted token), f_sub predicts an interval of scores.  A class is kept if its score lies in the interval; by default, the
+score is the teacher's probability.  clip_ranks.py computes which classes are kept, and dac_kl.py computes the divergence on
+these classes.  Source: MGSR (arXiv 2407.10068), Eq. 6.
 
 For each row, the network has three inputs: the teacher's V probabilities, the same probabilities in descending order, and the
 student's V probabilities.  Each unsorted input needs a matrix product with a [V, hidden] weight.  The sorted input has one of
@@ -30,6 +31,7 @@ SortedInput = Literal["exact", "compact"]
 class ClipNetworkConfig:
     """Settings of f_sub, the network that predicts DAC-KL's interval.
 
+    DAC-KL keeps the classes whose score lies in the interval [l, u]; by default, the score is the teacher's probability.
     Source: MGSR (arXiv 2407.10068), Eq. 6; `ClipNetwork` has the equation.
 
     Args:
@@ -65,13 +67,14 @@ class ClipNetworkConfig:
 
 
 class ClipNetwork(nn.Module):
-    r"""The network f_sub, which predicts the interval of DAC-KL for each row.
+    r"""The network f_sub, which predicts DAC-KL's interval of scores for each row.
 
     .. math:: u, l = \sigma\bigl(f_{sub}([p \mid \mathrm{sort}_\downarrow(p) \mid q])\bigr), \quad l \in [0, u]
         \quad\text{(Eq. 6)}
 
-    p and q are the probabilities that teacher and student assign to the classes in a row.  u is the upper bound and l the
-    lower bound of the interval.  sigma is the sigmoid function, and | concatenates vectors.
+    p and q are the probabilities that teacher and student assign to the classes in a row (the prediction of one token).  u is
+    the upper bound and l the lower bound of the interval.  DAC-KL keeps the classes whose score lies in the interval; by
+    default, the score is p.  sigma is the sigmoid function, and | concatenates vectors.
 
     The network has one hidden layer with GELU.  The first layer is a sum of three linear maps.  This sum equals one linear map
     of the concatenated inputs, but no concatenated tensor is allocated.  The interval lies in (0, 1); l is clipped to at most
@@ -122,7 +125,7 @@ class ClipNetwork(nn.Module):
         self.output_bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
 
     def forward(self, p_NV: Tensor, q_NV: Tensor, sorted_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Predict the interval of each row.
+        """Predict, for each row, the bounds within which the scores of kept classes lie.
 
         Args:
             p_NV, q_NV: Probabilities of the teacher and the student, [N, V]; they get no gradient.
@@ -166,7 +169,7 @@ class StraightThrough(torch.autograd.Function):
 
     A gate gives each vocabulary class a weight.  The forward pass returns the hard mask: 1 for kept classes, and 0 for the
     other classes.  This mask has no gradient.  Therefore the backward pass uses the derivative of the soft gate
-    (`dac_kl_options.soft_gate`), a smooth function of the bounds.
+    (`dac_kl_options.soft_gate`), a smooth function of the bounds between which the scores of kept classes lie.
     """
 
     @staticmethod
@@ -179,8 +182,8 @@ class StraightThrough(torch.autograd.Function):
             low_N, high_N: Bounds on the scores of each row.
             score_NV: Scores of the classes.
             keep_NV: bool; True for kept classes.
-            target_N1: The teacher's arg max, if DAC-KL always keeps it; None if the interval decides.  The weight of a class
-                that is always kept has derivative 0, since the bounds do not affect it.
+            target_N1: The teacher's arg max, if DAC-KL always keeps it; None if it is kept only for a score within the bounds.
+                The weight of a class that is always kept has derivative 0, since the bounds do not affect it.
             temperature: Width of the sigmoids of the soft gate, in units of the score.
         """
         return keep_NV.to(score_NV.dtype)

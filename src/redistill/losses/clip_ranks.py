@@ -68,7 +68,9 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
 
 
 def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
-    """Compute the score of each class, the quantity that the interval bounds.
+    """Compute the score of each class, which decides whether DAC-KL keeps the class.
+
+    A class is kept if its score lies in the interval of the row; `keep_mask` has the exact condition.
 
     Args:
         logp_NV: Teacher log-probabilities.
@@ -84,10 +86,11 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
 
 
 def score_bounds(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-    """Convert the interval to bounds on the scores that `class_scores` returns.
+    """Convert bounds on the scores s_v to bounds on the results of `class_scores`.
 
-    In mode "entry_quantile" `class_scores` returns 1 - s_v instead of the score s_v, so the bounds are 1 - upper and 1 - lower.
-    In the other modes the bounds are lower and upper.
+    DAC-KL keeps the classes whose score s_v lies between lower and upper.  In mode "entry_quantile", `class_scores`
+    returns 1 - s_v, so the converted bounds are 1 - upper and 1 - lower.  In the other modes, `class_scores` returns s_v, and
+    the bounds are not changed.
 
     Returns:
         low_N and high_N, the bounds of each row.

@@ -172,7 +172,7 @@ class DacKLConfig:
 
     @property
     def has_network(self) -> bool:
-        """Whether the network f_sub predicts the interval.
+        """Whether the network f_sub predicts the interval of the scores of kept classes.
 
         False if `fixed_interval` or `fixed_top` is set.
         """
@@ -268,7 +268,7 @@ class DacKL(nn.Module):
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
         """Return the set of kept classes of each row as the bool mask keep_NV.
 
-        `forward` uses the same set.  The span loss also uses it if it is restricted to the kept classes (`SpanConfig.vectors`).
+        `forward` uses the same set.  If `SpanConfig.vectors` is "clipped", the span loss uses this set as well.
         """
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())

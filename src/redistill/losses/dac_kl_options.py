@@ -55,7 +55,7 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
 def normalised(
     divergence_N: Tensor, mass_N: Tensor, logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise
 ) -> Tensor:
-    """Return the divergence of Eq. 8, normalised in one of three ways.
+    """Return DAC-KL's divergence (MGSR, Eq. 8), normalised in one of three ways.
 
     p is the teacher, q the student, and S the set of kept classes.  `dac_kl.clipped_divergence` has the equations.
 

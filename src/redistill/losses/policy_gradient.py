@@ -138,8 +138,9 @@ def importance_weights(logp_BT: Tensor, old_logq_BT: Tensor, teacher_share: floa
 class Surrogate(NamedTuple):
     """Result of `clipped_surrogate`: the loss of each token, and two diagnostics.
 
-    `loss_N` is the loss.  `ratio_N` is the importance weight times the ratio of the student's current and old probability of
-    the token.  `clipped_N` (bool) is True for a token whose gradient is 0 because of clipping.
+    `loss_N` is the loss.  `ratio_N` is the importance weight times q / q_old: the token's probability under the current
+    student, divided by its probability under the student at the time of generation.  `clipped_N` (bool) is True for a token
+    whose gradient is 0 because of clipping.
     """
 
     loss_N: Tensor

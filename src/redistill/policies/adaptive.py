@@ -113,8 +113,9 @@ class AdaptiveSource(BufferedSource):
     def observe(self, validation_loss: float) -> None:
         """Raise the threshold if the loss is at least the reference loss + epsilon.
 
-        The reference loss is the first observed loss, and later the loss at which the threshold was last raised.  A non-finite
-        loss is ignored: checkpoints store the reference loss as JSON, which has no such number.
+        The threshold is the probability of student text instead of the gold answer; `epsilon` is a setting of `Adaptive`.  The
+        reference loss is the first observed loss, and later the loss at which the threshold was last raised.  A loss that is
+        not finite is ignored: checkpoints store the reference loss as JSON, which has no such number.
         """
         super().observe(validation_loss)
         if not math.isfinite(validation_loss):
@@ -145,7 +146,10 @@ class AdaptiveSource(BufferedSource):
         return "fresh" if is_filling or number < self._fresh_probability(step + 1) else "replay"
 
     def _fresh_probability(self, update: int) -> float:
-        """Return s, the probability of fresh text when the buffer is full; `update` counts from 1."""
+        """Return the probability that text is generated in this update if the replay buffer is full.
+
+        `update` is the number of the update, from 1.
+        """
         part = update / self._updates
         fractions = {"decreasing": 1 - part, "constant": 0.5, "increasing": part}
         return self._threshold * fractions[self._settings.decay]

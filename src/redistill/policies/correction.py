@@ -36,8 +36,8 @@ def locate_error(
             caller may exclude some of them.
 
     Returns:
-        index_B, int64: index of this token (the error token) in the response, from 0; -1 if no candidate differs from the
-        teacher's token.
+        index_B, int64: for each response, the index of the token of largest disagreement (the error token), from 0; -1 if no
+        candidate differs from the teacher's token.
 
     Example:
         >>> score_BT = torch.tensor([[0.1, 2.0, 0.7]])

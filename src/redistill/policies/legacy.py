@@ -4,9 +4,10 @@ The setting `compat: distillm` uses this module.  For generated text, the public
 ways.  First, its padding token is the end token, and removing the padding also removes every end token of a response.  Second,
 the labels are not shifted: the label at position t is token t instead of token t + 1.
 
-The public code computes the divergence at positions whose label is not -100, the label of prompt and padding.  Since labels are
-not shifted, these positions are one too late.  The prediction of the first response token is excluded, and the prediction after
-the last response token is included.  The divergence does not use the labels themselves.
+The public code computes the divergence at the positions whose label is not -100 (the label of prompt and padding): since labels
+are not shifted, these are the positions of the response tokens.  But the logits at a position predict the next token.  So the
+prediction of the first response token is excluded, and the prediction after the last response token is included.  The
+divergence itself does not use the labels.
 """
 
 from dataclasses import replace
@@ -18,14 +19,15 @@ def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
     """Return a copy of a generated sequence, with the targets of the reference code.
 
     A target is a token that the student is trained to predict.  The reference code is the public code of DistiLLM.  It does not
-    train on the prediction of the first response token, but on the prediction after the last one.  Therefore an end token, the
-    filler, is appended as the last target.  The id of the filler does not affect a divergence.
+    train on the prediction of the first response token, but trains on the prediction that follows the last response token.  For
+    this prediction an end token is appended as the last target (the filler).  A divergence does not depend on the id of the
+    filler, because it compares distributions.
 
     If a response consists of end tokens only, the reference code trains on nothing; here the filler is the only target.
 
     Args:
-        sequence: Prompt and response of any length.  The sequence must have no `spans` and no `rollout`, since these depend on
-            the targets.
+        sequence: Prompt and response of any length.  The sequence must have no `spans` and no `rollout`, since these are
+            computed for the targets of the result.
         end_id: Id of the end token, which is also the padding token in the reference code.
 
     Returns:

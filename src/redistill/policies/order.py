@@ -45,7 +45,7 @@ class Shuffled(Generic[Item]):
         items: The items; at least one.
         batch_size: Number of items of one update on all processes together, a multiple of the number of processes.
         seed: Seed of the run.
-        purpose: Name of the random stream.  Data sets with different names have independent orders.
+        purpose: Name of the random stream.  Orders with different values of `purpose` are independent.
         processes: Rank and number of processes; each process takes its contiguous part of every batch.
 
     Raises:
@@ -86,7 +86,7 @@ class Shuffled(Generic[Item]):
 
 
 class _GoldItems(Sequence[GoldItem]):
-    """The gold items of a training set; an item is created when it is accessed.
+    """One `GoldItem` for each example of a training set, created when it is accessed.
 
     Recently accessed items are cached, so that they are not created again.
     """

@@ -14,7 +14,9 @@ REWRITTEN: frozenset[Origin] = frozenset({"student", "mixture", "revised", "repl
 
 
 class Policy(Wrapping):
-    """Combines gold answers with the answers of a policy (contracts.SequencePolicy).
+    """Combines gold answers with the answers of a policy in each update.
+
+    The class implements `contracts.SequencePolicy`.
 
     Args:
         gold: The training examples with their gold answers (the answers in the data set), in the order of training.
@@ -22,9 +24,9 @@ class Policy(Wrapping):
         mark_spans: Function that receives sequences without spans, and returns copies with spans; None if no term of the
             objective uses spans.
         corpus: Blocks of text for the pre-training term of the objective; None without this term.
-        rewrite: Function that receives a sequence, and returns the sequence to train on.  It is called for text generated in
-            this or an earlier update, except text of the teacher alone and roll-outs (text with values for the policy
-            gradient).  If None, no sequence is changed.
+        rewrite: Function that receives a sequence, and returns the sequence to train on.  It is called for text that the
+            student generated, alone or with the teacher, in this or an earlier update.  It is not called for roll-outs: text
+            with values for the policy gradient.  If None, no sequence is changed.
         drawing: Function that returns a context manager.  The source is called inside this context, in which the weights of the
             models do not change.
 
@@ -51,10 +53,10 @@ class Policy(Wrapping):
         self._corpus, self._rewrite, self._drawing = corpus, rewrite, drawing
 
     def draw(self, step: int) -> Draw:
-        """Return this process's sequences of update `step` (contracts.SequencePolicy).
+        """Return this process's sequences of update `step`, counted from 0.
 
         Raises:
-            ConfigError: the source returned fewer sequences than prompts.
+            ConfigError: the policy that generates the answers returned fewer sequences than prompts.
         """
         items = self._gold.items(step)
         with self._drawing():

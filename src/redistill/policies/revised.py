@@ -168,7 +168,7 @@ class RevisedSource(Wrapping):
         return pad_sequence([torch.from_numpy(stream.random(length)) for stream, length in streams], batch_first=True)
 
     def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the detection score and the teacher's token for each token of the drafts.
+        """Return, for each token of the drafts, the score of disagreement and the teacher's token.
 
         Both results are [B, T] tensors on the CPU.  Each model runs once on each draft.
         """
@@ -189,7 +189,7 @@ class RevisedSource(Wrapping):
     ) -> list[tuple[int, ...]]:
         """Generate the tail of each corrected prefix; return the token ids.
 
-        The tail is the student's continuation.  It is empty if `tail_budget` is 0.
+        The tail is the student's continuation.  It is empty if `tail_budget` of the correction is 0.
         """
         unfinished = [index for index, correction in enumerate(corrections) if correction.tail_budget > 0]
         requests = [

@@ -3,7 +3,7 @@
 The formulas are in redistill.losses.policy_gradient; this module keeps a pool (the roll-outs that are generated together)
 between updates.  A *cycle* consists of `inner_epochs` epochs over one pool.  At the first update of a cycle, the source
 generates all answers of the pool, and each model scores them in one forward pass.  Advantages are computed for each mini-batch,
-since whitening uses the mean and variance of the mini-batch.
+since whitening uses the mean and variance of the returns in the mini-batch.
 """
 
 import math
@@ -144,7 +144,8 @@ class RolloutsSource(Wrapping):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """Return this process's part of the step's mini-batch, one roll-out per item.
 
-        The roll-outs answer prompts of the pool, and not those of `items`; only the number of `items` is used.
+        Roll-outs are generated together for several epochs, at this step or at an earlier one.  So they answer the prompts that
+        were chosen then, and not those of `items`; only the number of `items` is used.
         """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
@@ -165,7 +166,10 @@ class RolloutsSource(Wrapping):
         self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
 
     def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
-        """Replace the pool; its state and metrics are computed here, once per cycle and not at every update."""
+        """Replace the pool: the roll-outs that were generated together for several epochs (a cycle).
+
+        The state and the metrics of the pool are computed here once, and not at every update.
+        """
         self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)
         self._pool_metrics: Mapping[str, Json] = {}
         if pool:
@@ -177,7 +181,8 @@ class RolloutsSource(Wrapping):
     def _generate(self, cycle: int) -> list[_Scored]:
         """Generate and score the pool of a cycle; return it in the order of the training data.
 
-        Each process generates and scores a part of the pool; every process returns the whole pool.
+        The pool has the roll-outs for all epochs of the cycle.  Each process generates and scores a part of the pool; every
+        process returns the whole pool.
         """
         gold_steps = range(cycle * self._pass_steps, (cycle + 1) * self._pass_steps)
         items = [item for gold_step in gold_steps for item in self._tools.gold.all_items(gold_step)]
@@ -202,7 +207,7 @@ class RolloutsSource(Wrapping):
     # --- advantages ---
 
     def _order(self, cycle: int, inner_epoch: int) -> Sequence[int]:
-        """Return the indices of the pool's sequences in the order of one inner epoch."""
+        """Return the indices of the sequences in the pool in the order of one epoch over the pool."""
         if inner_epoch == 0:
             return range(len(self._pool))
         return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)

@@ -1,4 +1,4 @@
-"""Statistics of student and teacher on sequences, for policies that score text."""
+"""Divergences and log-probabilities of tokens, for policies that score text."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,9 @@ ReadStudent = Callable[[Batch], tuple[torch.Tensor, Head]]
 
 
 class Scorer:
-    """Statistics of both models on sequences, computed in batches.
+    """Divergences and log-probabilities of the tokens of sequences.
+
+    Student and teacher run on batches of sequences.  A target is a token that the student is trained to predict.
 
     Args:
         read_student: Function that receives a batch with N targets.  It returns the student's hidden states [N, D] that predict
@@ -41,9 +43,9 @@ class Scorer:
     def statistics(
         self, sequences: Sequence[TokenSequence], ask: Sequence[Statistic], uniforms: Sequence[np.ndarray] | None = None
     ) -> dict[Statistic, list[torch.Tensor]]:
-        """Return statistics of each target; each model runs once on each sequence.
+        """Return statistics of each target, such as the divergence of the two models.
 
-        A target is a token that the student is trained to predict.
+        A target is a token that the student is trained to predict.  Each model runs once on each sequence.
 
         Args:
             sequences: Any number of sequences.

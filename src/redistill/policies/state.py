@@ -49,8 +49,9 @@ def store(state: Mapping[str, StateValue]) -> StoredState:
     """Convert the state of a policy to tensors and JSON.
 
     A tuple of n sequences with N tokens in total becomes five tensors.  token_ids (int32, [N]) and supervised (bool, [N])
-    concatenate the sequences, and ends (int64, [n]) contains the index at which each of them ends.  sample (int64, [n])
-    contains the indices of the training examples.  origin (uint8, [n]) contains indices of the list "origins" in `StoredState`.
+    concatenate the sequences, and ends (int64, [n]) contains for each sequence the index after its last token, in [1, N].
+    sample (int64, [n]) contains the indices of the training examples.  origin (uint8, [n]) contains indices of the list
+    "origins" in `StoredState`.
 
     Raises:
         ConfigError: a sequence has spans or a roll-out, which are not stored.
@@ -110,7 +111,7 @@ def _joined(value: Json, path: Path, found: Mapping[Path, StateValue]) -> StateV
 
 
 def _are_sequences(value: StateValue) -> TypeGuard[tuple[TokenSequence, ...]]:
-    """Whether the value is a tuple of sequences; an empty tuple is stored as JSON."""
+    """Whether the value is a tuple of sequences; False for an empty tuple, which is stored as JSON."""
     return isinstance(value, tuple) and bool(value) and all(isinstance(held, TokenSequence) for held in value)
 
 
@@ -119,7 +120,7 @@ def _tensors_of(sequences: Sequence[TokenSequence], origins: Sequence[str]) -> d
         if sequence.spans or sequence.rollout is not None:
             raise ConfigError(
                 f"policy: its state has a sequence of sample {sequence.sample} with spans or a roll-out; must have neither; "
-                "remove them by dataclasses.replace, and store their values as tensors"
+                "set `spans` to () and `rollout` to None by dataclasses.replace, and store their values as tensors"
             )
     tokens = np.fromiter(chain.from_iterable(sequence.token_ids for sequence in sequences), np.int32)
     supervised = np.fromiter(chain.from_iterable(sequence.supervised for sequence in sequences), np.bool_)

@@ -132,7 +132,10 @@ class _Watch:
         return self._store.add(f"{block}/failed", 1) == 1
 
     def leave(self, block: int) -> None:
-        """Record that this process has left a watched block; others stop checking it."""
+        """Record that this process has left a watched block.
+
+        Other processes in this block then stop checking the heartbeats of this process.
+        """
         with suppress(RuntimeError):  # the store may have been in the first process, which has exited
             self._store.add(f"{block}/left/{self.rank}", 1)
 

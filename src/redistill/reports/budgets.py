@@ -40,11 +40,11 @@ class _Aspect:
     """One budget or setting that should be equal in all runs.
 
     Args:
-        name: Name of the aspect in the texts of `Budgets`.
-        read: Function that returns the value of the aspect in a run, or None or "" if the run has not recorded it. Values are
-            compared as text.
-        optional: If True, runs without a value are ignored, such as runs without a teacher. If False, the value of such a run
-            is the text "not recorded".
+        name: Name of the budget or setting in the output, such as "updates".
+        read: Function that receives a run, and returns its value of the budget or setting. The result is None or "" if the run
+            has not recorded a value. Values are compared as text.
+        optional: Whether a run may have no value; for example, a run without a teacher has no teacher weights. If True, runs
+            without a value are ignored. If False, the value of such a run is the text "not recorded".
         by_seed: If True, only runs with the same training seed are compared, for example because each seed has its own
             fine-tuned teacher.
     """

@@ -58,8 +58,8 @@ def latex(comparison: Comparison) -> str:
 def csv_text(comparison: Comparison) -> str:
     """Return the comparison as CSV, with numbers in full precision.
 
-    There is one line for each model and each column of the tables (a data set, or an average), and one line for each published
-    value.  A field without a value is empty.
+    There is one line for each model and each column of the tables (a data set, or an average).  Then there is one line for each
+    value in the included tables of the MGSR paper (arXiv 2407.10068).  A field without a value is empty.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -95,7 +95,7 @@ def build_comparison(
         The comparison; `terminal.print_comparison` prints it.
 
     Raises:
-        CheckpointError: a folder is neither a run nor a sweep, is damaged, or contains no finished run.
+        CheckpointError: a folder is neither a run nor a sweep; a folder is damaged; there is no finished run.
         ConfigError: a file suffix, a label, the baseline or a published table is unknown.
         OutputError: a file cannot be written.
     """

@@ -62,7 +62,7 @@ class Column:
     Args:
         name: Heading of the column.
         datasets: Names of the data sets.
-        measures: Metrics of the data sets. The first is the primary one, used for ranking and testing.
+        measures: Metrics of the data sets. The first is the primary one: models are ranked and tested by it.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Column:
 
     @property
     def primary(self) -> Measure:
-        """The metric used for ranking and testing."""
+        """The metric by which models are ranked, and tested for significant differences."""
         return self.measures[0]
 
 
@@ -104,10 +104,11 @@ class Contrast:
     """Difference between a model and the reference model on the same prompts.
 
     Args:
-        interval: Primary metric of the model minus that of the reference model, with the bounds of its confidence interval.
-            The sign is not reversed for metrics where lower is better.
+        interval: Score of the model minus score of the reference model in the primary metric, and the 95 % confidence interval
+            of this difference. The sign is not reversed for metrics where lower is better.
         p: p-value of the sign-flip test over prompts.
-        p_holm: `p` corrected for multiple tests by Holm's method, over all ranked models of the column; None if not ranked.
+        p_holm: `p` corrected for multiple tests by Holm's method, over all trained students that are compared on these prompts;
+            None for the teacher and for the student before training.
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
         num_seeds: Number of training seeds that both models have. If it is > 0, there is one difference per prompt and seed,
             and the bootstrap resamples prompts and seeds. If it is 0, each score is first averaged over all training seeds.
@@ -124,7 +125,7 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Scores of one model in one column.
+    """Scores of one model in one table column (a data set, or a mean over several).
 
     Args:
         column: Name of the column.
@@ -159,14 +160,14 @@ class Row:
 
     @property
     def interval(self) -> Interval | None:
-        """Difference to the reference model and its interval; None if not compared."""
+        """Difference to the reference model with its 95 % interval; None if not compared."""
         return None if self.contrast is None else self.contrast.interval
 
     @property
     def tone(self) -> int:
         """Whether the model is better (1) or worse (-1) than the reference model, else 0.
 
-        It is 0 if the confidence interval of the difference contains 0, or if the models are not compared.
+        The result is 0 if the confidence interval of the difference contains 0, or if the models are not compared.
         """
         if self.interval is None:
             return 0
@@ -245,7 +246,7 @@ def by_primary(over: Sequence[Column]) -> list[list[Column]]:
 
 
 def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
-    """Build one row for each column and each model that was evaluated on it.
+    """Build one row for each column and each model evaluated on its data sets.
 
     Args:
         models: Models to compare, in the order of the rows.

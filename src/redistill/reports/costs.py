@@ -22,7 +22,8 @@ class Cost:
 
     Args:
         figures: Cost by name.  "updates", "sequences", "trained_tokens", "generated_tokens" and "seconds" are sums over the
-            run and its stages; "peak_bytes" is their maximum; "parameters" is the number of parameters of the student.
+            run and its stages.  "peak_bytes" is the largest peak memory of the run and its stages, in bytes.  "parameters" is
+            the number of parameters of the student.
         stages: Number of updates of each stage, by name of the stage.
     """
 
@@ -33,8 +34,8 @@ class Cost:
 def method_cost(entries: Sequence[Entry]) -> Cost:
     """Return the mean training cost of a method; `entries` are its runs.
 
-    A fine-tuning of the student that several runs share is counted for each of them, since each would need it if it were run
-    alone.  Fine-tuning of the teacher is not counted; see `teacher_cost`.
+    A fine-tuning of the student that several runs share is counted for each of these runs, since each run alone would need the
+    fine-tuning.  Fine-tuning of the teacher is not counted; see `teacher_cost`.
     """
     stages = [_stages(entry.run) for entry in entries]
     parts = [[at(entry.run.description, "cost"), *before.values()] for entry, before in zip(entries, stages, strict=True)]

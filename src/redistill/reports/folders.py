@@ -103,7 +103,7 @@ class Evaluation:
     def num_prompts(self, dataset: str) -> int:
         """Return the number of prompts of a data set.
 
-        The responses of a seed are counted if scores.json does not contain the number.
+        The responses of one evaluation seed are counted if scores.json does not contain the number.
         """
         recorded = number(at(self.datasets, dataset, "prompts"))
         answered = max((len(lines) for lines in self.answers.get(dataset, {}).values()), default=0)
@@ -111,7 +111,7 @@ class Evaluation:
 
     @property
     def settings(self) -> Mapping[str, Json]:
-        """Settings that determine responses: hash of weights, sampling, seeds, lengths."""
+        """Settings that determine responses: weight hash, sampling, seeds, length limits."""
         return mapping(self.scores.get("settings"))
 
     @property
@@ -184,7 +184,7 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
         scores_only: If True, the texts of responses are not kept, to save memory when many runs are read.
 
     Raises:
-        CheckpointError: the folder or its run.json is missing, or a file in it is damaged or has a newer schema.
+        CheckpointError: the folder or its run.json is missing; a file in the folder is damaged; a file has a newer schema.
     """
     if not (folder / "run.json").is_file():
         fault = "run.json is missing" if folder.is_dir() else "no such folder"

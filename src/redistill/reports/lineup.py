@@ -62,9 +62,9 @@ class Lineup:
 def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Sequence[str] = ()) -> Lineup:
     """Read the runs in `folders`, each of which is a run folder or a sweep folder.
 
-    A run of a sweep has the label of its row in the sweep.  The label of a run folder that is given directly is its method.  If
-    such runs of one method differ in settings other than seed, output folder and name, each group of runs with equal settings
-    needs a label of its own: the common prefix of the names of its runs.
+    A sweep defines the labels of its runs.  The label of any other run is the name of its distillation method.  If several runs
+    of one method have different settings (seed, output folder and name are not compared), the runs with equal settings form a
+    group, and the label of a group is the common prefix of the names of its runs.
 
     Args:
         folders: Run folders or sweep folders.
@@ -73,9 +73,9 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
         labels: Labels of the runs to include, in this order; if empty, all runs are included.
 
     Raises:
-        CheckpointError: a folder is neither a run nor a sweep, is damaged, or has no finished run; or two runs have the
-            same label and training seed.
-        ConfigError: an entry of `labels` is unknown, or `baseline` is neither a label nor a run folder.
+        CheckpointError: a folder is neither a run nor a sweep; a folder is damaged; there is no finished run; two runs have the
+            same label and the same training seed.
+        ConfigError: an entry of `labels` is unknown; `baseline` is neither a label nor a run folder.
     """
     sweeps = [_read_sweep(folder) for folder in folders if (folder / SWEEP_FILE).is_file()]
     plain = [_read_plain(folder) for folder in folders if not (folder / SWEEP_FILE).is_file()]
@@ -176,7 +176,7 @@ def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
     If several sweeps use the same label, the name of the sweep is appended to the label of each of their runs.
 
     Raises:
-        CheckpointError: two runs have the same label and training seed even then.
+        CheckpointError: two runs have the same training seed, and the same label even with the name of the sweep.
     """
     swept = {entry.run.path.resolve() for entry in found if entry.sweep}
     alone = {entry.run.path.resolve(): entry for entry in found if not entry.sweep}

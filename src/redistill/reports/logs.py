@@ -1,7 +1,7 @@
 """Reads the logs of a run for its report, one chunk of lines at a time.
 
-Memory does not grow with the number of updates: curves are reduced to bins.  Of events, and of corrections of student text, a
-limited number of evenly spaced ones is kept.
+Memory does not grow with the number of updates.  The points of a curve are combined to bins.  Events and corrections of student
+text are thinned: a limited number of them is kept, evenly spaced.
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ class RunLog:
 
 @dataclass
 class _Chunk:
-    """Lines that have not been added to the curves yet.
+    """Lines of metrics.jsonl that have not been added to the curves of the report yet.
 
     Of a line about a training update, only the values that the report needs are kept.
     """
@@ -127,9 +127,10 @@ def _extend(curves: dict[str, Curve], keys: Sequence[str], numbers_NK: np.ndarra
 
 
 def _extend_origins(curves: dict[str, Curve], steps: np.ndarray, origins: Sequence[Mapping[str, Json]]) -> None:
-    """Append the fraction of sequences from each origin to its curve, in place.
+    """Append to the curve of each origin the fraction of sequences that have this origin, in place.
 
-    `origins` has the number of sequences by origin for each update; the fraction of any other origin is 0.
+    An origin, such as "student", states how a sequence was created.  `origins` has one mapping per update, from origin to
+    number of sequences; the fraction is 0 for an origin that the mapping lacks.
     """
     names = list(dict.fromkeys([*curves, *chain.from_iterable(origins)]))
     if not names:

@@ -30,7 +30,8 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
 
     Args:
         run_folder: Folder of the run.
-        baselines: Run folders to compare with; differences are to the first one.
+        baselines: Run folders to compare with.  Differences are to the student of the first of these runs; without baselines,
+            they are to the student before training.
         out: File to write; if None, it is `report.html` in the run folder.
 
     Returns:
@@ -60,13 +61,16 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
 
     Args:
         run_folder: Folder of the run.
-        baselines: Run folders to compare with; differences are to the first one.
+        baselines: Run folders to compare with.  Differences are to the student of the first of these runs; without baselines,
+            they are to the student before training.
 
     Returns:
         One dict per row.  Its keys are dataset, model, role, metric (name of the data set's primary metric), title (heading of
-        this metric), unit, num_seeds, num_prompts, difference, lower, upper, versus, note, length_tokens, eos_rate, distinct_2,
-        cross_entropy, kl and agreement.  The mean score in each metric has the name of the metric as its key.
-        The standard deviation of the primary metric has this name with the suffix _sd.  A value is None if it was not measured.
+        this metric), unit, num_seeds, num_prompts, difference (to the reference model), lower and upper (bounds of its 95 %
+        confidence interval), versus (label of the reference model), note (why there is no difference), length_tokens,
+        eos_rate, distinct_2, cross_entropy, kl and agreement.
+        The mean score in each metric has the name of the metric as its key; for the primary metric, the key with the suffix
+        _sd has the standard deviation.  A value is None if it was not measured.
 
     Raises:
         CheckpointError: a folder is not a run folder, or a file in it is damaged.

@@ -47,7 +47,7 @@ class Comparison:
         tables: Scores, differences, other scores, costs and published values, in this order.  Scores and other scores have one
             table per primary metric; differences have one table per column.
         budgets: Budgets and settings that are equal in all runs, and those that are not.
-        tests: Description of the intervals and p-values.
+        tests: Text that explains how confidence intervals and p-values of the differences were computed.
         left_out: One phrase for each unfinished run of the sweeps.
         records: The lines of the CSV file, with numbers in full precision: one per model and column of the tables, and one per
             published value.

@@ -1,4 +1,4 @@
-"""Means over seeds, and intervals and tests for the difference between two models.
+"""Means over seeds, and confidence intervals and tests for model differences.
 
 A stratum is an array [training seeds, prompts]: the differences between two models on one data set.  The score of a prompt is
 its mean over evaluation seeds.  The mean of a stratum is taken over seeds and prompts, and the estimated difference is the mean
@@ -102,7 +102,8 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
 
     Prompts are resampled with replacement within each data set. The scores of a prompt stay paired, so that prompts which are
     hard for both models do not widen the interval.  Two or more training seeds are resampled as well, independently of the
-    prompts and identically for all data sets: every seed is evaluated on every prompt, so the factors are crossed, not nested.
+    prompts and identically for all data sets: every seed is evaluated on every prompt, so the two sources of variation, seed
+    and prompt, are crossed and not nested.
     The variation of sampled responses is included in the scores, which are means over evaluation seeds.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; for the crossed design Owen, The
@@ -143,8 +144,8 @@ def sign_flip(strata: Sequence[np.ndarray], *, flips: int = FLIPS, seed: int = 0
     patterns and the observed one are evaluated, so p >= 1 / (flips + 1).  Training seeds are averaged first: p refers to the
     evaluated models, not to other training seeds.
 
-    Source: Fisher's randomisation test; Phipson and Smyth, Permutation p-values should never be zero (2010), for the + 1 in
-    numerator and denominator.
+    Source: Fisher's randomisation test; Phipson and Smyth, Permutation p-values should never be zero (2010), which explains why
+    the observed pattern is counted.
 
     Args:
         strata: One array [training seeds, prompts] of differences per data set.

@@ -29,8 +29,8 @@ class Cell:
         text: The formatted value.
         detail: Additional text in small print, such as the standard deviation.
         mark: Rank in the column: "best", "second" or "".
-        tone: Direction of a difference: 1 if its whole confidence interval is better than 0, -1 if its whole interval is worse
-            than 0, else 0.
+        tone: For a difference of two models: 1 if the model is better than the reference model, -1 if it is worse, and 0 if the
+            confidence interval of the difference contains 0.  For any other value: 0.
     """
 
     text: str
@@ -156,7 +156,7 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
 def cost_table(
     costs: Mapping[str, Cost], teacher: Cost | None, column: Column, rows: Sequence[Row], machines: Sequence[str]
 ) -> Table:
-    """Build the table of the training costs of each method, and of its score.
+    """Build the table with the training costs and the score of each method.
 
     `costs` has the cost of each method by label.  `teacher` is the cost of fine-tuning the teacher; if it is None, the table
     has no row for it.  The score is the primary metric in `column`, taken from `rows`.  `machines` lists the machines that were

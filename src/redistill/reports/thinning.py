@@ -1,7 +1,7 @@
 """Reduces streams of any length to a bounded size in one pass.
 
-The points of a series are combined to bins; of a stream of other items, evenly spaced ones are kept.  The results depend only
-on the stream; a short stream is not changed.
+The points of a numeric series are combined to bins.  From a stream of other items, evenly spaced items are kept.  The results
+depend only on the stream; a short stream is not changed.
 """
 
 from collections.abc import Sequence

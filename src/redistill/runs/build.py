@@ -122,7 +122,7 @@ def build_gold(run: OpenRun) -> GoldBatches:
 
 
 def build_policy(run: OpenRun) -> Policy:
-    """Build the policy of the run's method: it returns the sequences of each update.
+    """Build the policy, the component that returns the sequences of each update.
 
     The policy has access to the teacher, the engine that generates the student's text, and the training data of the run.
     """
@@ -178,7 +178,7 @@ class _Remembering(Protocol):
 
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
-    """Context in which teacher and engine use their prefix memory, if they have one."""
+    """Context in which teacher and engine use their prefix memory (stored states of texts), if they have one."""
     with ExitStack() as stack:
         for part in (run.teacher, _unwrapped(run.engine)):
             if part is not None and part.capabilities.prefix_memory:

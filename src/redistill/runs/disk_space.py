@@ -51,7 +51,7 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
     Args:
         student: The student in training, with its adapters and its clip network (the network that predicts the clipping
             interval of DAC-KL), if it has them.
-        schedule: Number of updates of the run, between validations and between checkpoints.
+        schedule: Numbers of updates: of the run, between validations, and between checkpoints.
         keep: Number of newest checkpoints to keep.  If the run validates during training, the checkpoint with the best
             validation score is kept as well.
         export: How LoRA adapters are exported: merged into the weights of the model ("merged"), or without the model

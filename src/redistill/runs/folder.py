@@ -32,8 +32,9 @@ def check_owner(config: Run) -> bool:
         True if the folder contains a trained student.
 
     Raises:
-        ConfigError: the folder contains another run; a run whose schema (version of the format of run.json) is newer, or is
-            older while its training is not finished; or checkpoints or a model, but no run.json.
+        ConfigError: the folder contains another run; run.json has a newer schema (version of the file format) than this version
+            of redistill writes; run.json has an older schema, and the folder has no trained student; or the folder
+            has checkpoints or a model, but no run.json.
         CheckpointError: run.json is not a JSON object.
         OutputError: the folder cannot be read.
     """

@@ -35,8 +35,9 @@ def checked_identity(run: OpenRun) -> dict[str, str]:
         run: The run, with loaded models and data.
 
     Returns:
-        Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  Models
-        come before data: another tokenizer also changes the tokenized data, and an error names the first difference.
+        Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  The
+        hashes of the models come before those of the data, since an error about other checkpoints names only the first hash
+        that differs, and another tokenizer also changes the tokenized data.
 
     Raises:
         ModelError: the files of a model were removed while the run was loading.

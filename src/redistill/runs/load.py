@@ -1,7 +1,7 @@
 """Reads and tokenises the data of a run.
 
-A source is a file or a data set on the hub, and its rows are its examples.  In the run folder, this module writes only
-rejected.jsonl, a list of rows that are not used.  So a mistake in the recipe or the data leaves no incomplete run.
+In the run folder, this module writes only rejected.jsonl, a list of rows that are not used.  So a mistake in the recipe or the
+data is found before run.json and checkpoints are written.
 """
 
 from collections import Counter
@@ -158,7 +158,7 @@ class _ExampleBuilder(NamedTuple):
         config: The data section of the recipe.
         seed: Seed of the run.
         rejected: JSON Lines file to which unusable and too long rows are appended; if None, they are only counted.
-        report: Function that is called with lines of text about special tokens and the cache.
+        report: Function that is called with lines of text about special tokens and the cache of tokenised data.
         bad: Number of unusable rows by file or hub data set; updated in place.
         special_tokens: Counts of special tokens in the text of rows, by "train", "validation" or "test <name>"; updated in
             place.
@@ -180,8 +180,8 @@ class _ExampleBuilder(NamedTuple):
             role: "train" or "validation", for messages and counts.
 
         Returns:
-            The examples; how many rows have no example, by reason ("too long" or "nothing to learn"); and the rows that have
-            something to learn, including those that are too long.
+            The examples; the number of rows without an example, by reason ("too long" or "nothing to learn"); and the rows
+            without those that have nothing to learn (rows that are too long are included).
 
         Raises:
             DataError: `rows` is empty, or more than `max_bad_rows` rows of a file or hub data set are unusable.

@@ -75,7 +75,10 @@ class OpenRun:
 
     @property
     def processes(self) -> Processes:
-        """Rank of this process, number of processes, and the gather function."""
+        """Rank of this process, number of processes, and the function `gather`.
+
+        This function concatenates the lists of all processes.
+        """
         return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
 
     @property
@@ -212,7 +215,8 @@ def _read_corpus(config: Run, models: Models, progress: Progress, *, updates: in
     Args:
         config: The run.
         models: The models, whose tokenizer is used.
-        progress: Where a note is logged if the loss has this term and no text is given, or the reverse.
+        progress: Where a note is logged if the loss has this term but no text is given, or if text is given but the loss does
+            not have this term.
         updates: Number of updates of the run; no more blocks are read than these updates use.
 
     Returns:

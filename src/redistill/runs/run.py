@@ -141,7 +141,10 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
 
 
 def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
-    """Do the fine-tunings before the run (its stages) and train the student, unless the folder has a trained student."""
+    """Train the models of the stages (the fine-tunings before the run), then the student.
+
+    If the run folder has a trained student, nothing is trained.
+    """
     if check_owner(config):  # another process may have trained the student before this one got the lock
         return
     for stage in stages(config).values():

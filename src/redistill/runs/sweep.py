@@ -181,7 +181,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """Write a recipe for each unfinished run and for each unfinished fine-tuning before it; return their jobs."""
+    """Write a recipe for each unfinished run and each unfinished fine-tuning before it; return one job for each recipe."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     for entry in plan.selected:
@@ -260,7 +260,8 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 def _environment(limit: int) -> dict[str, str]:
     """Return the environment variables of a run.
 
-    If `limit` > 1 runs are parallel, OMP_NUM_THREADS divides the cores equally among them, unless it is already set.
+    If `limit`, the maximum number of parallel runs, is greater than 1, OMP_NUM_THREADS is set to the number of cores divided by
+    `limit`, unless this variable is already set.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
     return child_environment(threads)

@@ -181,7 +181,7 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
 
 
 def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of the settings `under` in which those of `over` are replaced.
+    """Return a copy of the settings `under`, updated with the settings `over`.
 
     Both are nested mappings, as in a recipe.  A section that both contain is merged field by field, except that `policy` and
     `objective` are replaced as a whole.

@@ -1,7 +1,7 @@
 """Hashes of large files, which are cached until the file changes.
 
-Any change of a file changes its size, its modification time (mtime), its change time (ctime) or its inode.  The system sets the
-change time itself: `cp -p` and `os.utime`, which restore the modification time, cannot restore it.
+Any change of a file changes its size, its modification time (mtime), its change time (ctime) or its inode.  A program can
+restore the modification time, as `cp -p` and `os.utime` do.  No program can restore the change time, which the system sets.
 """
 
 import hashlib

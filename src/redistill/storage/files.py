@@ -46,7 +46,8 @@ class Disk:
         A buffer would keep the data of a failed write, and try to write it again when the file is closed.
 
         Raises:
-            OSError: the file cannot be opened, is a symbolic link or no regular file, or has several hard links.
+            OSError: the file cannot be opened; the path is a symbolic link; the file is not a regular file; or the file has
+                several hard links.
         """
         file = io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
         try:

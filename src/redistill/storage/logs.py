@@ -23,7 +23,8 @@ def truncate(path: Path, size: int) -> bool:
         size: The size that `num_bytes` returned when the last line to be kept had been written, >= 0.
 
     Returns:
-        False if no line ends there, or the file is shorter: another program has changed it.  The file is then unchanged.
+        Whether the log was truncated.  The log is left unchanged if it is shorter than `size` bytes or no line ends at `size`,
+        which means that another program has changed the log.
 
     Raises:
         OutputError: the file cannot be written.

@@ -44,8 +44,8 @@ def check_path(path: Path) -> None:
         path: A folder, which need not exist. The disk is not read.
 
     Raises:
-        OutputError: the path has a control character, begins with "~", has more than 3,800 bytes (`MAX_BYTES`), or is not
-            UTF-8; or the locale of this process encodes it in another way than UTF-8.
+        OutputError: the path contains a control character; the path begins with "~"; the path has more than 3,800 bytes
+            (`MAX_BYTES`); or the encoding of the path, which depends on the locale of this process, is not UTF-8.
     """
     if (fault := _fault(str(path))) is not None:
         shown = repr(str(path))

@@ -213,6 +213,7 @@ def _secrets_among(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=4096)
 def _names_secret(name: str) -> bool:
     """Return whether the name of an environment variable indicates that its value is secret.
 

@@ -68,9 +68,9 @@ class LocalTeacher:
     def rows(self, batch: Batch) -> TeacherTarget:
         """Return the function that computes teacher logits for rows of the batch.
 
-        A row is the prediction of one target, a token that the student is trained to predict.  The model without its head runs
-        in this call, on the sequences that have distillation terms.  The returned function (`contracts.TeacherTarget`) receives
-        a slice of rows, and multiplies their hidden states by the head.
+        A row is the prediction of one target, a token that the student is trained to predict.  This method runs the layers
+        before the head, on the sequences that have distillation terms.  The returned function (`contracts.TeacherTarget`)
+        receives a slice of rows, and multiplies their hidden states by the head.
         """
         first = slice(0, batch.num_sampled)
         weight_VD = self._head.weight_VD
@@ -107,7 +107,7 @@ class LocalTeacher:
         return faults
 
     def release(self) -> None:
-        """Free the hidden states that are kept for reuse in the update."""
+        """Free the states of texts that `rows` stored in the context `remembering`."""
         self._memory = None
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
@@ -117,10 +117,11 @@ class LocalTeacher:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context in which the hidden states that `rows` computes are kept for reuse.
+        """Context in which `rows` stores the states of texts for reuse.
 
-        The hidden states of a prefix are reused for a later text with the same prefix.  They are kept until `release` is
-        called, and need at most 1 GiB (`prefix.MEMORY_BYTES`).
+        The states are keys, values and hidden states; a later text with the same first tokens reuses them.  They are stored
+        inside this context only, and are reused until `release` is called, also after the context.  They need at most 1 GiB
+        (`prefix.MEMORY_BYTES`).
         """
         self._memory, self._remembers, self._in_autocast = PrefixMemory(), True, self._autocasts()
         try:

@@ -38,9 +38,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Fixture:
-    """Random training examples, and `PolicyTools` with two random models.
+    """Random training examples, and the objects that policies use (`PolicyTools`).
 
-    The tools are those of a run with one process.
+    The objects include an engine and a teacher, which generate text with two random models.  The objects are those of a run
+    with one process.
     """
 
     examples: tuple[Example, ...]
@@ -60,9 +61,10 @@ class Fixture:
 
 @cache
 def make_fixture() -> Fixture:
-    """Return random training examples, and `PolicyTools` with two random models.
+    """Return random training examples, and the objects that policies use.
 
-    Every call returns the same object.
+    The objects (`PolicyTools`) include an engine and a teacher, which generate text with two random models.  Every call returns
+    the same `Fixture`.
     """
     teacher, student = (fresh_model({**MODEL, "initializer_range": 0.5}, seed).eval() for seed in (1, 2))
     engine = partial(LocalEngine, vocabulary=VOCABULARY, end_ids=(END,), pad_id=END, batch_size=Halving("batch_size", 64))

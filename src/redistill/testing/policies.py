@@ -49,8 +49,8 @@ def check_policy(node: PolicyNode) -> None:
 def declares_what_it_needs(node: PolicyNode) -> Findings:
     """Check the types of `sampling` (Sampling or None) and `needs` (Needs).
 
-    If `needs.teacher` is False, the policy must work without a teacher and without a scorer, which computes statistics of both
-    models.
+    If `needs.teacher` is False, the policy must work without a teacher and without a scorer.  A scorer computes values for each
+    predicted token, such as the KL divergence between student and teacher.
     """
     text = f"sampling is {node.sampling!r}; must be a redistill.contracts.Sampling or None"
     yield isinstance(node.sampling, Sampling | None), text
@@ -112,8 +112,8 @@ def states_do_not_change(node: PolicyNode) -> Findings:
 def answers_in_order(node: PolicyNode) -> Findings:
     """Check that each step gives one sequence per training example, in order.
 
-    Additional sequences come after these.  Sequences from the data set must be unchanged.  Generated responses must not exceed
-    the length limit of responses.
+    A policy may return further sequences after these.  Sequences from the data set must be unchanged.  Generated responses must
+    not exceed the length limit of responses.
     """
     fixture = make_fixture()
     prompts = {example.sample: example.prompt_ids for example in fixture.examples}
@@ -220,7 +220,8 @@ def _global_states() -> dict[str, object]:
 def _plain(sequence: TokenSequence) -> tuple[object, ...]:
     """Return a sequence as a tuple, for comparisons.
 
-    The values for the policy gradient are rounded to 3 decimals, since rounding errors depend on the batch size.
+    The numbers that the policy-gradient loss uses (`TokenSequence.rollout`) are rounded to 3 decimals, since rounding errors
+    depend on the batch size.
     """
     columns = () if sequence.rollout is None else astuple(sequence.rollout)
     rounded = [tuple(round(value, 3) for value in column) for column in columns]

@@ -2,8 +2,8 @@
 
 Validation and saving happen between updates.  The caller builds the objects that the loop uses (`Parts`).  The code of the loop
 is the same for all distillation methods.
-The coefficients of the loss terms are computed once per update, from the counts of the global batch.  Therefore one process
-with four micro-batches has the same gradient as two processes with two micro-batches each.
+The coefficients of the loss terms are computed once per update, from the numbers of tokens and sequences of the global batch.
+Therefore one process with four micro-batches has the same gradient as two processes with two micro-batches each.
 """
 
 import math

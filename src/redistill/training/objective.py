@@ -8,8 +8,9 @@ L is the loss of an update, and each w is the weight of a term.  The terms are c
 policy gradient (PG) and pre-training; d is the weight of L_KL within the pre-training term.  The paper is MGSR (arXiv
 2407.10068).
 
-A mean is a sum divided by a count; each term has a count of its own.  Counts are taken over the global batch - all
-micro-batches of all processes - before the first forward pass, so that the gradient does not depend on how the batch is split.
+A mean is a sum divided by a number of tokens or sequences; each term has a divisor of its own.  The divisors are counted over
+the global batch - all micro-batches of all processes - before the first forward pass, so that the gradient does not depend on
+how the batch is split.
 """
 
 import math
@@ -39,9 +40,9 @@ class PolicyGradientConfig:
     importance weight.  q is the student's distribution and q_old that of the student that generated the roll-out; epsilon is
     `clip`.  The term of the objective is the mean of L_t over sampled tokens.  Source: MiniLLM (arXiv 2306.08543).
 
-    MiniLLM's single-step term is not part of this term: the divergence of the objective replaces it, summed exactly over the
-    vocabulary.  The student runs in evaluation mode, as when it generated the roll-outs, since dropout would change the ratio
-    of probabilities.
+    MiniLLM's loss has a second term, the single-step term: the expected reward of the next token.  The reverse KL is the
+    negative of this expectation, so the divergence of the objective replaces the single-step term.  The student runs in
+    evaluation mode, as when it generated the roll-outs, since dropout would change the ratio of probabilities.
 
     Args:
         weight: Weight of the term, > 0.
@@ -241,14 +242,15 @@ class Objective:
 def corpus_items(draw: Draw, pretraining: PretrainingConfig) -> tuple[DrawItem, ...]:
     """Return the corpus sequences of a draw, with roles for the pre-training term.
 
-    The role "sft" is for the cross entropy; the role "distillation" is for KL(p, q), and missing if its weight is 0.
+    The role "sft" is for the cross entropy of the corpus.  The role "distillation" is for the divergence from the teacher, and
+    missing if `divergence_share` is 0.
     """
     return items_of(draw.corpus, "sft", "distillation") if pretraining.divergence_share > 0 else items_of(draw.corpus, "sft")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of tokens and sequences of a batch, by which sums of terms are divided."""
+    """Numbers of tokens and sequences of a batch, by which loss sums are divided."""
 
     sft_tokens: float = 0
     sampled_tokens: float = 0
@@ -282,11 +284,11 @@ def terms(
 ) -> tuple[Term, ...]:
     """Return the loss terms of a micro-batch.
 
-    The coefficient of a term is its weight, divided by its count in the global batch.
+    The coefficient of a term is its weight, divided by the number of tokens or sequences over which the term is a mean.
 
     Args:
         objective: The terms and their weights.
-        counts: Counts of the global batch.
+        counts: Numbers of tokens and sequences in the global batch.
         batch: The micro-batch on which the terms are computed.
         divergence: The result of `objective.build_divergence`.
     """
@@ -322,9 +324,9 @@ def terms(
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
     """Compute the metrics of an update: "loss", and the mean of each term.
 
-    `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The mean of a term is its
-    sum divided by its count; the sum of a diagnostic is divided by the number of sampled tokens.  "loss" is the weighted sum of
-    the means of the terms.
+    `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The sum of a term is
+    divided by the number of tokens or sequences over which the term is a mean; the sum of a diagnostic is divided by the number
+    of sampled tokens.  "loss" is the weighted sum of the means of the terms.
     """
     divisors = {
         "sft": counts.sft_tokens,

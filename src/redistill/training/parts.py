@@ -77,7 +77,7 @@ class Learner:
     def divergence(self) -> DivergenceCall | nn.Module | None:
         """The callable that computes the divergence; None if the objective has none.
 
-        For DAC-KL the callable is itself a trained module, which contains the network that predicts the clipping interval.  It
+        For DAC-KL the callable is a trained module: it contains the network that predicts which classes are kept.  The module
         is registered as a submodule of `student`, so that it is trained with the student.
         """
         divergence = self.objective.divergence

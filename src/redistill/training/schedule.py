@@ -19,8 +19,8 @@ class TrainingConfig:
         updates: Duration of training: a number of updates (optimiser steps), >= 1, or of epochs, such as "20 epochs".
         batch_size: Number of sequences in one update over all processes, >= 1.
         micro_batch_size: Maximum number of sequences in one forward and backward pass on one process, >= 1; gold and sampled
-            sequences are counted separately.  If None, the number of tokens of a micro-batch is limited: the time per token
-            does not decrease above this limit.
+            sequences are counted separately.  If None, a micro-batch has at most as many tokens as saturate the device: with
+            more tokens, the time per token would not decrease.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
         evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after the
             last.  The best checkpoint is chosen among the validations.

@@ -1,6 +1,7 @@
 """The vocabulary pass: LM head and loss terms, computed in chunks of rows.
 
-Because of the chunks, no [N, V] tensor of a whole batch is allocated.
+A row is the prediction of one token.  A batch has N rows, and the vocabulary V classes.  Because of the chunks, no [N, V]
+tensor of a whole batch is allocated.
 
 `vocab_pass` computes all terms of the objective - cross entropy, a divergence, the span loss, a policy gradient - and their
 gradients in one pass over the rows.  `dense_reference` returns the same results with plain autograd, for tests.

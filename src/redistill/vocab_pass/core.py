@@ -132,7 +132,8 @@ class Tile:
     def padded(self, num_rows: int, halo: int) -> "Tile":
         """Return a copy that is padded to `num_rows` rows, plus `halo` (0 or 1) halo rows.
 
-        The added rows are zeros in all tensors.  Masks and weights of 0 exclude them from the sums.
+        The halo row is the row after the tile, which the span loss needs.  The added rows are zeros in all tensors.  Masks and
+        weights of 0 exclude them from the sums.
         """
         target_rows = of_rows(self.target_rows, lambda tensor: _padded(tensor, num_rows + halo))
         tensors = tuple(tuple(_padded(tensor, num_rows) for tensor in own) for own in self.tensors)
@@ -144,6 +145,9 @@ def visit(
 ) -> Visited:
     """Return the sums of terms over a tile, and the gradients of their weighted sum.
 
+    A tile is a slice of rows.  The span loss compares each row with the next one, and therefore also needs the halo row: the
+    row after the tile.
+
     Args:
         core: The function that computes the terms of the tile.
         tile: The rows, with a halo row if the span loss needs one.
@@ -152,8 +156,8 @@ def visit(
         fill: Numbers of rows and halo rows to which a compiled tile is padded.  If None, the core is not compiled.
 
     Returns:
-        The sums by name, without coefficients; the gradient of the raw logits, including the halo row; and the gradient of each
-        parameter, None for an unused parameter.
+        The sum of each term and of each diagnostic by name, without coefficients; the gradient of the raw logits, including the
+        halo row; and the gradient of each parameter, None for an unused parameter.
     """
     if fill is not None and core not in _NOT_COMPILABLE:
         from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import

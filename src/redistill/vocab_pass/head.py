@@ -112,7 +112,7 @@ class Head:
 
     @property
     def num_classes(self) -> int:
-        """Number V of classes: `vocabulary`, or all rows of the weight if it is None."""
+        """Number V of classes: `vocabulary`; all rows of the weight if that field is None."""
         return self.weight_VD[: self.vocabulary].shape[0]
 
     @property
@@ -130,8 +130,9 @@ class Head:
     def prepared(self, hidden_ND: torch.Tensor) -> "Head":
         """Return a detached copy of the head with a converted weight.
 
-        The weight has its first `num_classes` rows only, in the dtype in which `logits` multiplies hidden states with the dtype
-        of `hidden_ND`.  Use the copy if `logits` is called often, since each call would convert the whole weight.
+        `logits` converts the weight to the dtype of the matrix product in every call.  In the copy, the weight is already
+        converted, and has only its first `num_classes` rows.  So use the copy if `logits` is called often, with hidden states
+        that have the dtype of `hidden_ND`.
         """
         storage = Products.like(hidden_ND).storage
         bias_V = None if self.bias_V is None else self.bias_V.detach()[: self.vocabulary]

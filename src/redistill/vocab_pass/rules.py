@@ -1,9 +1,10 @@
 """Rules: functions that compute the sum of one term over the rows of a tile.
 
-A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  A rule is called with the student's
-log-probabilities, those of both models (None without teacher), and tensors that change during a run: targets, masks and
-weights.  If all of these tensors are 0 for a row, the row does not contribute to the sum, whatever its logits are.  The fields
-of a rule are constant during a run.  Rules with equal fields are equal, and share one compiled function.
+A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  A rule is called with three
+kinds of arguments: the student's log-probabilities; the log-probabilities of both models over the same classes (`LogProbs`;
+None without a teacher); and tensors that change during a run, such as targets, masks and weights.  If all tensors of the third
+kind are 0 for a row, the row does not contribute to the sum, whatever its logits are.  The fields of a rule are constant during
+a run.  Rules with equal fields are equal, and share one compiled function.
 """
 
 from collections.abc import Callable
@@ -65,7 +66,8 @@ def whole(target_rows: TargetRows) -> Tensor:
 class CrossEntropyRule:
     """Sum of -log q of the target tokens, over the rows where `counted_C` is True.
 
-    q is the student.  A call returns the sum, a scalar, in a dict with the key `name`.
+    q is the student.  The arguments of a call include `target_C`, the target token of each row, and `counted_C`, a bool mask of
+    the rows.  A call returns the sum, a scalar, in a dict with the key `name`.
     """
 
     name: str
@@ -79,8 +81,9 @@ class CrossEntropyRule:
 class DivergenceRule:
     """Sum of weight times divergence over the rows where `counted_C` is True.
 
-    A call returns the sum in a dict with the key `name`.  If the divergence returns diagnostics (values of each row that are
-    only logged), the dict also has their sums over the same rows, without weights.
+    The arguments of a call include `weight_C`, the weight of each row, and `counted_C`, a bool mask of the rows.  A call
+    returns the sum in a dict with the key `name`.  If the divergence returns diagnostics (values of each row that are only
+    logged), the dict also has their sums over the same rows, without weights.
     """
 
     name: str

@@ -88,7 +88,7 @@ def row_statistics(
 
 @dataclass(eq=False)
 class _Chunk:
-    """The rows of one chunk, with log-probabilities that are computed on first use."""
+    """Rows that are processed at once; their log-probabilities are computed on first use."""
 
     hidden_CD: torch.Tensor
     head: Head

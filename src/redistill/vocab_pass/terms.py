@@ -74,7 +74,7 @@ class DivergenceTerm:
         name: Name of this sum in the results.
 
     Raises:
-        ConfigError: the divergence does not return one value for each row.  The vocabulary pass raises this error.
+        ConfigError: raised by `vocab_pass` if the divergence does not return one value for each row.
 
     Example:
         >>> from redistill.losses.divergences import ForwardKL
@@ -122,8 +122,8 @@ class SpanTerm:
             objective has no DivergenceTerm, the teacher is evaluated on the first len(pair_weight_N) rows.
         squared: Whether the distance is squared.
         keep: For clipped vectors, a function of (logq_NV, logp_NV) that returns keep_NV, bool: the classes that DAC-KL keeps.
-            If None, all classes are kept.  The classes of a row must depend on this row only: a row may be computed twice, in
-            two chunks with different other rows.
+            If None, all classes are kept.  The classes of a row must depend on this row only: rows are processed in
+            chunks, and a row may be in two chunks whose other rows differ.
 
     Example:
         >>> SpanTerm(1.0, torch.tensor([0.5, 0.0]), squared=False).tensors(slice(0, 2), torch.device("cpu"))

@@ -1,7 +1,7 @@
-"""The vocabulary pass with gradients.
+"""The vocabulary pass: LM head, loss terms and gradients, in chunks of rows.
 
-The rows are divided into blocks.  The logits of a block are one matrix product of its hidden states with the LM head.  Each
-block is divided into tiles, on which the loss terms are computed.
+A row is the prediction of one token.  The rows are divided into blocks.  The logits of a block are one matrix product of its
+hidden states with the LM head.  Each block is divided into tiles, on which the loss terms are computed.
 """
 
 from collections.abc import Sequence
@@ -53,16 +53,16 @@ def vocab_pass(
     The second row (the halo row) is then computed in both chunks, and its two gradients are added.
 
     Args:
-        student_hidden_ND: Hidden states at the positions that predict a target token; other positions must be left out.
+        student_hidden_ND: Hidden states of the rows, the positions that predict a target token; leave out other positions.
         student_head: The student's head; no gradient is computed for frozen weights.
         target: Function that returns the teacher's logits of a slice of rows; None without divergence and span terms.
         terms: The terms of the objective; at most one of each class, each with its own name.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  If
             None, `chunk_budget` computes it from the size of the head.
         compiled: Whether the loss terms and their gradients are compiled with torch.compile.
-        into_grad: Whether the forward pass adds the gradient of the head's weight directly to `weight.grad`, which saves a
-            copy.  This is done only if the weight is an autograd leaf of dtype float32 or float64.  The backward pass must then
-            be called once, with a gradient of 1.
+        into_grad: Whether the forward pass adds the gradient of the head's weight directly to `weight.grad`, so that no
+            second tensor of this size is allocated.  This is done only if the weight is an autograd leaf of dtype float32 or
+            float64.  The backward pass must then be called once, with a gradient of 1.
 
     Returns:
         The objective (sum of coefficient x sum over rows; a scalar), and the sums of terms and diagnostics by name, detached
@@ -149,7 +149,10 @@ def chunk_budget(head_bytes: int) -> int:
 
 
 class CutRows(NamedTuple):
-    """Maximum numbers of rows of a block (matrix products) and of a tile (loss terms)."""
+    """Maximum numbers of rows of a block and of a tile.
+
+    A block is the rows of one matrix product; it is divided into tiles, on which the loss terms are computed.
+    """
 
     block: int
     tile: int
@@ -183,7 +186,7 @@ def cuts(rows: slice, num_rows: int) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """The arguments of one vocabulary pass, and values derived from them."""
+    """The arguments of one call of `vocab_pass` or `dense_reference`, and values derived from them."""
 
     hidden_ND: Tensor
     head: Head
@@ -248,7 +251,7 @@ class _Task:
 
 
 class _Gradients(NamedTuple):
-    """Accumulated gradients of the inputs of a vocabulary pass; None for an input without gradient."""
+    """Gradients of hidden states, head weight, head bias and the divergence's parameters; None if not computed."""
 
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
@@ -316,7 +319,7 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """Return the objective; write the sums to `sums`, and add the gradients to `gradients` if it is not None, in place."""
+    """Return the objective; write the sums of the terms to `sums`, and add gradients to `gradients` if it is not None."""
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=task.products.result)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
@@ -327,14 +330,14 @@ def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
 
 
 def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, gradients: _Gradients | None) -> Tensor | None:
-    """Compute the terms on one block of rows; add the sums to `sums` and the gradients to `gradients` in place.
+    """Compute the terms on one block of rows; add their sums to `sums` and their gradients to `gradients` in place.
 
     The halo row of a block is the first row of the next block, if the span loss compares it with the block's last row.  The
     block is computed in a function of its own, so that its tensors are freed before those of the next block are created.
 
     Args:
-        carry_V: Gradient of the raw logits of the block's first row that the previous block computed, since the row was its
-            halo row; None if it was not.
+        carry_V: If this block's first row is the halo row of the previous block, the gradient of the row's raw logits that the
+            previous block computed; otherwise None.
 
     Returns:
         The gradient of the raw logits of this block's halo row; None without a halo row or without gradients.

@@ -1,6 +1,6 @@
 """The test sets of the literature, one module each.
 
-A test set whose name is not one of theirs is read from a local file.
+A test set with any other name is read from a local file.
 """
 
 import difflib

@@ -1,6 +1,6 @@
-"""Super-NaturalInstructions: the test part of 1,600 tasks, each with a definition.
+"""Super-NaturalInstructions: the test tasks of a collection of 1,600 tasks.
 
-A row may have several references.
+Each task has a definition.  A row may have several references.
 
     {"instruction": "In this task, you are given a sentence and must write a question that it answers.", "input": "The lake
      froze on the third of January.", "output": ["When did the lake freeze?", "On which day did the lake freeze?"]}

@@ -79,9 +79,10 @@ def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
 class CollapseMonitor:
     """Reports an alarm when a running mean of a text statistic is below its limit.
 
-    The limit of a statistic is a constant, or a fraction of its mean over gold answers, or a fraction of its largest running
-    mean so far.  A running mean covers the last `collapse_window` updates with generated text; checks begin after this number
-    of updates. A running mean that stays below its limit is reported once; it is reported again only after it has risen above
+    A text statistic is a number that describes generated responses, such as their mean length.  The limit of a statistic is
+    one of three: a constant, a fraction of the mean over gold answers, or a fraction of the largest running mean so far.  A
+    running mean covers the last `collapse_window` updates with generated text; checks begin after this number of updates.
+    A running mean that stays below its limit is reported once; it is reported again only after it has risen above
     the limit.
 
     Args:
@@ -96,12 +97,12 @@ class CollapseMonitor:
         self._alarms: set[str] = set()
 
     def observe(self, step: int, texts: Sequence[TextFacts], gold: Sequence[TextFacts], kept_mass: float | None) -> None:
-        """Add the responses of one update, and check the means.
+        """Add the responses of one update, and compare running means with their limits.
 
         Args:
             step: Number of the update, from 1.
             texts: Properties of the sampled sequences of all processes, of any origin.
-            gold: Properties of the gold answers of all processes.
+            gold: Properties of the gold answers of all processes in this update.
             kept_mass: Teacher probability mass of the classes that DAC-KL kept, in [0, 1]; None if it was not measured.
 
         Raises:

@@ -21,13 +21,13 @@ ROWS_AT_ONCE = 64
 def read_again(
     batches: Sequence[Batch], student: StudentModule, teacher: Teacher | None, autocast: Autocast
 ) -> list[Mapping[str, object]]:
-    """Run both models again, and compute statistics of their outputs per micro-batch.
+    """Run both models again after a faulty update; compute statistics of the outputs.
 
     The outputs are the logits of the student, and the logits or log-probabilities of the teacher.  The student runs in
     evaluation mode, so a fault that only dropout causes is not reproduced.
 
     Args:
-        batches: This process's micro-batches.
+        batches: This process's micro-batches of the update.
         teacher: The teacher; None if the objective uses no teacher.
         autocast: Function that returns the autocast context of training.
 

@@ -33,8 +33,8 @@ class Update:
         norms: Gradient norms before clipping.
         teacher_rows: Number of target tokens for which the teacher's logits were not finite.
         samples: Indices of the training examples in this process's micro-batches.
-        read: Function that computes statistics of the logits by calling `readings.read_again`: one mapping per micro-batch of
-            this process.
+        read: Function without arguments that returns statistics of the logits, as `readings.read_again` does: one mapping per
+            micro-batch of this process.
     """
 
     step: int
@@ -59,7 +59,8 @@ class UpdateGuard:
         config: Maximum number of consecutive skips, and the handling of spikes.
         folder: The run folder; details of the update that ended the run are written there, as guard-step-N.json.
         report_event: Function that is called with each event, on every process.
-        gather: Function that returns the concatenated lists of all processes, on every process.
+        gather: Collective operation: each process passes a list, and the result on every process is the concatenation of the
+            lists of all processes.
         is_main: Whether this process writes files.
         record: Function that maps the index of a training example to the id of its data record, such as "train.jsonl:318".
     """
