@@ -253,7 +253,9 @@ def test_every_answer_is_learned_or_the_row_is_refused(family: Family) -> None:
     chat = tokenizer(family)
     config = TokenizeConfig(template="chat", prompt_tokens=500, supervise="every")
     if not family.every:
-        with pytest.raises(DataError, match=r"none of 1 records is left.*set `supervise: last` to train on the last answer only"):
+        with pytest.raises(
+            DataError, match=r"none of 1 records is left.*set `supervise: last` to train on the last answer only"
+        ):
             tokenize_training([conversation(family, "Yes.")], chat, config, seed=1)
         return
     ((example,), _) = tokenize_training([conversation(family, "Yes.")], chat, config, seed=1)

@@ -109,7 +109,7 @@ def evaluate(options: argparse.Namespace) -> None:
         ModelConfig(model=options.model, dtype=options.dtype),
         dict(_task(text) for text in options.data),
         EvaluationConfig(
-            seeds=_seeds(options.seeds),
+            seeds=options.seeds,
             temperature=options.temperature,
             top_p=options.top_p,
             no_repeat_ngram=options.no_repeat_ngram,
@@ -156,13 +156,6 @@ def compare(options: argparse.Namespace) -> None:
     else:
         print_comparison(comparison, tables=not options.output)
         print_lines(*options.output)
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(seed) for seed in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--seeds {text}: must be integers separated by commas, such as 10,20,30") from error
 
 
 def _task(text: str) -> tuple[str, str | None]:

@@ -20,6 +20,8 @@ MAX_VALUES = 100_000  # without a limit, a few nested aliases expand a kilobyte 
 MAX_DEPTH = 20  # nested sections
 PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 """Path of a field in a recipe."""
+_FEW_LEVELS = "remove the inner levels, since a recipe has only a few"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
@@ -109,12 +111,14 @@ def _load(text: bytes | str, source: str, remedy: str) -> object:
     """
     try:
         value = yaml.load(text, Loader=_StrictLoader)
-        num_values = _num_values(value, {})
+        size = _size(value, {})
     except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deeply; remove the inner levels, since a recipe has only a few") from error
+        raise ConfigError(f"{source}: nested too deeply; {_FEW_LEVELS}") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # `!!int x`: ValueError
         raise ConfigError(f"{source}: not YAML ({_yaml_fault(error)}); {remedy}") from error
-    if num_values > MAX_VALUES:
+    if size.depth > MAX_DEPTH:
+        raise ConfigError(f"{source}: {size.depth} levels of nested values: must be at most {MAX_DEPTH}; {_FEW_LEVELS}")
+    if size.num_values > MAX_VALUES:
         raise ConfigError(
             f"{source}: more than {MAX_VALUES} values after the expansion of aliases; write the values without aliases"
         )
@@ -132,20 +136,26 @@ def _yaml_fault(error: Exception) -> str:
     return line(f"{error.problem or error.context}, line {mark.line + 1}, column {mark.column + 1}")
 
 
-def _num_values(value: object, known: dict[int, int]) -> int:
-    """Return the number of values in nested dicts and lists, with aliases expanded.
+class _Size(NamedTuple):
+    """The number of values of a tree after the expansion of aliases, and the number of lists and dicts on its longest path."""
 
-    A dict or list counts as one value, plus the values that it contains. `known` caches these counts; its keys are the `id()`
-    of the dicts and lists.
+    num_values: int
+    depth: int
+
+
+def _size(value: object, known: dict[int, _Size]) -> _Size:
+    """Return the size of nested dicts and lists.
+
+    `known` caches the size of each dict and list, by its `id()`.
 
     Raises:
         RecursionError: a value contains itself.
     """
     if not isinstance(value, dict | list):
-        return 1
+        return _Size(1, 0)
     if id(value) not in known:
-        items = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_num_values(item, known) for item in items)
+        sizes = [_size(item, known) for item in (value.values() if isinstance(value, dict) else value)]
+        known[id(value)] = _Size(1 + sum(size.num_values for size in sizes), 1 + max((size.depth for size in sizes), default=0))
     return known[id(value)]
 
 
@@ -154,7 +164,10 @@ def _copied(tree: Mapping[str, object]) -> dict[str, object]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A YAML loader that limits the number of aliases and rejects duplicate keys."""
+    """A YAML loader that limits the number of aliases, rejects duplicate keys and reads no numbers in base 60.
+
+    YAML 1.1 reads 1:30 as the integer 90. Here it is the text "1:30", as in YAML 1.2.
+    """
 
     def __init__(self, stream: bytes | str) -> None:
         super().__init__(stream)
@@ -165,7 +178,10 @@ class _StrictLoader(yaml.SafeLoader):
             self._aliases += 1
             if self._aliases > MAX_YAML_ALIASES:
                 raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and ":" in node.value:
+            node.tag = self.DEFAULT_SCALAR_TAG
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen = set()

@@ -6,7 +6,6 @@ document, and the tokens after the last complete block are dropped.  `data.reade
 
 import array
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from redistill.data.reader import hub_failed
 from redistill.errors import DataError, ModelError
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
+from redistill.storage.json_text import JsonError, parse_json
 
 TOKENIZED_AT_ONCE = 256
 """Number of documents per call of the tokenizer."""
@@ -161,8 +161,8 @@ def _of_rows(path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, any_number=True)
+        except JsonError as error:
             raise DataError(f"{path}:{number}: not JSON ({error}); fix or remove the line") from error
         yield _text_of(row, f"{path}:{number}")
 

@@ -21,6 +21,9 @@ from redistill.processes import signals
 from redistill.records import Json, Record
 from redistill.storage import files
 from redistill.storage.cache import Stored, cached
+from redistill.storage.json_text import JsonError, parse_json, parse_json_at
+from redistill.storage.paths import unusable
+from redistill.storage.redaction import plain_line
 
 _BOM = b"\xef\xbb\xbf"
 _SUFFIXES = (".jsonl", ".json")
@@ -238,6 +241,8 @@ class _Opened(NamedTuple):
 
 
 def _open(source: str | Path, split: str, hub_file: str | None) -> _Opened:
+    if (fault := unusable(str(source))) is not None:
+        raise DataError(f"{plain_line(str(source))[:100]}: {fault}")
     path = Path(source).expanduser()
     if path.is_dir():
         path = _file_of_split(path, split)
@@ -342,8 +347,8 @@ def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
         text = file.read().removeprefix(_BOM).decode("utf-8")
         if path.suffix == ".json":
             return _items(text, name)
-        values: list[object] = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = cast("list[object]", parse_json(text, any_number=True))
+    except ValueError as error:
         if path.suffix != ".json":  # in a .jsonl file, the errors of its lines are more specific
             return None
         raise _no_array(name, error) from error
@@ -355,21 +360,20 @@ def _items(text: str, name: str) -> Iterator[object]:
 
     A decoded value takes many times the memory of its text, so the values are not kept in memory.
     """
-    decoder = json.JSONDecoder()
     try:
         end = _after_space(text, 0) + 1
         separator = "" if text[_after_space(text, end)] == "]" else ","
         while separator == ",":
-            value, end = decoder.raw_decode(text, _after_space(text, end))
+            value, end = parse_json_at(text, _after_space(text, end))
             yield value
             end = _after_space(text, end)
             separator, end = text[end], end + 1
         if separator not in ("", "]") or (separator and text[end:].strip()):
             raise ValueError
-    except (ValueError, IndexError, RecursionError):
+    except (ValueError, IndexError):
         try:
-            json.loads(text)  # raises the error whose message is reported
-        except (ValueError, RecursionError) as error:
+            parse_json(text, any_number=True)  # raises the error whose message is reported
+        except JsonError as error:
             raise _no_array(name, error) from error
         raise
 
@@ -388,10 +392,8 @@ def _value_of_line(line: bytes) -> object:
     if line.startswith(_BOM):
         return BadRow("byte order mark", "begins with a byte order mark, as in concatenated files; remove it")
     try:
-        return json.loads(line.decode("utf-8"))
+        return parse_json(line.decode("utf-8"), any_number=True)
     except UnicodeDecodeError as error:
         return BadRow("not UTF-8", f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1})")
-    except json.JSONDecodeError as error:
-        return BadRow("not JSON", f"not JSON ({error.msg} at column {error.colno})")
-    except (ValueError, RecursionError) as error:
-        return BadRow("not JSON", f"JSON that cannot be decoded ({error})")
+    except JsonError as error:
+        return BadRow("not JSON", f"not JSON ({error})")

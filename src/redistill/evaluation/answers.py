@@ -18,6 +18,8 @@ Row = tuple[Record, tuple[int, ...]]
 Line = dict[str, Any]
 """A line of a responses file: the keys that `Answerer.lines` sets, and one key for each metric."""
 
+_TYPES = {"id": str, "prompt": str, "response": str, "references": list, "tokens": int, "finished": bool}
+
 
 @dataclass(frozen=True)
 class Answerer:
@@ -60,6 +62,21 @@ class Answerer:
             for (record, _), generation in zip(rows, self.engine.generate(requests, self.sampling), strict=True)
         ]
         return [with_metrics(line, record, metrics) for line, (record, _) in zip(lines, rows)]
+
+
+def is_answer(line: object, metrics: Sequence[Metric]) -> bool:
+    """Return whether a value is a line of a responses file.
+
+    Every key of an answer must have a value of its type. A score of `metrics` may be missing, but must be a number.
+
+    Args:
+        line: A JSON value.
+        metrics: The metrics of the answers.
+    """
+    if not isinstance(line, dict) or not all(isinstance(line.get(name), kind) for name, kind in _TYPES.items()):
+        return False
+    are_texts = all(isinstance(text, str) for text in line["references"])
+    return are_texts and all(isinstance(line[metric.name], int | float) for metric in metrics if metric.name in line)
 
 
 def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:

@@ -26,6 +26,7 @@ from redistill.models.snapshots import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TOKENIZE
 from redistill.models.values import check_tensor
 from redistill.models.weight_files import Stored, check_pointers, header
 from redistill.records import Json
+from redistill.storage.redaction import plain_line
 
 # Fields that define the adapters; passed to PEFT unchanged.
 _READ = {
@@ -200,9 +201,10 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
     elif fields.get("init_lora_weights", True) not in _PLAIN_INITIALISATIONS:
         wrong = "init_lora_weights"
     if wrong is not None:
+        shown = f"{plain_line(wrong)[:60]} = {str(fields.get(wrong))[:60]!r}"
         raise ModelError(
-            f"{name}: {ADAPTER_CONFIG} sets {wrong} = {str(fields.get(wrong))[:60]!r}; only plain LoRA adapters are supported: "
-            "merge the adapter into its base with the program that created it, and load the merged model"
+            f"{name}: {ADAPTER_CONFIG} sets {shown}; only plain LoRA adapters "
+            "are supported: merge the adapter into its base with the program that created it, and load the merged model"
         )
 
 

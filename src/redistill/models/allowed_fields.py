@@ -27,6 +27,7 @@ from transformers import (
 
 from redistill.errors import ModelError
 from redistill.records import Json
+from redistill.storage.redaction import plain_line
 
 Fields = dict[str, Json]
 
@@ -142,7 +143,9 @@ def _check_name(what: str, key: str, kind: type | None = None) -> None:
     attribute = None if kind is None else inspect.getattr_static(kind, key, None)
     is_method = callable(attribute) or isinstance(attribute, classmethod | staticmethod)
     if key in _REJECTED or key.startswith("__") or (is_method and key not in _declared(kind)):
-        raise ModelError(f"{what}: {key[:60]}: must not be set, since it changes which code or files are used; {_FIX}")
+        raise ModelError(
+            f"{what}: {plain_line(key)[:60]}: must not be set, since it changes which code or files are used; {_FIX}"
+        )
 
 
 def _is_allowed(key: str, kind: type | None) -> bool:

@@ -23,6 +23,7 @@ from redistill.errors import ModelError, WeightsError
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.reading import reading
 from redistill.models.weight_files import Stored
+from redistill.storage.redaction import plain_line
 
 MAX_LAYERS = 10_000
 MAX_COUNT = 1_000_000
@@ -77,7 +78,7 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
     """
 
     def refuse(field: str, requirement: str) -> None:
-        raise ModelError(f"{what}: {field} = {repr(fields[field])[:60]}: {requirement}; {_FIX}")
+        raise ModelError(f"{what}: {plain_line(field)[:60]} = {repr(fields[field])[:60]}: {requirement}; {_FIX}")
 
     for field, value in fields.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
@@ -92,7 +93,7 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
         if field in ("rope_theta", "rope_scaling", "rope_parameters"):
             _check_rope(what, field, value)
         if isinstance(value, Mapping):
-            check_fields(f"{what}: {field}", value, sizes=field in _TEXT_MODELS)
+            check_fields(f"{what}: {plain_line(field)[:60]}", value, sizes=field in _TEXT_MODELS)
         if field == "quantization_config" and not (value is None or isinstance(value, Mapping)):
             refuse(field, "must be an object")
         if field == "model_type" and not isinstance(value, str):
@@ -231,7 +232,7 @@ def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
 
     def field() -> str:
         quoted = next((field for field, value in fields.items() if isinstance(value, str) and value and value in said), None)
-        return what if quoted is None else f"{what}: {quoted} = {fields[quoted]!r}"
+        return what if quoted is None else f"{what}: {plain_line(quoted)[:60]} = {repr(fields[quoted])[:60]}"
 
     said: tuple[str, ...] = ()
     with reading(field, _FIX):

@@ -6,13 +6,13 @@ a row in the embeddings of the model.
 
 import contextlib
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from redistill.errors import ModelError, VocabularyError
 from redistill.interfaces import Tokenizer
 from redistill.models.reading import reading
+from redistill.storage.json_text import JsonError, parse_json
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 _FIX = "fix its tokenizer_config.json, or download the model again"
@@ -56,9 +56,9 @@ def damaged_file(source: Mapping[str, str]) -> str:
     present = [folder / file for file in _FILES if (folder / file).is_file()]
     for path in present:
         try:
-            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+            if not isinstance(parse_json(path.read_bytes(), any_number=True), dict):
                 return f"{path.name} is not a JSON object, so its tokenizer"
-        except (OSError, ValueError, RecursionError):
+        except (OSError, JsonError):
             return f"{path.name} is not valid JSON, so its tokenizer"
     return f"its tokenizer ({', '.join(path.name for path in present[:2])})" if present else "its tokenizer"
 

@@ -137,7 +137,7 @@ def shards(name: str, index: Path) -> dict[str, str]:
     for key, file in listed.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
             raise ModelError(
-                f"{name}: {index.name}: weight_map of {key} is {str(file)[:60]!r}; it must be a .safetensors file beside the "
-                f"index; {_AGAIN}"
+                f"{name}: {index.name}: weight_map of {key[:60]!r} is {str(file)[:60]!r}; it must be a .safetensors file "
+                f"beside the index; {_AGAIN}"
             )
     return {key: str(file) for key, file in listed.items()}

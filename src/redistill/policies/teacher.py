@@ -1,6 +1,7 @@
 """Training on the teacher's text, which is generated once and stored."""
 
 import hashlib
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 from redistill.records import Json
 from redistill.storage import files
+from redistill.storage.redaction import plain_line
 
 FILE = "teacher-responses.jsonl"
 TEACHER_MARK = "teacher_cross_entropy"
@@ -138,6 +140,18 @@ class _Answer(TypedDict):
     token_ids: Sequence[int]
 
 
+def _is_answer(line: Json) -> bool:
+    """Return whether a line of the file has the keys and the types of an `_Answer`."""
+    if not isinstance(line, Mapping):
+        return False
+    sample, prompt, ids = (line.get(name) for name in ("sample", "prompt", "token_ids"))
+    return isinstance(sample, int) and isinstance(prompt, str) and isinstance(ids, list) and all(map(_is_token, ids))
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
 class ResponseStore:
     """A file of answers: a header line, then one answer per line.
 
@@ -164,6 +178,8 @@ class ResponseStore:
             self._check(lines[0])
             if processes.is_main:
                 files.rewrite_lines(self._path, lines)  # removes an incomplete last line before lines are appended
+        if faulty := [number for number, line in enumerate(lines[1:], 2) if not _is_answer(line)]:
+            raise DataError(f"{self._path}:{faulty[0]}: is not an answer of a teacher; remove the line, or use another file")
         return {(a["sample"], a["prompt"]): tuple(a["token_ids"]) for a in cast("list[_Answer]", lines[1:])}
 
     def append(self, answers: Mapping[Key, tuple[int, ...]]) -> None:
@@ -193,8 +209,9 @@ class ResponseStore:
             given, tolerance = found[name], SAME_TEACHER_NATS if name == TEACHER_MARK else 0.0
             is_close = isinstance(given, float) and isinstance(mine, float) and abs(given - mine) <= tolerance
             if given != mine and not is_close:
+                shown = plain_line(reprlib.repr(given))
                 raise DataError(
-                    f"{self._path}: its answers have {name} = {given}, and this run has {mine}; set policy.store to another "
+                    f"{self._path}: its answers have {name} = {shown}, and this run has {mine}; set policy.store to another "
                     "file, or remove this one"
                 )
 

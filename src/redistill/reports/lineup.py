@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from redistill.config.shown import shown
 from redistill.errors import CheckpointError, ConfigError, DataError, OutputError
-from redistill.records import Json
 from redistill.reports.folders import RunFolder, at, mapping, read_object, read_run
 from redistill.storage import files
 
@@ -117,7 +115,10 @@ def _read_sweep(folder: Path) -> Lineup:
         name = str(held.get("name") or folder.resolve().name)
         entries, unfinished = [], []
         runs: dict[Path, RunFolder | None] = {}  # rows with equal settings share one run folder
-        for item in cast(list[Json], held.get("runs") or []):
+        items = held.get("runs") or []
+        if not isinstance(items, list):
+            raise DataError(f"{path}: `runs` is {shown(items)}; must be a list")
+        for item in items:
             label, seed, relative = (at(item, key) for key in ("label", "seed", "folder"))
             if not isinstance(label, str) or not isinstance(seed, int) or not isinstance(relative, str):
                 raise DataError(f"{path}: `runs` has the entry {shown(item)}; each entry must have label, seed and folder")

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from redistill import __version__
 from redistill.config.run import Run, encode_run, up_to_date, without_output_folders
 from redistill.config.schema import SCHEMA, schema_of_run, writer_of
-from redistill.config.shown import shown
+from redistill.config.shown import line, shown
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
@@ -70,7 +70,8 @@ def differences(mine: object, theirs: object, path: str = "") -> list[str]:
         return []
     here, there = (tree if isinstance(tree, Mapping) else {} for tree in (mine, theirs))
     found = (
-        differences(here.get(name), there.get(name), f"{path}.{name}".strip(".")) for name in dict.fromkeys((*here, *there))
+        differences(here.get(name), there.get(name), line(f"{path}.{name}".strip(".")))
+        for name in dict.fromkeys((*here, *there))
     )
     phrases = [phrase for several in found for phrase in several]
     return phrases or [f"{path} is {shown(theirs)} there and {shown(mine)} here"]

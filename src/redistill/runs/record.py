@@ -16,6 +16,7 @@ from redistill.config.run import Run, encode_run
 from redistill.config.schema import SCHEMA
 from redistill.processes.memory import machine_bytes
 from redistill.records import Json
+from redistill.reports.folders import mapping
 from redistill.runs.commit import own_commit
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE
@@ -114,7 +115,7 @@ def write_run_file(
         "stages": {
             name: {
                 "folder": str(stage.folder),
-                "cost": files.read_json(stage.folder / RUN_FILE).get("cost"),
+                "cost": mapping(files.read_json(stage.folder / RUN_FILE)).get("cost"),
                 "sha256": {path.name: file_hash(path, note) for path in sorted((stage.folder / "model").glob("*.safetensors"))},
             }
             for name, stage in stages(config).items()

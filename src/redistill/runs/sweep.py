@@ -170,7 +170,7 @@ def _status(config: Run) -> str:
     if not path.is_file():
         return "waiting"
     held = mapping(files.read_json(path))
-    check_run_schema(config.folder, held, resumes=held.get("status") not in {TRAINED, FINISHED})
+    check_run_schema(config.folder, held, resumes=held.get("status") not in (TRAINED, FINISHED))
     mine, theirs = (settings_of(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
     if found := differences(mine, theirs):
         raise ConfigError(f"{config.folder}: contains another run ({found[0]}); choose another --out, or remove the folder")

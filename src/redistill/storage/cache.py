@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from redistill.errors import DataError, OutputError
 from redistill.records import Json
@@ -84,7 +83,7 @@ def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | N
             raise DataError("the key or the SHA-256 in manifest.json is wrong")
         arrays = {name: tensor.numpy() for name, tensor in read_tensors(folder / ARRAYS).items()}
         stored = Stored({name: arrays[name] for name in manifest["arrays"]}, dict(manifest["about"]))
-    except (DataError, SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+    except (DataError, OSError, LookupError, TypeError, ValueError) as error:
         report(f"note: {folder}: the cached data is damaged ({error}); it is computed again")
         with suppress(OSError):  # a folder that cannot be written to is reported when it is locked
             (folder / MANIFEST).unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from redistill.errors import DataError, OutputError
 from redistill.records import Json
+from redistill.storage.json_text import JsonError, parse_json
 from redistill.storage.paths import check_path
 
 TEMPORARY = ".tmp-"
@@ -293,12 +294,12 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits raises ValueError, not JSONDecodeError
+    except JsonError as error:
         raise DataError(f"{path}: not JSON ({error})") from error
 
 
@@ -325,8 +326,8 @@ def scan_lines(path: Path) -> Iterator[tuple[bytes, Json]]:
         for number, line in enumerate(file, 1):
             text = line.removesuffix(b"\n")
             try:
-                value = json.loads(text) if text else None
-            except ValueError as error:
+                value = parse_json(text) if text else None
+            except JsonError as error:
                 if text == line:  # no newline follows: the write was interrupted
                     return
                 fault = f"not JSON ({error}); the file was edited or is damaged; restore or remove it"

@@ -149,7 +149,9 @@ class CollapseMonitor:
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Restore a state that `state_dict` returned."""
-        self._window = deque(cast(list[dict[str, float]], state["window"]), maxlen=self._config.collapse_window)
+        window = cast(list[dict[str, float]], state["window"])
+        lines = ({name: float(value) for name, value in line.items()} for line in window)
+        self._window = deque(lines, maxlen=self._config.collapse_window)
         self._best_ended, self._alarms = cast(float, state["best_ended"]), set(cast(list[str], state["alarms"]))
 
 

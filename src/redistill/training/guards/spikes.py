@@ -67,4 +67,4 @@ class SpikeDetector:
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Restore a state that `state_dict` returned."""
-        self._recent = deque(cast(list[float], state["recent"]), maxlen=WINDOW)
+        self._recent = deque(map(float, cast(list[float], state["recent"])), maxlen=WINDOW)
