@@ -27,6 +27,7 @@ from redistill.models.reading import reading, reason
 from redistill.models.values import check_tensor
 from redistill.models.weight_files import Stored, check_pointers, header
 from redistill.records import Json
+from redistill.storage.hub import HUB_NAME, has_copy, is_local, unreachable
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -41,6 +42,7 @@ _UNUSED = {
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout", "peft_version"),
     *("auto_mapping", "init_lora_weights"),
 }
+_WITH_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")
 _DOWN = re.compile(r"\blora_(?:embedding_)?A\b")  # the first matrix of an adapter: rank x inputs
 
 
@@ -279,8 +281,8 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
 def find_file(name: str, file: str, revision: str | None, *, downloads: bool = True) -> Path | None:
     """Find a file of a model and return its local path.
 
-    If the model is on the hub, the file is downloaded. A `name` that looks like a path is never looked up on the hub, where
-    anyone may register a model of that name.
+    If the model is on the hub, the file is downloaded. A path (`is_local`) is never looked up on the hub. If the hub does not
+    answer within 10 s, the local copy of the model is used.
 
     Args:
         name: Folder or hub name of the model.
@@ -293,20 +295,23 @@ def find_file(name: str, file: str, revision: str | None, *, downloads: bool = T
         The path; None if the file does not exist or the hub cannot be reached.
 
     Raises:
-        ModelError: the folder, repository or revision does not exist, or the name is not a valid hub name.
+        ModelError: the folder, repository or revision does not exist, the name is not a valid hub name, or the hub does not
+            answer and there is no local copy of the model.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path / file if (path / file).is_file() else None
-    looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
-    if path.exists() or looks_like_a_path or Path(name).is_absolute():
-        raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
     first = name.partition("/")[0]
-    if first != name and Path(first).is_dir():
+    if is_local(name) and HUB_NAME.fullmatch(name):
         raise ModelError(
             f"{name}: no such folder in the folder {first}; give a model folder. To load the hub model of this name, run from "
             f"a folder that does not contain {first}"
         )
+    if not is_local(name) and (match := _WITH_REVISION.fullmatch(name)):
+        raise ModelError(f"{name}: a hub name contains no revision; use {match[1]}, and set revision to {match[2]}")
+    if is_local(name) or path.exists() or name.endswith("/") or name.count("/") > 1:
+        raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
+    fault = unreachable() if downloads else ""
     with reading(f"{name}:", "check the name, the revision, and the network", failure="cannot be found"):
         found = cached_file(
             name,
@@ -316,5 +321,10 @@ def find_file(name: str, file: str, revision: str | None, *, downloads: bool = T
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
+        )
+    if found is None and fault and not has_copy(name, revision or "main"):
+        raise ModelError(
+            f"{name}: cannot be looked up on the hub ({fault}), and this machine has no copy of it; check the name and the "
+            "network, or give a model folder"
         )
     return None if found is None else Path(found)
