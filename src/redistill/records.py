@@ -144,11 +144,11 @@ def mean(values: Sequence[float]) -> float:
 
 
 def rate(count: float, seconds: float) -> float | None:
-    """`count` per second; None if the clock has not advanced.
+    """Return `count` per second, or None if the clock has not advanced.
 
     Args:
-        count: What was done.
-        seconds: Time that it took, from two readings of a clock; <= 0 if the clock stands still or was set back.
+        count: Number of units that were processed, such as tokens.
+        seconds: Time that this took, from two readings of a clock; <= 0 if the clock stands still or was set back.
 
     Example:
         >>> rate(30, 1.5), rate(30, 0.0)

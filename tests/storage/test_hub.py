@@ -12,10 +12,14 @@ from redistill.data import reader
 from redistill.data.corpus import load_corpus
 from redistill.data.reader import read_records
 from redistill.errors import DataError, ModelError
-from redistill.models import adapters
-from redistill.models.adapters import find_file
+from redistill.models import snapshots
 from redistill.storage import hub
 from tests.worlds import gpt2_tokenizer
+
+
+def find_file(name: str, file: str) -> Path | None:
+    return snapshots.model_folder(name, None).find(file)
+
 
 LOCAL = ("./owner/name", "../name", "/owner/name", "~/name", "held/name", "held/deeper/name", ".hidden", "owner\\name")
 ON_HUB = ("owner/name", "name", "file/name", "other/held")
@@ -25,6 +29,7 @@ ON_HUB = ("owner/name", "name", "file/name", "other/held")
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A working directory with a folder and a file; the libraries are online, and the hub has not been asked."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(snapshots, "_resolved", {})
     (tmp_path / "held").mkdir()
     (tmp_path / "file").touch()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -48,10 +53,10 @@ def no_route() -> object:
 @pytest.mark.parametrize("name", LOCAL)
 def test_a_path_is_local_and_no_part_of_a_run_asks_the_hub_for_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_session", lambda: pytest.fail("the hub was asked"))
-    monkeypatch.setattr(adapters, "cached_file", lambda *args, **kwargs: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(snapshots, "snapshot_download", lambda *args, **kwargs: pytest.fail("the hub was asked"))
     assert hub.is_local(name)
     with pytest.raises(ModelError, match="no such folder"):
-        find_file(name, "config.json", None)
+        find_file(name, "config.json")
     with pytest.raises(DataError, match="no such file or folder"):
         read_records(name)
     with pytest.raises(DataError, match="no such file"):
@@ -66,9 +71,9 @@ def test_another_name_is_looked_up(name: str) -> None:
 def test_a_revision_in_the_name_of_a_model_names_the_setting() -> None:
     expected = "^owner/name@v1.0: a hub name contains no revision; use owner/name, and set revision to v1.0$"
     with pytest.raises(ModelError, match=expected):
-        find_file("owner/name@v1.0", "config.json", None)
+        find_file("owner/name@v1.0", "config.json")
     (Path("held") / "name@v1.0").mkdir()
-    assert find_file("held/name@v1.0", "config.json", None) is None, "a folder may have such a name"
+    assert find_file("held/name@v1.0", "config.json") is None, "a folder may have such a name"
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_the_error_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,11 +88,11 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_the_error_has_the_reason(m
     with pytest.raises(
         ModelError, match=rf"^nobody/none: cannot be looked up on the hub {reason}, and this machine has no copy"
     ):
-        find_file("nobody/none", "config.json", None)
+        find_file("nobody/none", "config.json")
     with pytest.raises(DataError, match=rf"^nobody/none, file x.jsonl: cannot be read from the hub {reason}; check name"):
         read_records("nobody/none", hub_file="x.jsonl")
     with pytest.raises(ModelError, match="cannot be looked up"):
-        find_file("nobody/other", "config.json", None)
+        find_file("nobody/other", "config.json")
     assert len(requests) == 1 and constants.HF_HUB_OFFLINE
 
 
@@ -99,15 +104,9 @@ def test_the_local_copy_is_used_if_the_hub_does_not_answer(monkeypatch: pytest.M
     for path, text in (("refs/main", commit), (f"snapshots/{commit}/config.json", "{}")):
         (repository / path).parent.mkdir(parents=True)
         (repository / path).write_text(text)
-    monkeypatch.setattr(adapters, "cached_file", lambda name, file, **options: _copied(repository, commit, file))
     assert hub.has_copy("owner/copied", "main") and not hub.has_copy("owner/other", "main")
-    assert find_file("owner/copied", "config.json", None) == repository / "snapshots" / commit / "config.json"
-    assert find_file("owner/copied", "adapter_config.json", None) is None
-
-
-def _copied(repository: Path, commit: str, file: str) -> str | None:
-    path = repository / "snapshots" / commit / file
-    return str(path) if path.is_file() else None
+    assert find_file("owner/copied", "config.json") == repository / "snapshots" / commit / "config.json"
+    assert find_file("owner/copied", "adapter_config.json") is None
 
 
 def test_the_request_has_a_time_limit_even_if_the_library_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

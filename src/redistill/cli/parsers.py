@@ -43,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _help(prog: str) -> argparse.HelpFormatter:
-    """Return a formatter for help pages of at most 80 columns."""
+    """Return a formatter for help pages, with lines of at most 80 columns."""
     return argparse.RawDescriptionHelpFormatter(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
 
 
@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _demo(group: Group) -> None:
     parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and train them again")
+    parser.add_argument("--fresh", action="store_true", help="delete the teacher and students of the demo; train them again")
     _add_private(parser)
     _add_json(parser)
 
@@ -133,7 +133,7 @@ def _sweep(group: Group) -> None:
     _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in all runs of the sweep")
     parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
     parser.add_argument("--jobs", type=int, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
-    _add_repeatable(parser, "--only", "LABEL", "run only the row of the sweep that has this label")
+    _add_repeatable(parser, "--only", "LABEL", "start only the runs of the sweep that have this label")
     _add_private(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
     _add_json(parser)
@@ -152,7 +152,7 @@ def _evaluate(group: Group) -> None:
     _allow_code(parser)
     parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
     _add_private(parser)
-    parser.add_argument("--teacher", metavar="MODEL", help="also compute KL(teacher || model) on the references")
+    parser.add_argument("--teacher", metavar="MODEL", help="also compute KL(teacher || model) on the gold answers")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
     _add_lengths(parser, "the run's")
@@ -202,7 +202,7 @@ def _estimate(group: Group) -> None:
         group, "estimate", commands.estimate, "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
     )
     _add_recipe(parser, "a YAML recipe, the run.json of a run, or a sweep if --row is set", "settings to change")
-    parser.add_argument("--row", metavar="LABEL", help="estimate the first run of this row of the sweep")
+    parser.add_argument("--row", metavar="LABEL", help="estimate the first run with this label in the sweep")
     _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 
@@ -210,7 +210,7 @@ def _doctor(group: Group) -> None:
     parser = _command(group, "doctor", commands.doctor, "redistill doctor recipes/smollm2-dolly.yaml")
     text = "a YAML recipe, the run.json of a run, or a sweep if --row is set (default: check this machine)"
     _add_recipe(parser, text, "settings to change", is_optional=True)
-    parser.add_argument("--row", metavar="LABEL", help="check the first run of this row of the sweep")
+    parser.add_argument("--row", metavar="LABEL", help="check the first run with this label in the sweep")
     _add_json(parser)
 
 
@@ -228,7 +228,7 @@ def _data(group: Group) -> None:
     text = "check the data of this recipe, with its test sets, template and length limits"
     parser.add_argument("--recipe", type=Path, dest="configured", metavar="RECIPE", help=text)
     _allow_code(parser)
-    parser.add_argument("--tokenizer", metavar="MODEL", help="measure the lengths of rows with the tokenizer of this model")
+    parser.add_argument("--tokenizer", metavar="MODEL", help="also measure lengths in tokens, with the tokenizer of this model")
     _add_lengths(parser, "the recipe's")
     _add_json(parser)
 
@@ -245,9 +245,9 @@ def _models(group: Group) -> None:
 
 
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command, and return its parser.
+    """Add a command to `group`, and return the parser of the command.
 
-    The help page shows the docstring of `command`, the function that runs the command.
+    `command` is the function that runs the command. The help page shows the docstring of this function, and `example`.
     """
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
@@ -255,7 +255,10 @@ def _command(group: Group, name: str, command: Command, example: str) -> _Parser
 
 
 def _actions(group: Group, name: str, text: str, example: str) -> Group:
-    """Add a command with subcommands, and return the group of the subcommands."""
+    """Add a command with subcommands to `group`; return the group of subcommands.
+
+    The help page shows the description `text` and the command line `example`.
+    """
     return _page(group, name, text, example).add_subparsers(title="actions", required=True, metavar="ACTION")
 
 

@@ -1,7 +1,7 @@
-"""Parsing of recipes and overrides: YAML with plain types and limits.
+"""Parsing of recipes and overrides: YAML with basic types and limited size.
 
-Recipes are untrusted input.  The limits are for their size, for the depth of sections, and for the number of values after the
-expansion of aliases.
+Recipes are untrusted input.  Therefore the parser limits the size of the text, the number of nested sections, and the number of
+values after the expansion of aliases.
 """
 
 import re
@@ -49,7 +49,7 @@ class Override(NamedTuple):
 
     Args:
         path: Path of the field, such as "optimiser.learning_rate".
-        value: The value as a Python object, such as 0.1; a text is not parsed as YAML.
+        value: The value as a Python object, such as 0.1. A string is used unchanged: it is not parsed as YAML.
     """
 
     path: str
@@ -75,12 +75,12 @@ def parse_override(text: str) -> Override:
 
 
 def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -> dict[str, object]:
-    """Return a copy of the recipe `tree` with the overrides applied.
+    """Return a copy of a recipe with overrides applied.
 
-    If two overrides have the same path, the later one has precedence.
+    `tree` is the recipe, as nested mappings. If two overrides have the same path, the later one has precedence.
 
     Raises:
-        ConfigError: the path of an override does not consist of names joined by dots, or has too many names.
+        ConfigError: the path of an override is not a list of names joined by dots; or the path names more than 20 sections.
     """
     result = _copied(tree)
     for path, value in overrides:
@@ -89,7 +89,8 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -
         *sections, last = path.split(".")
         if len(sections) > MAX_DEPTH:
             raise ConfigError(
-                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; use the path of a recipe's field"
+                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; write the name of a field as "
+                "section.field"
             )
         here = result
         for section in sections:
@@ -110,7 +111,7 @@ def _load(text: bytes | str, source: str, remedy: str) -> object:
         value = yaml.load(text, Loader=_StrictLoader)
         num_values = _num_values(value, {})
     except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deeply; a recipe has a few levels of sections") from error
+        raise ConfigError(f"{source}: nested too deeply; remove the inner levels, since a recipe has only a few") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # `!!int x`: ValueError
         raise ConfigError(f"{source}: not YAML ({_yaml_fault(error)}); {remedy}") from error
     if num_values > MAX_VALUES:
@@ -132,9 +133,10 @@ def _yaml_fault(error: Exception) -> str:
 
 
 def _num_values(value: object, known: dict[int, int]) -> int:
-    """Return the number of values in a tree after the expansion of aliases.
+    """Return the number of values in nested dicts and lists, with aliases expanded.
 
-    `known` caches the number of values of each dict and list, by its `id()`.
+    A dict or list counts as one value, plus the values that it contains. `known` caches these counts; its keys are the `id()`
+    of the dicts and lists.
 
     Raises:
         RecursionError: a value contains itself.

@@ -89,7 +89,7 @@ def load_corpus(
     end_id = tokenizer.eos_token_id
     if end_id is None:
         raise ModelError(
-            "tokenizer: has no end token (eos_token), which must follow each document; set eos_token in its folder"
+            "tokenizer: has no end token (eos_token), which must follow each document; set eos_token in tokenizer_config.json"
         )
     max_tokens = math.inf if max_blocks is None else max_blocks * block_tokens
     ids = array.array("i")
@@ -178,7 +178,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, 1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file") from error
+        raise DataError(f"{path}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); convert it to UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 

@@ -74,8 +74,8 @@ def read_records(
         hub_file: A file of the hub repository to read instead of a split.
         max_bad_rows: Maximum number of unusable rows, >= 0.
         require_answer: Whether a row without an answer is unusable; if False, its record has no references (correct answers).
-        rejected: A JSON Lines file to write the unusable rows to; its rows of other sources are kept.  If None, no file is
-            written.
+        rejected: A JSON Lines file to write the unusable rows to; rows of other sources in this file are kept.  If None, no
+            file is written.
         cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
             the rows of a large file are stored for later runs.  None disables the cache.
 
@@ -147,7 +147,7 @@ def _digest_of_large(path: Path) -> str | None:
 
 
 class _About(TypedDict):
-    """The JSON values in a cache entry of a source.
+    """The JSON values that the cache stores in addition to the rows of a file.
 
     Args:
         verdict: The field `verdict` of `ReadReport`.
@@ -203,7 +203,10 @@ def line_of(record: Record) -> int:
 
 
 def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
-    """Raise DataError if a data set has no usable row, or too many unusable rows."""
+    """Raise DataError if a data set has no usable row, or more than `max_bad_rows` unusable rows.
+
+    `rejected` is the file that lists the unusable rows, for the message; None if there is no such file.
+    """
     num_good, bad = report.num_rows, report.rejected
     if not num_good and not bad:
         raise DataError(f"{report.source}: is empty; it must have one JSON object per line")

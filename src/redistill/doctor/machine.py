@@ -52,7 +52,7 @@ class Disk:
     fault: str = ""
 
     def as_json(self) -> dict[str, Json]:
-        """Return the disk as JSON values."""
+        """Return the folder, the free space, the speeds and the fault, by field name."""
         return dict(vars(self))
 
 
@@ -65,10 +65,10 @@ class Machine:
         about: Processor, memory and accelerators, in the format of run.json.
         devices: Model, memory and compute capability of each accelerator, by device name; only the CPU if there is no
             accelerator.
-        products: Speed of matrix products for each dtype, in 10^12 operations per second; None if the device does not support
-            the dtype.
-        disks: Disks of the hub cache, the redistill cache and the current folder, by the name of the folder.
-        hub: A sentence that states whether the model hub answers.
+        products: Speed of matrix products for each dtype, in 10^12 FLOP/s (floating-point operations per second); None if the
+            device does not support the dtype.
+        disks: Disks of the three folders "hub cache", "redistill cache" and "current folder", by these names.
+        hub: One sentence that states whether the model hub answers.
         findings: Packages that are missing or do not satisfy redistill's requirements.
     """
 
@@ -81,9 +81,10 @@ class Machine:
     findings: tuple[Finding, ...]
 
     def as_json(self) -> dict[str, Json]:
-        """Return the description as JSON values.
+        """Return the versions, devices, speeds, disks and findings as JSON values.
 
-        Sizes are in bytes, disk speeds in bytes per second, and speeds of matrix products in operations per second.
+        The keys are "versions", "machine", "devices", "matmul_flops" (speeds of matrix products in FLOP/s), "disks" (sizes in
+        bytes, speeds in bytes per second), "hub" and "findings".
         """
         return {
             "versions": dict(self.versions),
@@ -97,8 +98,9 @@ class Machine:
 
 
 def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: Clock = time.perf_counter) -> Machine:
-    """Return versions, devices, speeds and disks of this machine, and query the hub.
+    """Measure and describe this machine, and query the model hub.
 
+    The result has the versions of packages, the devices, the speed of matrix products, and the free space and speed of disks.
     To measure the disks, a file of 32 MiB is written to each cache folder and to the current folder, and then removed.
 
     Args:
@@ -181,7 +183,7 @@ def devices() -> dict[str, str]:
 
 
 def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
-    """Return the speed of matrix products, in 10^12 operations per second.
+    """Return the speed of matrix products, in 10^12 FLOP/s.
 
     The result is None if the device does not support the dtype.
     """

@@ -1,4 +1,4 @@
-"""A model's answers to prompts and their scores: the lines of a responses file."""
+"""Generates and scores answers; each answer becomes a line of a responses file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,9 +38,10 @@ class Answerer:
     end_ids: tuple[int, ...]
 
     def lines(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
-        """Generate an answer for each row, and return its line of the responses file.
+        """Generate an answer to each prompt in `rows`; return one line per answer.
 
-        A line has the answer, its scores for `metrics`, and its number of tokens.
+        A line of the responses file is a dict: it has the prompt, the answer, the references, the scores for `metrics`, and the
+        number of generated tokens.
         """
         limit = self.max_new_tokens
         requests = [

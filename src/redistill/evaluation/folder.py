@@ -101,7 +101,13 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, answers: int, tokens: int = 0, seconds: float = 0.0) -> None:
-        """Add answers, and the tokens and seconds of their generation; call `progress`."""
+        """Add finished answers to the progress of this process, then call `progress`.
+
+        Args:
+            answers: Number of answers that are now done.
+            tokens: Number of tokens that were generated for these answers.
+            seconds: Seconds that their generation took.
+        """
         self.done, self.tokens, self.seconds = self.done + answers, self.tokens + tokens, self.seconds + seconds
         if self.progress is not None:
             self.progress(self.done, self.total, self.tokens)

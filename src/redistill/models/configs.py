@@ -10,7 +10,6 @@ import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import cast
 
@@ -60,6 +59,7 @@ def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
             settings = CONFIG_MAPPING[str(fields.get("model_type", ""))].from_dict(fields)
         else:
             settings = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+    settings.name_or_path = name  # some hub names decide which tokenizer class transformers uses
     return cast(ModelSettings, settings)
 
 
@@ -96,8 +96,6 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
             refuse(field, "must be an object")
         if field == "model_type" and not isinstance(value, str):
             refuse(field, "must be the name of a model family")
-        if field == "transformers_weights" and not (isinstance(value, str) and Path(value).name == value):
-            refuse(field, "must be the name of a file in the folder of the model")
     heads, groups = fields.get("num_attention_heads"), fields.get("num_key_value_heads")
     if sizes and isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         refuse("num_key_value_heads", f"must divide num_attention_heads = {heads}")

@@ -5,11 +5,13 @@ kinds are raised unchanged: a `RedistillError`, and an exception caused by a pro
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from redistill.errors import ModelError, RedistillError
 from redistill.processes.memory import is_out_of_memory
+from redistill.records import Json
 
 _PACKAGE = str(Path(__file__).parents[1])
 # Types that show a programming error if a line of this package raises them.
@@ -50,6 +52,24 @@ def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "canno
         if type(error).__name__ != "PanicException":  # raised by libraries written in Rust; not a subclass of Exception
             raise
         raise refusal(what if isinstance(what, str) else what(), error, remedy, failure) from error
+
+
+def json_object(what: str, path: Path, remedy: str) -> dict[str, Json]:
+    """Read a file that contains one JSON object.
+
+    Args:
+        what: Names of the model and the file, with which the error message starts.
+        path: The file.
+        remedy: Action that fixes the failure, with which the message ends.
+
+    Raises:
+        ModelError: the file cannot be read, is not JSON, or contains another value than an object.
+    """
+    with reading(what, remedy, failure="is not JSON"):
+        fields: object = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise ModelError(f"{what} is not a JSON object; {remedy}")
+    return fields
 
 
 def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot be loaded") -> ModelError:

@@ -37,9 +37,9 @@ class TeacherGenerated(PolicyNode):
 
     Args:
         temperature: Sampling temperature, > 0.
-        top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
-        store: Path of the file of answers, which consecutive runs with the same teacher, data and seed can share.  If None, the
-            file is teacher-responses.jsonl in the run folder.
+        top_p: Nucleus probability, in (0, 1]; 1 keeps all tokens of the vocabulary.
+        store: Path of the file of answers.  Consecutive runs with the same teacher, data and seed can share the file.  If
+            None, the file is teacher-responses.jsonl in the run folder.
 
     Raises:
         ConfigError: a value is out of range.
@@ -202,9 +202,10 @@ class ResponseStore:
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
     """Return the teacher's mean -log p over the targets of the first gold answers.
 
-    The first `MARK_SEQUENCES` answers in the order of training are used.  This number, in nats, identifies the teacher and the
-    data set of stored answers; the name of a model would not identify its weights.  The result is None if the teacher does not
-    provide log-probabilities of tokens.
+    The mean, in nats, is over the first 8 answers (`MARK_SEQUENCES`) in the order of training.  It is stored with the answers
+    that the teacher generates.  A run with another teacher or data set has another mean, and must not use these answers; the
+    name of a model does not identify its weights.  The result is None if the teacher does not provide log-probabilities of
+    tokens.
     """
     if tools.scorer is None:
         return None

@@ -71,14 +71,14 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
 
     Args:
         folders: Run folders or sweep folders.
-        baseline: A label or a run folder.  If None, it is the baseline of the sweep, or the first label if no sweep has a
-            baseline.
+        baseline: A label or a run folder.  If None, the baseline is set by the sweep; if no sweep sets one, it is the first
+            run.
         labels: Labels of the runs to include, in this order; if empty, all runs are included.
 
     Raises:
-        CheckpointError: a folder is neither a run nor a sweep, is damaged, or has no finished run; or two runs have the
-            same label and training seed.
-        ConfigError: an entry of `labels` is unknown, or `baseline` is neither a label nor a run folder.
+        CheckpointError: a folder is neither a run nor a sweep; a folder is damaged; there is no finished run; two runs have the
+            same label and the same training seed.
+        ConfigError: an entry of `labels` is unknown; `baseline` is neither a label nor a run folder.
     """
     sweeps = [_read_sweep(folder) for folder in folders if (folder / SWEEP_FILE).is_file()]
     plain = [_read_plain(folder) for folder in folders if not (folder / SWEEP_FILE).is_file()]
@@ -187,12 +187,12 @@ def _settings(run: RunFolder) -> str:
 
 
 def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
-    """Return the entries without duplicate runs, with labels unique across sweeps.
+    """Return the entries without duplicate runs; make labels unique across sweeps.
 
-    If several sweeps use a label, the name of the sweep is appended to the label.
+    If several sweeps use the same label, the name of the sweep is appended to the label of each of their runs.
 
     Raises:
-        CheckpointError: two runs still have the same label and training seed.
+        CheckpointError: two runs have the same training seed, and the same label even with the name of the sweep.
     """
     swept = {entry.run.path.resolve() for entry in found if entry.sweep}
     alone = {entry.run.path.resolve(): entry for entry in found if not entry.sweep}

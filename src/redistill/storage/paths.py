@@ -21,8 +21,8 @@ def check_path(path: Path) -> None:
         path: A folder, which need not exist. The disk is not read.
 
     Raises:
-        OutputError: the path has a control character, is not UTF-8 or is not encoded as UTF-8 in the locale of this process,
-            begins with "~", or has more than `MAX_BYTES` bytes.
+        OutputError: the path contains a control character; the path begins with "~"; the path has more than 3,800 bytes
+            (`MAX_BYTES`); or the encoding of the path, which depends on the locale of this process, is not UTF-8.
     """
     if (fault := _fault(str(path))) is not None:
         shown = repr(str(path))
@@ -30,7 +30,7 @@ def check_path(path: Path) -> None:
 
 
 def _fault(text: str) -> str | None:
-    """The rule that a path violates, with the remedy; None if the path can be used."""
+    """Return the rule that a path violates, with the remedy; None if the path can be used."""
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:

@@ -1,9 +1,10 @@
 """Safetensors files, written atomically and one tensor at a time.
 
-Therefore memory is needed for a copy of only one tensor.  Tied tensors, which have the same elements in memory, are stored once
-under one name.  The metadata lists their other names, and they are tied again after loading.  A file consists of 8 bytes with
-the length of the header; the header, which is JSON with the type, shape and offsets of each tensor; and the bytes of the
-tensors.
+A write therefore copies at most one tensor in memory at a time.  A file has three parts: 8 bytes with the length of the header,
+the header, and the bytes of the tensors.  The header is JSON with the type, the shape and the offsets of each tensor.
+
+Tied tensors, which have the same elements in memory, are stored once, under one of their names.  The header also lists their
+other names, so that the tensors are tied again after loading.
 """
 
 import json
@@ -82,7 +83,7 @@ def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tens
 
 
 def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return the tensors under their first names, and a map from other names to these."""
+    """Return each tensor under the first of its names, and a map from its other names to the first."""
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():

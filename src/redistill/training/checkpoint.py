@@ -47,7 +47,7 @@ class Contents(dict[str, Value]):
     def __missing__(self, name: str) -> NoReturn:
         raise CheckpointError(
             f"{self.owner}: has no '{name}' (it has {', '.join(sorted(self)) or 'nothing'}); "
-            "a run of another kind wrote it; start this run in a new folder"
+            "a run with other settings wrote it; set `out` to a new folder"
         )
 
 
@@ -102,7 +102,7 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> list[str]:
         mine: Hashes that identify this run, by name, such as "training data".
 
     Returns:
-        The names in `mine` of which the folder has checkpoints but no stored hash: an earlier version wrote the checkpoints.
+        Names in `mine` that cannot be checked: an earlier version wrote the checkpoints and stored no hash of this name.
 
     Raises:
         CheckpointError: a hash differs from the one that `write_identity` stored.
@@ -149,9 +149,9 @@ def save(
 ) -> Path:
     """Write the checkpoint `step-N`, then remove checkpoints that are not needed.
 
-    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  If there are checkpoints after `step`,
-    they are damaged, since the run resumed from an older one; they are removed unless protected.  Nothing is removed before the
-    new checkpoint has been read back and verified.
+    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  Checkpoints of later steps are removed
+    unless protected; the run skipped them when it resumed, since they are damaged.  Nothing is removed before the new
+    checkpoint has been read back and verified.
 
     Args:
         folder: The folder of the run's checkpoints, such as `<run folder>/checkpoints`.
@@ -234,7 +234,7 @@ def load(folder: Path) -> Checkpoint | None:
 
 
 def load_step(folder: Path, step: int) -> Checkpoint:
-    """Load the checkpoint of one step, such as the best.
+    """Load the checkpoint that was saved after `step` updates.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -340,8 +340,9 @@ def optimizer_tensors(
         parameters: `dict(module.named_parameters())` of all parameters that the optimizer updates.
 
     Returns:
-        The tensors by "<state>/<parameter>", such as "exp_avg/transformer.wte.weight"; and everything else as JSON: parameter
-        groups, scalars, and the names of the tensors.  Tensors of sharded parameters are sharded too (see `placement.full`).
+        Two mappings.  The first has the tensors by "<state>/<parameter>", such as "exp_avg/transformer.wte.weight".  The second
+        has everything else as JSON: parameter groups, scalars, and the names of the tensors.  Tensors of sharded parameters are
+        sharded too; `placement.full` gathers them.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     tensors: dict[str, torch.Tensor] = {}
@@ -378,10 +379,12 @@ def restore_optimizer(
     if [sorted(group) for group in here] != [sorted(group) for group in there]:
         odd = sorted(set(chain(*here)) ^ set(chain(*there)))
         what = f"'{odd[0]}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
-        raise CheckpointError(f"optimizer: this run and the checkpoint have different parameters ({what}); use a new folder")
+        raise CheckpointError(
+            f"optimizer: this run and the checkpoint have different parameters ({what}); set `out` to a new folder"
+        )
     if missing := sorted(set(state["tensors"]) - set(tensors)):
         raise CheckpointError(
-            f"optimizer: '{missing[0]}' is missing from the checkpoint ({len(missing)} in all); start in a new folder"
+            f"optimizer: '{missing[0]}' is missing from the checkpoint ({len(missing)} in all); set `out` to a new folder"
         )
     entries = {name: dict(values) for name, values in state["scalars"].items()}
     for key in state["tensors"]:

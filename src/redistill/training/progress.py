@@ -136,8 +136,8 @@ class AnswerProgress:
         """Report progress.
 
         Args:
-            done: Number of answers that are done.
-            total: Number of all answers.
+            done: Number of answers of this process that are done.
+            total: Number of all answers of this process.
             tokens: Number of tokens that this process has generated.
         """
         self._first = self._first or (done, self._clock())

@@ -49,7 +49,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
 
 
 def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
-    """Restore the parts of training in place from a checkpoint; return its progress.
+    """Restore `parts` in place from a checkpoint; return the state of training.
 
     Raises:
         CheckpointError: `found` lacks tensors or values, or its optimizer state does not fit this run.
@@ -70,15 +70,18 @@ def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingSt
 
 
 def log_size(found: checkpoint.Checkpoint, log: MetricsLog) -> int | None:
-    """Size of a log in bytes when the checkpoint `found` was saved.
+    """Return the size of `log` in bytes at the time when `found` was saved.
 
-    The size is None in checkpoints of commit 3d89816 and earlier versions.
+    Return None if the checkpoint does not contain the size, as in commit 3d89816 and earlier versions.
     """
     sizes: Mapping[str, int] = found.state.get("log_bytes", {})
     return sizes.get(log.path.name)
 
 
 def _policy_state(found: checkpoint.Checkpoint) -> StoredState:
-    """Read the policy's state; checkpoints of commit 3d89816 and earlier versions have it only as JSON."""
+    """Read the policy's state from a checkpoint.
+
+    In checkpoints of commit 3d89816 and earlier versions, it consists of JSON values without tensors.
+    """
     tensors, entries = found.tensors.get("policy", {}), found.state.get("policy_entries", [])
     return StoredState(tensors=tensors, values=found.state["policy"], entries=entries)
