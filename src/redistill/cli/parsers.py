@@ -7,12 +7,14 @@ and ends with one example.
 import argparse
 import math
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 import redistill
 from redistill.cli import commands
+from redistill.config.other_tools import option_hint
 from redistill.config.shown import line, shown
 from redistill.storage.paths import unusable
 
@@ -94,7 +96,8 @@ def _help(prog: str) -> argparse.HelpFormatter:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line.
 
-    Unlike argparse alone, this function accepts overrides (section.field=value) after options.
+    Unlike argparse alone, this function accepts overrides (section.field=value) after options. If an option is known
+    from another tool, the error names what to use instead.
 
     Args:
         arguments: The arguments, without the name of the program. If None, the arguments of this process are used.
@@ -106,7 +109,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         SystemExit: code 0 after --help and --version, code 2 for invalid arguments.
     """
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    for argument in given[1:]:
+        if hint := option_hint(given[0], argument):
+            parser.error(f"{argument}: no such option of {given[0]}; {hint}")
+    options, rest = parser.parse_known_args(given)
     if rest and (not hasattr(options, "overrides") or any(text.startswith("-") or "=" not in text for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from redistill.config.other_tools import setting_hint, value_hint
 from redistill.config.plugins import External, name_of
 from redistill.config.shown import MAX_WHOLE, line, nearest, shown
 from redistill.errors import ConfigError
@@ -34,6 +35,8 @@ ALIASES = {
     "akl": "adaptive_kl",
     "ab": "alpha_beta",
 }
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}", re.ASCII)
 
 Tree = TypeVar("Tree", bound="DataclassInstance")
 Names = Mapping[str, object]
@@ -152,10 +155,21 @@ def _decode(expected: object, value: object, path: str, context: _Context) -> ob
             return float(value)  # YAML 1.1 parses 5e-4 as a string
         except ValueError:
             pass
+    elif expected is int and (whole := _whole(value)) is not None:
+        return whole
     elif isinstance(expected, type) and isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     allowed = " or ".join(map(repr, args)) if origin is Literal else _name(expected)
-    raise ConfigError(f"{path} = {shown(value)}: must be {allowed}")
+    raise ConfigError(f"{path} = {shown(value)}: must be {allowed}{value_hint(value, args) if origin is Literal else ''}")
+
+
+def _whole(value: object) -> int | None:
+    """Return the whole number that a number with an exponent, such as 1e3 or 2.5e3, stands for; None for another value."""
+    text = str(value) if isinstance(value, float | str) else ""
+    if isinstance(value, str) and not _EXPONENT.fullmatch(text):  # YAML 1.1 parses 1e3 as a string, and 1.0e+3 as a number
+        return None
+    number = float(text or "nan")
+    return int(number) if number.is_integer() and abs(number) < MAX_WHOLE else None
 
 
 def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Context) -> Tree:
@@ -166,7 +180,7 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
     prefix = f"{path}." if path else ""
     for key in value:
         if key not in known:
-            hint = nearest(str(key), known, f"allowed are {', '.join(known) or 'none'}")
+            hint = setting_hint(str(key), known) or nearest(str(key), known, f"allowed are {', '.join(known) or 'none'}")
             raise ConfigError(f"{prefix}{line(str(key))}: no such {'field' if path else 'section'}; {hint}")
     for name, f in known.items():
         if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:

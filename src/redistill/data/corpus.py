@@ -19,6 +19,7 @@ from redistill.data.reader import hub_failed
 from redistill.errors import DataError, ModelError
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
+from redistill.storage.hub import is_local, unreachable
 from redistill.storage.json_text import JsonError, parse_json
 
 TOKENIZED_AT_ONCE = 256
@@ -133,7 +134,7 @@ def _documents(source: str | Path) -> Iterator[str]:
         raw = _of_text(path) if path.suffix == ".txt" else _of_rows(path)
     elif path.exists():
         raise DataError(f"{source}: is not a .txt or .jsonl file; give one of these, or a hub name 'owner/name'")
-    elif isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or path.parent.exists():
+    elif isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or is_local(source):
         raise DataError(f"{source}: no such file; give a .txt or .jsonl file, or a hub name 'owner/name'")
     else:
         raw = (_text_of(row, f"{source}, row {number}") for number, row in enumerate(_streamed(source), 1))
@@ -187,6 +188,7 @@ def _streamed(source: str) -> Iterator[object]:
     from datasets.exceptions import DatasetsError
 
     name, _, revision = source.partition("@")
+    unreachable()  # before the look-up, which would be repeated for minutes
     try:
         yield from load_dataset(name, revision=revision or None, split="train", streaming=True)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:

@@ -16,11 +16,12 @@ from redistill.data.fingerprint import CACHED_BYTES, fingerprint
 from redistill.data.forms import BadRow, Fault, parse_row
 from redistill.data.rejected import RejectedRow, list_rejected
 from redistill.data.rows import Rows, Table, TableBuilder, collection_paused
-from redistill.errors import DataError
+from redistill.errors import DataError, first_line
 from redistill.processes import signals
 from redistill.records import Json, Record
 from redistill.storage import files
 from redistill.storage.cache import Stored, cached
+from redistill.storage.hub import HUB_NAME, is_local, unreachable
 from redistill.storage.json_text import JsonError, parse_json, parse_json_at
 from redistill.storage.paths import unusable
 from redistill.storage.redaction import plain_line
@@ -28,7 +29,6 @@ from redistill.storage.redaction import plain_line
 _BOM = b"\xef\xbb\xbf"
 _SUFFIXES = (".jsonl", ".json")
 _SPACE = re.compile(r"[ \t\n\r]*")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ def _open(source: str | Path, split: str, hub_file: str | None) -> _Opened:
         path = _file_of_split(path, split)
     if path.exists():
         return _opened_file(path, str(path), path.stem)
-    if isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or path.parent.exists():
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or is_local(source):
         raise DataError(f"{source}: no such file or folder; give a .jsonl or .json file, a folder, or a hub name 'owner/name'")
     if hub_file is not None:
         return _opened_file(_download(source, hub_file), f"{source}/{hub_file}", path.name)
@@ -273,6 +273,7 @@ def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, None, object]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    unreachable()  # before the look-up, which would be repeated for minutes
     try:
         rows = load_dataset(name, split=split)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
@@ -287,6 +288,7 @@ def _download(name: str, hub_file: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    unreachable()
     try:
         return Path(hf_hub_download(name, hub_file, repo_type="dataset"))
     except (OSError, RuntimeError, ValueError) as error:
@@ -301,7 +303,7 @@ def hub_failed(what: str, error: Exception, instead: str = ".jsonl") -> DataErro
         error: The exception that the library raised.
         instead: Suffixes of the local files that the message suggests as a replacement.
     """
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = unreachable() or first_line(error)
     return DataError(f"{what}: cannot be read from the hub ({reason}); check name and network, or give a local {instead} file")
 
 

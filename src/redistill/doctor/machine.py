@@ -6,7 +6,6 @@
 import importlib.metadata
 import os
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,11 +16,10 @@ import torch
 from packaging.requirements import InvalidRequirement, Requirement
 
 from redistill.doctor.findings import Finding, Findings
-from redistill.errors import first_line
 from redistill.records import Json
 from redistill.runs.record import machine, versions
 from redistill.storage import files
-from redistill.storage.redaction import plain
+from redistill.storage.hub import ask_hub
 
 OPTIONAL = ("huggingface-hub", "bitsandbytes", "gguf", "sentencepiece")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -124,7 +122,7 @@ def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: C
         devices=devices(),
         products=products,
         disks=disks,
-        hub=ask_hub(),
+        hub=ask_hub(HUB_SECONDS).text,
         findings=tuple(unmet_requirements()),
     )
 
@@ -249,28 +247,3 @@ def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
         files.disk.remove(path)
     write, again = DISK_BYTES / max(written - started, 1e-9), DISK_BYTES / max(read - written, 1e-9)
     return Disk(folder=str(folder), free_bytes=free, write_bytes_per_s=write, read_bytes_per_s=again)
-
-
-def ask_hub(seconds: float = HUB_SECONDS) -> str:
-    """Query the model hub, and return a sentence that states whether the hub answers.
-
-    `seconds` is the time limit.
-    """
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return "not queried, since HF_HUB_OFFLINE is set"
-    answer = [f"{constants.ENDPOINT} does not answer within {seconds:g} s"]
-
-    def ask() -> None:
-        """Query the model hub; store a sentence about the result in the list `answer`."""
-        try:
-            code = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
-            answer[0] = f"{constants.ENDPOINT} answers ({code})"
-        except Exception as error:  # noqa: BLE001 - the library may raise any exception
-            answer[0] = f"{constants.ENDPOINT} cannot be reached ({first_line(error)[:120]})"
-
-    thread = threading.Thread(target=ask, daemon=True)  # a thread, since the DNS look-up has no time limit
-    thread.start()
-    thread.join(seconds + 0.5)
-    return plain(answer[0])

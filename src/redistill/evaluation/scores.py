@@ -13,7 +13,7 @@ from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.answers import Row
 from redistill.evaluation.folder import data_hash, model_hash
-from redistill.evaluation.metrics import METRICS
+from redistill.evaluation.metrics import DEFAULT
 from redistill.models.load import parameter_bytes, parameter_count
 from redistill.records import Json, Record
 from redistill.storage import files
@@ -61,7 +61,7 @@ class EvaluationConfig:
     batch_size: int = 16
     limit: int | None = None
     compare: tuple[Literal["teacher", "before"], ...] = ("teacher", "before")
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: tuple[str, ...] = DEFAULT
 
     def __post_init__(self) -> None:
         for name, hint in (("metrics", ""), ("seeds", "; the papers use 10, 20, ... 50")):

@@ -23,6 +23,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from redistill.errors import ModelError
 from redistill.models.reading import reading
 from redistill.models.weight_files import INDEX, SINGLE, check_pointers, shards
+from redistill.storage.hub import HUB_NAME, has_copy, is_local, unreachable
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 TOKEN_FILES = ("special_tokens_map.json", "added_tokens.json")
@@ -40,6 +41,7 @@ VOCABULARY_FILES = (
 """Patterns of the files with the vocabulary of a tokenizer, which are read verbatim."""
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_WITH_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")
 _HASH = re.compile(r"[0-9a-f]{40,64}")
 _SMALL_FILES = (*JSON_FILES, *VOCABULARY_FILES, *TEMPLATE_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
@@ -105,8 +107,9 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
     """Find the folder of a model.
 
     For a model on the hub, the function downloads the configs, the tokenizer and, if there is one, the adapter; it does not
-    download the weights of the model. Without a network, or with `HF_HUB_OFFLINE=1`, files that were downloaded before are
-    used. A `name` that looks like a path is never looked up on the hub, where anyone may register a model of that name.
+    download the weights of the model. With `HF_HUB_OFFLINE=1`, or if the hub does not answer within 10 s, files that were
+    downloaded before are used. A path (`is_local`) is never looked up on the hub, where anyone may register a model of that
+    name.
 
     Args:
         name: A local folder, or a hub name.
@@ -119,17 +122,23 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
     path = Path(name).expanduser()
     if path.is_dir():
         return ModelFolder(name, path)
-    looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
-    if path.exists() or looks_like_a_path or Path(name).is_absolute():
-        raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
     first = name.partition("/")[0]
-    if first != name and Path(first).is_dir():
+    if is_local(name) and HUB_NAME.fullmatch(name):
         raise ModelError(
             f"{name}: no such folder in the folder {first}; give a model folder. To load the hub model of this name, run from "
             f"a folder that does not contain {first}"
         )
+    if not is_local(name) and (match := _WITH_REVISION.fullmatch(name)):
+        raise ModelError(f"{name}: a hub name contains no revision; use {match[1]}, and set revision to {match[2]}")
+    if is_local(name) or path.exists() or name.endswith("/") or name.count("/") > 1:
+        raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
     key = (str(constants.HF_HUB_CACHE), name, revision or "main")
     if key not in _resolved or not _resolved[key].path.is_dir():
+        if (fault := unreachable()) and not has_copy(name, revision or "main"):
+            raise ModelError(
+                f"{name}: cannot be looked up on the hub ({fault}), and this machine has no copy of it; check the name and the "
+                "network, or give a model folder"
+            )
         _resolved[key] = _downloaded(name, revision or "main", _SMALL_FILES)
     return _resolved[key]
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from redistill.reports.folders import Evaluation, Measure, RunFolder
+from redistill.reports.folders import Evaluation, Measure, RunFolder, distinct_labels
 from redistill.reports.lineup import Lineup
 from redistill.reports.statistics import (
     Interval,
@@ -180,8 +180,10 @@ def evaluations(run: RunFolder, baselines: Sequence[RunFolder]) -> list[Evaluati
 
     The order is teacher, student before training, baselines, student. Missing evaluations are omitted.
     """
-    others = [replace(b.student, role="baseline") for b in baselines if b.student is not None]
-    return [evaluation for evaluation in (run.teacher, run.before, *others, run.student) if evaluation is not None]
+    own, *labels = distinct_labels([run, *baselines])
+    others = [replace(b.student, role="baseline", label=label) for b, label in zip(baselines, labels) if b.student is not None]
+    student = None if run.student is None else replace(run.student, label=own)
+    return [evaluation for evaluation in (run.teacher, run.before, *others, student) if evaluation is not None]
 
 
 def report_rows(models: Sequence[Evaluation]) -> list[Row]:

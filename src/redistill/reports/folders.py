@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,6 +212,30 @@ def log_lines(path: Path) -> Iterator[Mapping[str, Json]]:
     """
     with _damage_named():
         yield from _objects(path)
+
+
+def distinct_labels(runs: Sequence[RunFolder]) -> list[str]:
+    """Return a label for each run, so that different runs have different labels.
+
+    The label is the name of the run.  Runs with the same name are labelled by their methods, or else by the names of their
+    folders, or else by the paths of their folders.
+
+    Args:
+        runs: Run folders; a folder may occur several times.
+    """
+    paths = [run.path.resolve() for run in runs]
+    kinds = (
+        [run.name for run in runs],
+        [str(run.description.get("method") or run.name) for run in runs],
+        [path.name for path in paths],
+        [str(run.path) for run in runs],
+    )
+    labels = list(kinds[0])
+    for others in kinds[1:]:
+        pairs = set(zip(labels, paths))
+        count = Counter(label for label, _ in pairs)
+        labels = [other if count[label] > 1 else label for label, other in zip(labels, others)]
+    return labels
 
 
 @contextmanager

@@ -62,9 +62,10 @@ class Lineup:
 def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Sequence[str] = ()) -> Lineup:
     """Read the runs in `folders`, each of which is a run folder or a sweep folder.
 
-    A sweep defines the labels of its runs.  The label of any other run is the name of its distillation method.  If several runs
-    of one method have different settings (seed, output folder and name are not compared), the runs with equal settings form a
-    group, and the label of a group is the common prefix of the names of its runs.
+    A run of a sweep has the label of its row in the sweep.  The label of a run folder that is given directly is its method.  If
+    such runs of one method differ in settings other than seed, output folder and name, the runs with equal settings form a
+    group, and the label of a run is the common prefix of the names in its group.  If two groups would have the same label,
+    names of the folders are used, or else their paths.
 
     Args:
         folders: Run folders or sweep folders.
@@ -152,16 +153,32 @@ def _read_plain(folder: Path) -> RunFolder:
 def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
     """Return labelled entries of the runs that were given directly, without a sweep."""
     kinds = [(str(run.description.get("method") or run.name), _settings(run)) for run in runs]
+    by_name, by_folder, by_path = (
+        _labels(kinds, names)
+        for names in ([run.name for run in runs], [run.path.resolve().name for run in runs], [str(run.path) for run in runs])
+    )
+    labels = next((found for found in (by_name, by_folder) if len(set(zip(found, kinds))) == len(set(found))), by_path)
+    seeds = [at(run.description, "config", "seed") for run in runs]
+    return [
+        Entry(label=label, seed=seed if isinstance(seed, int) else 0, run=run)
+        for label, seed, run in zip(labels, seeds, runs, strict=True)
+    ]
+
+
+def _labels(kinds: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
+    """Return the label of each run, given its method with its settings, and its name.
+
+    If all runs of a method have the same settings, their label is the method. Otherwise it is the common prefix of the names of
+    the runs with the same settings, such as mgsr-long for mgsr-long-10 and mgsr-long-20.
+    """
     num_variants = Counter(method for method, _ in set(kinds))
-    entries = []
-    for run, kind in zip(runs, kinds, strict=True):
-        names = [other.name for other, its in zip(runs, kinds, strict=True) if its == kind]
-        same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-        common = "".join(letters[0] for letters in same).rstrip("-_. ") or names[0]  # mgsr-long for mgsr-long-10, mgsr-long-20
-        seed = at(run.description, "config", "seed")
-        label = kind[0] if num_variants[kind[0]] == 1 else common
-        entries.append(Entry(label=label, seed=seed if isinstance(seed, int) else 0, run=run))
-    return entries
+    labels = []
+    for kind in kinds:
+        same = [name for name, other in zip(names, kinds, strict=True) if other == kind]
+        letters = itertools.takewhile(lambda found: len(set(found)) == 1, zip(*same, strict=False))
+        common = "".join(found[0] for found in letters).rstrip("-_. ") or same[0]
+        labels.append(kind[0] if num_variants[kind[0]] == 1 else common)
+    return labels
 
 
 def _settings(run: RunFolder) -> str:

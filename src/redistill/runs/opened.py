@@ -19,6 +19,7 @@ from redistill.contracts import Engine, EngineTools, Processes, Teacher, Teacher
 from redistill.data.corpus import load_corpus
 from redistill.data.spans.extract import SpanExtractor, load_extractor
 from redistill.errors import ConfigError
+from redistill.evaluation.scorable import unscorable_notes
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.models.families import layer_list
@@ -111,7 +112,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
             models = load_models(config)
             rejected = config.folder / "rejected.jsonl" if is_main else None
             data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, report=progress.note)
-            for note in (*models.notes, *notes(config)):
+            for note in (*models.notes, *notes(config), *_unscorable(config, data)):
                 progress.note(f"note: {note}")
             opened = assemble(config, accelerator, models, data, progress)
         signals.gather([])  # barrier: detects a rank that was interrupted above
@@ -244,6 +245,12 @@ def notes(config: Run) -> Iterator[str]:
     if isinstance(policy, Adaptive) and policy.threshold == 0 and not config.training.evaluate_every:
         when = "only after a validation loss has risen, and training.evaluate_every is 0"
         yield f"policy adaptive uses student text {when}; set training.evaluate_every"
+
+
+def _unscorable(config: Run, data: DataSets) -> Iterator[str]:
+    """Yield notes on validation and test records that a metric cannot score."""
+    yield from unscorable_notes({"validation": data.validation}, {"validation": config.validation_metrics})
+    yield from unscorable_notes(data.tests, config.test_metrics, limit=config.evaluation.limit)
 
 
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:

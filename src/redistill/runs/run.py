@@ -22,6 +22,7 @@ from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.evaluation.folder import SETTINGS
+from redistill.evaluation.scorable import unscorable_notes
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.families import head
 from redistill.models.load import ModelConfig, load_model
@@ -345,7 +346,10 @@ def _evaluate(
     """
     metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):
-        tests = load_tests(data, report if accelerator.is_main_process else lambda line: None)
+        note = report if accelerator.is_main_process else lambda line: None
+        tests = load_tests(data, note)
+        for line in unscorable_notes(tests, metrics, limit=config.limit):
+            note(f"note: {line}")
         model, tokenizer = load_model(source)
         check_positions(model, data.tokens, label)
         size, teacher = head(model).num_classes, None
