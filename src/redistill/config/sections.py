@@ -79,7 +79,7 @@ class FinetuneConfig:
 class TeacherConfig(ModelConfig):
     """A teacher that is loaded in this process.
 
-    `model` is a hub name, a folder or a GGUF file.
+    The arguments of `ModelConfig`, such as `model` and `dtype`, select the model.
 
     Args:
         finetune: Fine-tuning of the teacher before the run. If None, the model is used unchanged.

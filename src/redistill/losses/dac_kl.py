@@ -91,9 +91,9 @@ class DacKLConfig:
     section 4.2, Eq. 6-8. The unit is nats per token; the value can be negative.
 
     Args:
-        mode: The score of a class that the interval bounds: the teacher's probability ("value", Eq. 7), its ratio to the
-            largest probability ("relative"), the mass of more probable classes ("mass"), or the quantile of the rank
-            ("entry_quantile"); see `keep_mask`.
+        mode: The score of a class that the interval bounds: the teacher's probability ("value", Eq. 7); its ratio to the
+            largest probability ("relative"); the sum of the larger probabilities ("mass"); or the fraction of all classes that
+            are less probable, near 1 for the most probable class ("entry_quantile").
         normalise: How the divergence is normalised.  "none" is Eq. 8, without normalisation.  "renormalise" normalises p and q
             over the kept classes, and "teacher" only p.  "other_bin" adds a summand for all other classes together.
             `clipped_divergence` has the equations.
@@ -113,9 +113,9 @@ class DacKLConfig:
             (0.05, 1) keeps the classes of min-p 0.05.
         fixed_top: Number k >= 1; the k most probable classes of each row are kept.  It replaces f_sub, and needs mode
             "entry_quantile".
-        gate_temperature: Width of the sigmoids of the soft gate, > 0.  In mode "mass" they are functions of the mass, and None
-            means 0.02.  In the other modes they are functions of the natural logarithm of the score (of 1 minus the score in
-            mode "entry_quantile"), and None means 0.5.
+        gate_temperature: Width of the sigmoids of the soft gate, > 0, in units of their argument x.  In mode "mass", x is the
+            score; in mode "entry_quantile", x is ln(1 - score); in the other modes, x is ln(score).  If None, the width is 0.02
+            in mode "mass" and 0.5 in the other modes.
 
     Raises:
         ConfigError: a field is out of range, or two fields cannot be combined.

@@ -63,7 +63,7 @@ def model_hashes(config: ModelConfig, file_hash: Callable[[Path], str]) -> dict[
         if adapter is not None:
             parts["adapter"] = {"settings": adapter.settings, "weights": file_hash(adapter.weights)}
     except OSError as error:
-        raise ModelError(f"{config.model}: cannot be read again ({error.strerror}); {_RESTORE}") from error
+        raise ModelError(f"{config.model}: was read before, but cannot be read now ({error.strerror}); {_RESTORE}") from error
     return {name: _hash(part) for name, part in parts.items()}
 
 

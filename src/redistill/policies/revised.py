@@ -88,7 +88,7 @@ class Revised(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (
             cls(),

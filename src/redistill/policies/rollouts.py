@@ -97,7 +97,7 @@ class Rollouts(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (
             cls(num_rollouts=16, inner_epochs=2),
@@ -144,8 +144,9 @@ class RolloutsSource(Wrapping):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """Return this process's part of the step's mini-batch, one roll-out per item.
 
-        Roll-outs are generated together for several epochs, at this step or at an earlier one.  So they answer the prompts that
-        were chosen then, and not those of `items`; only the number of `items` is used.
+        A pool of roll-outs is generated at one step.  The mini-batches of this step and of later steps are taken from the pool,
+        which is used several times.  A roll-out therefore answers a prompt that was chosen when the pool was generated, and not
+        one of `items`; only the number of `items` is used.
         """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:

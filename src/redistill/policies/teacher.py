@@ -66,7 +66,7 @@ class TeacherGenerated(PolicyNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (cls(), cls(temperature=0.7, top_p=0.9))
 

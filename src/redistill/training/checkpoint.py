@@ -384,7 +384,9 @@ def restore_optimizer(
         )
     if missing := sorted(set(state["tensors"]) - set(tensors)):
         name = plain_line(missing[0])[:100]
-        raise CheckpointError(f"optimizer: '{name}' is missing ({len(missing)} in all); set `out` to a new folder")
+        raise CheckpointError(
+            f"optimizer: '{name}' is missing ({len(missing)} entries are missing in all); set `out` to a new folder"
+        )
     entries = {name: dict(values) for name, values in state["scalars"].items()}
     for key in state["tensors"]:
         kind, name = key.split("/", 1)

@@ -85,12 +85,14 @@ class Core:
     softcap: float | None
 
     def __call__(self, raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
-        """Return the sum of each term and of each diagnostic over the tile, by name.
+        """Return the sum of each term and of each diagnostic over one tile, by name.
+
+        A tile is C rows (token positions) of the batch with the logits of all V classes.
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.
-            target_rows: Teacher logits of these rows, or the teacher's most probable classes; None if no term compares these
-                rows with the teacher.
+            target_rows: Teacher logits of the rows of the tile, or the teacher's most probable classes there; None if no term
+                compares the tile with the teacher.
             tensors: For each of `self.rules`, its tensor arguments, such as targets and weights.
         """
         logq_CV = torch.log_softmax(finished(raw_CV, self.scale, self.softcap), dim=-1)

@@ -106,7 +106,7 @@ class AlphaBeta(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(alpha=0.5, beta=0.5), cls(alpha=1.0, beta=0.0), cls(alpha=0.0, beta=0.7, temperature=2.0))
 

@@ -58,7 +58,7 @@ class JensenShannon(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(teacher_weight=0.5), cls(teacher_weight=0.9, temperature=2.0))
 
@@ -105,7 +105,7 @@ class SkewForwardKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(alpha=0.5, temperature=2.0))
 
@@ -152,7 +152,7 @@ class SkewReverseKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(alpha=0.5, temperature=2.0))
 

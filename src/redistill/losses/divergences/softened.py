@@ -46,7 +46,7 @@ class Softened:
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(temperature=2.0))
 
