@@ -74,7 +74,8 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
     Returns:
         Sizes by name: numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").
         "saved" states how many bytes less the weights take in the run than in this measurement.  They take less if the run
-        quantises the student, or if its teacher is not in this process.  Seconds and peak bytes are not in the result but in `recorder.costs`.
+        quantises the student, or if its teacher is not in this process.  Seconds and peak bytes are not in the result but in
+        `recorder.costs`.
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None
