@@ -233,7 +233,8 @@ class Batch:
             both rows.
         num_sampled, num_sampled_rows: Number of leading sequences and rows with the role "distillation".
         num_span_samples: Number of sequences with the role "distillation" that have at least one span which the span loss uses.
-        role: The terms that use the micro-batch: "pretraining" is the pre-training term, "task" is all other terms.
+        role: The terms of the objective that use the whole micro-batch: the pre-training term if the value is "pretraining",
+            all other terms if it is "task".
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
         old_logprob_N, advantage_N, importance_N: float32; the values in `Rollout` for the first `num_sampled_rows` rows, 0 for
             sequences without a `Rollout`.

@@ -90,12 +90,12 @@ _OPTION = re.compile(r"--?([A-Za-z]\w*(?:[-_]\w+)*)(=.*)?", re.ASCII | re.DOTALL
 
 
 def setting_hint(name: str, known: Collection[str] = ()) -> str | None:
-    """Return what to use instead of the name of a setting in another tool.
+    """Return a hint for the name of a setting in another tool: what to use here.
 
     Args:
-        name: The unknown name; case and hyphens are ignored.
-        known: Names of the fields in the section of `name`. If the setting is one of them, the hint has its name without its
-            section.
+        name: The name in the other tool; case and hyphens are ignored.
+        known: Names of the fields in the section where `name` was found. If the setting to use is one of these fields, the hint
+            names it without its section.
 
     Returns:
         A phrase that begins with a verb; None if no other tool uses the name.

@@ -86,8 +86,8 @@ def normalised(
 def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log of the weighted mass of each row, and whether the mass is > 0.
 
-    The mass of a row is the sum over classes of `weight_NV` times exp(`log_NV`).  Computing it as 1 minus the mass of the other
-    classes would lose precision by cancellation.
+    The mass of a row is the sum over classes of `weight_NV` times exp(`log_NV`), with weights in [0, 1].  The logarithm of a mass
+    of 0 is replaced by a finite number.
     """
     peak_N1 = log_NV.detach().masked_fill(weight_NV == 0, -torch.inf).amax(dim=-1, keepdim=True)
     peak_N1 = peak_N1.masked_fill(peak_N1.isneginf(), 0.0)

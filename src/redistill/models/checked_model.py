@@ -86,10 +86,10 @@ class CheckedModel:
         return local if self.commit is None else self.name
 
     def restore_paths(self, tokenizer: Tokenizer) -> None:
-        """Replace the temporary folder in the paths that a tokenizer keeps.
+        """Make the paths that a tokenizer keeps point to the model's own files.
 
-        The tokenizer is changed in place. Some tokenizers copy their vocabulary file when they are saved, after the temporary
-        folder has been removed.
+        A tokenizer is loaded from a temporary folder and keeps paths of files there. Some tokenizers copy such a file when they
+        are saved, and the temporary folder does not exist any more at that time. The tokenizer is changed in place.
         """
         for kept in (vars(tokenizer), getattr(tokenizer, "init_kwargs", {})):
             for key, value in kept.items():

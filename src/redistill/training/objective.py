@@ -188,7 +188,7 @@ class Objective:
 
     @property
     def uses_sampled(self) -> bool:
-        """Whether divergence, span loss or policy gradient is a term."""
+        """Whether a term uses sampled sequences: divergence, span loss or policy gradient."""
         return self.uses_divergence or self.uses_spans or self.policy_gradient is not None
 
     @property
