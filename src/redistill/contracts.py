@@ -62,11 +62,10 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Per-target values of a generated sequence for the policy gradient.
+    """Values of a generated sequence for the policy gradient, one for each target.
 
-    See losses/policy_gradient.py.
-
-    Each field has one number for each target. Source: MiniLLM (arXiv 2306.08543).
+    A target is a token that the student is trained to predict. losses/policy_gradient.py has the formulas. Source: MiniLLM
+    (arXiv 2306.08543).
 
     Args:
         old_logprobs: Log-probability of each target in nats, computed by the student right after the sequence was generated.
@@ -91,9 +90,9 @@ class TokenSequence:
     Args:
         sample: Index of the training example that the prompt belongs to. Random numbers for the sequence depend on this index.
         token_ids: Prompt and response, unpadded. A generated end token is included, and is a target.
-        supervised: For each position, whether the token is a target. Token ids cannot mark targets, since the padding token and
-            the end token often have the same id.
-        origin: Where the response came from.
+        supervised: For each position, whether the token is a target: a token that the student is trained to predict. Token ids
+            cannot mark targets, since the padding token and the end token often have the same id.
+        origin: Where the response came from, such as "dataset" or "student"; see `Origin`.
         spans: Half-open ranges of target indices for the span loss; the first target of the sequence has index 0.
         rollout: Values for the policy gradient; None if the objective has no policy gradient.
 
@@ -120,22 +119,22 @@ class TokenSequence:
 
     @property
     def num_targets(self) -> int:
-        """Number of targets, >= 1."""
+        """Number of targets (tokens that the student is trained to predict), >= 1."""
         return sum(self.supervised)
 
     @property
     def response_start(self) -> int:
-        """Position of the first target, >= 1."""
+        """Position of the first token that the student is trained to predict, >= 1."""
         return self.supervised.index(True)
 
     @property
     def response_ids(self) -> tuple[int, ...]:
-        """The tokens from the first target to the end."""
+        """The tokens from the first one that the student is trained to predict to the end."""
         return self.token_ids[self.response_start :]
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """The tokens before the first target."""
+        """The tokens before the first one that the student is trained to predict."""
         return self.token_ids[: self.response_start]
 
 
@@ -154,9 +153,9 @@ Role = Literal["sft", "distillation"]
 class DrawItem:
     """A sequence and its roles: the terms of the objective that use it.
 
-    A policy assigns the role "sft" to gold answers, and the role "distillation" to sampled answers: the sequences that its
-    source returns. A gold answer that is also a sampled answer has both roles and needs only one forward pass. The objective
-    later removes the roles that none of its terms uses.
+    A policy assigns the role "sft" to gold answers, and the role "distillation" to sampled answers: the sequences that the
+    policy has chosen for distillation, such as text of the student. A policy may choose the gold answer itself; the sequence
+    then has both roles and needs only one forward pass. The objective later removes the roles that none of its terms uses.
 
     Args:
         sequence: The sequence.
@@ -195,7 +194,8 @@ class Draw:
     """The sequences of one update in this process.
 
     Args:
-        items: Sequences with prompts of the training examples; those with the role "distillation" come first.
+        items: Sequences with prompts of the training examples. Sequences for distillation (role "distillation") come first,
+            then gold answers (role "sft").
         corpus: Blocks of the pre-training corpus; empty if the objective has no pre-training term.
 
     Example:
@@ -215,13 +215,13 @@ class Draw:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """A right-padded micro-batch and its supervised rows.
+    """A right-padded micro-batch, and the tokens that the student learns to predict.
 
     More than 12 fields: it holds tensors that are created together and moved to the device together.
 
-    A row is the prediction of one target: row n predicts `target_N[n]` from the hidden state at `position_N[n]`. Sequences 0 ..
-    num_sampled - 1 have the role "distillation". Rows 0 .. num_sampled_rows - 1 belong to these sequences, in the same order.
-    The teacher is run on these sequences only.
+    A target is a token that the student is trained to predict, and a row is the prediction of one target: row n predicts
+    `target_N[n]` from the hidden state at `position_N[n]`. Sequences 0 .. num_sampled - 1 have the role "distillation". Rows 0
+    .. num_sampled_rows - 1 belong to these sequences, in the same order. The teacher is run on these sequences only.
 
     Args:
         input_ids_BT, attention_mask_BT: int64; the mask is 1 for tokens and 0 for padding.
@@ -233,7 +233,8 @@ class Batch:
             both rows.
         num_sampled, num_sampled_rows: Number of leading sequences and rows with the role "distillation".
         num_span_samples: Number of sequences with the role "distillation" that have at least one span which the span loss uses.
-        role: The terms that use the micro-batch: "pretraining" is the pre-training term, "task" is all other terms.
+        role: The terms of the objective that use the whole micro-batch: the pre-training term if the value is "pretraining",
+            all other terms if it is "task".
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
         old_logprob_N, advantage_N, importance_N: float32; the values in `Rollout` for the first `num_sampled_rows` rows, 0 for
             sequences without a `Rollout`.
@@ -279,8 +280,9 @@ class Divergence(Protocol):
     Call:
         logq_NV: Student log-probabilities.
         logp_NV: Teacher log-probabilities, same shape.
-        Returns divergence_N, one value per row, >= 0, and 0 exactly where q = p. The unit is nats if the class states no other
-        unit. The dtype is float32, or float64 for float64 inputs. The gradient flows through q only.
+        Returns divergence_N, one value for each of the N pairs of distributions, >= 0, and 0 exactly where q = p. The unit is
+        nats if the class states no other unit. The dtype is float32, or float64 for float64 inputs. The gradient flows through
+        q only.
 
     Example:
         >>> from redistill.losses.divergences import ForwardKL
@@ -295,6 +297,8 @@ class Divergence(Protocol):
 
 class TopClasses(NamedTuple):
     """Teacher distributions that list only the K most probable classes of each row.
+
+    A row is the prediction of one token, and a class is a token id of the vocabulary.
 
     Args:
         class_NK: int64; the listed classes.
@@ -314,9 +318,10 @@ class TopClasses(NamedTuple):
 
 
 class TeacherTarget(Protocol):
-    """A function that returns teacher distributions for a slice of a batch's rows.
+    """A function that returns teacher distributions for some rows of a batch.
 
-    It is called slice by slice, so that no [N, V] tensor is allocated.
+    A row is the prediction of one token (see `Batch`). The function is called for one slice of rows after another, so that no
+    tensor [rows of the batch, vocabulary] is allocated.
 
     Example:
         >>> logits_NV = torch.zeros(3, 5)
@@ -326,11 +331,14 @@ class TeacherTarget(Protocol):
     """
 
     def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
-        """Return the teacher distributions of the rows `rows`, without gradient.
+        """Return the teacher distributions for a slice of rows, without gradient.
+
+        Args:
+            rows: Range of row indices of the batch.
 
         Returns:
-            float32 logits of shape [rows, V], which the caller normalises; log-probabilities are valid logits. A teacher that
-            does not provide all logits returns `TopClasses`.
+            float32 logits of shape [number of rows, V], which the caller normalises; log-probabilities are valid logits. A
+            teacher that does not provide all logits returns `TopClasses`.
         """
 
 
@@ -349,23 +357,25 @@ class _Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherCapabilities(_Flags):
-    """Features of a teacher.
+    """What a teacher supports.
 
-    The requirements of a recipe are compared with these features before any model is loaded.
+    The requirements of a recipe are compared with these fields before any model is loaded.
 
     Args:
         full_vocabulary: The teacher provides logits over the whole shared vocabulary; if False, it provides only the most
             probable classes (`TopClasses`).
-        statistics: Supports statistics of newly generated text: divergences, samples, log-probabilities of given tokens.
-        generates: Generates text; the teacher is a `TextTeacher`.
+        statistics: The teacher provides, for each position of newly generated text: divergences from the student, sampled
+            tokens, and log-probabilities of given tokens.
+        generates: The teacher generates text; it is a `TextTeacher`.
         mixture: The local engine can sample tokens from a mixture of the student and this teacher.
-        prefix_memory: Has a method `remembering`, which reuses the states of prefixes within a step.
-        new_text: Provides distributions for any text; if False, only for the training and validation data and the teacher's own
-            answers, which were stored before the run.
+        prefix_memory: The teacher has a method `remembering`. In its context, hidden states of a text are stored and reused
+            for texts with the same beginning.
+        new_text: The teacher provides distributions for any text; if False, only for the training and validation data and for
+            its own answers, which were stored before the run.
         top_k: Number of classes in `TopClasses`; None if it is unknown or if `full_vocabulary` is True.
 
     Raises:
-        ConfigError: a field other than `top_k` is not a bool, or `statistics` is set without `full_vocabulary`.
+        ConfigError: a field other than `top_k` is not a bool; `statistics` is True, but `full_vocabulary` is False.
 
     Example:
         >>> TeacherCapabilities(full_vocabulary=False, top_k=20).top_k
@@ -391,7 +401,7 @@ class TeacherCapabilities(_Flags):
 
 
 class Teacher(Protocol):
-    """Provides teacher distributions for the rows that distillation terms use.
+    """Provides teacher distributions for the predictions that distillation terms use.
 
     `prepare` is called before `rows`, and `release` at the end of an update.
 
@@ -406,7 +416,7 @@ class Teacher(Protocol):
 
     @property
     def capabilities(self) -> TeacherCapabilities:
-        """Features of this teacher."""
+        """What this teacher supports."""
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """Fetch the data that a later call of `rows` needs for these sequences.
@@ -417,13 +427,14 @@ class Teacher(Protocol):
     def rows(self, batch: Batch) -> TeacherTarget:
         """Return the function that computes teacher distributions for the batch's rows.
 
-        The function is called only for the first `batch.num_sampled_rows` rows, which distillation terms use.
+        A row is the prediction of one token (see `Batch`). The function is called only for the first `batch.num_sampled_rows`
+        rows, which distillation terms use.
         """
 
     def faults(self) -> int:
-        """Return the number of rows with non-finite logits since the last call.
+        """Return the number of rows with non-finite teacher logits since the last call.
 
-        The last call means that of `faults`; the rows are those of this process.
+        A row is the prediction of one token. Only the rows of this process are counted.
         """
 
     def release(self) -> None:
@@ -470,15 +481,16 @@ class PolicyState(Protocol):
     def state_dict(self) -> Mapping[str, StateValue]:
         """Return the state that checkpoints contain.
 
-        It is also taken before every update, to undo the draw of an update that is interrupted.  It must therefore be cheap:
-        return references to objects that are never changed, such as tuples and sequences, instead of copies of their content.
-        Later updates must not change a returned state.
+        The method is also called before every update, so that the state can be restored if the update is interrupted.  It must
+        therefore be cheap: return references to objects that are never changed, such as tuples and sequences, instead of copies
+        of their content.  The policy must not change a returned state later.
         """
 
     def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         """Restore a state that `state_dict` returned.
 
-        In a state that was read from a checkpoint, tuples are lists, except tuples of `TokenSequence`; tensors are on the CPU.
+        In a state that was read from a checkpoint, tuples have become lists, except tuples of `TokenSequence`; tensors are on
+        the CPU.
         """
 
 
@@ -498,7 +510,7 @@ class SequencePolicy(PolicyState, Protocol):
         """Return this process's sequences of update `step`, counted from 0.
 
         The sequences depend only on the seed, the step, the training examples, the weights of the models and the state of the
-        policy. Rank and number of processes determine which of them are this process's.
+        policy. Rank and number of processes determine which of these sequences this process receives.
         """
 
 
@@ -509,8 +521,9 @@ class Sampling:
     .. math:: y_t \sim (1 - a)\, \tilde q(\cdot \mid y_{<t}) + a\, \tilde p(\cdot \mid y_{<t}), \qquad
         \tilde q \propto q^{1/T} \text{ on the classes that are kept}
 
-    y_t is token t, q is the model, p the teacher, a is `teacher_share` and T is `temperature`. p~ is defined from p by the
-    second formula, with p instead of q. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
+    y_t is token t, q is the model, p the teacher, a is `teacher_share` and T is `temperature`. A class is a token id of the
+    vocabulary; `top_p`, `top_k` and `no_repeat_ngram` determine which classes are kept. p~ is defined from p by the second
+    formula, with p instead of q. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
 
     Args:
         temperature: >= 0; 0 is greedy decoding.
@@ -539,7 +552,8 @@ class GenerationRequest:
     """One prompt to continue.
 
     Args:
-        prompt_ids: The tokens to continue. For a revision they also include the corrected prefix of the response.
+        prompt_ids: The tokens to continue. If the end of a response is generated again, they also include the part of the
+            response that is kept.
         max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
@@ -563,8 +577,8 @@ class Generation:
     Args:
         token_ids: The generated tokens, including a generated end token.
         finished: True if the last token is an end token.
-        logprobs: Log-probability in nats of each token under the model, before temperature, top-k, top-p and bans are applied;
-            None if the engine does not report log-probabilities (`EngineCapabilities.logprobs`).
+        logprobs: Log-probability in nats of each token under the model, before temperature, top-k, top-p and the ban of
+            repeated n-grams are applied; None if the engine does not report log-probabilities (`EngineCapabilities.logprobs`).
 
     Example:
         >>> Generation(token_ids=(7, 2), finished=True).logprobs is None
@@ -578,16 +592,17 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineCapabilities(_Flags):
-    """Features of a generation engine.
+    """What a generation engine supports.
 
-    The requirements of a recipe are compared with these features before any model is loaded.
+    The requirements of a recipe are compared with these fields before any model is loaded.
 
     Args:
         mixture: Can sample tokens from a mixture of student and teacher (`Sampling.teacher_share`).
         no_repeat_ngram: Can ban repeated n-grams (`Sampling.no_repeat_ngram`).
-        prefix_memory: Has a method `remembering`, which reuses the states of prefixes within a step.
+        prefix_memory: Has a method `remembering`. In its context, hidden states of a text are stored and reused for texts with
+            the same beginning.
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
-        deterministic: Returns the same text for the same request and weights.
+        deterministic: Generates the same text again for the same request and the same weights.
         samples_student: Text is sampled from the student; False for an engine that returns fixed text.
 
     Raises:
@@ -623,7 +638,7 @@ class Engine(Protocol):
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """Features of this engine."""
+        """What this engine supports."""
 
     def sync(self, student: nn.Module, step: int) -> None:
         """Update the engine to the weights of the student.
@@ -648,7 +663,7 @@ class TextTools:
 
     Args:
         tokenizer: Tokenizer of the student.
-        vocabulary: Number of classes of the student; only classes 0 .. vocabulary - 1 may be sampled.
+        vocabulary: Size of the student's vocabulary; only token ids below it may be sampled.
         end_ids: Tokens that end a response.
         pad_id: Padding token.
 
@@ -764,17 +779,18 @@ ONE_PROCESS = Processes()
 
 @dataclass(frozen=True, kw_only=True)
 class Needs(_Flags):
-    """The features that a policy or an objective requires of teacher and engine.
+    """What a policy or an objective requires of teacher and engine.
 
     The requirements are checked when a recipe is read.
 
     Args:
         teacher: Requires a teacher.
         full_vocabulary: Requires teacher logits over the whole vocabulary.
-        statistics: Requires teacher statistics of newly generated text.
+        statistics: Requires values that the teacher computes for each position of newly generated text: divergences from the
+            student, sampled tokens, or log-probabilities of given tokens.
         teacher_text: Requires text that the teacher generates.
         mixture: Requires tokens sampled from a mixture of student and teacher.
-        samples_student: Requires text sampled from the student, because its log-probabilities are used.
+        samples_student: Requires text sampled from the student, because the student's log-probabilities of it are used.
 
     Raises:
         ConfigError: a field is not a bool.

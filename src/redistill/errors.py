@@ -169,7 +169,7 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message.
 
     If the message is empty, the name of the exception's type is returned.
@@ -185,6 +185,22 @@ def first_line(error: Exception) -> str:
         ('no such file', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip()
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether an exception is a failure and not a request to stop.
+
+    KeyboardInterrupt and SystemExit are requests. `PanicException`, which libraries written in Rust raise for an internal
+    error, is a failure, although it is not a subclass of Exception.
+
+    Args:
+        error: Any exception.
+
+    Example:
+        >>> is_failure(ValueError("no such file")), is_failure(KeyboardInterrupt())
+        (True, False)
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def one_line(error: BaseException) -> str:

@@ -42,7 +42,7 @@ def permutation(size: int, seed: int, purpose: str, *counters: int | str) -> lis
 def torch_seed(seed: int, purpose: str, *counters: int | str) -> int:
     """Return a seed in [0, 2^63) for random numbers that torch generates.
 
-    Examples are dropout and the initialisation of weights. The arguments are described in `generator`.
+    torch generates random numbers for dropout, for example. The arguments are described in `generator`.
     """
     return _hash(seed, purpose, counters, size=8) >> 1
 

@@ -144,11 +144,11 @@ def mean(values: Sequence[float]) -> float:
 
 
 def rate(count: float, seconds: float) -> float | None:
-    """`count` per second; None if the clock has not advanced.
+    """Return `count` per second, or None if the clock has not advanced.
 
     Args:
-        count: What was done.
-        seconds: Time that it took, from two readings of a clock; <= 0 if the clock stands still or was set back.
+        count: Number of units that were processed, such as tokens.
+        seconds: Time that this took, from two readings of a clock; <= 0 if the clock stands still or was set back.
 
     Example:
         >>> rate(30, 1.5), rate(30, 0.0)
@@ -178,6 +178,8 @@ class Metric:
         aggregate: Function that receives the scores of all answers to a data set, generated with one seed, and returns the
             score of the data set. Comparisons of models do not use this function: differences, confidence intervals and
             significance tests are computed from means over prompts.
+        can_score: Function that receives a record, and returns whether its references allow any score but the worst. Records
+            that cannot be scored are reported before training and before an evaluation. By default, every record can.
 
     Raises:
         ConfigError: the name is not a valid key, the title is empty, or the value of `better` or `needs` is unknown.
@@ -195,6 +197,7 @@ class Metric:
     needs: MetricInput = "answers"
     score: Callable[[str, Record], float]
     aggregate: Callable[[Sequence[float]], float] = mean
+    can_score: Callable[[Record], bool] = lambda record: True
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name, re.ASCII) or self.name in RESERVED:
@@ -236,6 +239,14 @@ class Metric:
             DataError: `aggregate` raised an exception or returned a value that is not a finite number.
         """
         return self._computed(lambda: self.aggregate(scores), f"the aggregate of {len(scores)} scores")
+
+    def can_score_record(self, record: Record) -> bool:
+        """Return the result of `can_score`.
+
+        Raises:
+            DataError: `can_score` raised an exception or returned a value that is neither True nor False.
+        """
+        return bool(self._computed(lambda: self.can_score(record), f"whether {record.record_id} can be scored"))
 
     def shown(self, value: float) -> str:
         """Format a value for log lines, with its unit unless the unit is "%"."""

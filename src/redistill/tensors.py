@@ -1,15 +1,15 @@
 """Shape letters, padding, and the dtype of losses.
 
+A supervised token is a token that the student is trained to predict. Its *row* is the distribution that predicts it. The hidden
+state at position t predicts the token at position t + 1, so the row of a supervised token at position t is computed from the
+hidden state at position t - 1. Only data/collate.py applies this shift. A chunk consists of rows whose [rows, vocabulary]
+tensors exist at the same time.
+
 Shape letters are the suffixes of tensor names:
 
     B sequences of a batch      T tokens of a padded sequence       N rows of supervised tokens, flattened over B and T
     V classes (vocabulary)      D width of the student              E width of the teacher
     S spans (phrases)           C rows of one chunk                 K classes that are kept or listed, such as the top k
-
-A supervised token is a token that the student is trained to predict. Its *row* is the distribution that predicts it. The hidden
-state at position t predicts the token at position t + 1, so the row of a supervised token at position t is computed from the
-hidden state at position t - 1. Only data/collate.py applies this shift. A chunk consists of rows whose [rows, vocabulary]
-tensors exist at the same time.
 """
 
 from collections.abc import Sequence

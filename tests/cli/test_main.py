@@ -340,7 +340,9 @@ def test_evaluate_scores_any_model_and_rejects_invalid_arguments(
 ) -> None:
     model, data = str(world / "teacher"), f"toy={world / 'test.jsonl'}"
     short = ["--response-tokens", "4", "--prompt-tokens", "80"]
-    assert "--seeds ten" in error_line("evaluate", model, "--data", data, "--seeds", "ten")
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", model, "--data", data, "--out", str(tmp_path), "--seeds", "ten"])
+    assert caught.value.code == 2 and "--seeds: 'ten': must be a whole number" in capsys.readouterr().err.splitlines()[-1]
     assert "seeds = [1, 1]" in error_line("evaluate", model, "--data", data, "--seeds", "1,1")
     assert "none.jsonl: no such file" in error_line("evaluate", model, "--data", f"toy={tmp_path / 'none.jsonl'}")
     assert "no such folder" in error_line("evaluate", str(tmp_path / "none"), "--data", data)

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import io
-import time
 from pathlib import Path
 
 import pytest
@@ -11,29 +10,8 @@ from rich.console import Console
 
 from redistill.doctor import machine
 from redistill.doctor.findings import Finding, quoted
-from redistill.doctor.machine import Disk, Machine, ask_hub, examine_machine, measure_disk, product_speed, unmet_requirements
+from redistill.doctor.machine import Disk, Machine, examine_machine, measure_disk, product_speed, unmet_requirements
 from redistill.doctor.table import print_machine
-
-
-def test_the_hub_has_a_time_limit_and_its_failure_is_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sessions(wait: float) -> object:
-        class Session:
-            def head(self, url: str, timeout: float) -> object:
-                time.sleep(wait)
-                raise OSError("no route\nto host")
-
-        return lambda: Session()
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_session", sessions(0.0))
-    assert ask_hub().endswith("cannot be reached (no route)")
-    monkeypatch.setattr("huggingface_hub.get_session", sessions(5.0))
-    assert ask_hub(0.01).endswith("does not answer within 0.01 s")
-
-
-def test_the_hub_is_not_asked_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in ask_hub()
 
 
 def test_speeds_are_per_second_and_the_file_is_removed(tmp_path: Path) -> None:

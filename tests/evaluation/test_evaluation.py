@@ -23,7 +23,7 @@ from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.evaluation.folder import model_hash
 from redistill.evaluation.gold import teacher_forced
-from redistill.evaluation.metrics import METRICS
+from redistill.evaluation.metrics import DEFAULT, METRICS
 from redistill.evaluation.metrics.rouge_l import rouge_l
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.records import Conversation, Instruction, Metric, RawPrompt, Record, Turn
@@ -31,6 +31,7 @@ from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
 
 TEXT = "name a color now add two and is it say word about the sea go why not red"
+USUAL = tuple(METRICS[name] for name in DEFAULT)
 WORDS = ["?", "<|endoftext|>", *TEXT.split()]
 TOKENS = TokenizeConfig(prompt_tokens=24, response_tokens=8)
 ANSWERED = {"rouge_l": "rouge_l", "exact_match": "exact_match", "length_tokens": "tokens", "eos_rate": "finished"}
@@ -106,7 +107,7 @@ def run(
     **changes: Any,
 ) -> dict[str, Any]:
     datasets = {"dolly": records()} if datasets is None else datasets
-    metrics = dict.fromkeys(datasets, tuple(METRICS.values())) if metrics is None else metrics
+    metrics = dict.fromkeys(datasets, USUAL) if metrics is None else metrics
     made = evaluator(tokenizer, model or network(), **changes)
     return made.evaluate(datasets, folder, label=label, metrics=metrics, progress=progress)
 
@@ -354,7 +355,7 @@ def test_each_data_set_is_scored_by_its_metrics_and_lists_them(tokenizer: Any, t
 def test_a_metric_added_later_scores_existing_answers(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = run(tokenizer, tmp_path / "folder")
     written = responses(tmp_path / "folder")
-    more = {"dolly": [*METRICS.values(), WORDS_OF]}
+    more = {"dolly": [*USUAL, WORDS_OF]}
     both = run(tokenizer, tmp_path / "both", metrics=more)
     monkeypatch.setattr("redistill.generation.local.generate", None)
     after = run(tokenizer, tmp_path / "folder", metrics=more)
@@ -438,7 +439,7 @@ def test_prompts_too_long_for_gold_sequences_are_answered(tokenizer: Any, tmp_pa
 def validate(tokenizer: Any, model: nn.Module, processes: Processes = ONE_PROCESS, metrics: Any = None) -> dict[str, float]:
     examples, _ = tokenize_training(records(), tokenizer, TOKENS, seed=0)
     made = evaluator(tokenizer, model, teacher=teacher(), processes=processes)
-    return made.validate(records(), examples, metrics=metrics or tuple(METRICS.values()), seed=10)
+    return made.validate(records(), examples, metrics=metrics or USUAL, seed=10)
 
 
 def test_validation_uses_the_same_random_numbers_every_time(tokenizer: Any) -> None:

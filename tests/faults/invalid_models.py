@@ -262,7 +262,7 @@ CASES = (
     Case("deeper", "config", fields(C, num_hidden_layers=10**5), "num_hidden_layers"),
     Case("deepest", "config", fields(C, num_hidden_layers=10**12), "num_hidden_layers"),
     Case("many labels", "config", fields(C, num_labels=2**63), "num_labels"),
-    Case("deep inside", "config", fields(C, vision_config={"num_hidden_layers": 10**12}), "num_hidden_layers"),
+    Case("deep inside", "config", fields(C, per_layer_config={"0": {"num_hidden_layers": 10**12}}), "num_hidden_layers"),
     Case("more rows", "config", fields(C, vocab_size=10**7), EMBEDDINGS),
     Case("no family", "config", without(C, "model_type"), "model_type"),
     Case("unknown family", "config", fields(C, model_type="nope"), "nope"),

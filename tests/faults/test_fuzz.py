@@ -11,15 +11,29 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from redistill.config import parse
 from redistill.config.parse import parse_override
 from redistill.config.run import decode_run, encode_run, load_config, override_run
+from redistill.data.corpus import load_corpus
 from redistill.data.forms import BadRow, parse_row
 from redistill.data.reader import read_records
 from redistill.errors import ConfigError
 from redistill.runs.sweep_recipe import cells, read_sweep
-from tests.faults.noise import KEYS, TEXTS, VALUES, changed, is_one_line, places, read_or_refused, tried
+from tests.faults.noise import (
+    KEYS,
+    PIECES,
+    TEXTS,
+    VALUES,
+    changed,
+    fuzzed,
+    is_one_line,
+    json_text,
+    places,
+    read_or_refused,
+)
+from tests.worlds import gpt2_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,13 +53,13 @@ def same_again(run: Any) -> None:
 
 
 @given(st.sampled_from(RECIPES).flatmap(changed))
-@tried(60, 2500)
+@fuzzed("a changed recipe")
 def test_a_changed_recipe(tree: dict[str, Any]) -> None:
     same_again(read_or_refused(lambda: decode_run(tree, "mine.yaml")))
 
 
 @given(st.dictionaries(st.one_of(KEYS, st.sampled_from(sorted(RECIPES[0]))), VALUES, max_size=6))
-@tried(30, 500)
+@fuzzed("any tree as a recipe")
 def test_any_tree_as_a_recipe(tree: dict[str, Any]) -> None:
     same_again(read_or_refused(lambda: decode_run(tree, "mine.yaml")))
 
@@ -59,7 +73,7 @@ PATHS = st.sampled_from(sorted({".".join(map(str, path)) for tree in RECIPES for
         max_size=3,
     )
 )
-@tried(30, 1000)
+@fuzzed("overrides")
 def test_any_override(overrides: list[str]) -> None:
     run = read_or_refused(lambda: override_run(RECIPES[0], map(parse_override, overrides), "mine.yaml"))
     if run is not None:
@@ -113,11 +127,26 @@ YAML_TEXTS = st.one_of(
 
 
 @given(YAML_TEXTS)
-@tried(60, 2000)
+@fuzzed("YAML")
 def test_any_text_as_yaml(text: bytes) -> None:
     tree = read_or_refused(lambda: parse.parse_yaml(text, "mine.yaml"))
     if tree is not None:
         read_or_refused(lambda: decode_run(tree, "mine.yaml"))
+
+
+@given(st.sampled_from(RECIPES).flatmap(json_text))
+@fuzzed("YAML with pieces")
+def test_a_recipe_with_pieces_of_text(text: str) -> None:
+    tree = read_or_refused(lambda: parse.parse_yaml(text.encode("utf-8", "surrogatepass"), "mine.yaml"))
+    if tree is not None:
+        same_again(read_or_refused(lambda: decode_run(tree, "mine.yaml")))
+
+
+@pytest.mark.parametrize("text", ["1:30", "190:20:30", "-1:30", "1:2.5", "1:" * 400 + "1.0"])
+def test_a_number_in_base_60_is_a_text(text: str) -> None:
+    assert parse_override(f"name={text}").value == text
+    with pytest.raises(ConfigError, match="must be a whole number"):
+        override_run(RECIPES[0], [parse_override(f"seed={text}")], "mine.yaml")
 
 
 SWEEP = {
@@ -129,7 +158,7 @@ SWEEP = {
 
 
 @given(changed(SWEEP))
-@tried(15, 300)
+@fuzzed("a changed sweep")
 def test_a_changed_sweep(tmp_path: Path, tree: Any) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text(json.dumps(tree), encoding="utf-8")
@@ -220,7 +249,7 @@ ROWS = st.one_of(VALUES, st.dictionaries(st.one_of(ROW_KEYS, KEYS), st.one_of(VA
 
 
 @given(ROWS)
-@tried(40, 1000)
+@fuzzed("a row")
 def test_any_value_as_a_row(row: Any) -> None:
     try:
         parsed = parse_row(row)
@@ -233,14 +262,29 @@ def test_any_value_as_a_row(row: Any) -> None:
 LINES = st.one_of(
     st.binary(max_size=40),
     ROWS.map(lambda row: json.dumps(row).encode()),
-    st.sampled_from([b"[" * 5000, b"9" * 5000, b"\xef\xbb\xbf", b"[]"]),
+    ROWS.flatmap(json_text).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    PIECES.map(str.encode),
+    st.sampled_from([b"\xef\xbb\xbf", b"[]"]),
 )
 
 
 @given(st.lists(LINES, max_size=5), st.sampled_from([".jsonl", ".json"]))
-@tried(20, 700)
+@fuzzed("a file of rows")
 def test_any_bytes_as_a_file_of_rows(tmp_path: Path, lines: list[bytes], suffix: str) -> None:
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(b"\n".join(lines))
     found = read_or_refused(lambda: read_records(path, max_bad_rows=3))
     assert found is None or len(found[0]) == found[1].num_rows > 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return gpt2_tokenizer()
+
+
+@given(st.lists(LINES, min_size=1, max_size=4))
+@fuzzed("a corpus")
+def test_any_bytes_as_a_corpus(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, lines: list[bytes]) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(b"\n".join([b'{"text": "a"}', *lines]))
+    read_or_refused(lambda: load_corpus([path], tokenizer, block_tokens=2))

@@ -1,13 +1,11 @@
 """Whatever stands in a file that redistill writes and a stranger has changed: it is read, or refused in one typed line."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,8 +14,7 @@ from redistill.reports.compare import build_comparison
 from redistill.reports.report import build_report, summary_table
 from redistill.runs.run import tokens_of
 from redistill.storage import files
-from redistill.training import checkpoint
-from tests.faults.noise import VALUES, changed, read_or_refused, tried
+from tests.faults.noise import fuzzed, read_or_refused, written_json
 from tests.reports.fabricated import write_method, write_run
 
 
@@ -48,18 +45,13 @@ def read_with(path: Path, tree: Any, *reads: Callable[[], Any]) -> None:
         path.write_bytes(before)
 
 
-@st.composite
-def description(draw: st.DrawFn, path: Path) -> Any:
+def description(path: Path) -> st.SearchStrategy[str]:
     """A JSON file of redistill's with some of it changed, any value, or what is no JSON."""
-    held = json.loads(path.read_text(encoding="utf-8"))
-    noise = st.one_of(
-        VALUES, st.text(max_size=20), st.sampled_from(["[" * 50_000, "9" * 5000, '{"schema": 1', "", '{"schema": 2}'])
-    )
-    return draw(st.one_of(changed(held), changed(held), changed(held), noise))
+    return written_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 @given(st.data())
-@tried(15, 600)
+@fuzzed("run.json")
 def test_any_description_of_a_run(written: Path, data: st.DataObject) -> None:
     run = written / "run"
     tree = data.draw(description(run / "run.json"))
@@ -68,7 +60,7 @@ def test_any_description_of_a_run(written: Path, data: st.DataObject) -> None:
 
 
 @given(st.data())
-@tried(15, 400)
+@fuzzed("run.json of a compared run")
 def test_any_description_of_a_run_that_is_compared(written: Path, data: st.DataObject) -> None:
     path = written / "sweep" / "b" / "run.json"
     outputs = [written / f"c{ending}" for ending in (".html", ".md", ".tex", ".csv")]
@@ -76,7 +68,7 @@ def test_any_description_of_a_run_that_is_compared(written: Path, data: st.DataO
 
 
 @given(st.data(), st.sampled_from(["run/scores.json", "run/teacher/scores.json", "sweep/b/scores.json"]))
-@tried(15, 500)
+@fuzzed("scores.json")
 def test_any_scores(written: Path, data: st.DataObject, name: str) -> None:
     tree, outputs = data.draw(description(written / name)), [written / "c.html", written / "c.csv"]
     read_with(
@@ -85,36 +77,50 @@ def test_any_scores(written: Path, data: st.DataObject, name: str) -> None:
 
 
 @given(st.data())
-@tried(15, 250)
+@fuzzed("sweep.json")
 def test_any_list_of_runs(written: Path, data: st.DataObject) -> None:
     path = written / "sweep" / "sweep.json"
     read_with(path, data.draw(description(path)), lambda: build_comparison([written / "sweep"], [written / "c.md"]))
 
 
-@given(st.data(), st.sampled_from([checkpoint.MANIFEST, checkpoint.STATE, checkpoint.IDENTITY]))
-@tried(15, 250)
-def test_any_checkpoint_even_one_that_is_sealed_anew(tmp_path: Path, data: st.DataObject, name: str) -> None:
-    mine = {"training data": "f00d"}
-    checkpoint.write_identity(tmp_path, mine)
-    folder = checkpoint.save(tmp_path, 3, tensors={"model": {"w": torch.ones(2)}}, state={"a": 1}, keep=1)
-    path = tmp_path / name if name == checkpoint.IDENTITY else folder / name
-    try:
-        write_sealed(path, data.draw(description(path)), folder)
-        read_or_refused(lambda: checkpoint.load(tmp_path))
-        read_or_refused(lambda: checkpoint.check_identity(tmp_path, mine))
-    finally:
-        (tmp_path / checkpoint.IDENTITY).unlink()
+REVISION = {
+    "step": 1,
+    "sample": 2,
+    "position": 3,
+    "kl": 0.5,
+    "prompt": "a",
+    "kept": "b",
+    "student_token": "c",
+    "teacher_token": "d",
+}
+UPDATE = {"kind": "train", "step": 1, "loss": 2.5, "learning_rate": 0.1, "origin": {"student": 3, "dataset": 5}}
+LOGGED = [
+    UPDATE,
+    {"kind": "validation", "step": 5, "cross_entropy": 2.5, "rouge_l": 20.0},
+    {"kind": "event", "step": 2, "event": "loss_spike", "text": "a spike", "samples": [1]},
+    {**REVISION, "student_tail": "e", "new_tail": "f"},
+]
 
 
-def write_sealed(path: Path, tree: Any, folder: Path) -> None:
-    """`tree` as a file of a checkpoint, with every hash as it should be, as whoever can write files would have it."""
-    if path.name == checkpoint.IDENTITY and isinstance(tree, dict) and "run" in tree:
-        told = json.dumps(tree["run"], indent=2, ensure_ascii=False) + "\n"
-        tree["sha256"] = hashlib.sha256(told.encode("utf-8", "backslashreplace")).hexdigest()
-    path.write_text(tree if isinstance(tree, str) else json.dumps(tree), encoding="utf-8", errors="replace")
-    if path.name == checkpoint.STATE:
-        held = json.loads((folder / checkpoint.MANIFEST).read_text())
-        held["files"][path.name] = {"bytes": path.stat().st_size, "sha256": files.digest(path)}
-        (folder / checkpoint.MANIFEST).write_text(json.dumps(held))
-    sealed = hashlib.sha256((folder / checkpoint.MANIFEST).read_bytes()).hexdigest()
-    (folder / checkpoint.SEAL).write_text(f"{sealed}  {checkpoint.MANIFEST}\n")
+@given(
+    st.lists(st.sampled_from(LOGGED).flatmap(written_json), max_size=5).map("\n".join),
+    st.sampled_from(["metrics", "revisions"]),
+)
+@fuzzed("logs of a run")
+def test_any_log_of_a_run(written: Path, text: str, name: str) -> None:
+    path = written / "run" / f"{name}.jsonl"
+    path.touch()
+    read_with(path, f"{text}\n", lambda: build_report(written / "run"))
+
+
+@given(st.data())
+@fuzzed("answers of a run")
+def test_any_answers_of_a_run(written: Path, data: st.DataObject) -> None:
+    path = written / data.draw(st.sampled_from(["run/responses/dolly-seed10.jsonl", "sweep/b/responses/toy-seed10.jsonl"]))
+    lines = path.read_text().splitlines()
+    number = data.draw(st.integers(0, len(lines) - 1))
+    lines[number] = data.draw(written_json(json.loads(lines[number])))
+    outputs = [written / "c.html", written / "c.csv"]
+    read_with(
+        path, "\n".join(lines), lambda: build_report(written / "run"), lambda: build_comparison([written / "sweep"], outputs)
+    )

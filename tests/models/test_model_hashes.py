@@ -1,20 +1,22 @@
 """Hashes of a model's files: each file changes the part that it belongs to, and no other."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from redistill.errors import ModelError
-from redistill.models.load import ModelConfig, load_model
-from redistill.models.model_hashes import _TOKENIZER_FILES, model_hashes
+from redistill.models.load import ModelConfig, load_model, read_config
+from redistill.models.model_hashes import model_hashes
 from redistill.storage import files
 from tests.worlds import LLAMA, write_model
 
@@ -130,34 +132,74 @@ def test_a_gguf_file_is_hashed_as_a_whole(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The local copy of a hub model, in the layout of huggingface_hub; main is the first of two snapshots."""
+    """The local copy of a hub model, in the layout of huggingface_hub: files are links to blobs; main is the first of two."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--owner--name"
+    for part in ("blobs", "refs"):
+        (repository / part).mkdir(parents=True)
     for commit in ("1" * 40, "2" * 40):
-        shutil.copytree(folder, repository / "snapshots" / commit)
-    change_a_weight(repository / "snapshots" / ("2" * 40) / "model.safetensors")
-    (repository / "refs").mkdir()
+        snapshot = repository / "snapshots" / commit
+        shutil.copytree(folder, snapshot)
+        if commit.startswith("2"):
+            change_a_weight(snapshot / "model.safetensors")
+        for path in snapshot.iterdir():
+            blob = repository / "blobs" / files.digest(path)
+            path.replace(blob)
+            path.symlink_to(os.path.relpath(blob, snapshot))
     (repository / "refs" / "main").write_text("1" * 40, encoding="utf-8")
     return repository
 
 
 def test_a_hub_model_has_the_hashes_of_the_snapshot_that_was_loaded(hub: Path, folder: Path) -> None:
-    load_model(ModelConfig(model="owner/name"))
+    model, _ = load_model(ModelConfig(model="owner/name"))
     assert hashes("owner/name") == hashes(folder)
-    assert hashes("owner/name", revision="2" * 40)["weights"] != hashes(folder)["weights"]
-    main = hub / "refs" / "main"
-    assert changed(Path("owner/name"), lambda: main.write_text("2" * 40, encoding="utf-8") and None) == {"weights"}
+    second = hashes("owner/name", revision="2" * 40)
+    assert {part for part in PARTS if second[part] != hashes(folder)[part]} == {"weights"}
+    # The branch moves while the process runs: the model that was loaded is still the one that is hashed, and loaded.
+    (hub / "refs" / "main").write_text("2" * 40, encoding="utf-8")
+    assert hashes("owner/name") == hashes(folder)
+    again, _ = load_model(ModelConfig(model="owner/name"))
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), again.parameters(), strict=True))
+    assert load_model(ModelConfig(model="owner/name", revision="2" * 40))[0].config._commit_hash == "2" * 40
 
 
-def test_a_model_that_was_removed_is_reported_by_name(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"model: its config.json was removed after the model was loaded; restore it"):
+def test_a_hub_model_without_safetensors_files_is_rejected(hub: Path) -> None:
+    snapshot = hub / "snapshots" / ("1" * 40)
+    (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"owner/name: contains no \.safetensors file; pickled weights are not read"):
+        load_model(ModelConfig(model="owner/name"))
+    assert read_config(ModelConfig(model="owner/name")).vocab_size > 0
+
+
+def test_a_changed_blob_of_a_hub_model_changes_its_hash(hub: Path) -> None:
+    blob = (hub / "snapshots" / ("1" * 40) / "model.safetensors").resolve()
+    assert changed(Path("owner/name"), lambda: change_a_weight(blob)) == {"weights"}
+
+
+def test_no_temporary_copy_is_hashed(folder: Path) -> None:
+    read: list[Path] = []
+    model_hashes(ModelConfig(model=str(folder)), lambda path: (read.append(path), files.digest(path))[1])
+    assert read and {path.parent for path in read} == {folder}
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
+def test_a_model_that_was_removed_is_reported_by_name(folder: Path, lost: str) -> None:
+    (folder / lost).unlink()
+    with pytest.raises(ModelError, match=f"model: its {lost} was removed after the model was loaded; restore it"):
+        hashes(folder)
+
+
+def test_a_link_that_replaces_a_file_of_the_model_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").rename(tmp_path / "outside.json")
+    (folder / "tokenizer.json").symlink_to(tmp_path / "outside.json")
+    with pytest.raises(ModelError, match=r"model: tokenizer.json is a link to a file outside of the folder"):
         hashes(folder)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["tokenizer.json", "tokenizer.model.v3", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tekken.json"],
+    ["tokenizer.model.v3", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tekken.json", "special_tokens_map.json"],
 )
-def test_files_of_tokenizers_are_known_by_their_names(name: str) -> None:
-    assert _TOKENIZER_FILES.fullmatch(name) and not _TOKENIZER_FILES.fullmatch(f"my_{name}")
+def test_files_of_tokenizers_are_known_by_their_names(folder: Path, name: str) -> None:
+    assert changed(folder, lambda: edit(folder / f"my_{name}", a=1)) == set()
+    assert changed(folder, lambda: edit(folder / name, a=1)) == {"tokenizer"}

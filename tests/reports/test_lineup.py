@@ -38,6 +38,18 @@ def test_runs_of_one_method_with_different_settings_are_labelled_by_their_common
     assert labels_and_seeds(read_lineup(folders)) == [("mgsr-10", 10), ("long", 10), ("long", 20)]
 
 
+def test_runs_with_equal_names_are_labelled_by_method_or_folder(tmp_path):
+    first, second = (write(tmp_path / name, "mgsr", name="mine") for name in ("a", "b"))
+    longer = write(tmp_path / "long-10", "mgsr", name="mine", config__training__updates=300)
+    other = write(tmp_path / "c", "kd", name="mine")
+    assert labels_and_seeds(read_lineup([first, other])) == [("mgsr", 10), ("kd", 10)]
+    assert labels_and_seeds(read_lineup([first, longer, other])) == [("a", 10), ("long-10", 10), ("kd", 10)]
+    nested = write(tmp_path / "x" / "a", "mgsr", name="mine", config__training__updates=9)
+    assert labels_and_seeds(read_lineup([first, nested])) == [(str(first), 10), (str(nested), 10)]
+    with pytest.raises(CheckpointError, match="label 'mgsr' and training seed 10 are also those of"):
+        read_lineup([first, second])  # the same recipe and seed: the rows would not differ
+
+
 def test_a_sweep_determines_labels_seeds_and_baseline_and_lists_unfinished_runs(tmp_path):
     sweep = write_sweep(tmp_path / "sweep", {"kd": 1.0, "sft": 0.0}, seeds=(10, 20), prompts=4)
     held = json.loads((sweep / "sweep.json").read_text())

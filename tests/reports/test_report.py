@@ -9,6 +9,7 @@ import pytest
 
 from redistill.errors import CheckpointError
 from redistill.reports.report import build_report, summary_table
+from redistill.storage import files
 from redistill.storage.redaction import plain
 from tests.reports.fabricated import GAIN, PROMPTS, write_json, write_lines, write_run
 
@@ -49,6 +50,30 @@ def test_the_summary_has_means_deviations_and_paired_differences(run_folder, bas
 def test_without_a_baseline_the_difference_is_to_the_student_before(run_folder):
     mine = summary_table(run_folder)[2]
     assert mine["versus"] == "before training" and mine["difference"] == pytest.approx(GAIN["student"] - GAIN["before"])
+
+
+def test_runs_with_equal_names_have_different_labels(tmp_path):
+    """The labels are the methods if these differ, else the folders; a run with another name keeps its name."""
+    run, same, kd, other = (
+        write_run(tmp_path / folder, name, role=role)
+        for folder, name, role in (
+            ("a", "mine", "student"),
+            ("b", "mine", "baseline"),
+            ("c", "mine", "baseline"),
+            ("d", "d", "baseline"),
+        )
+    )
+    write_json(kd / "run.json", files.read_json(kd / "run.json") | {"method": "kd"})
+
+    def labels(*baselines):
+        return [row["model"] for row in summary_table(run, baselines) if row["dataset"] == "dolly"][2:]
+
+    assert labels(other) == ["d", "mine"]
+    assert labels(kd) == ["kd", "mgsr"]
+    assert labels(same) == ["b", "a"]
+    assert labels(same, kd, other) == ["b", "kd", "d", "a"]
+    page = build_report(run, [kd]).read_text(encoding="utf-8")
+    assert ">kd<" in page and ">mgsr<" in page and "kd answers 0" not in page
 
 
 def test_the_page_shows_values_responses_corrections_curves_and_the_command(tmp_path, baseline_folder):

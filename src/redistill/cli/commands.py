@@ -76,7 +76,7 @@ def cache_teacher(options: argparse.Namespace) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Train a student for each row (setting) and seed of a sweep; compare them."""
+    """Train a student for each setting and seed of a sweep; compare the students."""
     from redistill.runs.sweep import plan_sweep, run_sweep
 
     if options.jobs is not None and options.jobs < 1:
@@ -124,7 +124,7 @@ def evaluate(options: argparse.Namespace) -> None:
         ModelConfig(model=options.model, dtype=options.dtype),
         dict(_task(text) for text in options.data),
         EvaluationConfig(
-            seeds=_seeds(options.seeds),
+            seeds=options.seeds,
             temperature=options.temperature,
             top_p=options.top_p,
             no_repeat_ngram=options.no_repeat_ngram,
@@ -173,22 +173,16 @@ def compare(options: argparse.Namespace) -> None:
         print_lines(*options.output)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(seed) for seed in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--seeds {text}: must be integers separated by commas, such as 10,20,30") from error
-
-
 def _task(text: str) -> tuple[str, str | None]:
     name, equals, path = text.partition("=")
     return name, path if equals else None
 
 
 def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
-    """Return a copy of `tokens` with the template and lengths of the command line.
+    """Return a copy of `tokens` with the values that are given on the command line.
 
-    If an option is not given, the copy has the value of `tokens`.
+    The options --template, --prompt-tokens and --response-tokens give these values. If one of the options is missing, the copy
+    has the value of `tokens`.
     """
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
@@ -255,7 +249,10 @@ def doctor(options: argparse.Namespace) -> None:
 
 
 def _load_row(options: argparse.Namespace) -> "Run":
-    """Return the recipe's configuration, or with --row that of the row's first run."""
+    """Return the configuration of the recipe.
+
+    With `--row LABEL`, the recipe is a sweep. The result is then the configuration of the first run of the row LABEL.
+    """
     if options.row is None:
         return _load(options)
     from redistill.runs.sweep import plan_sweep
@@ -277,7 +274,7 @@ def methods(options: argparse.Namespace) -> None:
 
 
 def data_check(options: argparse.Namespace) -> None:
-    """Find unusable rows and duplicates in data, and overlap with test sets."""
+    """Find unusable and duplicate rows in data, and rows that a test set contains."""
     from redistill.config.plugins import External
     from redistill.config.scoring import load_external, named_tasks
     from redistill.data.check import check_data, described

@@ -62,7 +62,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_current_folder() -> None:
-    """Raise OutputError if the current folder was removed; libraries that are imported later cannot be loaded there."""
+    """Raise OutputError if the current folder was removed.
+
+    Libraries that are imported later cannot be loaded in a removed folder.
+    """
     try:
         Path.cwd()
     except OSError as error:
@@ -70,10 +73,10 @@ def _check_current_folder() -> None:
 
 
 def _output_code(options: argparse.Namespace) -> int:
-    """Return the exit code of a command that has finished without an error.
+    """Return the exit code of a command that raised no error.
 
-    The code is 0, unless a write to standard output failed. A failed write does not change the code if the reading process
-    closed the pipe. It does not change the code either if the command has an output folder, which is then its result.
+    The code is 0. If a write to standard output failed, it is the exit code of OutputError, except in two cases: the reading
+    process closed the pipe, or the command has an output folder, which contains the results.
     """
     found = sys.stdout
     if not isinstance(found, streams.TolerantStream) or found.error is None or found.is_closed_pipe:

@@ -19,10 +19,10 @@ def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
     """Context that reserves standard output for `print_json` if --json is set.
 
     In the context, all other output is redirected to standard error, including the output of libraries. Without --json nothing
-    is redirected.
+    is redirected. In both cases, `options.stdout` is set to the stream that `print_json` writes to.
 
     Args:
-        options: The options of the command; `options.stdout` is set to the stream that `print_json` writes to.
+        options: The options of the command.
     """
     options.stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
@@ -32,7 +32,7 @@ def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
 def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
     """Print `data` as one JSON document, with secrets masked.
 
-    The first key is "schema". Its value is the version of the format.
+    The first key is "schema". Its value is the version of the format of redistill's JSON output.
 
     Args:
         options: The options of the command. Call this function inside `reserved_stdout`.
@@ -43,5 +43,5 @@ def print_json(options: argparse.Namespace, data: Mapping[str, object]) -> None:
 
 
 def print_lines(*lines: object) -> None:
-    """Print each item of `lines` on its own line."""
+    """Print each argument on its own line."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -5,14 +5,18 @@ and ends with one example.
 """
 
 import argparse
+import math
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 import redistill
 from redistill.cli import commands
-from redistill.storage.redaction import plain
+from redistill.config.other_tools import option_hint
+from redistill.config.shown import line, shown
+from redistill.storage.paths import unusable
 
 WIDTH = 80
 EXIT_CODES = """\
@@ -34,21 +38,66 @@ Group: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that masks secrets in its error messages."""
+    """A parser whose error messages are one line of limited length, with secrets masked."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(plain(message))
+        super().error(line(message))
+
+
+def _whole_number(text: str, lowest: int = -(2**63)) -> int:
+    """Parse an argument that is a whole number from `lowest` to 2^63 - 1."""
+    try:
+        number = int(text)  # a text of more than 4,300 digits raises a ValueError
+    except ValueError:
+        number = lowest - 1
+    if not lowest <= number < 2**63:
+        allowed = "a whole number of at most 64 bits" if lowest < 0 else f"a whole number from {lowest} to 2^63 - 1"
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be {allowed}")
+    return number
+
+
+def _count(text: str) -> int:
+    return _whole_number(text, 1)
+
+
+def _finite_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be a number that is finite")
+    return number
+
+
+def _name(text: str) -> str:
+    """Parse an argument that may be the path of a file or folder to read."""
+    if (fault := unusable(text)) is not None:
+        raise argparse.ArgumentTypeError(f"{shown(text)}: {fault}")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(_whole_number, text.split(",")))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; separate seeds by commas, such as 10,20,30") from error
 
 
 def _help(prog: str) -> argparse.HelpFormatter:
-    """Return a formatter for help pages of at most 80 columns."""
+    """Return a formatter for help pages, with lines of at most 80 columns."""
     return argparse.RawDescriptionHelpFormatter(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line.
 
-    Unlike argparse alone, this function accepts overrides (section.field=value) after options.
+    Unlike argparse alone, this function accepts overrides (section.field=value) after options. If an option is known
+    from another tool, the error names what to use instead.
 
     Args:
         arguments: The arguments, without the name of the program. If None, the arguments of this process are used.
@@ -60,7 +109,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         SystemExit: code 0 after --help and --version, code 2 for invalid arguments.
     """
     parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    for argument in given[1:]:
+        if hint := option_hint(given[0], argument):
+            parser.error(f"{argument}: no such option of {given[0]}; {hint}")
+    options, rest = parser.parse_known_args(given)
     if rest and (not hasattr(options, "overrides") or any(text.startswith("-") or "=" not in text for text in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -103,8 +156,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _demo(group: Group) -> None:
     parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="delete the toy teacher and both students, and train them again")
+    parser.add_argument("--out", type=_path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="delete the teacher and students of the demo; train them again")
     _add_private(parser)
     _add_json(parser)
 
@@ -112,7 +165,7 @@ def _demo(group: Group) -> None:
 def _run(group: Group) -> None:
     parser = _command(group, "run", commands.run, "redistill run recipes/smollm2-dolly.yaml method=kd --out runs/kd")
     _add_run(parser)
-    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=Path)
+    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=_path)
     _add_json(parser)
 
 
@@ -134,9 +187,11 @@ def _cache_teacher(group: Group) -> None:
 def _sweep(group: Group) -> None:
     parser = _command(group, "sweep", commands.sweep, "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2")
     _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in all runs of the sweep")
-    parser.add_argument("--out", type=Path, help="output folder (default: runs/NAME)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
-    _add_repeatable(parser, "--only", "LABEL", "run only the row of the sweep that has this label")
+    parser.add_argument("--out", type=_path, help="output folder (default: runs/NAME)")
+    parser.add_argument(
+        "--jobs", type=_count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)"
+    )
+    _add_repeatable(parser, "--only", "LABEL", "start only the runs of the sweep that have this label")
     _add_private(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
     _add_json(parser)
@@ -149,21 +204,27 @@ def _evaluate(group: Group) -> None:
     parser = _command(
         group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
-    parser.add_argument("model", metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
-    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", required=True)
+    parser.add_argument("model", type=_name, metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
+    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=_name, required=True)
     _add_repeatable(parser, "--metric", "NAME", "metric to compute; the first metric ranks the models")
     _allow_code(parser)
-    parser.add_argument("--out", type=Path, required=True, help="output folder for responses and scores.json")
+    parser.add_argument("--out", type=_path, required=True, help="output folder for responses and scores.json")
     _add_private(parser)
-    parser.add_argument("--teacher", metavar="MODEL", help="also compute KL(teacher || model) on the references")
-    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N prompts of each test set")
-    parser.add_argument("--seeds", default="10,20,30,40,50", help="sampling seeds (default: %(default)s)")
+    parser.add_argument("--teacher", type=_name, metavar="MODEL", help="also compute KL(teacher || model) on the gold answers")
+    parser.add_argument("--limit", type=_whole_number, metavar="N", help="use only the first N prompts of each test set")
+    parser.add_argument(
+        "--seeds", type=_seeds, default="10,20,30,40,50", metavar="N,N", help="sampling seeds (default: %(default)s)"
+    )
     _add_lengths(parser, "the run's")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="X", help="probability mass of top-p sampling (default: 1)")
+    parser.add_argument(
+        "--temperature", type=_finite_number, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)"
+    )
+    parser.add_argument(
+        "--top-p", type=_finite_number, default=1.0, metavar="X", help="probability mass of top-p sampling (default: 1)"
+    )
     text = "forbid repeated N-grams; 0 disables this (default: 6)"
-    parser.add_argument("--no-repeat-ngram", type=int, default=6, metavar="N", help=text)
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts per batch (default: 16)")
+    parser.add_argument("--no-repeat-ngram", type=_whole_number, default=6, metavar="N", help=text)
+    parser.add_argument("--batch-size", type=_whole_number, default=16, metavar="N", help="prompts per batch (default: 16)")
     text, dtypes = "dtype: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
     parser.add_argument("--dtype", choices=dtypes, default="float32", metavar="TYPE", help=text)
     _add_json(parser)
@@ -171,19 +232,19 @@ def _evaluate(group: Group) -> None:
 
 def _report(group: Group) -> None:
     parser = _command(group, "report", commands.report, "redistill report runs/mgsr --baseline runs/sft")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=Path)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="output file (default: RUN/report.html)")
+    parser.add_argument("run", type=_path, metavar="RUN", help="a run folder")
+    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=_path)
+    parser.add_argument("-o", "--output", type=_path, metavar="FILE", help="output file (default: RUN/report.html)")
     _add_json(parser)
 
 
 def _compare(group: Group) -> None:
     parser = _command(group, "compare", commands.compare, "redistill compare runs/sft runs/mgsr --baseline sft -o compare.html")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
+    parser.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
     text = "output file: .html, .md, .tex or .csv (repeatable; default: print tables)"
-    parser.add_argument("-o", "--output", type=Path, action="append", default=[], metavar="FILE", help=text)
+    parser.add_argument("-o", "--output", type=_path, action="append", default=[], metavar="FILE", help=text)
     text = "run that all other runs are compared with (default: the baseline of the sweep, or the first run)"
-    parser.add_argument("--baseline", metavar="LABEL|RUN", help=text)
+    parser.add_argument("--baseline", type=_name, metavar="LABEL|RUN", help=text)
     text = "show only the rows with these labels, in this order"
     parser.add_argument("--rows", nargs="+", default=[], metavar="LABEL", help=text)
     text = "also show these tables of the MGSR paper, such as table1-gpt2"
@@ -205,7 +266,7 @@ def _estimate(group: Group) -> None:
         group, "estimate", commands.estimate, "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
     )
     _add_recipe(parser, "a YAML recipe, the run.json of a run, or a sweep if --row is set", "settings to change")
-    parser.add_argument("--row", metavar="LABEL", help="estimate the first run of this row of the sweep")
+    parser.add_argument("--row", metavar="LABEL", help="estimate the first run with this label in the sweep")
     _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 
@@ -213,7 +274,7 @@ def _doctor(group: Group) -> None:
     parser = _command(group, "doctor", commands.doctor, "redistill doctor recipes/smollm2-dolly.yaml")
     text = "a YAML recipe, the run.json of a run, or a sweep if --row is set (default: check this machine)"
     _add_recipe(parser, text, "settings to change", is_optional=True)
-    parser.add_argument("--row", metavar="LABEL", help="check the first run of this row of the sweep")
+    parser.add_argument("--row", metavar="LABEL", help="check the first run with this label in the sweep")
     _add_json(parser)
 
 
@@ -226,12 +287,18 @@ def _methods(group: Group) -> None:
 def _data(group: Group) -> None:
     actions = _actions(group, "data", "Inspect data sets.", "redistill data check mine.jsonl")
     parser = _command(actions, "check", commands.data_check, "redistill data check mine.jsonl --against dolly=dolly/test.jsonl")
-    parser.add_argument("sources", nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set")
-    _add_repeatable(parser, "--against", "TASK[=PATH]", "test set to compare with the data, to find rows that are in both")
+    parser.add_argument(
+        "sources", type=_name, nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set"
+    )
+    _add_repeatable(
+        parser, "--against", "TASK[=PATH]", "test set to compare with the data, to find rows that are in both", type=_name
+    )
     text = "check the data of this recipe, with its test sets, template and length limits"
-    parser.add_argument("--recipe", type=Path, dest="configured", metavar="RECIPE", help=text)
+    parser.add_argument("--recipe", type=_path, dest="configured", metavar="RECIPE", help=text)
     _allow_code(parser)
-    parser.add_argument("--tokenizer", metavar="MODEL", help="measure the lengths of rows with the tokenizer of this model")
+    parser.add_argument(
+        "--tokenizer", type=_name, metavar="MODEL", help="also measure lengths in tokens, with the tokenizer of this model"
+    )
     _add_lengths(parser, "the recipe's")
     _add_json(parser)
 
@@ -240,7 +307,7 @@ def _models(group: Group) -> None:
     actions = _actions(group, "models", "Download models.", "redistill models fetch smollm2")
     parser = _command(actions, "fetch", commands.fetch, "redistill models fetch smollm2 --to models/smollm2")
     parser.add_argument("name", choices=["smollm2"], help="smollm2: SmolLM2-135M-Instruct")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="output folder (default: models/NAME)")
+    parser.add_argument("--to", type=_path, metavar="DIR", help="output folder (default: models/NAME)")
     _add_json(parser)
 
 
@@ -248,9 +315,9 @@ def _models(group: Group) -> None:
 
 
 def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command, and return its parser.
+    """Add a command to `group`, and return the parser of the command.
 
-    The help page shows the docstring of `command`, the function that runs the command.
+    `command` is the function that runs the command. The help page shows the docstring of this function, and `example`.
     """
     parser = _page(group, name, command.__doc__ or "", example)
     parser.set_defaults(command=command)
@@ -258,7 +325,10 @@ def _command(group: Group, name: str, command: Command, example: str) -> _Parser
 
 
 def _actions(group: Group, name: str, text: str, example: str) -> Group:
-    """Add a command with subcommands, and return the group of the subcommands."""
+    """Add a command with subcommands to `group`; return the group of subcommands.
+
+    The help page shows the description `text` and the command line `example`.
+    """
     return _page(group, name, text, example).add_subparsers(title="actions", required=True, metavar="ACTION")
 
 
@@ -269,12 +339,12 @@ def _page(group: Group, name: str, text: str, example: str) -> _Parser:
 
 def _add_run(parser: _Parser) -> None:
     _add_recipe(parser, "a YAML recipe, or the run.json of another run", "settings to change, such as training.updates=50")
-    parser.add_argument("--out", type=Path, help="run folder (default: `out` of the recipe, or runs/NAME)")
+    parser.add_argument("--out", type=_path, help="run folder (default: `out` of the recipe, or runs/NAME)")
     _add_private(parser)
 
 
 def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bool = False) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", nargs="?" if is_optional else None, help=recipe)
+    parser.add_argument("recipe", type=_path, metavar="RECIPE", nargs="?" if is_optional else None, help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
     _allow_code(parser)
 
@@ -295,7 +365,7 @@ def _add_lengths(parser: _Parser, default: str) -> None:
     parser.add_argument("--template", choices=["alpaca", "chat"], help=f"prompt template (default: {default}, else alpaca)")
     for name in ("prompt", "response"):
         text = f"maximum {name} length in tokens (default: {default}, else 256)"
-        parser.add_argument(f"--{name}-tokens", type=int, metavar="N", help=text)
+        parser.add_argument(f"--{name}-tokens", type=_whole_number, metavar="N", help=text)
 
 
 def _add_private(parser: _Parser) -> None:

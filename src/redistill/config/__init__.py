@@ -1,1 +1,1 @@
-"""The configuration of runs: recipes in YAML, methods, and external components."""
+"""The configuration of runs: YAML recipes, methods and classes of other packages."""

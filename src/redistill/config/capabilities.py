@@ -1,7 +1,8 @@
 """Compatibility of a method, a teacher and a generation engine.
 
-A method declares needs. A teacher and an engine declare capabilities. The three are compatible if the capabilities satisfy the
-needs. No model is loaded.
+A method declares what it needs, such as teacher logits of the whole vocabulary (`Needs`). A teacher and an engine declare what
+they support (`TeacherCapabilities`, `EngineCapabilities`). They are compatible with a method if they support all that it needs.
+The comparison loads no model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,25 +18,25 @@ TEACHERS: Mapping[str, TeacherCapabilities | None] = {
     "top-k with rest": TeacherCapabilities(full_vocabulary=False, generates=True, top_k=64),
     "none": None,
 }
-"""The kinds of teachers that `redistill methods --matrix` lists, with their capabilities."""
+"""The types of teachers that `redistill methods --matrix` lists, with their capabilities; None stands for no teacher."""
 ENGINES: Mapping[str, EngineCapabilities] = {
     "local": LOCAL_ENGINE,
     "no mixtures, no n-gram bans": EngineCapabilities(deterministic=True),
     "fixed text": EngineCapabilities(deterministic=True, samples_student=False),
 }
-"""The kinds of engines that `redistill methods --matrix` lists, with their capabilities."""
+"""The types of engines that `redistill methods --matrix` lists, with their capabilities."""
 
 
 def mismatch(row: Method, teacher: TeacherCapabilities | None, engine: EngineCapabilities) -> str | None:
     """Return the reason why a method cannot run with a teacher and an engine.
 
     Args:
-        row: The method, with its policy and objective.
+        row: The method, one row of the table of methods.
         teacher: Capabilities of the teacher; None if there is no teacher.
         engine: Capabilities of the engine.
 
     Returns:
-        The reason with a remedy. None if the method can run with this teacher and engine.
+        The reason and a remedy, as one line of text; None if the method can run with this teacher and engine.
     """
     needs = row.policy.needs | row.objective.needs
     if needs.teacher and teacher is None:

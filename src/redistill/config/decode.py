@@ -1,10 +1,10 @@
 """Strict conversion of YAML to frozen dataclasses and back.
 
-The functions convert any dataclass. An unknown key or a wrong type is an error with the path of the field. If a field accepts
-several dataclasses, the key `kind` selects one of them. Its value is the name of the class in snake case without the suffix
-"Config". For an external class its value is `module:Name`.
+The functions convert any dataclass. An unknown key or a wrong type is an error that names the path of the field. If a field
+accepts several dataclasses, the key `kind` selects one of them; `kind_of` returns the value of this key for a class. If another
+package defines the class (an external class), the value is `module:Name`.
 
-Recipes are untrusted input. A text with a secret, a control character or a line feed is rejected.
+Recipes are untrusted input. A string with a secret, a control character or a line feed is rejected.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from redistill.config.other_tools import setting_hint, value_hint
 from redistill.config.plugins import External, name_of
 from redistill.config.shown import MAX_WHOLE, line, nearest, shown
 from redistill.errors import ConfigError
@@ -35,6 +36,8 @@ ALIASES = {
     "ab": "alpha_beta",
 }
 
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}", re.ASCII)
+
 Tree = TypeVar("Tree", bound="DataclassInstance")
 Names = Mapping[str, object]
 
@@ -48,26 +51,27 @@ NOTHING = External()
 
 
 def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, external: External = NOTHING) -> Tree:
-    """Convert the values of a YAML mapping to an instance of a dataclass.
+    """Return an instance of a dataclass with the values of a YAML mapping.
 
     Args:
         expected: The dataclass.
         tree: The values of the fields, as mappings, lists and scalars.
-        names: Maps each type name that a type hint contains as a string (a forward reference) to the type.
-        external: The external classes that the key `kind` of a field may select.
+        names: Mapping from names to types, for type hints that are strings (forward references).
+        external: The classes of other packages that the key `kind` of a field may select.
 
     Raises:
-        ConfigError: a key is unknown, a field is missing, a value has a wrong type or is out of range, or a text is too long or
-            contains a secret or a control character. The message starts with the path of the field.
+        ConfigError: a key is unknown; a field is missing; a value has a wrong type or is out of range; a string is too long; or
+            a string contains a secret, a control character or a line feed. The message starts with the path of the field.
     """
     _check_texts(tree)
     return _decode_dataclass(expected, tree, "", _Context(names, external))
 
 
 def _check_texts(value: object, path: str = "") -> None:
-    """Raise a ConfigError if a text in `value` is not allowed.
+    """Raise a ConfigError if `value` contains a string that is not allowed.
 
-    A text must not be too long, and must not have a secret, a control character or a line feed.
+    A string must not be too long, and must not contain a secret, a control character or a line feed. All strings in mappings
+    and lists are checked. `path` is the path of `value` in the recipe, for the error message.
     """
     if isinstance(value, dict):
         for key, item in value.items():
@@ -86,7 +90,7 @@ def _check_text(path: str, text: str) -> None:
             f"{path} = {shown(text)}: is {len(text)} characters long; must be at most {MAX_TEXT}; use a shorter name or path"
         )
     if text.splitlines() not in ([], [text]):
-        raise ConfigError(f"{path} = {shown(text)}: contains a line feed; names and paths have a single line")
+        raise ConfigError(f"{path} = {shown(text)}: contains a line feed; remove it, since names and paths have one line")
     if text != printable(text):
         fault = "contains a control character, an invisible character or a lone surrogate; remove it"
         raise ConfigError(f"{path} = {shown(text)}: {fault}")
@@ -98,7 +102,8 @@ def _check_text(path: str, text: str) -> None:
 def encode(node: object, names: Names) -> dict[str, Json]:
     """Convert a dataclass instance to dicts, lists and scalars, with secrets masked.
 
-    `decode` converts the result back to an equal instance. `names` resolves forward references, as in `decode`.
+    If no secret was masked, `decode` converts the result back to an equal instance. `names` maps names to types, for type hints
+    that are strings (forward references).
     """
     return cast("dict[str, Json]", redacted_tree(_encode(node, names)))
 
@@ -122,9 +127,10 @@ def _encode(value: Any, names: Names) -> Any:
 
 
 def _decode(expected: object, value: object, path: str, context: _Context) -> object:
-    """Return `value`, converted to the type `expected`.
+    """Return a YAML value, converted to the type `expected`.
 
-    `path` is the path of the field. The message of a ConfigError starts with it.
+    `path` is the path of the field, with which the message of a ConfigError starts. `context` has the arguments `names` and
+    `external` of `decode`.
     """
     members = _members(expected)
     origin, args = get_origin(expected), get_args(expected)
@@ -149,10 +155,21 @@ def _decode(expected: object, value: object, path: str, context: _Context) -> ob
             return float(value)  # YAML 1.1 parses 5e-4 as a string
         except ValueError:
             pass
+    elif expected is int and (whole := _whole(value)) is not None:
+        return whole
     elif isinstance(expected, type) and isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     allowed = " or ".join(map(repr, args)) if origin is Literal else _name(expected)
-    raise ConfigError(f"{path} = {shown(value)}: must be {allowed}")
+    raise ConfigError(f"{path} = {shown(value)}: must be {allowed}{value_hint(value, args) if origin is Literal else ''}")
+
+
+def _whole(value: object) -> int | None:
+    """Return the whole number that a number with an exponent, such as 1e3 or 2.5e3, stands for; None for another value."""
+    text = str(value) if isinstance(value, float | str) else ""
+    if isinstance(value, str) and not _EXPONENT.fullmatch(text):  # YAML 1.1 parses 1e3 as a string, and 1.0e+3 as a number
+        return None
+    number = float(text or "nan")
+    return int(number) if number.is_integer() and abs(number) < MAX_WHOLE else None
 
 
 def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Context) -> Tree:
@@ -163,11 +180,11 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
     prefix = f"{path}." if path else ""
     for key in value:
         if key not in known:
-            hint = nearest(str(key), known, f"allowed are {', '.join(known) or 'none'}")
+            hint = setting_hint(str(key), known) or nearest(str(key), known, f"allowed are {', '.join(known) or 'none'}")
             raise ConfigError(f"{prefix}{line(str(key))}: no such {'field' if path else 'section'}; {hint}")
     for name, f in known.items():
         if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{prefix}{name}: missing; it has no default")
+            raise ConfigError(f"{prefix}{name}: missing; it has no default, so the recipe must set it")
     decoded = {key: _decode(hints[key], item, prefix + key, context) for key, item in value.items()}
     try:
         return cls(**decoded)
@@ -176,9 +193,11 @@ def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Conte
 
 
 def _decode_kind(members: list[type], value: object, path: str, context: _Context) -> object:
-    """Return an instance of the dataclass that the kind in `value` selects.
+    """Return an instance of the dataclass that the key `kind` of `value` selects.
 
-    `value` is a mapping with the key `kind`, or only the name of the kind. The dataclass is one of `members`, or external.
+    The dataclass is one of `members`, or an external class (a class of another package). A string `value` is equivalent to a
+    mapping with only the key `kind` and this string. If a mapping has no key `kind`, the first class of `members` that itself
+    defines an attribute `kind` is selected.
     """
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
@@ -221,7 +240,7 @@ def _decode_tuple(args: tuple[object, ...], value: object, path: str, context: _
 def _members(expected: object) -> list[type]:
     """Return the dataclasses that a field of the type `expected` accepts.
 
-    For a union these are its members that are dataclasses. For a dataclass this is the type itself.
+    For a union, the result has all dataclasses of the union. For a dataclass, it has only this class. Otherwise it is empty.
     """
     options = get_args(expected) if get_origin(expected) in {Union, types.UnionType} else (expected,)
     return [option for option in options if isinstance(option, type) and is_dataclass(option)]
@@ -230,7 +249,8 @@ def _members(expected: object) -> list[type]:
 def kind_of(cls: type) -> str:
     """Return the value of the key `kind` that selects a class in a recipe.
 
-    It is the attribute `kind` if the class itself defines one. Otherwise it is the class name in snake case without "Config".
+    If the class itself defines an attribute `kind`, the result is its value. Otherwise it is the class name in snake case,
+    without the suffix "Config".
     """
     if kind := _default_kind(cls):
         return kind
@@ -238,7 +258,7 @@ def kind_of(cls: type) -> str:
 
 
 def _default_kind(cls: type) -> str | None:
-    """Return the attribute `kind` that a class itself defines, or None without it."""
+    """Return the string `kind` that the class itself defines, or None."""
     kind = vars(cls).get("kind")
     return kind if isinstance(kind, str) else None
 

@@ -1,6 +1,6 @@
 """Checks of attributes that external components declare, such as `capabilities`.
 
-External components are classes outside of redistill that a recipe names. The checks are made when a recipe is read.
+External components are classes of other packages that a recipe names. Their attributes are checked when a recipe is read.
 """
 
 from typing import TypeVar
@@ -28,7 +28,7 @@ def declared(node: object, attribute: str, expected: type[Declared], where: str)
         value = getattr(node, attribute)
     except Exception as error:  # external code may raise any exception
         raise ConfigError(
-            f"{where}.kind = {kind_of(type(node))}: its {attribute} cannot be computed ({one_line(error)})"
+            f"{where}.kind = {kind_of(type(node))}: its {attribute} cannot be computed ({one_line(error)}); correct the class"
         ) from error
     if not isinstance(value, expected):
         raise ConfigError(
@@ -41,7 +41,8 @@ def declared(node: object, attribute: str, expected: type[Declared], where: str)
 def check_policy_node(node: object) -> None:
     """Check the types of the attributes `needs` and `sampling` of a policy.
 
-    `needs` must be a `redistill.contracts.Needs`. `sampling` must be a `redistill.contracts.Sampling` or None.
+    `needs` declares what the policy requires of teacher and engine; it must be a `redistill.contracts.Needs`. `sampling`
+    declares how the student's text is sampled; it must be a `redistill.contracts.Sampling`, or None if no text is generated.
 
     Args:
         node: The settings of the policy.
@@ -55,12 +56,12 @@ def check_policy_node(node: object) -> None:
 
 
 def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | None:
-    """Return the capabilities of a recipe's teacher, or None without a teacher.
+    """Return the capabilities of a recipe's teacher; None if it has no teacher.
 
     Args:
         node: The settings of the teacher; None if the recipe has no teacher.
-        local: Whether the teacher is a model in this process. Only such a teacher may have the capability `mixture`: the
-            local engine can sample tokens from a mixture of the student and this teacher.
+        local: Whether the teacher is a model that redistill loads in this process. Only such a teacher may declare `mixture`,
+            which means that tokens can be sampled from a mixture of the student and this teacher.
 
     Raises:
         ConfigError: `capabilities` has a wrong type, or a teacher that is not local declares `mixture`.

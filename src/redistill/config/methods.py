@@ -35,8 +35,8 @@ class Method:
         objective: The terms that are minimised.
         summary: Description in one line, which `redistill methods` prints.
         source: The publication that introduced the method.
-        start: The initial student. "base" is the model itself. "finetuned" is the model after the supervised fine-tuning that
-            `student.finetune` of the recipe describes; if this field is not set, it is the model itself.
+        start: The initial student. "base" is the model `student.model` of the recipe. "finetuned" is this model after the
+            supervised fine-tuning `student.finetune`; if the recipe does not set `student.finetune`, it is the same as "base".
         optimiser: The method's defaults for the section `optimiser` of a recipe, by name of the field.
     """
 
@@ -159,7 +159,7 @@ def method(name: str) -> Method:
 def as_in_reference(name: str) -> Method:
     """Return the method with this name, as DistiLLM's public code implements it.
 
-    If that code does not differ from the method's paper, the result is that of `method`.
+    If that code implements the method as its paper does, the result is the same as that of `method(name)`.
 
     Raises:
         ConfigError: there is no method with this name, or its module is not imported.

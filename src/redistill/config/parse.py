@@ -1,7 +1,7 @@
-"""Parsing of recipes and overrides: YAML with plain types and limits.
+"""Parsing of recipes and overrides: YAML with basic types and limited size.
 
-Recipes are untrusted input.  The limits are for their size, for the depth of sections, and for the number of values after the
-expansion of aliases.
+Recipes are untrusted input.  Therefore the parser limits the size of the text, the number of nested sections, and the number of
+values after the expansion of aliases.
 """
 
 import re
@@ -20,6 +20,8 @@ MAX_VALUES = 100_000  # without a limit, a few nested aliases expand a kilobyte 
 MAX_DEPTH = 20  # nested sections
 PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)
 """Path of a field in a recipe."""
+_FEW_LEVELS = "remove the inner levels, since a recipe has only a few"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def parse_yaml(text: bytes, source: str) -> dict[str, Json]:
@@ -49,7 +51,7 @@ class Override(NamedTuple):
 
     Args:
         path: Path of the field, such as "optimiser.learning_rate".
-        value: The value as a Python object, such as 0.1; a text is not parsed as YAML.
+        value: The value as a Python object, such as 0.1. A string is used unchanged: it is not parsed as YAML.
     """
 
     path: str
@@ -75,12 +77,12 @@ def parse_override(text: str) -> Override:
 
 
 def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -> dict[str, object]:
-    """Return a copy of the recipe `tree` with the overrides applied.
+    """Return a copy of a recipe with overrides applied.
 
-    If two overrides have the same path, the later one has precedence.
+    `tree` is the recipe, as nested mappings. If two overrides have the same path, the later one has precedence.
 
     Raises:
-        ConfigError: the path of an override does not consist of names joined by dots, or has too many names.
+        ConfigError: the path of an override is not a list of names joined by dots; or the path names more than 20 sections.
     """
     result = _copied(tree)
     for path, value in overrides:
@@ -89,7 +91,8 @@ def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -
         *sections, last = path.split(".")
         if len(sections) > MAX_DEPTH:
             raise ConfigError(
-                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; use the path of a recipe's field"
+                f"{shown(path)}: {len(sections)} nested sections: must be at most {MAX_DEPTH}; write the name of a field as "
+                "section.field"
             )
         here = result
         for section in sections:
@@ -108,12 +111,14 @@ def _load(text: bytes | str, source: str, remedy: str) -> object:
     """
     try:
         value = yaml.load(text, Loader=_StrictLoader)
-        num_values = _num_values(value, {})
+        size = _size(value, {})
     except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deeply; a recipe has a few levels of sections") from error
+        raise ConfigError(f"{source}: nested too deeply; {_FEW_LEVELS}") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # `!!int x`: ValueError
         raise ConfigError(f"{source}: not YAML ({_yaml_fault(error)}); {remedy}") from error
-    if num_values > MAX_VALUES:
+    if size.depth > MAX_DEPTH:
+        raise ConfigError(f"{source}: {size.depth} levels of nested values: must be at most {MAX_DEPTH}; {_FEW_LEVELS}")
+    if size.num_values > MAX_VALUES:
         raise ConfigError(
             f"{source}: more than {MAX_VALUES} values after the expansion of aliases; write the values without aliases"
         )
@@ -131,19 +136,26 @@ def _yaml_fault(error: Exception) -> str:
     return line(f"{error.problem or error.context}, line {mark.line + 1}, column {mark.column + 1}")
 
 
-def _num_values(value: object, known: dict[int, int]) -> int:
-    """Return the number of values in a tree after the expansion of aliases.
+class _Size(NamedTuple):
+    """The number of values of a tree after the expansion of aliases, and the number of lists and dicts on its longest path."""
 
-    `known` caches the number of values of each dict and list, by its `id()`.
+    num_values: int
+    depth: int
+
+
+def _size(value: object, known: dict[int, _Size]) -> _Size:
+    """Return the size of nested dicts and lists.
+
+    `known` caches the size of each dict and list, by its `id()`.
 
     Raises:
         RecursionError: a value contains itself.
     """
     if not isinstance(value, dict | list):
-        return 1
+        return _Size(1, 0)
     if id(value) not in known:
-        items = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_num_values(item, known) for item in items)
+        sizes = [_size(item, known) for item in (value.values() if isinstance(value, dict) else value)]
+        known[id(value)] = _Size(1 + sum(size.num_values for size in sizes), 1 + max((size.depth for size in sizes), default=0))
     return known[id(value)]
 
 
@@ -152,7 +164,10 @@ def _copied(tree: Mapping[str, object]) -> dict[str, object]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A YAML loader that limits the number of aliases and rejects duplicate keys."""
+    """A YAML loader that limits the number of aliases, rejects duplicate keys and reads no numbers in base 60.
+
+    YAML 1.1 reads 1:30 as the integer 90. Here it is the text "1:30", as in YAML 1.2.
+    """
 
     def __init__(self, stream: bytes | str) -> None:
         super().__init__(stream)
@@ -163,7 +178,10 @@ class _StrictLoader(yaml.SafeLoader):
             self._aliases += 1
             if self._aliases > MAX_YAML_ALIASES:
                 raise yaml.YAMLError(f"more than {MAX_YAML_ALIASES} aliases")
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and ":" in node.value:
+            node.tag = self.DEFAULT_SCALAR_TAG
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen = set()

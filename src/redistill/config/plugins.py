@@ -21,13 +21,14 @@ _NAME = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 
 @dataclass(frozen=True)
 class Slot:
-    """A field of the configuration that accepts external classes.
+    """A field of a recipe that accepts external classes.
 
     Args:
-        kind: Name of the kind of component that the field contains, such as "divergence".
+        kind: The component that the field configures, as a word such as "divergence".
         members: The classes of redistill that the field accepts.
         needs: Names of the attributes that an external class must have.
-        has_laws: Whether `redistill.testing` has a function `check_KIND` that tests such a component.
+        has_laws: Whether `redistill.testing` has a function that tests external classes for this field. The name of the
+            function is "check_" followed by `kind`.
     """
 
     kind: str
@@ -42,7 +43,7 @@ class External:
 
     Args:
         allowed: Modules that may be imported, including their submodules. If empty, no module may be imported.
-        slots: The fields of the configuration that accept external classes.
+        slots: The fields of a recipe that accept external classes.
     """
 
     allowed: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class External:
 
         Args:
             allowed: Modules that may be imported, including their submodules.
-            slots: The fields of the configuration that accept external classes.
+            slots: The fields of a recipe that accept external classes.
         """
         return cls(tuple(allowed), slots)
 
@@ -62,8 +63,8 @@ class External:
         """Return the object with the name `module:Name`; import its module if necessary.
 
         Raises:
-            ConfigError: the name does not have the form `module:Name`, its module is not allowed or cannot be imported, or the
-                module has no such attribute.
+            ConfigError: the name does not have the form `module:Name`; its module is not allowed; its module cannot be
+                imported; or the module has no such attribute.
         """
         module, path = _parts(name)
         if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in self.allowed):
@@ -85,12 +86,13 @@ class External:
         """Check the external class that a field of a recipe names, and return the class.
 
         Args:
-            kind: Name of the class, in the form `module:Name`. Its module is imported if necessary.
-            members: The classes of redistill that the field accepts. They identify the field.
+            kind: Value of the key `kind` in the recipe: the name of the class in the form `module:Name`. The module is imported
+                if necessary.
+            members: The classes of redistill that the field accepts. The field is the one in `slots` that has these classes.
 
         Raises:
-            ConfigError: the field accepts no external classes, the class cannot be loaded (see `load`), the class is not a
-                frozen dataclass, or it lacks an attribute that the field requires.
+            ConfigError: the field accepts no external classes; the class cannot be loaded (see `load`); the class is not a
+                frozen dataclass; or the class lacks an attribute that the field requires.
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:

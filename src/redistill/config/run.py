@@ -1,8 +1,8 @@
 """The configuration of a run, decoded from YAML and overrides.
 
 An override has the form `section.field=value`. The settings of each component are a dataclass, which is defined in the
-component's package and checks its own ranges. This module combines the dataclasses into a recipe. An unknown key, a wrong type
-or a value out of range is an error that names the file, the path of the field, and the nearest name or the remedy.
+component's package and checks the ranges of its values. This module combines the dataclasses into a recipe. An unknown key, a
+wrong type or a value out of range is an error. The error message names the file, the field and a remedy.
 """
 
 import dataclasses
@@ -42,8 +42,8 @@ NAMES = {"PolicyConfig": PolicyConfig}  # the fields of policies refer to this t
 class Run:
     """The configuration of a run, called a recipe.
 
-    `method` selects a policy and an objective. If `policy` is set, it replaces the whole policy of the method: fields that it
-    omits have the defaults of its class. The same applies to `objective`.
+    `method` selects a policy and an objective. If `policy` or `objective` is set, it replaces that of the method completely:
+    fields that are omitted have the defaults of the class, not the values of the method.
 
     More than 12 fields: the class is the root of a recipe and has one field for each section.
 
@@ -62,7 +62,7 @@ class Run:
         objective: The terms that are minimised. If None, the method's objective is used.
         optimiser: AdamW and its learning rate schedule.
         training: Number of updates, batch sizes, validation and checkpoints.
-        guards: Reaction to non-finite updates, loss spikes and collapse of the student's text.
+        guards: How the run reacts to non-finite updates, loss spikes and a collapse of the generated text.
         evaluation: How test answers are sampled and scored.
         compat: "distillm" selects the compatibility mode: methods behave as in DistiLLM's public code, which differs from the
             papers; see docs/methods/compat.md. If None, methods behave as in their papers.
@@ -107,8 +107,8 @@ class Run:
             )
         if self.student.model == "teacher" and not isinstance(self.teacher, TeacherConfig):
             raise ConfigError(
-                "student.model = 'teacher': needs a teacher whose weights are loaded here (teacher.kind local); set one, or "
-                "set student.model to another model"
+                "student.model = 'teacher': needs a teacher whose weights are loaded here (teacher.kind local); set "
+                "teacher.model, or set student.model to another model"
             )
         if fault := mismatch(row, self.teacher_capabilities, self.engine_capabilities):
             raise ConfigError(f"{fault} (method {self.method})")
@@ -118,8 +118,8 @@ class Run:
             )
         if self.starts_finetuned and self.student.lora is not None and self.student.lora.export == "adapter":
             raise ConfigError(
-                "student.lora.export = 'adapter': the base of the adapter would be a fine-tuned model that exists only in the "
-                "folders of this run; set export to merged, or remove student.finetune"
+                "student.lora.export = 'adapter': the adapter could only be loaded with the fine-tuned student, which exists "
+                "only in the folders of this run; set export to merged, or remove student.finetune"
             )
         self._check_layers(policy)
         self._check_placement()
@@ -134,16 +134,15 @@ class Run:
                 check_choice(finetune.choose_by, validated, f"{role}.finetune.choose_by")
 
     def _check_layers(self, policy: object) -> None:
-        """Check the policy, and the policies nested in it as `source`.
+        """Raise a ConfigError for an invalid nested policy or a small replay buffer.
 
-        The policy `rollouts` must be the outermost one. A replay buffer must have a capacity of at least one batch.
+        The field `source` of a policy can contain another policy. This inner policy must not be `rollouts`. A replay buffer
+        must have a capacity of at least `training.batch_size` sequences.
         """
         outermost = policy
         while policy is not None:
             if isinstance(policy, Rollouts) and policy is not outermost:
-                raise ConfigError(
-                    "policy: rollouts cannot be the source of another policy; use rollouts as the outermost policy"
-                )
+                raise ConfigError("policy: rollouts cannot be the source of another policy; set policy.kind to rollouts")
             if isinstance(policy, Adaptive | Buffered) and policy.capacity < self.training.batch_size:
                 raise ConfigError(
                     f"policy: capacity = {policy.capacity}: must be at least training.batch_size = {self.training.batch_size}, "
@@ -158,7 +157,7 @@ class Run:
         lora = self.student.lora
         if lora is not None and (lora.quantise != "none" or lora.export == "adapter"):
             raise ConfigError(
-                "placement = 'sharded': needs lora.quantise = 'none' and lora.export = 'merged'; set them, or use auto"
+                "placement = 'sharded': needs lora.quantise = 'none' and lora.export = 'merged'; set both, or use auto"
             )
         if self.training.compile == "all":
             raise ConfigError(
@@ -167,7 +166,7 @@ class Run:
 
     @property
     def teacher_capabilities(self) -> TeacherCapabilities | None:
-        """The features that the teacher declares; None if there is no teacher."""
+        """The features that the teacher supports; None if there is no teacher."""
         return teacher_capabilities(self.teacher, local=isinstance(self.teacher, TeacherConfig))
 
     @property
@@ -180,21 +179,22 @@ class Run:
 
     @property
     def engine_capabilities(self) -> EngineCapabilities:
-        """The features that the engine declares."""
+        """The features that the generation engine supports."""
         return declared(self.engine, "capabilities", EngineCapabilities, "engine")
 
     @property
     def resolved_method(self) -> Method:
-        """The method of the run, with the run's `policy` and `objective` if they are set.
+        """The method that the run uses.
 
-        If `compat` is set, the method is as in DistiLLM's public code.
+        `policy` and `objective` of the recipe replace those of the method, if they are set. If `compat` is set, the method is
+        defined as in DistiLLM's public code, and otherwise as in its paper.
         """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
 
     @property
     def validation_metrics(self) -> tuple[Metric, ...]:
-        """The metrics that are computed from answers to validation prompts."""
+        """The metrics that are computed from generated answers to validation prompts."""
         return metrics(self.evaluation.metrics)
 
     @property
@@ -223,10 +223,10 @@ SLOTS = (
 
 
 def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[str] = ()) -> Run:
-    r"""Read a recipe or the run.json of a run, and return the configuration.
+    r"""Read a recipe, and return the configuration of the run.
 
     Args:
-        path: Path of the recipe (a YAML file) or of the run.json.
+        path: Path of the recipe: a YAML file, or the run.json that an earlier run wrote to its folder.
         overrides: Settings to change, each as `section.field=value`.
         allow_code: Modules that may be imported for external components, such as `my_module` for `my_module:MyDivergence`.
 
@@ -234,8 +234,8 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         The configuration of the run. Fields that the file omits have their defaults.
 
     Raises:
-        ConfigError: the file is missing or is not YAML, its schema is newer than this version of redistill, or a field is
-            unknown, has a wrong type or is out of range.
+        ConfigError: the file is missing; it is not YAML; it is a sweep; its schema number is not supported; a field is unknown;
+            or a value has a wrong type or is out of range.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -305,16 +305,16 @@ def _with_overrides(tree: Mapping[str, object], overrides: Iterable[parse.Overri
 def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str] = ()) -> Run:
     """Convert a recipe from dicts, lists and scalars to the configuration of a run.
 
-    If the recipe lacks a field of the section `optimiser`, the field has the default of the method.
+    Fields of the section `optimiser` that the recipe omits have the defaults of the method.
 
     Args:
-        tree: The recipe. It may have the key "schema" with a schema number.
+        tree: The recipe. The optional key "schema" has the version of the recipe's format (the schema number).
         source: Prefix of error messages, such as the path of the file.
         allow_code: Modules that may be imported for external components.
 
     Raises:
-        ConfigError: the schema number is not supported, a field is unknown, has a wrong type or is out of range, or an external
-            component is not allowed.
+        ConfigError: the schema number is not supported; a field is unknown; a value has a wrong type or is out of range; or an
+            external component is not allowed.
     """
     tree = current_tree(tree, source)
     external = External.of(allow_code, *SLOTS)
@@ -331,7 +331,8 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
 def _row(tree: Mapping[str, object], source: str, external: External) -> Method | None:
     """Return the method that a recipe names, or None if there is no such method.
 
-    The module of an external method is imported. If the result is None, the caller decodes the recipe, which raises the error.
+    The module of an external method is imported. An unknown method is not reported here: `decode_run` raises the
+    ConfigError later, when the `Run` is created.
     """
     name = str(tree.get("method", Run.method))
     if ":" not in name:
@@ -346,17 +347,17 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
 def encode_run(run: Run) -> dict[str, Json]:
     """Convert a run's configuration to dicts, lists and scalars, with secrets masked.
 
-    `decode_run` converts the result back to an equal `Run`. An external component is encoded as `module:Name`; to decode it,
-    `decode_run` needs the name of the module in `allow_code`.
+    If no secret was masked, `decode_run` converts the result back to an equal `Run`. An external component is encoded as
+    `module:Name`; to decode it, `decode_run` needs the name of the module in `allow_code`.
     """
     return decoding.encode(run, NAMES)
 
 
 def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a stored run's configuration, with the defaults of fields that it lacks.
+    """Return the configuration of a stored run, with defaults for missing fields.
 
-    A run that an earlier version of redistill stored may lack fields. If `tree` cannot be decoded, an unchanged copy is
-    returned.
+    A configuration that an earlier version of redistill stored lacks the fields that were added later. `tree` is the stored
+    configuration, as in run.json. If it cannot be decoded, the result is an unchanged copy.
     """
     try:
         return encode_run(decode_run(tree, "stored run"))
@@ -367,7 +368,7 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
     """Return a copy of a run's configuration without the paths of output folders.
 
-    Configurations that differ only in these paths describe the same run, since folders may be moved.
+    Two configurations that differ only in these paths describe the same training, since the paths do not affect the result.
     """
     kept = {name: item for name, item in tree.items() if name != "out"}
     return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

@@ -1,7 +1,7 @@
 """Schema numbers of recipes and run.json, and fields that were renamed.
 
-Schema 1 is the schema of commit 98f02f3 and earlier versions, which wrote no schema number. A run.json without a number
-therefore has schema 1. A recipe without a number is read with the current schema.
+A schema number is the version of the file format. Redistill wrote no schema number up to commit 98f02f3. A run.json without a
+number therefore has schema 1, the first one. A recipe without a number is read with the current schema.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ RENAMED: Mapping[str, str] = {}
 
 
 def check_schema(number: object, where: str, written_by: object = None) -> int:
-    """Check that this version of redistill supports a schema number, and return it.
+    """Return a schema number, if this version of redistill supports it.
 
     Args:
         number: The schema number in the file.
@@ -62,7 +62,9 @@ def writer_of(held: Mapping[str, object]) -> object:
 
 
 def current_tree(tree: Mapping[str, object], source: str) -> dict[str, object]:
-    """Check the schema number of a recipe, and return a copy of the recipe without it.
+    """Check the schema number of a recipe, and return the recipe without the number.
+
+    The result is a copy without the key "schema".
 
     Args:
         tree: The recipe.

@@ -24,8 +24,8 @@ def metric(name: str) -> Metric:
     The name of an external metric has the form `module:NAME`. Its module must be imported already.
 
     Raises:
-        ConfigError: there is no metric with this name, its module is not imported, or the metric needs more than the text of an
-            answer and its record.
+        ConfigError: there is no metric with this name; its module is not imported; or the attribute `needs` of the metric is
+            not "answers", the only supported value.
     """
     if ":" not in name:
         if name in METRICS:
@@ -44,7 +44,7 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
     """Return the metrics with these names, in the same order and without repetitions.
 
     Raises:
-        ConfigError: a metric cannot be returned (see `metric`), or two different metrics have the same `Metric.name`.
+        ConfigError: a metric is unknown or not supported (see `metric`), or two different metrics have the same `Metric.name`.
     """
     return _distinct([metric(name) for name in names], "metrics")
 
@@ -52,12 +52,12 @@ def metrics(names: Sequence[str]) -> tuple[Metric, ...]:
 def named_task(name: str) -> Task:
     """Return the test set with this name.
 
-    The name of an external test set has the form `module:NAME`. Its module must be imported already. Any other name that
-    `redistill methods` does not list defines a new test set, whose file the recipe must give.
+    `redistill methods` lists the known names. The name of an external test set has the form `module:NAME`; its module must be
+    imported already. Any other name defines a new test set. The recipe must give the file of a new test set.
 
     Raises:
-        ConfigError: there is no such external test set, the name is not a valid file name, or a metric of the test set needs
-            more than the text of an answer and its record.
+        ConfigError: there is no such external test set; the name is not a valid file name; or the attribute `needs` of a metric
+            of the test set is not "answers", the only supported value.
     """
     try:
         found = instance(name, Task) if ":" in name else known_task(name)
@@ -77,12 +77,12 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
     """Return a mapping from each test set of a recipe to its file.
 
     Args:
-        tests: The field `data.tests`: the file of each test set by name. If the file is None, the test set is read from the
-            hub.
+        tests: The field `data.tests`, a mapping from the name of each test set to its file. If the file is None, the test set
+            is read from the hub.
 
     Raises:
-        ConfigError: a test set cannot be returned (see `named_task`), two test sets have the same `Task.name`, or a test set
-            has neither a file nor a hub name.
+        ConfigError: a test set is unknown or not supported (see `named_task`); two test sets have the same `Task.name`; or a
+            test set has neither a file nor a hub name.
     """
     found: dict[Task, str | None] = {}
     names: dict[str, str] = {}
@@ -98,27 +98,27 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
 def metrics_of(tasks: Iterable[Task], names: Sequence[str]) -> dict[str, tuple[Metric, ...]]:
     """Return a mapping from the name of each test set to its metrics.
 
-    The test set's own metrics are first. The metrics of the recipe follow.
+    The metrics that a test set defines are first. The metrics that the recipe requests for all test sets follow.
 
     Args:
         tasks: The test sets.
-        names: Names of the metrics of the recipe.
+        names: Names of the metrics that the recipe requests.
 
     Raises:
-        ConfigError: a metric of `names` cannot be returned (see `metric`), or two different metrics of a test set have the same
-            `Metric.name`.
+        ConfigError: a metric of `names` is unknown or not supported (see `metric`), or two different metrics of a test set have
+            the same `Metric.name`.
     """
     common = metrics(names)
     return {task.name: _distinct([*task.metrics, *common], f"metrics of {task.name}") for task in tasks}
 
 
 def check_choice(choose_by: str, validated: Iterable[Metric], path: str) -> None:
-    """Check that validation computes the score that chooses the best checkpoint.
+    """Check that validation computes the score by which the best checkpoint is chosen.
 
     Args:
-        choose_by: Name of the score.
+        choose_by: Name of the score: that of a metric, or "cross_entropy", which validation always computes.
         validated: The metrics that validation computes.
-        path: Path of the field in the recipe, for the error message.
+        path: Path of the field that names the score in the recipe, for the error message.
 
     Raises:
         ConfigError: validation does not compute the score.
@@ -135,8 +135,8 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
     After the import, `metric` and `named_task` return these metrics and test sets.
 
     Args:
-        named: Pairs of a path and a name. The name is that of a metric or test set; names that do not have the form
-            `module:NAME` are skipped. The path is that of the field or option with this name, for error messages.
+        named: Pairs (path, name), where `name` is the name of a metric or test set, and `path` is the field or option that
+            contains the name, for error messages. Names without a colon are not external and are skipped.
         external: The modules that may be imported.
 
     Raises:
@@ -151,9 +151,10 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
 
 
 def names_in(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Yield the field and the name of each metric and test set of a recipe.
+    """Yield the names of all metrics and test sets of a recipe, with their fields.
 
-    An example of a pair is ("data.tests", "dolly"). The recipe may be invalid: values of the wrong type are skipped.
+    Each result is a pair of the path of the field and the name, such as ("data.tests", "dolly"). The recipe may be invalid:
+    values of the wrong type are skipped.
     """
     held = {section: tree.get(section) for section in ("evaluation", "data")}
     evaluation, data = (value if isinstance(value, Mapping) else {} for value in held.values())
@@ -167,14 +168,15 @@ def names_in(tree: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 def _check_needs(found: Metric, path: str) -> None:
     if found.needs != "answers":
         raise ConfigError(
-            f"{path}: the metric {found.name} has needs = '{found.needs}', which no evaluation supports; must be 'answers'"
+            f"{path}: the metric {found.name} has needs = '{found.needs}', which no evaluation supports; use a metric "
+            "with needs = 'answers'"
         )
 
 
 def _distinct(found: Sequence[Metric], path: str) -> tuple[Metric, ...]:
-    """Return the metrics without repetitions.
+    """Return the metrics in the same order; each metric is returned only once.
 
-    A ConfigError is raised if two different metrics have the same name.
+    A ConfigError, whose message starts with `path`, is raised if two different metrics have the same name.
     """
     by_name: dict[str, Metric] = {}
     for each in found:

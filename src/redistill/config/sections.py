@@ -24,16 +24,17 @@ from redistill.training.schedule import check_length
 class FinetuneConfig:
     """Supervised fine-tuning of a model before the run, on the run's own data.
 
-    The fine-tuning is a stage with its own run folder. Its settings are separate from `training` and `optimiser`, so that runs
-    with different values there can have the same teacher and initial student. A finished stage is not trained again.
+    The fine-tuning is a separate training, called a stage, with its own run folder. Of the sections `training` and `optimiser`
+    it uses only `training.precision`. Therefore runs that differ in other settings of these sections can have the same teacher
+    and initial student. A finished stage is not trained again.
 
     Args:
         updates: Number of updates, or of epochs in the form "3 epochs"; >= 1.
         learning_rate: Initial learning rate of the cosine schedule, > 0.
         batch_size: Sequences per update over all processes, >= 1.
         micro_batch_size: Maximum number of sequences in one forward and backward pass, >= 1; see `training.micro_batch_size`.
-        evaluate_every: Updates (or epochs) between validations, >= 0. If 0, the only validations are those before the first
-            update and after the last.
+        evaluate_every: Number of updates between validations, or of epochs in the form "1 epoch"; >= 0. If 0, the only
+            validations are those before the first update and after the last.
         seed: Seed of data order and dropout. If None, it is the run's seed for a student, and 10 for a teacher, so that runs
             with different training seeds share one teacher.
         choose_by: The score that chooses the best checkpoint; see `training.choose_by`. If None, it is rouge_l for a teacher,
@@ -79,7 +80,7 @@ class FinetuneConfig:
 class TeacherConfig(ModelConfig):
     """A teacher that is loaded in this process.
 
-    `model` is a hub name, a folder or a GGUF file.
+    The arguments of `ModelConfig`, such as `model` and `dtype`, select the model.
 
     Args:
         finetune: Fine-tuning of the teacher before the run. If None, the model is used unchanged.
@@ -124,13 +125,13 @@ class StudentConfig(ModelConfig):
         finetune: Fine-tuning of the student before distillation (the "init" checkpoint of the literature). If None, the student
             is not fine-tuned.
         start: The initial student. "base" is `model` without the fine-tuning `finetune`. "finetuned" is `model` after this
-            fine-tuning, which must be set. "method" is the method's value: "base" for sft, kd and seqkd, and "finetuned" for
-            redistill's other methods; without `finetune`, both are `model` itself.
+            fine-tuning, which must be set. "method" selects the one that the method uses: "base" for sft, kd and seqkd, and
+            "finetuned" for redistill's other methods; if `finetune` is not set, the initial student is `model` in both cases.
         lora: Adapters that are trained instead of the student's weights. If None, all weights are trained.
 
     Raises:
-        ConfigError: `model` is "teacher" and `initialise` is missing, `start` is "finetuned" and `finetune` is missing, or an
-            option of `lora` needs an unchanged base model.
+        ConfigError: `model` is "teacher" and `initialise` is missing; `start` is "finetuned" and `finetune` is missing; or a
+            value of `lora.quantise` or `lora.export` cannot be combined with `initialise`, with `adapter` or with a GGUF file.
 
     Example:
         >>> StudentConfig(initialise=InitialiseConfig(layers=8)).model
@@ -177,11 +178,11 @@ class DataConfig:
         max_train_rows: Maximum number of training rows, >= 1; the first rows are used. If None, all rows are used.
         corpus: Plain text for the pre-training term of the objective: files (.txt, or .jsonl with a "text" key) or hub names.
             If empty, the term is disabled.
-        max_bad_rows: Largest number of unusable rows that is accepted in each data source, >= 0. Unusable rows are listed in
-            rejected.jsonl.
+        max_bad_rows: Maximum number of unusable rows in one file or hub data set, >= 0; a larger number is an error. Unusable
+            rows are listed in rejected.jsonl.
         spans: Phrase extractor of the span loss: "simple", or the name or folder of a spaCy pipeline. With "auto", it is the
             English spaCy pipeline if this is installed, and otherwise "simple".
-        tokens: Length limits, prompt template, and the turns of a conversation that are supervised.
+        tokens: Length limits, prompt template, and which answers of a conversation are training targets (all or the last).
 
     Raises:
         ConfigError: `train` is empty, the name of a test set is not a valid file name, or a number is out of range.

@@ -43,12 +43,12 @@ class Repeat:
     """A row that repeats an earlier row or the prompt of a test row.
 
     Args:
-        line: The line number of the row in its source, from 1.
-        of: The row that is repeated, as "source:line".
-        how: The kind of repetition.  "duplicate": prompt and answers equal those of an earlier row verbatim.  "exact": the
-            prompt equals that of a test row up to white space; a run leaves the row out.  "normalised": the two prompts are
-            equal only if case, character width (full-width or half-width letters) and punctuation at both ends are ignored too;
-            a run keeps the row.
+        line: The line number of the row in its file, from 1.  In a JSON array or hub data set, the index of the row, from 1.
+        of: The earlier row or the test row, as "SOURCE:LINE"; SOURCE is its file or hub data set.
+        how: How the row repeats the other row.  "duplicate": prompt and answers equal those of an earlier row verbatim.
+            "exact": the prompt equals that of a test row up to white space; a run leaves the row out.  "normalised": the two
+            prompts are equal only if case, character width (full-width or half-width letters) and punctuation at both ends are
+            ignored too; a run keeps the row.
     """
 
     line: int
@@ -95,7 +95,7 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCheck:
-    """Lengths in tokens of the prompts and answers of one source.
+    """Lengths, in tokens, of the prompts and answers in one file or hub data set.
 
     Args:
         prompts: Lengths of the prompts.
@@ -112,14 +112,14 @@ class TokenCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceCheck:
-    """The result of checking one source.
+    """The result of checking one source, which is a file or a hub data set.
 
     Args:
-        source: The file or hub data set.
+        source: Path of the file, or name of the hub data set.
         test: Name of the test set; None for training and validation data.
         rows: Number of usable rows.
-        verdict: The number of usable rows of each form (the keys of a row, such as "prompt/completion"), "none" if every row is
-            unusable, or the reason why the source has no rows.
+        verdict: Text that states the number of usable rows of each form (the keys of a row, such as "prompt/completion").  The
+            text is "none" if every row is unusable; it is the reason if the source cannot be read or has no rows.
         readable: Whether the source could be read and has at least one row.
         unusable: The unusable rows.
         repeats: Rows that duplicate an earlier row of this source or of an earlier source, and rows whose prompt is also in a
@@ -271,8 +271,8 @@ def _survey(
 ) -> tuple[SourceCheck, Records]:
     """Read one source with `read`; return its check and its records.
 
-    The check does not contain repeats and lengths.  `test` is the name of the test set, or None for other data.  If the source
-    cannot be read, `none` is returned in place of the records.
+    The check does not contain repeats and lengths.  `test` is the name of the test set, or None for other data.  `none` is an
+    empty sequence of records; it is returned as the records if the source cannot be read.
     """
     try:
         records, report = read()
@@ -286,8 +286,9 @@ def _survey(
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
     """Find the first test row that has the prompt of `record`, and return it as a `Repeat`.
 
-    `origins` maps the kind of match and the key of each test prompt to the test row, written as "source:line".  None is
-    returned if no test row has this prompt.  An "exact" match takes precedence over a "normalised" match.
+    `origins` maps each test prompt to its row, written as "SOURCE:LINE".  A key of `origins` is a pair: the comparison, "exact"
+    or "normalised", and the texts of the prompt as they are compared.  None is returned if no test row has this prompt.  An
+    "exact" match takes precedence over a "normalised" match.
     """
     for how, key in _PROMPT_KEYS.items():
         if (origin := origins.get((how, key(record)))) is not None:

@@ -24,20 +24,20 @@ def collate(
 ) -> Batch:
     """Collate sequences into one padded micro-batch.
 
-    Items with the role "distillation" come first, so that the teacher processes only a prefix of the batch.
+    Sequences with the role "distillation" come first in the batch; the teacher processes only these.
 
     Args:
-        items: Sequences with their roles: the terms of the objective that use a sequence.  Without items, the batch has one
-            padding token and no target.
+        items: Sequences with their roles.  The roles of a sequence state which terms of the objective use it.  If there are no
+            items, the batch has one padding token and no target.
         pad_id: Token id that pads short sequences on the right; it is masked.
         device: Device of the tensors of the batch.
-        span_config: Settings of the span loss (MGSR, Eq. 10), which compares pairs of neighbouring rows within a phrase.  The
-            weights of these pairs depend on the settings; if None, all weights are 0.
-        role: The terms of the objective that use the whole batch: "pretraining" is the pre-training term, "task" is all other
+        span_config: Settings of the span loss (MGSR, Eq. 10), which compares pairs of neighbouring targets within a phrase.
+            The weights of these pairs depend on the settings; if None, all weights are 0.
+        role: Which terms of the objective use the whole batch.  "pretraining": only the pre-training term.  "task": the other
             terms.
 
     Returns:
-        The batch, with one row for each target.
+        The batch.  Its row n is the prediction of the n-th target, counted over all sequences in their order in the batch.
     """
     ordered = sorted(items, key=lambda item: "distillation" not in item.roles)
     sequences = [item.sequence for item in ordered]
@@ -78,10 +78,10 @@ def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:
-    """Return the values `name` of the roll-outs of all sequences, as a float32 tensor [N].
+    """Return one field of the roll-outs of all sequences, as a float32 tensor [N].
 
-    A roll-out contains the values that the policy gradient needs for each target; `name` is one of its fields, such as
-    "advantages".  The tensor has one value for each target.  The targets of a sequence without a roll-out get the value 0.
+    A roll-out contains the values that the policy gradient needs for each target.  `name` is the name of the field, such as
+    "advantages".  The tensor has one value for each target; the value is 0 if the sequence has no roll-out.
     """
     values: list[float] = []
     for sequence in sampled:

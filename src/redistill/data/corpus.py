@@ -6,7 +6,6 @@ document, and the tokens after the last complete block are dropped.  `data.reade
 
 import array
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,8 @@ from redistill.data.reader import hub_failed
 from redistill.errors import DataError, ModelError
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
+from redistill.storage.hub import is_local, unreachable
+from redistill.storage.json_text import JsonError, parse_json
 
 TOKENIZED_AT_ONCE = 256
 """Number of documents per call of the tokenizer."""
@@ -88,7 +89,7 @@ def load_corpus(
     end_id = tokenizer.eos_token_id
     if end_id is None:
         raise ModelError(
-            "tokenizer: has no end token (eos_token), which must follow each document; set eos_token in its folder"
+            "tokenizer: has no end token (eos_token), which must follow each document; set eos_token in tokenizer_config.json"
         )
     max_tokens = math.inf if max_blocks is None else max_blocks * block_tokens
     ids = array.array("i")
@@ -133,7 +134,7 @@ def _documents(source: str | Path) -> Iterator[str]:
         raw = _of_text(path) if path.suffix == ".txt" else _of_rows(path)
     elif path.exists():
         raise DataError(f"{source}: is not a .txt or .jsonl file; give one of these, or a hub name 'owner/name'")
-    elif isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or path.parent.exists():
+    elif isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or is_local(source):
         raise DataError(f"{source}: no such file; give a .txt or .jsonl file, or a hub name 'owner/name'")
     else:
         raw = (_text_of(row, f"{source}, row {number}") for number, row in enumerate(_streamed(source), 1))
@@ -161,8 +162,8 @@ def _of_rows(path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, any_number=True)
+        except JsonError as error:
             raise DataError(f"{path}:{number}: not JSON ({error}); fix or remove the line") from error
         yield _text_of(row, f"{path}:{number}")
 
@@ -177,7 +178,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, 1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); convert the file") from error
+        raise DataError(f"{path}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); convert it to UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
@@ -187,6 +188,7 @@ def _streamed(source: str) -> Iterator[object]:
     from datasets.exceptions import DatasetsError
 
     name, _, revision = source.partition("@")
+    unreachable()  # before the look-up, which would be repeated for minutes
     try:
         yield from load_dataset(name, revision=revision or None, split="train", streaming=True)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:

@@ -2,9 +2,9 @@
 
 The ids of each text are exactly those that the tokenizer returns for this text alone.
 
-Texts repeat each other: prompts share their template, a training sequence begins with its prompt, and words recur.  The texts
-are therefore divided into pieces of about a word that the tokenizer encodes independently of the others (`words`), and each
-different piece is encoded only once.
+Many texts have the same beginning or the same words: prompts share their template, a training sequence begins with its prompt,
+and words recur.  Each text is therefore divided into pieces of about one word, and each different piece is encoded only once.
+The module `words` chooses the pieces so that the ids of a text are the ids of its pieces, one after the other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -81,9 +81,10 @@ class TextEncoder:
         return [list(ids[text]) for text in texts]
 
     def _ids_of(self, pieces: Set[str | int], words: WordSplitter) -> Mapping[str | int, list[int]]:
-        """Map each piece to its token ids, and each id to itself.
+        """Map each piece of text to its token ids, and each id of an added token to a list of this id.
 
-        The ids are kept for later calls.  The result may contain further pieces.
+        `pieces` contains the pieces and ids that `WordSplitter.split` returned.  The ids are kept for later calls, so the
+        result may also contain pieces of earlier calls.
         """
         if self._num_kept > CHARACTERS_KEPT:
             self._known.clear()
@@ -96,7 +97,7 @@ class TextEncoder:
         return self._known
 
     def _encoded(self, texts: Sequence[str], split: bool) -> list[list[int]]:
-        """The token ids of each text."""
+        """Return the token ids of each text; if `split` is True, special tokens are encoded as plain text."""
         if self._backend is None:
             return [self._alone(text, split) for text in texts]
         found: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Tokenized rows as arrays, and examples that are created from them on access."""
+"""Tokenized records in arrays, from which examples are created on access."""
 
 import hashlib
 from array import array
@@ -77,8 +77,8 @@ class Examples(Sequence[Example]):
     def digest(self) -> str:
         """Return the SHA-256 of all examples, in hexadecimal.
 
-        The hashed bytes of an example are its `sample` and its token ids as int64, followed by one byte for each token: 1
-        for a target, 0 for any other token.
+        The hashed bytes of an example are its index and its token ids as int64, followed by one byte for each token: 1 for a
+        target (a token that the student is trained to predict), 0 for any other token.
         """
         found = hashlib.sha256()
         for first in range(0, len(self), _HASHED_AT_ONCE):
@@ -135,7 +135,7 @@ class ExampleBuilder:
             index: Index of the record that was tokenized.
             prompt: Number of prompt tokens.
             ids: Token ids of prompt and answer.
-            supervised: For each token, whether it is a target.
+            supervised: For each token, whether the student is trained to predict it.
         """
         self._index.append(index)
         self._prompt.append(prompt)
@@ -144,7 +144,7 @@ class ExampleBuilder:
         self._end.append(len(self._ids))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays for `Examples.of`, by field name of `Examples`."""
+        """Return the arrays that `Examples.of` takes, by name of the field of `Examples`."""
         return {
             "index_N": np.frombuffer(self._index, dtype=np.int64),
             "prompt_N": np.frombuffer(self._prompt, dtype=np.int64),

@@ -49,7 +49,7 @@ def _today() -> str:
 
 @cache
 def _code() -> str:
-    """Return the versions of the libraries and the hashes of the modules, as one string."""
+    """Return the library versions and the hashes of the modules on which cached data depends, as one string."""
     versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2", "numpy")]
     shared = [Path(__file__).parents[1] / name for name in ("records.py", "randomness.py")]
     modules = [*shared, *sorted(Path(__file__).parent.glob("*.py"))]

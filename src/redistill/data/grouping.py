@@ -1,7 +1,7 @@
 """Partition of a batch into micro-batches of sequences of similar length.
 
-Sequences of similar length need little padding.  The loss is normalised by the counts of the global batch and not by those of a
-micro-batch, so every partition gives the same gradient; only the cost differs.
+Sequences of similar length need little padding.  The loss is divided by the numbers of tokens and sequences in the
+global batch, and not by those in a micro-batch.  So every partition gives the same gradient; only the cost differs.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from redistill.contracts import DrawItem
 
 @dataclass(frozen=True)
 class ReadCost:
-    """Cost of one forward and backward pass on a kind of device, in tokens.
+    """Cost of one forward and backward pass on a CPU or on an accelerator.
 
-    The unit is the time in which the device processes one token.
+    The unit of cost is the time in which the device processes one token.
 
     Args:
-        overhead_tokens: The part of the cost that does not depend on the number of tokens: the launch of kernels, and the
-            accumulation of the gradient of each weight.
-        max_tokens: The number of tokens that saturates the device.  A larger micro-batch needs as much time per token, and
-            stores more activations.
+        overhead_tokens: The constant part of the cost, which does not depend on the number of tokens: the launch of kernels,
+            and the accumulation of the gradient of each weight.
+        max_tokens: The number of tokens that saturates the device.  With a larger micro-batch, the time per token does not
+            decrease further, but more activations are stored.
     """
 
     overhead_tokens: int
@@ -35,12 +35,16 @@ ACCELERATOR = ReadCost(overhead_tokens=2048, max_tokens=16384)
 
 
 def read_cost(device: torch.device | str) -> ReadCost:
-    """Return the cost of a forward and backward pass on `device`."""
+    """Return the cost of a forward and backward pass on `device`.
+
+    The unit of cost is the time in which the device processes one token.  The result is one of two constants, one for CPUs and
+    one for accelerators; the function measures nothing.
+    """
     return CPU if torch.device(device).type == "cpu" else ACCELERATOR
 
 
 def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list[list[DrawItem]]:
-    r"""Partition items into micro-batches of minimum cost, longest first.
+    r"""Partition sequences into micro-batches of minimum cost, longest sequences first.
 
     .. math:: \min \sum_g \bigl( n_g \max_{i \in g} T_i + \text{overhead} \bigr)
 
@@ -48,16 +52,16 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list
     The sequences are sorted by length.  The minimum is over all partitions of the sorted sequences into contiguous groups.
 
     Gold answers (role "sft") and sampled answers (role "distillation") may be in the same group.  They are in separate groups
-    if padding would cost more than another pass.
+    if the padding of a common group would cost more than the overhead of a second group.
 
     Args:
         items: The sequences with their roles.
         size: Maximum number of sequences with the same role in a group.  If None, a group has at most `cost.max_tokens` tokens,
             including padding; only a group of one sequence may have more tokens.
-        cost: The cost of one pass on the device.
+        cost: The cost of one forward and backward pass on the device.
 
     Returns:
-        One list of items per micro-batch; their concatenation is `items` sorted by decreasing length.
+        One list of items per micro-batch; the lists, one after the other, are `items` sorted by decreasing length.
     """
     everything = sorted(items, key=lambda item: -len(item.sequence.token_ids))
     best: list[tuple[int, int]] = [(0, 0)]  # for the first N items: (cost in tokens, index at which the last group begins)

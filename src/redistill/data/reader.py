@@ -16,16 +16,19 @@ from redistill.data.fingerprint import CACHED_BYTES, fingerprint
 from redistill.data.forms import BadRow, Fault, parse_row
 from redistill.data.rejected import RejectedRow, list_rejected
 from redistill.data.rows import Rows, Table, TableBuilder, collection_paused
-from redistill.errors import DataError
+from redistill.errors import DataError, first_line
 from redistill.processes import signals
 from redistill.records import Json, Record
 from redistill.storage import files
 from redistill.storage.cache import Stored, cached
+from redistill.storage.hub import HUB_NAME, is_local, unreachable
+from redistill.storage.json_text import JsonError, parse_json, parse_json_at
+from redistill.storage.paths import unusable
+from redistill.storage.redaction import plain_line
 
 _BOM = b"\xef\xbb\xbf"
 _SUFFIXES = (".jsonl", ".json")
 _SPACE = re.compile(r"[ \t\n\r]*")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +77,8 @@ def read_records(
         hub_file: A file of the hub repository to read instead of a split.
         max_bad_rows: Maximum number of unusable rows, >= 0.
         require_answer: Whether a row without an answer is unusable; if False, its record has no references (correct answers).
-        rejected: A JSON Lines file to write the unusable rows to; its rows of other sources are kept.  If None, no file is
-            written.
+        rejected: A JSON Lines file to write the unusable rows to; rows of other sources in this file are kept.  If None, no
+            file is written.
         cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
             the rows of a large file are stored for later runs.  None disables the cache.
 
@@ -147,7 +150,7 @@ def _digest_of_large(path: Path) -> str | None:
 
 
 class _About(TypedDict):
-    """The JSON values in a cache entry of a source.
+    """The JSON values that the cache stores in addition to the rows of a file.
 
     Args:
         verdict: The field `verdict` of `ReadReport`.
@@ -203,7 +206,10 @@ def line_of(record: Record) -> int:
 
 
 def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
-    """Raise DataError if a data set has no usable row, or too many unusable rows."""
+    """Raise DataError if a data set has no usable row, or more than `max_bad_rows` unusable rows.
+
+    `rejected` is the file that lists the unusable rows, for the message; None if there is no such file.
+    """
     num_good, bad = report.num_rows, report.rejected
     if not num_good and not bad:
         raise DataError(f"{report.source}: is empty; it must have one JSON object per line")
@@ -235,12 +241,14 @@ class _Opened(NamedTuple):
 
 
 def _open(source: str | Path, split: str, hub_file: str | None) -> _Opened:
+    if (fault := unusable(str(source))) is not None:
+        raise DataError(f"{plain_line(str(source))[:100]}: {fault}")
     path = Path(source).expanduser()
     if path.is_dir():
         path = _file_of_split(path, split)
     if path.exists():
         return _opened_file(path, str(path), path.stem)
-    if isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or path.parent.exists():
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or is_local(source):
         raise DataError(f"{source}: no such file or folder; give a .jsonl or .json file, a folder, or a hub name 'owner/name'")
     if hub_file is not None:
         return _opened_file(_download(source, hub_file), f"{source}/{hub_file}", path.name)
@@ -265,6 +273,7 @@ def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, None, object]]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    unreachable()  # before the look-up, which would be repeated for minutes
     try:
         rows = load_dataset(name, split=split)
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
@@ -279,6 +288,7 @@ def _download(name: str, hub_file: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    unreachable()
     try:
         return Path(hf_hub_download(name, hub_file, repo_type="dataset"))
     except (OSError, RuntimeError, ValueError) as error:
@@ -293,7 +303,7 @@ def hub_failed(what: str, error: Exception, instead: str = ".jsonl") -> DataErro
         error: The exception that the library raised.
         instead: Suffixes of the local files that the message suggests as a replacement.
     """
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = unreachable() or first_line(error)
     return DataError(f"{what}: cannot be read from the hub ({reason}); check name and network, or give a local {instead} file")
 
 
@@ -339,8 +349,8 @@ def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
         text = file.read().removeprefix(_BOM).decode("utf-8")
         if path.suffix == ".json":
             return _items(text, name)
-        values: list[object] = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = cast("list[object]", parse_json(text, any_number=True))
+    except ValueError as error:
         if path.suffix != ".json":  # in a .jsonl file, the errors of its lines are more specific
             return None
         raise _no_array(name, error) from error
@@ -352,21 +362,20 @@ def _items(text: str, name: str) -> Iterator[object]:
 
     A decoded value takes many times the memory of its text, so the values are not kept in memory.
     """
-    decoder = json.JSONDecoder()
     try:
         end = _after_space(text, 0) + 1
         separator = "" if text[_after_space(text, end)] == "]" else ","
         while separator == ",":
-            value, end = decoder.raw_decode(text, _after_space(text, end))
+            value, end = parse_json_at(text, _after_space(text, end))
             yield value
             end = _after_space(text, end)
             separator, end = text[end], end + 1
         if separator not in ("", "]") or (separator and text[end:].strip()):
             raise ValueError
-    except (ValueError, IndexError, RecursionError):
+    except (ValueError, IndexError):
         try:
-            json.loads(text)  # raises the error whose message is reported
-        except (ValueError, RecursionError) as error:
+            parse_json(text, any_number=True)  # raises the error whose message is reported
+        except JsonError as error:
             raise _no_array(name, error) from error
         raise
 
@@ -385,10 +394,8 @@ def _value_of_line(line: bytes) -> object:
     if line.startswith(_BOM):
         return BadRow("byte order mark", "begins with a byte order mark, as in concatenated files; remove it")
     try:
-        return json.loads(line.decode("utf-8"))
+        return parse_json(line.decode("utf-8"), any_number=True)
     except UnicodeDecodeError as error:
         return BadRow("not UTF-8", f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1})")
-    except json.JSONDecodeError as error:
-        return BadRow("not JSON", f"not JSON ({error.msg} at column {error.colno})")
-    except (ValueError, RecursionError) as error:
-        return BadRow("not JSON", f"JSON that cannot be decoded ({error})")
+    except JsonError as error:
+        return BadRow("not JSON", f"not JSON ({error})")

@@ -1,7 +1,7 @@
 """Writing of rejected.jsonl, the list of the rows that training leaves out.
 
-Each line of this file contains the source of a row, its line in the source, and the reason.  The number of lines per source is
-limited.
+Each line of this file describes one row: its source (a file or hub data set), its line number in the source, and the reason why
+it is left out.  The number of lines per source is limited.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:
 def list_unlearned(path: Path, rows: Sequence[tuple[str, int, str]]) -> None:
     """Append the rows that tokenization left out to the JSON Lines file `path`.
 
-    Each row is a tuple of its source, its line number and the reason.
+    Each row is described by a tuple: its source (a file or hub data set), its line number in the source, and the reason.
     """
     by_source: dict[str, list[tuple[int, str]]] = {}
     for source, line, reason in rows:

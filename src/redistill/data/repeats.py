@@ -35,9 +35,9 @@ def first_of_each(records: Iterable[Record]) -> list[int]:
 def loose_question(record: Record) -> Question:
     """Return a key that is equal for prompts that differ only in minor details.
 
-    These details are white space, case, character width, and outer punctuation.  The texts that `question` returns are
-    normalised by NFKC and case folding, and quotes and punctuation at both ends are removed.  Punctuation inside a text is
-    kept, so "2 + 2" and "2 - 2" differ.
+    These details are white space, case, character width (full-width or half-width letters), and quotes and punctuation at both
+    ends of a text.  Characters are normalised by NFKC and case folding.  Punctuation inside a text is kept, so "2 + 2" and
+    "2 - 2" differ.
 
     Example:
         >>> from redistill.records import RawPrompt

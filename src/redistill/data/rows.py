@@ -60,7 +60,10 @@ def content_digest(record: Record) -> bytes:
 
 
 def question_digest(record: Record) -> bytes:
-    """Return a 16-byte hash of a record's prompt, which ignores white space."""
+    """Return a 16-byte hash of a record's prompt.
+
+    Prompts that differ only in white space have equal hashes.
+    """
     return _digest(question(record))
 
 

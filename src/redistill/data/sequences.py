@@ -66,7 +66,11 @@ class SequenceEncoder:
             self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 
     def prompts(self, records: Sequence[Record]) -> list[list[int] | DataError]:
-        """Return the token ids of each prompt, or a DataError if rendering it failed."""
+        """Encode the prompt of each record.
+
+        The result has one element per record, in order: the token ids of the prompt.  If the template cannot render a prompt,
+        its element is a DataError, which is not raised.
+        """
         template = self.config.template
         found: list[list[int] | DataError] = []
         texts: list[Text] = []
@@ -92,8 +96,8 @@ class SequenceEncoder:
         Args:
             records: A batch of records.
             seed: Seed of the run.
-            sample: Number of records of earlier batches that could be encoded and whose prompt is not too long.  The random
-                choice of a reference (one of several correct answers) depends on this number.
+            sample: Number of records that were kept before this batch.  A record is kept if it can be encoded and its prompt is
+                not too long.  The random choice of a reference (one of several correct answers) depends on this number.
         """
         known: dict[tuple[int, str], Spelled | DataError] = {}
         may_vary = self.config.reference == "random" and any(len(record.references) > 1 for record in records)
@@ -187,10 +191,11 @@ class SequenceEncoder:
         return ids if ids[: len(self._front)] == self._front else self._front + ids
 
     def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
-        """Create the `Text` to encode.
+        """Create the `Text` to encode for `text`, which is a part of the rendered record.
 
-        `literal` contains ranges of special tokens that are encoded as plain text.  Ranges that end after the end of `text` are
-        left out.
+        With the Alpaca template, all special tokens are encoded as plain text unless the prompt of the record is a raw prompt.
+        `literal` contains the ranges of the special tokens that are encoded as plain text with a chat template; ranges that end
+        after the end of `text` are left out.
         """
         is_data = self.config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
         return Text(text, is_data, tuple((start, end) for start, end in literal if end <= len(text)))

@@ -44,8 +44,8 @@ class SpecialTokens:
     def find(self, text: str, literal: Sequence[Range] = ()) -> list[Range]:
         """Return the character ranges of special tokens in `text`, from left to right.
 
-        If two special tokens begin at the same index, only the longer one is found.  Special tokens that overlap a range of
-        `literal` are left out.
+        If two special tokens begin at the same index, only the longer one is found.  `literal` contains the ranges of special
+        tokens that are plain text; special tokens that overlap one of these ranges are left out.
         """
         if not self._first.search(text):
             return []
@@ -63,9 +63,9 @@ class SpecialTokens:
         message.
 
         To find these tokens, an unused character is inserted before each character of a message that may belong to a special
-        token, and the conversation is rendered again.  A template that searches messages for a special token, as some do for
-        "</think>", may then render the conversation differently.  The result does not include such a token, which is then
-        encoded as a special token.
+        token, and the conversation is rendered again.  Some templates search messages for a special token, such as
+        "</think>", and may then render the conversation differently.  In this case, the result does not contain the ranges of
+        this special token, so the token is encoded as a special token.
 
         Args:
             text: The rendered conversation.
@@ -113,7 +113,10 @@ class SpecialTokenCounts:
     as_text_rows: int = 0
 
     def add(self, record: Record, answer: str | None, special: SpecialTokens, template: str) -> None:
-        """Count the special tokens in a prompt and its answer, and add the numbers.
+        """Add the numbers of special tokens in a prompt and its answer to the counts.
+
+        The counts of tokens that are encoded as special tokens are in the field `kept`, and the counts of tokens that are
+        encoded as plain text are in the field `as_text`.
 
         Args:
             record: The record whose prompt is searched.
@@ -147,9 +150,10 @@ class SpecialTokenCounts:
         return cls(Counter(kept), Counter(as_text), *rows)
 
     def described(self) -> Iterator[str]:
-        """Describe the counts for a terminal: one line for `kept`, one for `as_text`.
+        """Yield lines for a terminal that describe the counts.
 
-        A line is left out if its counts are empty.
+        The first line is about the special tokens that are encoded as special tokens, the second about those that are encoded
+        as plain text.  A line is left out if there are no such tokens.
         """
         if self.kept_rows:
             yield f"special tokens in {_rows(self.kept_rows)} of raw text are encoded as special tokens: {_named(self.kept)}"
@@ -158,7 +162,7 @@ class SpecialTokenCounts:
 
 
 def _any_of(letters: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that matches each of the letters; none if there is no letter."""
+    """Return a pattern that matches any one of the letters; it matches nothing if there are no letters."""
     return re.compile("|".join(map(re.escape, sorted(set(letters)))) or "(?!)")
 
 
@@ -167,13 +171,13 @@ def _rows(count: int) -> str:
 
 
 def _named(tokens: Counter[str]) -> str:
-    """List the five most frequent tokens with counts, and the number of other tokens."""
+    """Return the five most frequent tokens with their counts, and the number of other tokens, as text."""
     shown = ", ".join(f"{token} ({count})" for token, count in tokens.most_common(5))
     return shown + (f" and {len(tokens) - 5} others" if len(tokens) > 5 else "")
 
 
 def _contents(value: object) -> Iterator[str]:
-    """Yield all strings in messages, except the values of the keys `_NAMES`."""
+    """Yield all strings in messages, except the values of keys such as "role", which are not content."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -193,11 +197,11 @@ def _marked(
     *,
     edges: bool = True,
 ) -> list[bool] | None:
-    """Find the characters of `text` that come from a message and may be special.
+    """Find the characters of `text` that come from a message and may belong to one of `tokens`.
 
-    A character may be special if it may belong to one of `tokens`.  If `edges` is True, this includes characters at both ends
-    of a message that are only a part of a token.  To find these characters, a marker (a character that is not used elsewhere)
-    is inserted before each of them in the messages, and the messages are rendered.
+    If `edges` is True, a message may contain only a part of a token, at its start or end; the template may write the rest.  To
+    find the characters in `text`, a marker (a character that is not used elsewhere) is inserted before each of them in the
+    messages, and the messages are rendered again.
 
     Returns:
         For each character of `text`, whether it is one of these characters.  None if the template rejects the messages with

@@ -159,10 +159,11 @@ def render_transcript(
 
 
 def _chat_answer(turns: tuple[Turn, ...], text: str, tokenizer: Tokenizer, *, is_last: bool) -> tuple[int, int]:
-    """Return the character range [start, end) of the last turn, an answer, in `text`.
+    """Return the character range [start, end) of an answer in a rendered conversation.
 
-    `text` is the rendered conversation.  The range begins at the end of the prompt (the rendered earlier turns) and includes
-    the end-of-turn marker.  `is_last` is True if `text` has no turns after `turns`.
+    `text` is the rendered conversation.  The answer is the last of `turns`, which are the turns of the conversation up to the
+    answer.  `is_last` is True if the conversation has no later turns.  The range begins at the end of the rendered prompt
+    (the turns before the answer) and includes the end-of-turn marker.
     """
     prompt = _chat(turns[:-1], tokenizer, add_generation_prompt=True)
     answered = (text if is_last else _chat(turns, tokenizer)).rstrip()
@@ -211,9 +212,9 @@ def _applied(messages: Sequence[Message], tokenizer: Tokenizer, *, add_generatio
 
 
 def _rendered(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool) -> str:
-    """Return the text that `apply_chat_template` returns.
+    """Return the same text as the tokenizer's method `apply_chat_template`.
 
-    That method takes four times as long, mostly because it copies its arguments.
+    This function is four times as fast as that method, mostly because the method copies its arguments.
     """
     compiled, names = _compiled(tokenizer.get_chat_template())
     given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
@@ -223,6 +224,9 @@ def _rendered(messages: Sequence[Message], tokenizer: Tokenizer, add_generation_
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> tuple[jinja2.Template, Mapping[str, object]]:
-    """Compile a chat template for the sandbox of transformers; return it with the functions that it may call."""
+    """Compile a chat template, and return it with the functions that its expressions may call.
+
+    The template runs in the sandbox of transformers, an environment that restricts what its expressions can do.
+    """
     compiled = _compile_jinja_template(template)
     return compiled, dict(compiled.globals)

@@ -147,7 +147,7 @@ def tokenize_training(
     end_id = tokenizer.eos_token_id
     if end_id is None:
         raise ModelError(
-            "tokenizer: has no end token (eos_token), so a student cannot learn to stop; set eos_token in its folder"
+            "tokenizer: has no end token (eos_token), so a student cannot learn to stop; set eos_token in tokenizer_config.json"
         )
 
     def make() -> Stored:
@@ -173,7 +173,7 @@ def tokenize_training(
 
 @collection_paused()
 def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int, seed: int) -> Stored:
-    """Tokenize records; return the arrays and JSON values of their cache entry."""
+    """Tokenize records; return the arrays and JSON values to cache."""
     config, examples = encoder.config, ExampleBuilder()
     rejected: list[Json] = []
     too_long: list[tuple[int, int]] = []
@@ -195,7 +195,7 @@ def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int,
 
 
 class _About(TypedDict):
-    """The JSON values in a cache entry of tokenized rows.
+    """The JSON values that the cache stores in addition to the token ids of records.
 
     Args:
         num_cut: The field `num_cut` of `TokenizeReport`.

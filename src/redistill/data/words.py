@@ -1,10 +1,11 @@
 """Division of text into pieces that a BPE tokenizer encodes independently.
 
-A text is cut before each space that follows a visible character.  Two families of tokenizers have no token that contains such a
-position:
+A text is cut before each space that follows a visible character.  In two families of tokenizers, no token extends over such a
+cut:
 
-- Byte-level BPE, such as GPT-2, Llama 3 and Qwen.  The regular expression of the pre-tokenizer divides a text into words.  A
-  match of each pattern in `_PATTERNS` has no space after a visible character, and does not depend on the text before it.
+- Byte-level BPE, such as GPT-2, Llama 3 and Qwen.  The pre-tokenizer divides a text into words with a regular expression, and a
+  token lies within a word.  With each of the expressions in `_PATTERNS`, no word contains a cut, and the words after a cut do
+  not depend on the text before it.
 - BPE that encodes a space as "▁", such as Llama 2 and Gemma.  No merge joins "▁" to a character before it.
 """
 
@@ -51,7 +52,7 @@ class WordSplitter:
 
     Args:
         backend: Encodes the pieces.  It inserts no space, and encodes special tokens as plain text.
-        prefix: Where the tokenizer inserts a space; `split` inserts it.
+        prefix: Where the tokenizer inserts a space into a text before encoding; `split` inserts the same spaces.
         added: Maps the text of each added token to its id.
         special: Texts of the added tokens that are special.
         pattern: Matches any added token, the longest one first.
@@ -77,7 +78,11 @@ class WordSplitter:
         return found + self._pieces(text[done:], done)
 
     def _pieces(self, part: str, start: int) -> list[str | int]:
-        """Cut the part of a text between two added tokens into pieces; `start` is its index in the text."""
+        """Cut the text between two added tokens into pieces.
+
+        `part` is this text, and `start` is its index in the whole text.  If the tokenizer inserts a space before `part`, the
+        first piece begins with this space.
+        """
         if not part:
             return []
         inserts = self.prefix == "always" or (self.prefix == "first" and start == 0)
@@ -95,8 +100,9 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
         special: The special tokens of the tokenizer.
 
     Returns:
-        The splitter.  None if the tokenizer is of neither family, if the pattern of its pre-tokenizer is not known, or if an
-        added token has one of the flags lstrip, rstrip and single_word.
+        The splitter.  None if it is not known that the tokenizer encodes the pieces independently, for example because it is
+        not a BPE, because the regular expression of its pre-tokenizer is not known, or because an added token has one of the
+        flags lstrip, rstrip and single_word.
     """
     parts: Mapping[str, Json] = json.loads(described)
     model, normalizer, before, added = (parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
@@ -125,7 +131,10 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
 
 
 def _is_byte_level(normalizer: Json, before: Json) -> bool:
-    """Whether a tokenizer divides texts with known patterns and encodes the bytes of words."""
+    """Return whether a tokenizer is a byte-level BPE that divides texts with known regular expressions.
+
+    `normalizer` and `before` are the normalizer and the pre-tokenizer of the tokenizer.
+    """
     if normalizer not in (None, {"type": "NFC"}):
         return False
     steps = _members(before, "pretokenizers")
@@ -133,13 +142,16 @@ def _is_byte_level(normalizer: Json, before: Json) -> bool:
 
 
 def _members(step: Json, name: str) -> Sequence[Mapping[str, Json]]:
-    """The members of a normalizer or pre-tokenizer of type Sequence; any other as the only member."""
+    """Return the steps of a normalizer or pre-tokenizer.
+
+    If the type of `step` is "Sequence", its steps are under the key `name`; otherwise `step` is a single step.
+    """
     inner = step.get(name) if isinstance(step, Mapping) and step.get("type") == "Sequence" else [step]
     return [member for member in inner if isinstance(member, Mapping)] if isinstance(inner, list) else []
 
 
 def _is_known(step: Mapping[str, Json]) -> bool:
-    """Whether a pre-tokenizer has a known pattern."""
+    """Return whether a pre-tokenizer divides texts in a known way."""
     match step:
         case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False}:
             return regex in _PATTERNS
@@ -149,7 +161,10 @@ def _is_known(step: Mapping[str, Json]) -> bool:
 
 
 def _prefix(model: Mapping[str, Json], normalizer: Json, before: Json) -> Prefix | None:
-    """Where a tokenizer of the family of Llama 2 inserts a space; None for other tokenizers."""
+    """Return where a tokenizer that encodes a space as "▁" inserts a space; None for other tokenizers.
+
+    `model`, `normalizer` and `before` are the model, the normalizer and the pre-tokenizer of the tokenizer.
+    """
     merges = model.get("merges")
     if model.get("ignore_merges") or not isinstance(merges, list):
         return None

@@ -22,10 +22,10 @@ __all__ = ["Diagnosis", "examine"]
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The outcomes of all checks of one recipe.
+    """The results of all checks of one recipe.
 
     Args:
-        outcomes: One outcome for each check, sorted by number.
+        outcomes: The result of each check, sorted by the number of the check.
         seconds: Duration of the checks, in seconds.
     """
 
@@ -34,7 +34,7 @@ class Diagnosis:
 
     @property
     def num_findings(self) -> int:
-        """Number of findings of all checks, without notes (findings that may be intended)."""
+        """Number of findings, without notes (findings that the user may intend)."""
         return sum(len(outcome.findings) for outcome in self.outcomes)
 
     def as_json(self) -> dict[str, Json]:
@@ -70,10 +70,10 @@ def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], f
 
 
 def outcome_of(check: Check, subject: Subject) -> Outcome:
-    """Apply one check to a recipe and return its outcome.
+    """Run one check of a recipe, and return the result of the check.
 
-    If the check raises NotExamined, the outcome has the status "not examined". If a model, the data or external code raises
-    another error, the outcome has a finding with the message of the error.
+    The result has the status "not examined" if the check raises NotExamined, for example because it does not apply to the
+    recipe. If a model, the data or external code raises another error, the error becomes a finding.
     """
     found, reason = [], ""
     try:

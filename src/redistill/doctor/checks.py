@@ -14,11 +14,11 @@ class Check:
 
     Args:
         number: Number of the check in docs/doctor.md, from 1 to 20.
-        name: Name of the failure, as a phrase.
-        examines: The data, settings or tensors that the check examines, as a phrase.
+        name: Short description of the failure, such as "doubled BOS token".
+        examines: Short description of the data, settings or tensors that the check examines.
         find: Function that returns the findings. It raises NotExamined if the check does not apply to the recipe.
-        proof: Path and name of the test which proves that redistill's own code cannot cause this failure; "" if the failure
-            can be caused by data, models or settings.
+        proof: Name of the test (path::function) which shows that redistill's own code cannot cause this failure; "" if there
+            is no such test.
     """
 
     number: int

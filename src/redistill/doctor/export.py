@@ -31,12 +31,14 @@ TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 class Exported:
     """The result of exporting a student and loading the exported model.
 
+    Before the export, noise is added to the student's parameters (see `export`).
+
     Args:
         tokenizer: The tokenizer of the exported model; the student's tokenizer if the export failed.
         difference: Largest difference between the logits of the exported model and those of the student, as a fraction of the
             largest logit.
-        change: Largest difference between the logits of the student before and after its weights were changed, as a fraction
-            of the largest logit.
+        change: Largest difference between the logits of the student with and without the noise, as a fraction of the largest
+            logit.
         tolerance: Largest value of `difference` that rounding can cause.
         error: Message of the error that stopped the export; "" if the export succeeded.
     """
@@ -49,11 +51,11 @@ class Exported:
 
 
 def export(opened: OpenRun, example: Example) -> Exported:
-    """Change the student's parameters, export the student, and load the result.
+    """Add noise to the student's parameters, export the student, and load the result.
 
-    Only trainable parameters are changed, in memory and permanently. If the exported model has the parameters from before the
-    change, its logits therefore differ from those of the student. The student is exported to a temporary folder, which is
-    removed.
+    The noise replaces training: it shows whether the export writes the current parameters or the original ones. It is added to
+    the trainable parameters only, in place, and is not removed. The student is exported to a temporary folder, which is
+    deleted.
 
     Raises:
         NotExamined: the disk has too little free space for the exported student.
@@ -98,7 +100,8 @@ def logits(model: nn.Module, example: Example) -> torch.Tensor:
 def perturb(model: nn.Module, seed: int) -> None:
     """Add Gaussian noise to all trainable parameters of a model, in place.
 
-    The standard deviation is `CHANGE` times the root mean square of the parameter, or `CHANGE` if all its values are 0.
+    Each parameter tensor gets noise with a standard deviation of 5 % (`CHANGE`) of its root mean square, or of 0.05 if all its
+    values are 0.
     """
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:

@@ -18,8 +18,8 @@ class Finding:
         measured: The measured value.
         right: The expected value.
         remedy: The action that fixes the failure.
-        is_note: Whether the finding may be intended by the user. Such a finding is called a note and does not change the exit
-            code.
+        is_note: Whether the finding may be intended by the user. Such a finding is called a note, and does not change the exit
+            code of the command.
     """
 
     what: str
@@ -35,9 +35,9 @@ class Finding:
 
 
 class NotExamined(Exception):
-    """Raised by a check that does not apply or cannot be completed.
+    """Raised by a check that does not apply to the recipe or cannot be completed.
 
-    The message is the reason.
+    The message states the reason.
     """
 
 
@@ -47,13 +47,13 @@ class Outcome:
 
     Args:
         number: Number of the check, from 1.
-        name: Name of the failure that the check looks for.
+        name: Short description of the failure that the check looks for.
         examines: The data, settings or tensors that the check examines.
         findings: Failures that were found.
         notes: Findings that may be intended by the user.
         reason: Reason why the check could not be completed; "" if it was completed.
-        proof: Path and name of the test which proves that redistill's own code cannot cause this failure; "" if there is no
-            such test.
+        proof: Name of the test (path::function) which shows that redistill's own code cannot cause this failure; "" if there
+            is no such test.
     """
 
     number: int
@@ -68,7 +68,8 @@ class Outcome:
     def status(self) -> Status:
         """Status of the check.
 
-        It is "found" if there are findings, "not examined" if there are none and `reason` is set, and otherwise "passed".
+        The status is "found" if there are findings. Without findings, it is "not examined" if `reason` is set, and otherwise
+        "passed".
         """
         if self.findings:
             return "found"

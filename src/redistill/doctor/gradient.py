@@ -28,8 +28,8 @@ class Measured:
 
     Args:
         loss: Value of the objective; 0 if the update has no targets (tokens that the student is trained to predict).
-        norms: Norm of the gradient of each trainable parameter, by the name of the parameter.
-        values: Up to `KEPT_VALUES` values of each parameter's gradient, concatenated to a vector.
+        norms: L2 norm of the gradient of each trainable parameter, by the name of the parameter.
+        values: At most 4096 (`KEPT_VALUES`) values of the gradient of each trainable parameter, concatenated to a vector.
     """
 
     loss: float
@@ -38,7 +38,7 @@ class Measured:
 
     @property
     def norm(self) -> float:
-        """Norm of the gradient of all trainable parameters together."""
+        """L2 norm of the gradient of all trainable parameters together."""
         return float(torch.tensor(list(self.norms.values()), dtype=torch.float64).square().sum().sqrt())
 
 
@@ -48,8 +48,8 @@ def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_
     The gradient is computed with the functions of the training loop. Dropout is disabled, and no parameter is changed.
 
     Args:
-        parts: The components that the training loop uses, such as the student, the teacher and the recipe's objective.
-        draw: The sequences of the update.
+        parts: The components of the training loop, such as the student, the teacher and the recipe's objective.
+        draw: The sequences that the update is computed on.
         objective: The objective. If None, the recipe's objective is used.
         micro_batch_size: Maximum number of sequences in a micro-batch; see `training.micro_batch_size`.
 
@@ -81,7 +81,7 @@ def measure(parts: Parts, draw: Draw, objective: Objective | None = None, micro_
 
 
 def every_few(values: torch.Tensor) -> torch.Tensor:
-    """Return a copy of at most `KEPT_VALUES` evenly spaced values of a vector."""
+    """Return a copy of at most 4096 (`KEPT_VALUES`) evenly spaced values of a vector."""
     return values[:: -(-len(values) // KEPT_VALUES)].clone()
 
 

@@ -26,10 +26,11 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
 
 
 def no_gradient(subject: Subject) -> Findings:
-    """Check 14: each layer with trainable parameters must have a gradient.
+    """Check 14: each layer with trainable parameters must have a nonzero gradient.
 
-    The check fails if the gradient of all trainable parameters, or of all those of one layer, is 0. It also fails if there are
-    no trainable parameters. Of an adapter only the matrix B is examined, since the gradient of A is 0 as long as B is 0.
+    The check fails if the student or one of its layers has trainable parameters, but all their gradients are 0. It also fails
+    if the student has no trainable parameter. With LoRA, only the matrices B of the adapters are examined: they are 0 at first,
+    and as long as B is 0, the gradient of the matrix A is 0 as well.
     """
     loaded = subject.loaded
     model, lora = loaded.student, subject.config.student.lora
@@ -66,10 +67,10 @@ def no_gradient(subject: Subject) -> Findings:
 
 
 def zero_terms(subject: Subject) -> Findings:
-    """Check 15: each term of the objective with a weight above 0 must have a gradient.
+    """Check 15: each term of the objective with a nonzero weight must have a gradient.
 
-    The check fails if the gradient of the term alone is 0 apart from rounding. It also fails if the divergence or the span loss
-    is 0 apart from rounding. A pre-training term without `data.corpus` is a note.
+    Each term is computed alone. The check fails if the gradient of a term is 0, up to rounding errors. For the divergence and
+    the span loss, it also fails if the value is 0, up to rounding errors. A pre-training term without `data.corpus` is a note.
     """
     loaded = subject.loaded
     objective = loaded.learning.learner.objective
@@ -91,10 +92,10 @@ def zero_terms(subject: Subject) -> Findings:
 
 
 def is_rounding(name: str, measured: Measured, weight: float) -> bool:
-    """Return whether a term's gradient or its value is 0 apart from rounding.
+    """Return whether the gradient or the value of a term is 0, up to rounding errors.
 
-    `name` and `weight` are those of the term. `measured` has its value and gradient. Only the values of the divergence and of
-    the span loss are compared with 0.
+    `name` is the name of the term, `weight` is its weight, and `measured` has its value and gradient. The value is examined
+    only for the divergence and the span loss.
     """
     return measured.norm <= NO_GRADIENT * weight or (name in NO_VALUE and measured.loss <= NO_VALUE[name] * weight)
 
@@ -139,8 +140,8 @@ def single_terms(objective: Objective) -> dict[str, tuple[float, Objective]]:
 def micro_batches(subject: Subject) -> Findings:
     """Check 16: loss and gradient must not depend on the size of the micro-batches.
 
-    They are computed with all sequences in one micro-batch, and with one sequence in each micro-batch. The check fails if the
-    two results differ by more than rounding can cause.
+    Loss and gradient are computed twice: with all sequences in one micro-batch, and with one sequence in each micro-batch. The
+    check fails if the results differ by more than rounding can cause.
     """
     loaded = subject.loaded
     draw = loaded.draw
@@ -188,8 +189,9 @@ def exported_weights(subject: Subject) -> Findings:
 def schedule(subject: Subject) -> Findings:
     """Check 20: warm-up, intervals and patience must not be too long for the run.
 
-    The check fails if the warm-up is not shorter than the run, if `evaluate_every` or `save_every` is longer than the run, or
-    if `patience` is not below the number of validations.
+    The check fails if the warm-up is not shorter than the run, or if the run is shorter than the interval between validations
+    (`evaluate_every`) or between checkpoints (`save_every`). It also fails if `patience`, the number of validations without
+    improvement before the run stops, is not below the number of validations.
     """
     config = subject.config
     lengths = config.training.schedule(subject.texts.num_examples)

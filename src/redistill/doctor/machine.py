@@ -6,7 +6,6 @@
 import importlib.metadata
 import os
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,11 +16,10 @@ import torch
 from packaging.requirements import InvalidRequirement, Requirement
 
 from redistill.doctor.findings import Finding, Findings
-from redistill.errors import first_line
 from redistill.records import Json
 from redistill.runs.record import machine, versions
 from redistill.storage import files
-from redistill.storage.redaction import plain
+from redistill.storage.hub import ask_hub
 
 OPTIONAL = ("huggingface-hub", "bitsandbytes", "gguf", "sentencepiece")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -54,7 +52,7 @@ class Disk:
     fault: str = ""
 
     def as_json(self) -> dict[str, Json]:
-        """Return the disk as JSON values."""
+        """Return the folder, the free space, the speeds and the fault, by field name."""
         return dict(vars(self))
 
 
@@ -67,10 +65,10 @@ class Machine:
         about: Processor, memory and accelerators, in the format of run.json.
         devices: Model, memory and compute capability of each accelerator, by device name; only the CPU if there is no
             accelerator.
-        products: Speed of matrix products for each dtype, in 10^12 operations per second; None if the device does not support
-            the dtype.
-        disks: Disks of the hub cache, the redistill cache and the current folder, by the name of the folder.
-        hub: A sentence that states whether the model hub answers.
+        products: Speed of matrix products for each dtype, in 10^12 FLOP/s (floating-point operations per second); None if the
+            device does not support the dtype.
+        disks: Disks of the three folders "hub cache", "redistill cache" and "current folder", by these names.
+        hub: One sentence that states whether the model hub answers.
         findings: Packages that are missing or do not satisfy redistill's requirements.
     """
 
@@ -83,9 +81,10 @@ class Machine:
     findings: tuple[Finding, ...]
 
     def as_json(self) -> dict[str, Json]:
-        """Return the description as JSON values.
+        """Return the versions, devices, speeds, disks and findings as JSON values.
 
-        Sizes are in bytes, disk speeds in bytes per second, and speeds of matrix products in operations per second.
+        The keys are "versions", "machine", "devices", "matmul_flops" (speeds of matrix products in FLOP/s), "disks" (sizes in
+        bytes, speeds in bytes per second), "hub" and "findings".
         """
         return {
             "versions": dict(self.versions),
@@ -99,8 +98,9 @@ class Machine:
 
 
 def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: Clock = time.perf_counter) -> Machine:
-    """Return versions, devices, speeds and disks of this machine, and query the hub.
+    """Measure and describe this machine, and query the model hub.
 
+    The result has the versions of packages, the devices, the speed of matrix products, and the free space and speed of disks.
     To measure the disks, a file of 32 MiB is written to each cache folder and to the current folder, and then removed.
 
     Args:
@@ -122,7 +122,7 @@ def examine_machine(report: Callable[[str], None] = lambda phase: None, clock: C
         devices=devices(),
         products=products,
         disks=disks,
-        hub=ask_hub(),
+        hub=ask_hub(HUB_SECONDS).text,
         findings=tuple(unmet_requirements()),
     )
 
@@ -183,7 +183,7 @@ def devices() -> dict[str, str]:
 
 
 def product_speed(dtype: torch.dtype, device: torch.device, clock: Clock) -> float | None:
-    """Return the speed of matrix products, in 10^12 operations per second.
+    """Return the speed of matrix products, in 10^12 FLOP/s.
 
     The result is None if the device does not support the dtype.
     """
@@ -247,28 +247,3 @@ def measure_disk(folder: Path, clock: Clock = time.perf_counter) -> Disk:
         files.disk.remove(path)
     write, again = DISK_BYTES / max(written - started, 1e-9), DISK_BYTES / max(read - written, 1e-9)
     return Disk(folder=str(folder), free_bytes=free, write_bytes_per_s=write, read_bytes_per_s=again)
-
-
-def ask_hub(seconds: float = HUB_SECONDS) -> str:
-    """Query the model hub, and return a sentence that states whether the hub answers.
-
-    `seconds` is the time limit.
-    """
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return "not queried, since HF_HUB_OFFLINE is set"
-    answer = [f"{constants.ENDPOINT} does not answer within {seconds:g} s"]
-
-    def ask() -> None:
-        """Send one request and store the result in `answer`."""
-        try:
-            code = get_session().head(constants.ENDPOINT, timeout=seconds).status_code
-            answer[0] = f"{constants.ENDPOINT} answers ({code})"
-        except Exception as error:  # noqa: BLE001 - the library may raise any exception
-            answer[0] = f"{constants.ENDPOINT} cannot be reached ({first_line(error)[:120]})"
-
-    thread = threading.Thread(target=ask, daemon=True)  # a thread, since the DNS look-up has no time limit
-    thread.start()
-    thread.join(seconds + 0.5)
-    return plain(answer[0])

@@ -25,7 +25,8 @@ with the lower cross entropy is regarded as clearly better.
 def refused(subject: Subject, kind: type[Exception], what: str, right: str) -> Findings:
     """Return a finding if loading the models raised an error of type `kind`.
 
-    Otherwise the list is empty. `what` and `right` are fields of the finding; its other fields come from the error's message.
+    Without such an error, the result is empty. `what` and `right` are fields of the finding. The error message ends with a
+    remedy, after a semicolon; the text before it becomes the measured value of the finding.
     """
     if not isinstance(subject.found, kind):
         return []
@@ -64,8 +65,8 @@ def teacher_of(loaded: Loaded) -> Teacher:
 def padded_rows(subject: Subject) -> Findings:
     """Check 10: models must not return logits for padded rows of the output head.
 
-    A padded row belongs to no token; it only pads the vocabulary to a larger size. The check fails if the number of classes of
-    a model's logits is not the smaller number of rows of the two heads.
+    Some models pad the output head with rows that belong to no token. Training uses as many classes as the smaller of the two
+    heads has rows. The check fails if the logits of teacher or student have another number of classes.
     """
     loaded = subject.loaded
     teacher_of(loaded)
@@ -90,8 +91,8 @@ def padded_rows(subject: Subject) -> Findings:
 def training_mode(subject: Subject) -> Findings:
     """Check 11: the teacher must be in eval mode, frozen and deterministic.
 
-    The check fails if a module of the teacher is in training mode, if a parameter is trainable, or if two passes over the same
-    rows give different logits.
+    The check fails if a module of the teacher is in training mode, if a parameter is trainable, or if two forward passes over
+    the same tokens give different logits.
     """
     loaded = subject.loaded
     teacher, model = teacher_of(loaded), loaded.opened.models.teacher
@@ -118,7 +119,7 @@ def training_mode(subject: Subject) -> Findings:
 def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
     """Run the teacher on the answers of two training examples, and return its logits.
 
-    The result is a float32 tensor of shape (N, V), for the first N targets of the answers; N <= `ROWS_AT_ONCE`.
+    The result is a float32 tensor of shape (N, V), for the first N answer tokens, at most 64 (`ROWS_AT_ONCE`), and V classes.
     """
     opened = loaded.opened
     teacher.prepare([gold_sequence(example) for example in opened.data.train[:2]])
@@ -129,11 +130,11 @@ def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
 
 
 def weak_teacher(subject: Subject) -> Findings:
-    """Check 12: the teacher must be better than the student on gold answers.
+    """Check 12: the teacher must have a lower cross entropy than the student.
 
-    Gold answers are the answers in the training data. The check passes if the teacher's cross entropy is at least `CLEAR` below
-    the student's. It fails if it is at least `CLEAR` above the student's, or if the two differ by at most `SAME`. Any other
-    difference is a note.
+    The cross entropy is that of gold answers (the answers in the training data), in nats per token. The check passes if the
+    teacher's is lower by at least 0.1 (`CLEAR`). It fails if the teacher's is higher by at least 0.1, or if the two differ by
+    at most 1e-6 (`SAME`), as for two equal models. Any other difference is a note.
     """
     loaded = subject.loaded
     teacher = teacher_of(loaded)

@@ -24,10 +24,11 @@ ROWS_AT_ONCE = 64
 class Reading:
     """Statistics of the models' logits on gold answers (answers in the training data).
 
-    The keys of each mapping are "student" and, if the teacher returns the full vocabulary, "teacher".
+    Each field maps "student" to the value of the student. If the teacher returns logits of the full vocabulary, the field also
+    maps "teacher" to the value of the teacher.
 
     Args:
-        classes: Number of classes of the logits, the size of their last dimension.
+        classes: Size of the last dimension of the logits.
         cross_entropies: Mean cross entropy of the targets (the tokens of the answers), in nats per token.
         faults: Number of logits that are NaN or positive infinity. Negative infinity is valid, since it excludes a class.
     """
@@ -77,8 +78,8 @@ def read_gold(opened: OpenRun) -> Reading:
 def _sums(logits_NV: torch.Tensor, target_N: torch.Tensor) -> tuple[int, float, int]:
     """Return three statistics of the logits.
 
-    They are the number of classes, the sum of the cross entropies in nats, and the number of logits that are NaN or positive
-    infinity.
+    They are the number of classes V, the sum of the cross entropies of the N targets in nats, and the number of logits that are
+    NaN or positive infinity.
     """
     logits_NV = logits_NV.float()
     faults = int((logits_NV.isnan() | logits_NV.isposinf()).sum())

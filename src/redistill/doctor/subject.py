@@ -1,7 +1,7 @@
-"""The data and models of a recipe that the checks examine.
+"""The data and models of a recipe that the checks of `redistill doctor` examine.
 
-The models and the components of a run with one update are loaded once for all checks. Files are written only to a temporary
-folder.
+The recipe is shortened to one update. Its models, policy and other components are loaded once for all checks. Files are written
+only to a temporary folder.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -56,12 +56,12 @@ class Texts:
     """A sample of the recipe's data, tokenised in the same way as in a run.
 
     Args:
-        records: Sampled training rows, evenly spaced over the rows of all data sources.
-        prompts: Sampled rows of the validation and test sets.
-        examples: The tokenised `records`, without the rows that `report` lists.
-        report: The rows of `records` that training leaves out, with the reasons.
-        sources: The unusable rows and duplicates of each data source, as `check_data` returns them.
-        num_examples: Number of rows of the whole training set, including rows that training leaves out.
+        records: Evenly spaced records of the training data.
+        prompts: Evenly spaced records of the validation and test sets.
+        examples: The tokenised `records`, without those that training leaves out.
+        report: The `records` that training leaves out, with the reasons.
+        sources: The unusable and duplicate rows of each training file or hub data set, as `check_data` returns them.
+        num_examples: Number of records in the training set, including those that training leaves out.
     """
 
     records: Sequence[Record]
@@ -74,10 +74,10 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loaded:
-    """The models of a recipe, and the components of a run with one update.
+    """The models of a recipe, and the components of the training loop.
 
     Args:
-        opened: The run, with loaded models and at most `GOLD_ROWS` training examples.
+        opened: The run with one update, with loaded models and at most 6 (`GOLD_ROWS`) training examples.
         parts: The components that the training loop uses; None if the student has no trainable parameter.
     """
 
@@ -120,7 +120,7 @@ class Loaded:
 
     @cached_property
     def gradient(self) -> Measured:
-        """The objective's value and gradient on the sequences `draw`, in one micro-batch."""
+        """Value and gradient of the objective on the sequences `draw`, without dropout."""
         return measure(self.learning, self.draw, micro_batch_size=max(1, len(self.draw.items)))
 
     @cached_property
@@ -144,10 +144,11 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Subject:
-    """The recipe, data and models that the checks examine.
+    """The recipe, data and models that the checks of `redistill doctor` examine.
 
     Args:
-        config: The recipe, without the fine-tuning of a teacher or student that has not been trained yet.
+        config: The recipe. If it fine-tunes the teacher or the student before distillation and this has not been done yet, the
+            settings of the fine-tuning are removed, so that the checks examine the original model.
         tokenizer: The student's tokenizer.
         teacher_tokenizer: The teacher's tokenizer; None if there is no local teacher, or if the student uses the teacher's
             tokenizer.
@@ -163,7 +164,7 @@ class Subject:
 
     @property
     def loaded(self) -> Loaded:
-        """The models, and the components of a run with one update.
+        """The models of the recipe, and the components of the training loop.
 
         Raises:
             NotExamined: the models could not be loaded.
@@ -175,7 +176,9 @@ class Subject:
 
 @contextmanager
 def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
-    """Context that yields a sample of the data and the loaded models of a recipe.
+    """Context that yields the loaded models of a recipe, and a sample of its data.
+
+    If loading raises a VocabularyError, WeightsError or NotFiniteError, the field `found` has this error instead of the models.
 
     Args:
         run: The recipe.
@@ -221,9 +224,10 @@ def without_cache(run: Run) -> Run:
 
 
 def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
-    """Return a recipe without fine-tuning stages that are not trained yet, and notes.
+    """Return a recipe without its unfinished fine-tunings, and a note on each of them.
 
-    There is one note for each removed stage. Without a stage, the recipe uses the model that the stage would fine-tune.
+    A recipe can fine-tune the teacher and the student before distillation. If such a fine-tuning has produced no model yet, its
+    settings are removed, and the original model is used. Each note is one line of text.
     """
     missing = [name for name, stage in stages(run).items() if not has_model(stage.folder)]
     teacher, student = run.teacher, run.student
@@ -264,9 +268,10 @@ def spread(rows: Sequence[Record], count: int) -> list[Record]:
 
 
 def shortened(config: Run, folder: Path) -> Run:
-    """Return a copy of a recipe with one update of a few rows and short answers.
+    """Return a shortened recipe, with one update on few sequences.
 
-    `folder` is the output folder of the copy.
+    The update has at most 3 (`UPDATE_ROWS`) sequences, whose answers have at most 32 (`RESPONSE_TOKENS`) tokens. `folder` is
+    the output folder of the result.
     """
     size = min(config.training.batch_size, UPDATE_ROWS)
     policy = self_contained(config.resolved_method.policy, size)
@@ -289,10 +294,10 @@ def shortened(config: Run, folder: Path) -> Run:
 
 
 def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
-    """Return a copy of a policy that uses few roll-outs and no external file.
+    """Return `policy`, changed to generate few sequences and to need no file.
 
-    In the copy, the policy `rollouts` generates `size` roll-outs, and the policy `teacher_generated` stores the teacher's
-    answers in the run folder. A nested policy (`source`) is replaced by such a copy as well.
+    In the result, the policy `rollouts` generates `size` sequences, and the policy `teacher_generated` stores the teacher's
+    answers in the run folder. If a policy contains another policy (`source`), the inner policy is changed in the same way.
     """
     if isinstance(policy, TeacherGenerated):
         return replace(policy, store=None)
@@ -302,7 +307,10 @@ def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
 
 
 def load(config: Run, tokenizer: Tokenizer, texts: Texts) -> Loaded:
-    """Load the models, and return them with the components of a run with few examples."""
+    """Load the models, and build the components of the training loop.
+
+    At most 6 (`GOLD_ROWS`) examples of `texts` are used, from the shortest to the longest.
+    """
     models = load_models(config)
     by_length = sorted(texts.examples, key=lambda example: len(example.token_ids))
     records = spread([example.record for example in by_length], GOLD_ROWS)

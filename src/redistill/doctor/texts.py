@@ -21,10 +21,10 @@ NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to le
 
 
 def template(subject: Subject) -> Findings:
-    """Check 1: training, evaluation and exported tokenizer must give equal prompts.
+    """Check 1: evaluation and the exported model must use the prompts of training.
 
-    The check fails if the token ids of a row differ, or if the exported tokenizer has another chat template. If training uses
-    the Alpaca template and the exported tokenizer has a chat template, this is a note.
+    The check fails if evaluation or the exported tokenizer gives other token ids for a row than training, or if the exported
+    tokenizer has another chat template. If it has a chat template, but training uses the Alpaca template, this is a note.
     """
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
@@ -71,8 +71,8 @@ def template(subject: Subject) -> Findings:
 def end_token(subject: Subject) -> Findings:
     """Check 2: answers must end with an end token.
 
-    A student that is trained on other answers does not learn to stop. The check fails if an answer that is not truncated has no
-    end token, or if every answer is truncated. Some truncated answers are a note.
+    Without end tokens, the student does not learn to stop. The check fails if an answer that is not truncated has no end token,
+    or if all answers are truncated. If only some answers are truncated, this is a note.
     """
     end_ids = subject.loaded.opened.models.end_ids
     limit, examples = subject.config.data.tokens.response_tokens, subject.texts.examples
@@ -111,9 +111,10 @@ def last_target(example: Example) -> int:
 
 
 def end_masked(subject: Subject) -> Findings:
-    """Check 3: collating sequences into a batch must not mask end tokens.
+    """Check 3: end tokens must not be masked when sequences are combined to a batch.
 
-    The check fails if end tokens are no targets of the batch, for example because the padding has the same id.
+    The check fails if fewer end tokens are targets in the batch than in the sequences, or if the attention mask of the batch
+    leaves out tokens of the sequences. A cause may be a padding token with the id of an end token.
     """
     models = subject.loaded.opened.models
     sequences = [gold_sequence(example) for example in subject.texts.examples]
@@ -169,8 +170,8 @@ def no_targets(subject: Subject) -> Findings:
 def prompt_targets(subject: Subject) -> Findings:
     """Check 5: the targets must begin where the prompt of evaluation ends.
 
-    The check fails if the text before the targets of an answer is not its prompt. If the chat template inserts text between
-    prompt and answer, this is a note.
+    Targets are the tokens that the student predicts. The check fails if the text before the targets is not the prompt that
+    evaluation uses. If the chat template inserts text between prompt and answer, this is a note.
     """
     examples, wrong = subject.texts.examples, []
     for example in examples:
@@ -215,10 +216,10 @@ def inserted_text(subject: Subject) -> Findings:
 
 
 def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]]:
-    """Return the token ids of the prompt of each answer whose tokens are targets.
+    """Return the prompts of the answers that are training targets, as token ids.
 
-    The prompts are tokenised as in evaluation. With `supervise: every`, the tokens of all answers of a conversation are
-    targets. Otherwise only those of the last answer are targets.
+    The prompts are tokenised as in evaluation. With `supervise: every`, all answers of a conversation are targets. Otherwise
+    only the last answer is a target.
     """
     record, config = example.record, subject.config.data.tokens
     turns = turns_of(record.prompt)
@@ -230,7 +231,7 @@ def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]
 
 
 def equal_texts(tokenizer: Tokenizer, mine: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> bool:
-    """Return whether two lists of token sequences differ at most in white space."""
+    """Return whether sequences decode to texts that differ at most in white space."""
     decoded = [["".join(tokenizer.decode(list(ids)).split()) for ids in texts] for texts in (mine, other)]
     return decoded[0] == decoded[1]
 
@@ -310,8 +311,8 @@ def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str 
 
     Otherwise the result is None. `known` maps the texts of special tokens to their ids.
 
-    A prompt that is used verbatim is not examined, because it may contain special tokens on purpose. The answers are always
-    examined.
+    A prompt that is used without a template is not examined, because it may contain special tokens on purpose. The answers are
+    always examined.
     """
     is_verbatim = isinstance(record.prompt, RawPrompt) and subject.config.data.tokens.template != "chat"
     texts = (*(() if is_verbatim else texts_of(record.prompt)), *record.references)
@@ -387,7 +388,7 @@ def header(subject: Subject) -> Findings:
 def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> str:
     """Return the end of a prompt, which the template adds to request the answer.
 
-    An example is the line "### Response:". The result is "" for a prompt that is used verbatim.
+    An example is the line "### Response:". The result is "" for a prompt that is used without a template.
     """
     if isinstance(record.prompt, RawPrompt) and config.template != "chat":
         return ""

@@ -36,10 +36,11 @@ class Memory:
 
     Args:
         parts: Bytes by name.  "process" is the process without models.  "weights", "gradients" and "optimiser" are the sizes of
-            these tensors.  For each part of an update, such as "vocabulary pass", the value is its peak in addition to the
-            weights and the optimiser state.
-        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU they include freed memory
-            that the C library keeps, which is assumed to be the fraction `HEAP_GAPS` of the peak.
+            these tensors.  For each part of an update, such as "vocabulary pass" (the LM head and the loss), the value is
+            the peak of this part in addition to the weights and the optimiser state.
+        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU, the peak includes freed
+            memory that the C library keeps.  This memory is assumed to be a constant fraction (`HEAP_GAPS`) of the memory of
+            the tensors.
     """
 
     parts: Mapping[str, int]
@@ -102,7 +103,10 @@ class Estimate:
         return self.updates * self.seconds.step + self.validations * self.seconds.validation
 
     def as_json(self) -> dict[str, Json]:
-        """Return the estimate as JSON values, in bytes and seconds."""
+        """Return all fields as JSON values, in bytes and seconds.
+
+        The largest peak of memory, and the seconds of one update and of the whole training are added.
+        """
         tree = {"schema": 1, **asdict(self)}
         tree["memory"]["peak_bytes"] = self.memory.peak_bytes
         tree["seconds"] |= {"step": self.seconds.step, "run": self.run_seconds}
@@ -112,14 +116,17 @@ class Estimate:
 def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     """Estimate the parameters, memory and time of `run` on this machine.
 
-    The fine-tuning of teacher or student before the run is not included.
+    The function executes one update and one validation with models that have the widths of the run's models, but only one or
+    three layers.  It extrapolates the measured costs to the run's numbers of layers.  The fine-tuning of teacher or student
+    before the run is not included.
 
     Args:
         run: The run, as `load_config` returns it.
         clock: Function that returns the time of a monotonic clock, in seconds.
 
     Raises:
-        ModelError: a model's config or tokenizer cannot be read, or a model of its family with few layers cannot be created.
+        ModelError: a model's config or tokenizer cannot be read; or transformers cannot create the model with only one or three
+            layers.
         ConfigError: a setting of the run is invalid.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -165,7 +172,8 @@ def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int,
 def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
     """Return the mean seconds of an update and of a validation of the run.
 
-    `costs` are the costs of the measured update and validation, extrapolated to the run's numbers of layers.
+    `costs` are the costs of the measured update and validation, extrapolated to the run's numbers of layers.  The time of
+    generation is multiplied by `sampled.generating`, since an average update generates another amount of text.
     """
     totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
     parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}

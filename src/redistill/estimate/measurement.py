@@ -41,8 +41,8 @@ def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) ->
     The cost is assumed to be affine in the number of layers of each of `models`, and independent of other models.
 
     Args:
-        found: The measured costs by numbers of layers.  Either both models have `FEW` layers, or one of them has `MORE`.  Noise
-            is assumed to increase a cost, never to reduce it.
+        found: The measured costs by numbers of layers.  In one measurement, every model has one layer (`FEW`); in each of the
+            others, one model has three layers (`MORE`).  Noise is assumed to increase a cost, never to reduce it.
         whole: Numbers of layers in the run.
         models: The models on whose layers the cost depends.
 
@@ -72,8 +72,10 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
         recorder: Records the seconds and the peak bytes.
 
     Returns:
-        Numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").  "saved" is the
-        number of bytes of the measured weights that the run does not need, since it quantises weights or has no local teacher.
+        Sizes by name: numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").
+        "saved" states how many bytes less the weights take in the run than in this measurement.  They take less if the run
+        quantises the student, or if its teacher is not in this process.  Seconds and peak bytes are not in the result but in
+        `recorder.costs`.
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None
@@ -101,7 +103,7 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
 
 
 def _update_and_validate(opened: OpenRun, step: int, recorder: Recorder) -> None:
-    """Execute one update and one validation as in a run, without guards and log."""
+    """Execute one update and one validation as in a run, but without log and without checks for anomalies."""
     evaluator = build_evaluator(opened, opened.models.student)
     recorder.watch(opened.engine, "generate", "write")
     recorder.watch(evaluator.engine, "generate", "answer")

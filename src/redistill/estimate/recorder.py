@@ -29,7 +29,7 @@ class Cost(NamedTuple):
     Args:
         kind: "seconds" and "peak" (bytes) are costs of a part of the update or validation.  "size" is a number of weights or
             bytes.
-        name: Name of the part or of the size, such as "vocabulary pass" or "gradients".
+        name: Name of the part or of the size, such as "vocabulary pass" (the LM head and the loss) or "gradients".
         models: The models on whose number of layers the value depends.
     """
 
@@ -39,17 +39,18 @@ class Cost(NamedTuple):
 
 
 class Recorder:
-    """Records the time and peak memory of regions of code.
+    """Records the time and peak memory of the parts of an update and of a validation.
 
-    Regions may be nested.  Time and memory are counted for the innermost region only.
+    A region is code whose costs are counted for one part, such as "optimiser".  Regions may be nested; costs are then counted
+    for the innermost region only.
 
     Args:
         clock: Function that returns the time of a monotonic clock, in seconds.
         device: Device of the models.  The recorder waits for the queued work of the device when a region begins or ends.
 
     Attributes:
-        costs: For each part, the seconds without the regions nested in it, and the peak bytes of the tensors that exist during
-            the part.  On a CPU only tensors that are created inside `recording` count.
+        costs: For each part, the seconds spent in its regions, and the peak bytes of all tensors that exist during its regions.
+            On a CPU, only tensors that are created inside `recording` count.
     """
 
     def __init__(self, clock: Clock, device: torch.device) -> None:
@@ -81,11 +82,12 @@ class Recorder:
 
     @contextmanager
     def region(self, part: str = "", *models: Role) -> Iterator[None]:
-        """Context whose time and memory are counted for the part `part` of the update.
+        """Context whose time and memory are counted for one part of the measurement.
 
         Args:
-            part: Name of the part.  If empty, the region belongs to the enclosing part.  `_READING` lists the exceptions:
-                forward passes that belong to another part.
+            part: Name of the part.  If empty, costs are counted for the part of the enclosing region, with two exceptions.  A
+                forward pass of the teacher within "student learns" is counted for "teacher reads".  A forward pass of the
+                student within "vocabulary pass" is counted for "student learns".
             models: The models on whose number of layers the time depends.
         """
         outer = self._current
@@ -100,7 +102,10 @@ class Recorder:
         setattr(owner, method, self.region(part, *models)(getattr(owner, method)))
 
     def _enter(self, region: Cost) -> None:
-        """Count time and memory since the last call for the old region; enter the new one."""
+        """End the current region and begin `region`.
+
+        The time and the memory since the last call are counted for the region that ends.
+        """
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             self._raise(self._current.name, torch.cuda.max_memory_allocated(self._device))

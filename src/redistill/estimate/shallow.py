@@ -40,7 +40,7 @@ class Blueprint(NamedTuple):
         Its dtype, LoRA and activation checkpointing are those that `runs.models.load_models` sets.
 
         Raises:
-            ModelError: the family's config cannot be shortened.
+            ModelError: transformers cannot create a model from the config with this number of layers.
         """
         config, source = shortened_config(self.config, tuple(range(layers))), self.source
         config._attn_implementation = None
@@ -48,7 +48,7 @@ class Blueprint(NamedTuple):
             model: CausalModel = fresh_model(config, seed)
         except (ValueError, TypeError, RuntimeError, IndexError) as error:
             fault = f"its config cannot be shortened to {layers} layers ({first_line(error)[:200]})"
-            raise ModelError(f"{config.model_type}: {fault}; use another family") from error
+            raise ModelError(f"{config.model_type}: {fault}; use a model of another family") from error
         dtype = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
         if source.dtype == "auto" and not isinstance(source, StudentConfig):
             dtype = getattr(self.config, "dtype", None) or dtype
@@ -81,7 +81,7 @@ def blueprints(run: Run) -> dict[Role, Blueprint]:
 
     Raises:
         ModelError: a config is missing or damaged.
-        ConfigError: a config does not state its number of layers, or has fewer than the student needs.
+        ConfigError: a config does not state its number of layers, or the recipe selects layers that the model does not have.
     """
     sources: dict[Role, ModelConfig] = {"student": run.student}
     if isinstance(run.teacher, TeacherConfig) and run.teacher_cache is None:

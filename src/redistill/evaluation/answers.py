@@ -1,4 +1,4 @@
-"""A model's answers to prompts and their scores: the lines of a responses file."""
+"""Generates and scores answers; each answer becomes a line of a responses file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ Row = tuple[Record, tuple[int, ...]]
 
 Line = dict[str, Any]
 """A line of a responses file: the keys that `Answerer.lines` sets, and one key for each metric."""
+
+_TYPES = {"id": str, "prompt": str, "response": str, "references": list, "tokens": int, "finished": bool}
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,10 @@ class Answerer:
     end_ids: tuple[int, ...]
 
     def lines(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
-        """Generate an answer for each row, and return its line of the responses file.
+        """Generate an answer to each prompt in `rows`; return one line per answer.
 
-        A line has the answer, its scores for `metrics`, and its number of tokens.
+        A line of the responses file is a dict: it has the prompt, the answer, the references, the scores for `metrics`, and the
+        number of generated tokens.
         """
         limit = self.max_new_tokens
         requests = [
@@ -59,6 +62,21 @@ class Answerer:
             for (record, _), generation in zip(rows, self.engine.generate(requests, self.sampling), strict=True)
         ]
         return [with_metrics(line, record, metrics) for line, (record, _) in zip(lines, rows)]
+
+
+def is_answer(line: object, metrics: Sequence[Metric]) -> bool:
+    """Return whether a value is a line of a responses file.
+
+    Every key of an answer must have a value of its type. A score of `metrics` may be missing, but must be a number.
+
+    Args:
+        line: A JSON value.
+        metrics: The metrics of the answers.
+    """
+    if not isinstance(line, dict) or not all(isinstance(line.get(name), kind) for name, kind in _TYPES.items()):
+        return False
+    are_texts = all(isinstance(text, str) for text in line["references"])
+    return are_texts and all(isinstance(line[metric.name], int | float) for metric in metrics if metric.name in line)
 
 
 def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:

@@ -16,9 +16,10 @@ from torch import nn
 
 from redistill.contracts import Processes
 from redistill.errors import CheckpointError
-from redistill.evaluation.answers import Answerer, Line, Row, part, with_metrics
+from redistill.evaluation.answers import Answerer, Line, Row, is_answer, part, with_metrics
 from redistill.records import Json, Metric
 from redistill.storage import files
+from redistill.storage.redaction import plain_line
 
 ProgressCall = Callable[[int, int, int], None]
 
@@ -51,9 +52,15 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
     for name in [*ours, *theirs]:  # in this order a cause (tokens) is reported before its consequences (datasets)
         if theirs.get(name) != ours.get(name):
             raise CheckpointError(
-                f"{folder}: its answers have {name} = {theirs.get(name)}, and this evaluation has {ours.get(name)}; "
+                f"{folder}: its answers have {_shown(name)} = {_shown(theirs.get(name))}, and this evaluation has "
+                f"{_shown(ours.get(name))}; "
                 f"choose another folder, or remove {SETTINGS} and {RESPONSES}/ from this one"
             )
+
+
+def _shown(value: object) -> str:
+    """Return a value of settings.json for an error message, as one line of at most 200 characters."""
+    return plain_line(str(value))[:200]
 
 
 def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
@@ -101,7 +108,13 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, answers: int, tokens: int = 0, seconds: float = 0.0) -> None:
-        """Add answers, and the tokens and seconds of their generation; call `progress`."""
+        """Add finished answers to the progress of this process, then call `progress`.
+
+        Args:
+            answers: Number of answers that are now done.
+            tokens: Number of tokens that were generated for these answers.
+            seconds: Seconds that their generation took.
+        """
         self.done, self.tokens, self.seconds = self.done + answers, self.tokens + tokens, self.seconds + seconds
         if self.progress is not None:
             self.progress(self.done, self.total, self.tokens)
@@ -131,11 +144,12 @@ class ResponseFiles:
         """Generate the missing answers of one responses file, and return all its lines.
 
         There is one file for each data set and seed.  The lines are in the order of `rows`.  Each process generates a part of
-        the answers.  If an existing line lacks a metric, the metric is computed from the response.
+        the answers.  If an existing line lacks a metric, the metric is computed from the response.  If it is not an answer at
+        all, the answer is generated again.
         """
         name = f"{dataset}-seed{seed}"
         existing = [line for path in self._files(name) for line in cast("list[Line]", files.read_lines(path))]
-        found = {line["id"]: line for line in existing if isinstance(line, dict) and "id" in line}
+        found = {line["id"]: line for line in existing if is_answer(line, metrics)}
         mine = part(rows, self.processes)
         # Batches of similar lengths, longest first.
         missing = sorted((row for row in mine if row[0].record_id not in found), key=lambda row: -len(row[1]))

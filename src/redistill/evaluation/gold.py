@@ -46,7 +46,8 @@ def teacher_forced(
         teacher: Teacher for kl and agreement.  Both scores are omitted if `teacher` is None or has no full distributions.
         examples: Gold sequences.
         batch_size: Sequences per forward pass.
-        vocabulary: Number of classes shared with the teacher.  If None, all classes of the model are used.
+        vocabulary: Number of token ids shared with the teacher; only ids below this number are used.  If None, all token ids of
+            the model are used.
         processes: Rank and number of processes; each process computes a part of the sequences.
 
     Returns:
@@ -75,9 +76,10 @@ def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: Token
 def _gold_sums(
     model: nn.Module, teacher: Teacher | None, examples: Sequence[Example], batch_size: int, vocabulary: int | None
 ) -> list[dict[str, float]]:
-    """Return the number of targets and the sum of each statistic, for each example.
+    """Return the number of targets and the sum of each score, for each example.
 
-    The keys of each dict are "targets" and the names of the statistics, which are summed over the targets of the example.
+    The scores are the cross entropy and, with a teacher, the KL divergence and the agreement.  They are summed over the targets
+    of an example.  The keys of each dict are "targets" and the names of the scores.
     """
     full = teacher if teacher is not None and teacher.capabilities.full_vocabulary else None
     ask: list[Statistic] = ["cross_entropy"] if full is None else ["cross_entropy", "forward_kl", "agreement"]

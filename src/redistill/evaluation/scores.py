@@ -1,4 +1,4 @@
-"""Configuration of evaluation, and the settings and scores that it stores."""
+"""Settings of evaluation, and the contents of settings.json and scores.json."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.answers import Row
 from redistill.evaluation.folder import data_hash, model_hash
-from redistill.evaluation.metrics import METRICS
+from redistill.evaluation.metrics import DEFAULT
 from redistill.models.load import parameter_bytes, parameter_count
 from redistill.records import Json, Record
 from redistill.storage import files
@@ -30,8 +30,9 @@ class EvaluationConfig:
         seeds: Seeds of evaluation, at least one and all different.  With each seed, one answer to each prompt is sampled.
             Scores are means over the seeds.
         temperature: Sampling temperature, >= 0; 0 is greedy decoding.
-        top_p: Nucleus sampling keeps the smallest set of most probable classes with at least this mass, in (0, 1]; 1 keeps all.
-        top_k: Number of most probable classes from which tokens are sampled, >= 0; 0 keeps all.
+        top_p: Nucleus sampling keeps the smallest set of most probable tokens with at least this total probability, in (0, 1];
+            1 keeps all.
+        top_k: Number of most probable tokens that sampling keeps, >= 0; 0 keeps all.
         no_repeat_ngram: Length of n-grams that may occur only once in prompt and answer together, >= 0; 0 disables the limit.
         batch_size: Prompts answered in one batch, >= 1; answers do not depend on it.
         limit: Maximum number of prompts of each data set, >= 1; the first prompts are used.  If None, all prompts are used.
@@ -60,7 +61,7 @@ class EvaluationConfig:
     batch_size: int = 16
     limit: int | None = None
     compare: tuple[Literal["teacher", "before"], ...] = ("teacher", "before")
-    metrics: tuple[str, ...] = tuple(METRICS)
+    metrics: tuple[str, ...] = DEFAULT
 
     def __post_init__(self) -> None:
         for name, hint in (("metrics", ""), ("seeds", "; the papers use 10, 20, ... 50")):
@@ -68,7 +69,7 @@ class EvaluationConfig:
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{name} = {list(values)}: must have at least one entry and no duplicates{hint}")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p = {self.top_p}: must lie in (0, 1]; 1 keeps all classes")
+            raise ConfigError(f"top_p = {self.top_p}: must lie in (0, 1]; 1 keeps all tokens")
         for name, lowest in {"temperature": 0, "top_k": 0, "no_repeat_ngram": 0, "batch_size": 1, "limit": 1}.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
@@ -81,9 +82,9 @@ class EvaluationConfig:
 
 
 def described(model: nn.Module, label: str) -> dict[str, Json]:
-    """Return the first entries of scores.json, which describe the model.
+    """Return the beginning of scores.json, which describes the model.
 
-    They are the schema number, and the model's label, class, number of parameters and size in bytes.
+    It has the schema number, and the model's label, class, number of parameters and size in bytes.
     """
     return {
         "schema": SCHEMA,
@@ -139,9 +140,9 @@ def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
 def earlier_scores(
     path: Path, settings: Mapping[str, Json], metrics: Mapping[str, object], *, needs_kl: bool
 ) -> tuple[dict[str, Any], bool]:
-    """Return the scores of an earlier call, and whether they can be reused unchanged.
+    """Return the scores in the file `path`, and whether they can be reused unchanged.
 
-    They can be reused if they have the same settings and metrics.  If `needs_kl` is set, they must also include the KL
+    They can be reused if they have the given settings and metrics.  If `needs_kl` is set, they must also include the KL
     divergence from the teacher.  If the file is missing, the result is ({}, False).
 
     Raises:

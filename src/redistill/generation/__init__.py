@@ -1,1 +1,1 @@
-"""Text generation: the local engine, its sampler, its decoder and prefix memory."""
+"""Text generation by models of this process, and checks of external engines."""

@@ -1,4 +1,4 @@
-"""Decoding of a batch by one model, which has its own KV cache and prefix memory."""
+"""Decoding of a batch by one model, with a KV cache and stored states of prefixes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ class Decoder:
 
     Args:
         model: A causal language model.
-        vocabulary: Number of leading classes for which logits are computed; None for all classes.
+        vocabulary: Logits are computed only for token ids below this number; None for all ids.
         memory: Prefix memory: the stored states of texts that the model has read.  Prefixes in the memory are not read again,
             and `remember` adds texts.  If None, every prompt is read.
 
     Attributes:
-        num_classes: Number of classes for which logits are computed.
+        num_classes: Number of token ids for which logits are computed.
         device: Device of the model's head.
         remembers: Whether there is a memory to which `remember` can add texts.
     """
@@ -43,18 +43,20 @@ class Decoder:
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Context for decoding: eval mode, no gradient, packed weights.
+        """Context for decoding: eval mode, no gradient, weights in a fast layout.
 
-        The weights of the model must not change inside the context.
+        On a CPU, decoding uses copies of the weights in a faster memory layout (packed.py).  Therefore the weights of the model
+        must not change inside the context.
         """
         with eval_mode(self._model), torch.no_grad(), packed_layers(body_module(self._model)):
             yield
 
     def start(self, prompts: Sequence[TokenIds]) -> None:
-        """Start a new batch; load prefixes of the prompts from the memory into the cache.
+        """Start a new batch; load stored prefixes of the prompts into the KV cache.
 
-        A prefix is known if the memory has its states.  All rows then read the same number of columns, at least one.  Therefore
-        some rows read the end of a known prefix again.
+        A stored prefix is the beginning of a text on which the model has run before.  A column of the batch has one token, or
+        padding, of each prompt.  The next call of `logits` runs the model on the same columns for all prompts, at least on the
+        last column.  Therefore the model runs again on the end of some stored prefixes.
         """
         self._reader.start()
         self._hidden, self._read, self._lengths = Columns(), 0, [len(prompt) for prompt in prompts]
@@ -69,7 +71,9 @@ class Decoder:
             self._read = width
 
     def logits(self, ids_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Read the columns not read so far; return the logits of each row's next token.
+        """Run the model on the new columns; return the logits of each row's next token.
+
+        A column has one token of each row of the batch.  Columns are new if the model has not run on them yet.
 
         Args:
             ids_LT: Token ids of all columns so far.
@@ -94,12 +98,12 @@ class Decoder:
         return self._logits(hidden_LD)
 
     def remember(self, row: int, token_ids: TokenIds, start: int) -> None:
-        """Store the states of a row's text in the memory.
+        """Store the keys, values and hidden states of a row's text in the prefix memory.
 
         Args:
             row: Index of the row in the batch.
             token_ids: Token ids of the text.
-            start: Index of the column with the first token of the text.
+            start: Index of the first token of the text in the left-padded row.
         """
         assert self._memory is not None
         columns = slice(start, start + len(token_ids))
@@ -115,8 +119,9 @@ class Decoder:
 def _logits_of(head: Head, like_LD: torch.Tensor) -> Product:
     """Return a function that computes the logits of `head` from hidden states.
 
-    The function uses a packed weight if possible, which is faster for few rows (packed.py).  `like_LD` has the dtype of the
-    hidden states.  Hidden states and weights are rounded to bf16 if the model runs in bf16; the logits are float32.
+    If possible, the function uses a copy of the weight in a faster memory layout (packed.py).  `like_LD` is a tensor with the
+    dtype of the hidden states.  Hidden states and weights are rounded to bf16 if the model runs in bf16; the logits are
+    float32.
     """
     products, weight_VD = Products.like(like_LD), head.weight_VD.detach()[: head.vocabulary]
     if not can_pack(weight_VD, products.result):

@@ -1,6 +1,6 @@
 """Checks of the results of engines that are not part of the package.
 
-The checks ensure that the student is never trained on a result that does not continue its request.
+An invalid result raises an error, so that the student is never trained on it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ class CheckedEngine:
 
     Args:
         engine: The engine that is wrapped.
-        name: `kind` of the engine in the recipe, for error messages.
-        vocabulary: Number of classes; every token id must be below it.
+        name: Name of the engine in error messages: the value of `kind` in the recipe.
+        vocabulary: Size of the vocabulary; every token id must be below it.
 
     Raises:
         TrainingError: raised by `sync` and `generate` if the engine raises an error or returns an invalid result.
@@ -40,7 +40,7 @@ class CheckedEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """Features of the wrapped engine."""
+        """The features of the wrapped engine, such as sampling from a mixture."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
@@ -56,7 +56,7 @@ class CheckedEngine:
         """Return the results of the wrapped engine after checking them.
 
         Raises:
-            TrainingError: the engine raised an error, or a result is not a continuation of its request.
+            TrainingError: the engine raised an error, the number of results is wrong, or a result is invalid.
         """
         with self._checked("generate"):
             generations = list(self.engine.generate(requests, sampling))

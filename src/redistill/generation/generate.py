@@ -57,9 +57,9 @@ def generate(
         end_ids: End tokens.  A response ends with the first end token that is sampled, and includes this token.
         pad_id: Token id of padding.  Any id is valid, because the attention mask identifies padding.
         batch_size: Sequences per batch.  A larger batch is faster if the KV cache fits; results change by rounding only.
-        vocabulary: Number of leading classes that may be sampled, for padded heads; None allows all classes.
-        teacher: The other model of the mixture, on the same device.  Its first `vocabulary` classes must be the same tokens as
-            those of `model`.  It is not run if `sampling.teacher_share` is 0.
+        vocabulary: Only token ids below this number are sampled, since the head may have additional rows; None allows all ids.
+        teacher: The other model of the mixture, on the same device.  Token ids below `vocabulary` must be the same tokens in
+            both models.  The teacher is not run if `sampling.teacher_share` is 0.
         memory: Stored states of texts that `model` has read with its present weights.  Prefixes in the memory are not read
             again, and generated texts are added.  Results change by rounding only.  If None, every prompt is read.
 
@@ -67,7 +67,7 @@ def generate(
         A `Generation` for each request, in the order of the requests.  It has no tokens if `max_new_tokens` is 0.
 
     Raises:
-        ConfigError: a value is out of range, the arg max of a mixture is requested, or a sequence is too long for a model.
+        ConfigError: a value is out of range; temperature 0 is combined with a mixture; a sequence is too long for a model.
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
@@ -106,13 +106,13 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """Return the distribution that a token is sampled from, for a temperature > 0.
 
     Args:
-        logits_NV: Logits in float32; -inf for banned classes.
+        logits_NV: Logits in float32; -inf for banned tokens.
         sampling: Settings of sampling.  Temperature is applied first.  Top-k keeps the k largest logits, and all logits equal
-            to the smallest of these.  Top-p then keeps the smallest set of the most probable classes whose mass reaches
-            `top_p`.
+            to the smallest of these.  Top-p then keeps the smallest set of the most probable tokens whose total probability
+            reaches `top_p`.
 
     Returns:
-        probabilities_NV, in which each row sums to 1 and excluded classes are exactly 0.
+        probabilities_NV, in which each row sums to 1 and excluded tokens are exactly 0.
     """
     probabilities_NV = _softened(logits_NV, sampling).softmax(dim=-1)
     if sampling.top_p < 1.0:
@@ -156,7 +156,7 @@ class NgramBan:
 
     Args:
         size: Length n of the n-grams, >= 1.
-        rows: Token ids of the prompts.
+        rows: Token ids of the prompt of each sequence; `push` appends the tokens of the response.
     """
 
     def __init__(self, size: int, rows: Sequence[Sequence[int]]) -> None:
@@ -168,13 +168,13 @@ class NgramBan:
                 self.push(row, token)
 
     def push(self, row: int, token: int) -> None:
-        """Append `token` to the sequence `row`."""
+        """Append `token` to the sequence with index `row`."""
         if len(self._history[row]) >= self._size - 1:
             self._followers[row].setdefault(self._last(row), []).append(token)
         self._history[row].append(token)
 
     def banned(self, row: int) -> list[int]:
-        """Return the tokens that must not follow the sequence `row`."""
+        """Return the token ids that must not follow the sequence with index `row`."""
         return self._followers[row].get(self._last(row), [])
 
     def _last(self, row: int) -> tuple[int, ...]:
@@ -235,8 +235,9 @@ def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK:
 class _LiveBatch:
     """The state of a batch of B sequences (rows) during generation.
 
-    The KV cache contains the L live rows.  A live row is active until it ends.  Rows that have ended remain live until enough
-    of them can be removed together.  Tokens that are sampled for ended rows are ignored.
+    The live rows are the L rows in the KV cache, and the active rows are the live rows that have not ended.  Removing rows from
+    the cache is slow, so rows that have ended are removed several at a time.  Tokens that are sampled for an ended row are
+    ignored.
     """
 
     def __init__(
@@ -270,7 +271,7 @@ class _LiveBatch:
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token ids, attention mask and position ids of all columns after `step` generated tokens."""
+        """Return token ids, attention mask and position ids of the prompts and the first `step` generated tokens."""
         filled = self._prompt_length + step
         return self._ids_LT[:, :filled], self._mask_LT[:, :filled], self._position_LT[:, :filled]
 
@@ -295,16 +296,14 @@ class _LiveBatch:
         return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
-        """Return the texts of some live rows, to be stored in the prefix memory.
-
-        Live rows are the rows that are still in the KV cache.
+        """Return the texts of some rows of the KV cache, to be stored in the prefix memory.
 
         Args:
-            live: Indices of these rows among the live rows.
+            live: Indices of the rows in the KV cache.
 
         Returns:
-            For each row: its index among the live rows; the token ids of prompt and response, without the last token; and the
-            index of the column that contains the first token.
+            For each row: its index in the KV cache; the token ids of prompt and response, without the last token; and the index
+            of the column that contains the first token.
         """
         rows = self._live_L[live]
         lists = (live.tolist(), rows.tolist(), self._length_B[rows].tolist(), self._generated_BT[rows].tolist())
@@ -336,7 +335,8 @@ def check_sampling(sampling: Sampling) -> None:
     """Check that the settings of sampling are in range.
 
     Raises:
-        ConfigError: a value is out of range, or the arg max of a mixture is requested.
+        ConfigError: a value is out of range, or greedy decoding (temperature 0) is combined with sampling from a mixture of
+            student and teacher.
     """
     for name, value, good, allowed in (
         ("temperature", sampling.temperature, 0 <= sampling.temperature < float("inf"), ">= 0; 0 takes the arg max"),
@@ -358,5 +358,6 @@ def _check_lengths(requests: Sequence[GenerationRequest], limit: int | None) -> 
         if limit is not None and length > limit:
             raise ConfigError(
                 f"generation of {request.stream}: {len(request.prompt_ids)} prompt tokens + {request.max_new_tokens} new = "
-                f"{length}: must be at most {limit}, the model's number of positions; lower the prompt limit or max_new_tokens"
+                f"{length}: must be at most {limit}, the model's number of positions; "
+                "shorten the prompt, or lower max_new_tokens"
             )

@@ -19,6 +19,8 @@ LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=Tru
 class LocalEngineConfig:
     """Generates text with the student itself, in this process.
 
+    This is the configuration of `LocalEngine` in a recipe; `build` creates the engine.
+
     Example:
         >>> LocalEngineConfig().capabilities.mixture, LocalEngineConfig().capabilities.logprobs
         (True, False)
@@ -28,7 +30,7 @@ class LocalEngineConfig:
     capabilities: ClassVar[EngineCapabilities] = LOCAL
 
     def build(self, tools: EngineTools) -> "LocalEngine":
-        """Create the engine of a run, which generates text with `tools.student`."""
+        """Create the run's engine; the engine generates text with `tools.student`."""
         return LocalEngine(
             tools.student,
             teacher=tools.teacher,
@@ -47,10 +49,10 @@ class LocalEngine:
     Args:
         model: A causal language model.
         teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no policy uses a mixture.
-        vocabulary: Number of leading classes that may be sampled; None for all classes.
+        vocabulary: Only token ids below this number are sampled; None allows all.
         end_ids: Tokens that end a text.
         pad_id: Token id that pads short prompts.
-        batch_size: Number of sequences per batch.  When memory runs out, the number is lowered and the call is retried.
+        batch_size: Number of sequences per batch.  If a call runs out of memory, it is retried with a smaller number.
         autocast: Function that returns the autocast context in which the models run.
 
     Attributes:
@@ -58,7 +60,7 @@ class LocalEngine:
             is None outside this context.
 
     Raises:
-        TrainingError: memory runs out for a batch of one sequence, or the model's probabilities are not finite.
+        TrainingError: a batch of one sequence runs out of memory; the model's probabilities are not finite.
 
     Example:
         >>> from redistill.models.initialise import fresh_model
@@ -107,9 +109,10 @@ class LocalEngine:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context in which the states of texts are stored and reused.
+        """Context with a prefix memory, so that the states of texts are stored and reused.
 
-        Later texts with the same prefix reuse them.  The weights must not change inside the context.
+        The states of a prefix (keys, values and hidden states) are reused for later texts with the same prefix.  The weights
+        must not change inside the context.
         """
         self.memory = PrefixMemory()
         try:
@@ -139,7 +142,7 @@ class MeteredEngine:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """Features of the wrapped engine."""
+        """The features of the wrapped engine, such as sampling from a mixture."""
         return self.engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:

@@ -21,13 +21,16 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 def can_pack(weight: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Return whether a weight can be packed for products in `dtype`."""
+    """Return whether oneDNN can pack (reorder) a weight for products in `dtype`.
+
+    The weight must be on a CPU, and `dtype` must be float32 or bfloat16.
+    """
     is_known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
     return bool(is_known and weight.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16))
 
 
 def packed_product(weight_VD: torch.Tensor, bias_V: torch.Tensor | None, dtype: torch.dtype) -> Product:
-    """Return the function x -> x W^T + b, which uses a packed copy of W.
+    """Return the function x -> x W^T + b, which uses a packed (reordered) copy of W.
 
     Args:
         weight_VD: The weight W in the layout of `nn.Linear`; `can_pack` must return True for it.
@@ -50,11 +53,11 @@ _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 @dataclass
 class _Packed:
-    """The packed layers of a model.
+    """The layers of a model whose weights are packed, and how they are restored.
 
     Args:
         layers: Exit stack that restores the layers when it is closed.
-        users: Number of open contexts that use the packed layers.
+        users: Number of open `packed_layers` contexts of the model.
     """
 
     layers: ExitStack
@@ -63,10 +66,11 @@ class _Packed:
 
 @contextmanager
 def packed_layers(model: nn.Module) -> Iterator[None]:
-    """Context in which the linear layers of `model` use packed weights.
+    """Context in which the linear layers of `model` are faster for few rows on a CPU.
 
-    The weights are packed on entry.  Threads that use the same model concurrently share the packed copies, and the last exit
-    restores the layers.  Layers of other types, such as quantised layers, are not changed.
+    On entry, the weights are copied in the memory order of oneDNN (packed).  Later changes of the weights have no effect inside
+    the context.  Threads that use the same model concurrently share the copies, and the last exit restores the layers.  Layers
+    of other types, such as quantised layers, are not changed.
     """
     with _lock:
         if model not in _packed:
@@ -82,7 +86,7 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _pack(model: nn.Module) -> ExitStack:
-    """Replace `forward` of the linear layers of `model` by packed products, in place.
+    """Replace `forward` of the linear layers of `model`, in place, by products with packed weights.
 
     Layers that cannot be packed are unchanged.  Closing the returned stack restores all `forward` methods.
     """

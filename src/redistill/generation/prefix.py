@@ -1,9 +1,10 @@
 """Prefix memory: states of texts, so that no prefix is read twice in a step.
 
 To read tokens means to run the model on them.  A `PrefixMemory` maps token ids to the keys, values and last hidden states that
-the model computed for them.  Before a text is read, its longest known prefix is looked up, and only the tokens after this
-prefix are read.  A memory changes hidden states by rounding only, so in fp32 it very rarely changes generated text.  A memory
-is valid for one model with the weights of one step.  The object that created the memory must delete it when the weights change.
+the model computed for them.  Before a text is read, its longest prefix with stored states is looked up, and only the tokens
+after this prefix are read.  A memory changes hidden states by rounding only, so in fp32 it very rarely changes generated text.
+A memory is valid for one model with the weights of one step.  The object that created the memory must delete it when the
+weights change.
 """
 
 from bisect import bisect_left, insort
@@ -46,6 +47,8 @@ class PrefixStates:
 class PrefixMemory:
     """Maps token ids of texts to the states of one model with fixed weights.
 
+    The states of a text are the keys, values and last hidden states that the model computed for the tokens of the text.
+
     Args:
         max_bytes: Maximum size of all states together, in bytes; a text that would exceed it is not stored.
     """
@@ -56,10 +59,10 @@ class PrefixMemory:
         self._states: dict[TokenIds, PrefixStates] = {}
 
     def recall(self, token_ids: TokenIds) -> tuple[int, PrefixStates | None]:
-        """Find the longest known prefix of `token_ids`.
+        """Find the longest prefix of `token_ids` whose states are stored.
 
         Returns:
-            The length of the prefix, and the states of a text that begins with it; (0, None) if no prefix is known.
+            The length of the prefix, and the states of a text that begins with it; (0, None) if no prefix is stored.
         """
         index = bisect_left(self._texts, token_ids)
         found = [(_common_length(text, token_ids), text) for text in self._texts[max(0, index - 1) : index + 1]]
@@ -69,8 +72,8 @@ class PrefixMemory:
     def remember(self, token_ids: TokenIds, cache: Cache, row: int, columns: slice, hidden_TD: torch.Tensor) -> None:
         """Copy the states of a text from one row of a KV cache into the memory.
 
-        Nothing is stored if the text is known, if the memory would exceed its limit, or if layers have states of different
-        shapes.
+        Nothing is stored if the states of all its tokens are stored already, if the memory would exceed its limit, or if layers
+        have states of different shapes.
 
         Args:
             token_ids: The T tokens.
@@ -125,6 +128,8 @@ def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | Non
 class PrefixReader:
     """Computes hidden states of batches, with or without a prefix memory.
 
+    A prefix memory stores keys, values and hidden states of texts.  A later text with the same first tokens reuses them.
+
     Args:
         model: A causal language model; the caller sets eval mode and disables gradients.
     """
@@ -169,7 +174,7 @@ class PrefixReader:
     ) -> list[torch.Tensor]:
         """Return the hidden states hidden_TD of each text.
 
-        Only the tokens after the longest known prefix of a text are read.  If `remember` is True, the states are added to the
+        Only the tokens after the longest stored prefix of a text are read.  If `remember` is True, the states are added to the
         memory.
         """
         known = [memory.recall(text) for text in texts]
@@ -201,7 +206,8 @@ class PrefixReader:
 def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
     """Yield groups of texts, as indices, with similar numbers of unread tokens.
 
-    `left` has the number of unread tokens of each text; a text without unread tokens is in no group.
+    Unread tokens are those on which the model has to run.  `left` has their number for each text; a text without unread tokens
+    is in no group.
     """
     group: list[int] = []
     for index in sorted((index for index, tokens in enumerate(left) if tokens), key=lambda index: left[index]):

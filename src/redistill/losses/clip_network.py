@@ -1,12 +1,14 @@
-"""The network f_sub of DAC-KL, and the straight-through gate.
+"""The network f_sub of DAC-KL, and the gate from which it gets its gradient.
 
-f_sub predicts an interval for each row.  clip_ranks.py computes the classes that an interval keeps, and dac_kl.py computes the
-divergence on these classes.  Source: MGSR (arXiv 2407.10068), Eq. 6.
+DAC-KL compares teacher and student on some vocabulary classes only.  For each row (the distributions of both models for one
+predicted token), f_sub predicts an interval of scores.  A class is kept if its score lies in the interval; by default, the
+score is the teacher's probability.  clip_ranks.py computes which classes are kept, and dac_kl.py computes the divergence on
+these classes.  Source: MGSR (arXiv 2407.10068), Eq. 6.
 
 For each row, the network has three inputs: the teacher's V probabilities, the same probabilities in descending order, and the
-student's V probabilities.  The inputs determine the cost of the network.  Each unsorted input needs one matrix product with a
-[V, hidden] weight.  The sorted input is either exact or compact.  The exact form needs a sort and a third product of this size;
-the compact form has at most 528 numbers (clip_ranks.py).
+student's V probabilities.  Each unsorted input needs a matrix product with a [V, hidden] weight.  The sorted input has one of
+two forms.  The exact form needs a sort and another product of this size.  The compact form has at most 528 numbers
+(clip_ranks.py), so its product is small.
 """
 
 import math
@@ -29,15 +31,16 @@ SortedInput = Literal["exact", "compact"]
 class ClipNetworkConfig:
     """Settings of f_sub, the network that predicts DAC-KL's interval.
 
+    DAC-KL keeps the classes whose score lies in the interval [l, u]; by default, the score is the teacher's probability.
     Source: MGSR (arXiv 2407.10068), Eq. 6; `ClipNetwork` has the equation.
 
     Args:
         hidden: Number of hidden units, >= 1.
         sorted: Form of the input sort(p) of Eq. 6.  "exact" has all V probabilities.  "compact" has the 512 largest
-            probabilities, and the masses of 16 buckets of the other ranks.  For at most 528 classes both forms are equal.
-        upper_bias, lower_bias: Initial logits of the bounds u and l, finite.  If None, the initial bounds depend on
-            `DacKLConfig.mode`, and keep most of the mass.  With 0 and 0, the literal initialisation of the paper, mode "value"
-            keeps only the teacher's arg max.
+            probabilities, and 16 sums over the others in descending order.  For at most 528 classes both forms are equal.
+        upper_bias, lower_bias: Initial logits of the upper bound u and the lower bound l, finite.  If None, they depend on
+            `DacKLConfig.mode`.  The paper initialises both with 0, so both bounds are 0.5.  In mode "value" this keeps only the
+            teacher's arg max.
 
     Raises:
         ConfigError: a field is out of range.
@@ -64,13 +67,14 @@ class ClipNetworkConfig:
 
 
 class ClipNetwork(nn.Module):
-    r"""The network f_sub, which predicts the interval of DAC-KL for each row.
+    r"""The network f_sub, which predicts DAC-KL's interval of scores for each row.
 
     .. math:: u, l = \sigma\bigl(f_{sub}([p \mid \mathrm{sort}_\downarrow(p) \mid q])\bigr), \quad l \in [0, u]
         \quad\text{(Eq. 6)}
 
-    p are the teacher's probabilities of a row, q the student's; u is the upper bound and l the lower bound of the interval.
-    sigma is the sigmoid function, and | concatenates vectors.
+    p and q are the probabilities that teacher and student assign to the classes in a row (the prediction of one token).  u is
+    the upper bound and l the lower bound of the interval.  DAC-KL keeps the classes whose score lies in the interval; by
+    default, the score is p.  sigma is the sigmoid function, and | concatenates vectors.
 
     The network has one hidden layer with GELU.  The first layer is a sum of three linear maps.  This sum equals one linear map
     of the concatenated inputs, but no concatenated tensor is allocated.  The interval lies in (0, 1); l is clipped to at most
@@ -83,8 +87,8 @@ class ClipNetwork(nn.Module):
     Args:
         vocabulary: Number V of classes.
         config: Settings of the network, such as the number of hidden units.
-        start: Initial logits of u and l.  A bias of `config` that is not None replaces its value.  The default means u = 0.98
-            and l = 9e-4.
+        start: Initial logits of u and l; the default gives u = 0.98 and l = 9e-4.  If `config.upper_bias` is not None, it
+            replaces the logit of u; `config.lower_bias` replaces that of l.
         seed: Seed of the initial weights; must be the same in every process.
 
     Example:
@@ -121,11 +125,11 @@ class ClipNetwork(nn.Module):
         self.output_bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
 
     def forward(self, p_NV: Tensor, q_NV: Tensor, sorted_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Predict the interval of each row.
+        """Predict, for each row, the bounds within which the scores of kept classes lie.
 
         Args:
-            p_NV, q_NV: Probabilities of the teacher and the student; they get no gradient.
-            sorted_NV: p_NV, with each row in descending order.  If None, p_NV is sorted here.
+            p_NV, q_NV: Probabilities of the teacher and the student, [N, V]; they get no gradient.
+            sorted_NV: p_NV, with each row in descending order.  If None, this method sorts p_NV.
 
         Returns:
             lower_N and upper_N with 0 <= lower <= upper <= 1, float32 also under autocast.
@@ -150,7 +154,7 @@ class ClipNetwork(nn.Module):
     def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
         """Return the sorted input of the network: p_NV in descending order, or its compact form.
 
-        The compact form (`clip_ranks.top_and_masses`) is returned if `self.edges` is not None.
+        `ClipNetworkConfig.sorted` selects the form.  `sorted_NV` is p_NV in descending order, or None if not yet computed.
         """
         if self.edges is None:
             return sort_descending(p_NV) if sorted_NV is None else sorted_NV
@@ -165,7 +169,7 @@ class StraightThrough(torch.autograd.Function):
 
     A gate gives each vocabulary class a weight.  The forward pass returns the hard mask: 1 for kept classes, and 0 for the
     other classes.  This mask has no gradient.  Therefore the backward pass uses the derivative of the soft gate
-    (`dac_kl_options.soft_gate`), a smooth function of the bounds.
+    (`dac_kl_options.soft_gate`), a smooth function of the bounds between which the scores of kept classes lie.
     """
 
     @staticmethod
@@ -178,8 +182,8 @@ class StraightThrough(torch.autograd.Function):
             low_N, high_N: Bounds on the scores of each row.
             score_NV: Scores of the classes.
             keep_NV: bool; True for kept classes.
-            target_N1: The teacher's arg max, if it is kept for any interval; otherwise None.  The weight of this vocabulary
-                class has derivative 0, since the bounds do not affect it.
+            target_N1: The teacher's arg max, if DAC-KL always keeps it; None if it is kept only for a score within the bounds.
+                The weight of a class that is always kept has derivative 0, since the bounds do not affect it.
             temperature: Width of the sigmoids of the soft gate, in units of the score.
         """
         return keep_NV.to(score_NV.dtype)

@@ -1,9 +1,11 @@
 """The classes that DAC-KL's interval keeps, and the compact form of sorted rows.
 
 Source: MGSR (arXiv 2407.10068), Eq. 6 and 7.  All functions are pure functions of probabilities; clip_network.py has the
-network that predicts the interval.  The compact form of a row consists of its largest probabilities, and of the masses of
-buckets.  The rank of a class is its index in descending order of probability; a bucket is a range of consecutive ranks, and its
-mass is the sum of their probabilities.  Computing the compact form with a histogram takes a third of the time of a sort.
+network that predicts the interval.
+
+The rank of a class is its index, from 0, in descending order of probability.  A bucket is a range of consecutive ranks, and its
+mass is the sum of their probabilities.  The compact form of a row consists of its 512 largest probabilities, and the masses of
+at most 16 buckets for the other ranks.  A histogram gives the compact form in a third of the time of a sort.
 """
 
 from collections.abc import Sequence
@@ -35,8 +37,8 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
 
     - "value", the formula of Eq. 7: s_v = p_v.
     - "relative": s_v = p_v / max p.  With u = 1 the kept classes are those of min-p sampling with threshold l.
-    - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V entries.  l = 1 - k/V and u = 1 keep the k
-      most probable classes.
+    - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V probabilities.  l = 1 - k/V and u = 1 keep
+      the k most probable classes.
     - "mass": s_v is the mass of the classes ranked before v, and l <= s_v < u.  Here u excludes the least probable classes, and
       l excludes the most probable classes; in the other modes it is the reverse.  u = 1 excludes no class that has mass.
 
@@ -46,7 +48,7 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
     Args:
         logp_NV: Teacher log-probabilities.
         lower_N, upper_N: The interval of each row, in [0, 1].
-        mode: Which of the scores above the interval bounds.
+        mode: Definition of the score s_v, one of the modes above.
         keep_target: Whether the arg max of p (the lowest id if several are equal) is kept for any interval.
 
     Returns:
@@ -66,26 +68,29 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
 
 
 def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
-    """Compute the score of each class, the quantity that the interval bounds.
+    """Compute the score of each class, which decides whether DAC-KL keeps the class.
+
+    A class is kept if its score lies in the interval of the row; `keep_mask` has the exact condition.
 
     Args:
         logp_NV: Teacher log-probabilities.
         p_NV: Teacher probabilities, the exp of logp_NV.
-        mode: The kind of score; `keep_mask` defines the scores.
+        mode: Definition of the score s_v; see `keep_mask`.
 
     Returns:
-        score_NV, and the teacher's probabilities in descending order.  The second result is None in modes "value" and
-        "relative".  In mode "entry_quantile" score_NV is 1 - s_v, where s_v is the score in `keep_mask`: for the most probable
-        classes 1 - s_v is more precise than s_v.
+        score_NV, and the teacher's probabilities [N, V] in descending order.  The second result is None in modes "value" and
+        "relative", which need no sort.  score_NV is s_v, but 1 - s_v in mode "entry_quantile": for the most probable classes,
+        1 - s_v is more precise in floating point.
     """
     return (p_NV, None) if mode == "value" else scores_of_mode(logp_NV, mode)
 
 
 def score_bounds(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-    """Convert the interval to bounds on the scores that `class_scores` returns.
+    """Convert bounds on the scores s_v to bounds on the results of `class_scores`.
 
-    In mode "entry_quantile" `class_scores` returns 1 - s_v instead of the score s_v, so the bounds are 1 - upper and 1 - lower.
-    In the other modes the bounds are lower and upper.
+    DAC-KL keeps the classes whose score s_v lies between lower and upper.  In mode "entry_quantile", `class_scores`
+    returns 1 - s_v, so the converted bounds are 1 - upper and 1 - lower.  In the other modes, `class_scores` returns s_v, and
+    the bounds are not changed.
 
     Returns:
         low_N and high_N, the bounds of each row.
@@ -119,9 +124,10 @@ def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
 def rank_edges(vocabulary: int) -> tuple[int, ...]:
     """Return the first rank of each bucket of the compact form, followed by V.
 
-    V is `vocabulary`.  The 512 most probable classes are not in buckets.  The remaining ranks form 16 buckets.  Each bucket is
-    wider than the previous bucket by about the same factor.  If at most 16 ranks remain, each bucket has one rank.  No bucket
-    is empty, so the compact form has K = min(V, 528) numbers.
+    V is `vocabulary`.  The compact form of a row has the probabilities of the 512 most probable classes, and one sum for each
+    bucket of the remaining ranks (indices in descending order of probability).  There are 16 buckets, and each is wider than
+    the previous one by about the same factor.  If at most 16 ranks remain, each bucket has one rank.  No bucket is empty, so
+    the compact form has min(V, 528) numbers.
 
     Example:
         >>> rank_edges(50257)[:3], rank_edges(515), rank_edges(100)
@@ -138,14 +144,15 @@ def rank_edges(vocabulary: int) -> tuple[int, ...]:
 def top_and_masses(sorted_NV: Tensor, edges: Sequence[int]) -> Tensor:
     """Return the compact form of rows that are sorted in descending order.
 
-    The compact form consists of the probabilities at ranks before the first edge, and the mass of each bucket.
+    The compact form has the edges[0] largest probabilities, and then one sum for each bucket.  Bucket i sums the probabilities
+    with the indices edges[i], ..., edges[i + 1] - 1.
 
     Args:
         sorted_NV: Probabilities in descending order.
-        edges: First rank of each bucket, followed by V; see `rank_edges`.
+        edges: Index of the first probability of each bucket, followed by V; see `rank_edges`.
 
     Returns:
-        ranked_NK, the compact form.
+        ranked_NK, the compact form; K = edges[0] + len(edges) - 1.
     """
     masses = [sorted_NV[:, start:stop].sum(dim=-1, keepdim=True) for start, stop in pairwise(edges)]
     return torch.cat([sorted_NV[:, : edges[0]], *masses], dim=-1)
@@ -176,8 +183,8 @@ def _(p_NV: Tensor) -> Tensor:
 def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
     """Return the compact form of unsorted rows of probabilities.
 
-    The compact form has the largest probabilities of a row, and the masses of buckets of the others; `top_and_masses` describes
-    it and `edges`.  For large vocabularies on a CPU, a histogram replaces the sort.
+    The result ranked_NK is that of `top_and_masses` for the sorted rows, with the same `edges`.  For float32 rows of at least
+    8192 classes on a CPU, the sums of the buckets are computed with a histogram, since it is faster than a sort.
     """
     if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
         return top_and_masses(sort_descending(p_NV), edges)
@@ -195,10 +202,10 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
 def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the compact form of one row, which is computed with a histogram of its probabilities.
 
-    `edges` has the first rank of each bucket, followed by V.  The upper 16 bits of the float32 probability of a class determine
-    the bin of the class; the order of these bits is the order of the probabilities.  Two kinds of bins are sorted: those that
-    contain a rank before the first edge, and those that contain another edge.  The masses are sums over all classes of a
-    bucket, not approximations.
+    The upper 16 bits of the float32 probability of a class determine its histogram bin.  The order of the bins is the order of
+    the probabilities.  Only the classes of some bins are sorted: bins with one of the edges[0] largest probabilities, and
+    bins that contain the first class of a bucket (`edges`).  A bucket sums all of its classes, so its mass is not an
+    approximation.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
     count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # bins in descending order

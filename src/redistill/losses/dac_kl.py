@@ -1,17 +1,17 @@
 """DAC-KL: divergence from a teacher that is clipped to a predicted interval.
 
-A small network predicts an interval.  The classes whose scores lie in the interval are kept.  By default the teacher's arg max
-is always kept.
+The divergence is summed over some vocabulary classes only.  For each row (one predicted token), a small network f_sub predicts
+an interval.  A class is kept if its score lies in the interval; by default, the score is the teacher's probability.  By default
+the teacher's arg max is always kept.
 
-Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` computes the divergence on the kept classes.  The
-module `DacKL`, built from `DacKLConfig`, combines this divergence with the network f_sub that predicts the interval
-(`ClipNetwork` in clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, each
-interpretation is a value of a field of the configuration.  The defaults are closest to the text of the paper; dac_kl_options.py
-computes the other options.
+Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` computes the divergence on the kept classes.
+`DacKL` combines it with f_sub (clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, a
+field of `DacKLConfig` selects the interpretation.  The defaults are closest to the paper; dac_kl_options.py computes the other
+options.
 
-The functions return one value per row, and depend on no model.  The [N, V] tensors of a chunk of rows need most of the memory.
-Therefore none of them are concatenated.  The backward pass recomputes the soft gate (the smooth function from which f_sub gets
-its gradient) instead of storing it.
+The functions return one value per row, and depend on no language model.  The [N, V] tensors of a chunk of rows need most of the
+memory.  Therefore none of them are concatenated.  The backward pass recomputes the soft gate (the smooth function from which
+f_sub gets its gradient) instead of storing it.
 """
 
 import math
@@ -91,9 +91,9 @@ class DacKLConfig:
     section 4.2, Eq. 6-8. The unit is nats per token; the value can be negative.
 
     Args:
-        mode: The score of a class that the interval bounds: the teacher's probability ("value", Eq. 7), its ratio to the
-            largest probability ("relative"), the mass of more probable classes ("mass"), or the quantile of the rank
-            ("entry_quantile"); see `keep_mask`.
+        mode: The score of a class that the interval bounds: the teacher's probability ("value", Eq. 7); its ratio to the
+            largest probability ("relative"); the sum of the larger probabilities ("mass"); or the fraction of all classes that
+            are less probable, near 1 for the most probable class ("entry_quantile").
         normalise: How the divergence is normalised.  "none" is Eq. 8, without normalisation.  "renormalise" normalises p and q
             over the kept classes, and "teacher" only p.  "other_bin" adds a summand for all other classes together.
             `clipped_divergence` has the equations.
@@ -102,8 +102,9 @@ class DacKLConfig:
             "straight_through" uses the hard mask in the forward pass and the soft gate in the backward pass.  "soft" uses the
             soft gate in both.  "none" uses only the hard mask, so f_sub is not trained.
         network: Settings of f_sub; they have no effect with `fixed_interval` or `fixed_top`.
-        mass_floor: Smallest kept mass P without a penalty, in (0, 1).  For a smaller P, 10 (mass_floor - P)^2 is added, so that
-            P does not collapse to 0.  If None, there is no penalty, as in the paper; 0.9 is a robust value.
+        mass_floor: Threshold in (0, 1) for the kept mass P, the teacher's probability of all kept classes.  If P is smaller,
+            the penalty 10 (mass_floor - P)^2 is added, so that P does not collapse to 0.  If None, there is no penalty, as in
+            the paper; 0.9 is a robust value.
         keep_target: Whether the teacher's arg max is kept for any interval, as in Eq. 7.  Table 3b of the paper has results for
             False.
         target_twice: Whether the arg max is summed a second time if the interval contains it; needs `normalise: none` and
@@ -112,8 +113,9 @@ class DacKLConfig:
             (0.05, 1) keeps the classes of min-p 0.05.
         fixed_top: Number k >= 1; the k most probable classes of each row are kept.  It replaces f_sub, and needs mode
             "entry_quantile".
-        gate_temperature: Width of the sigmoids of the soft gate, > 0.  In mode "mass" the gate is a function of the mass, and
-            None means a width of 0.02.  In other modes it is a function of the logarithm of the score, and None means 0.5 nats.
+        gate_temperature: Width of the sigmoids of the soft gate, > 0, in units of their argument x.  In mode "mass", x is the
+            score; in mode "entry_quantile", x is ln(1 - score); in the other modes, x is ln(score).  If None, the width is 0.02
+            in mode "mass" and 0.5 in the other modes.
 
     Raises:
         ConfigError: a field is out of range, or two fields cannot be combined.
@@ -144,7 +146,7 @@ class DacKLConfig:
     def needs(self) -> Needs:
         """The requirement of DAC-KL: teacher logits over the whole vocabulary.
 
-        They are needed because classes are ranked by their probability.
+        A teacher that returns only its most probable classes cannot be used: f_sub needs all probabilities.
         """
         return Needs(full_vocabulary=True)
 
@@ -170,14 +172,17 @@ class DacKLConfig:
 
     @property
     def has_network(self) -> bool:
-        """Whether the network f_sub predicts the interval; False for a constant interval."""
+        """Whether the network f_sub predicts the interval of the scores of kept classes.
+
+        False if `fixed_interval` or `fixed_top` is set.
+        """
         return self.fixed_interval is None and self.fixed_top is None
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class, at least one for each value of an option.
+        """Return example settings of this class, with each mode, normalisation and gate.
 
-        Tests check on each of them the properties that DAC-KL must have.
+        Tests build DAC-KL with each of them and check its properties.
         """
         small, exact = ClipNetworkConfig(hidden=4), ClipNetworkConfig(hidden=4, sorted="exact")
         biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
@@ -226,7 +231,7 @@ class DacKL(nn.Module):
         """Compute the divergence and the diagnostics of each row.
 
         Args:
-            logq_NV: Student log-probabilities; their gradient comes from the divergence only, never through the network.
+            logq_NV: Student log-probabilities.  No gradient flows to them through f_sub, since its inputs are detached.
             logp_NV: Teacher log-probabilities, no gradient.
 
         Returns:
@@ -263,7 +268,7 @@ class DacKL(nn.Module):
     def kept(self, logq_NV: Tensor, logp_NV: Tensor) -> Tensor:
         """Return the set of kept classes of each row as the bool mask keep_NV.
 
-        `forward` uses the same set.  The span loss uses it if `SpanConfig.vectors` is "clipped".
+        `forward` uses the same set.  If `SpanConfig.vectors` is "clipped", the span loss uses this set as well.
         """
         logp_NV = logp_NV.to(loss_dtype(logq_NV))
         score_NV, lower_N, upper_N = self._interval(logq_NV, logp_NV, logp_NV.exp())
@@ -288,8 +293,8 @@ class DacKL(nn.Module):
         """Return the weight of each class in the divergence: `keep_NV` (0 or 1), or a gate in [0, 1].
 
         `ends` are the lower and the upper bound of the scores.  `target_N1` is a class of each row that is always kept, or
-        None.  The soft gate is a product of two sigmoids, as a function of the mass in mode "mass", of log p in mode "value",
-        and of the log score in other modes.
+        None.  The gate is a product of two sigmoids.  Their argument is the score in mode "mass", and the logarithm of the
+        score in the other modes.
         """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV

@@ -31,11 +31,11 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
 
     Args:
         logp_NV: Teacher log-probabilities.
-        mode: The kind of score; `clip_ranks.keep_mask` defines the scores.
+        mode: Definition of the score s_v of a class; see `clip_ranks.keep_mask`.
 
     Returns:
-        score_NV, and the teacher's probabilities in descending order (None in mode "relative").  In mode "entry_quantile" the
-        scores are 1 - s_v; `keep_mask` defines s_v.
+        score_NV, and the teacher's probabilities [N, V] in descending order (None in mode "relative").  score_NV is s_v, but
+        1 - s_v in mode "entry_quantile".
     """
     if mode == "relative":
         return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
@@ -55,7 +55,7 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
 def normalised(
     divergence_N: Tensor, mass_N: Tensor, logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normalise: Normalise
 ) -> Tensor:
-    """Return the divergence of Eq. 8, normalised in one of three ways.
+    """Return DAC-KL's divergence (MGSR, Eq. 8), normalised in one of three ways.
 
     p is the teacher, q the student, and S the set of kept classes.  `dac_kl.clipped_divergence` has the equations.
 
@@ -86,8 +86,8 @@ def normalised(
 def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Return the log of the weighted mass of each row, and whether the mass is > 0.
 
-    The mass of a row is the sum over classes of `weight_NV` times exp(`log_NV`).  Computing it as 1 minus the mass of the other
-    classes would lose precision by cancellation.
+    The mass of a row is the sum over classes of `weight_NV` times exp(`log_NV`), with weights in [0, 1].  The logarithm of
+    a mass of 0 is replaced by a finite number.
     """
     peak_N1 = log_NV.detach().masked_fill(weight_NV == 0, -torch.inf).amax(dim=-1, keepdim=True)
     peak_N1 = peak_N1.masked_fill(peak_N1.isneginf(), 0.0)

@@ -23,7 +23,7 @@ def token_rewards(logp_BT: Tensor, old_logq_BT: Tensor, *, scaling: float = 0.5,
 
     .. math:: r_t = \mathrm{clip}\Bigl(\frac{\log p(y_t) - \log q_{old}(y_t)}{s},\; -c,\; c\Bigr)
 
-    y_t is the token at position t.  p is the teacher, and q_old the student that scored the roll-out (the generated sequence).
+    y_t is the token at position t of a generated sequence.  p is the teacher, and q_old the student at the time of generation.
     s is `scaling`, and c is `clip`.  The difference is divided by s first, and clipped to [-c, c] afterwards.
 
     Args:
@@ -49,8 +49,8 @@ def discounted_returns(reward_BT: Tensor, valid_BT: Tensor, *, discount: float =
     .. math:: R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}
 
     R_t is the return and r_t the reward of token t, and gamma is `discount`.  n_t is the number of valid tokens from t on, or 1
-    without normalisation.  The sum begins with the reward of token t, as in the published code.  In the paper, the long-term
-    term begins with token t + 1, and a separate single-step term has the reward of token t.
+    without normalisation.  The sum begins with the reward of token t, as in the published code.  In the paper, the sum begins
+    with token t + 1, and a separate term of the loss contains the reward of token t.
 
     Args:
         reward_BT: Rewards, one row per sequence.
@@ -81,15 +81,15 @@ def whiten(return_BT: Tensor, valid_BT: Tensor, *, padded_length: int | None = N
 
     .. math:: A = \frac{R - \mathrm{mean}\, R}{\sqrt{\mathrm{var}\, R + 10^{-8}}}
 
-    R are the returns and A the advantages.  Mean and variance are computed over the whole mini-batch; the variance is the
-    population variance.  The published code computes both over rows padded with zeros.  The padding shrinks the mean, so the
-    advantages of real tokens do not have mean 0.  `padded_length` reproduces this behaviour.
+    R are the returns and A the advantages.  Mean and variance are computed over all tokens of the batch; the variance is the
+    population variance.  The published code includes the zeros with which it pads the returns of each sequence.  They
+    shrink the mean, so the advantages of real tokens do not have mean 0.  `padded_length` reproduces this behaviour.
 
     Args:
-        return_BT: The returns of a global mini-batch, one row per sequence.
+        return_BT: The returns of a batch, which must contain the sequences of all processes.
         valid_BT: bool, True for valid tokens; at least one must be True.
-        padded_length: Length of each row with its padding, at least the length of the longest row.  The zeros of the padding
-            contribute to mean and variance.  If None, mean and variance use valid tokens only.
+        padded_length: Length in tokens to which each sequence is padded with zeros, at least the length of the longest
+            sequence.  If None, mean and variance use valid tokens only.
 
     Returns:
         advantage_BT, 0 where not valid.
@@ -136,10 +136,11 @@ def importance_weights(logp_BT: Tensor, old_logq_BT: Tensor, teacher_share: floa
 
 
 class Surrogate(NamedTuple):
-    """The loss of each token, and two diagnostics.
+    """Result of `clipped_surrogate`: the loss of each token, and two diagnostics.
 
-    `clipped_surrogate` returns the loss `loss_N` and the ratio rho, `ratio_N`.  `clipped_N` is True for a token whose gradient
-    is 0 because of clipping.
+    `loss_N` is the loss.  `ratio_N` is the importance weight times q / q_old: the token's probability under the current
+    student, divided by its probability under the student at the time of generation.  `clipped_N` (bool) is True for a token
+    whose gradient is 0 because of clipping.
     """
 
     loss_N: Tensor
@@ -156,10 +157,10 @@ def clipped_surrogate(
         \rho_t = w_t\, q(y_t) / q_{old}(y_t), \qquad
         L_t = \max\bigl(-A_t \rho_t,\; -A_t\, \mathrm{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon)\bigr)
 
-    y_t is the token at position t, q the student that is trained, and q_old the student that scored the roll-out (the generated
-    sequence).  A is the advantage, w the importance weight, and eps is `clip`.  The clipped ratio rho includes w.  The gradient
-    flows through log q only.  Clipping is active at rho > 1 + eps for A > 0, and at rho < 1 - eps for A < 0.  The gradient with
-    respect to log q is 0 where clipping is active, and -A rho elsewhere.
+    y_t is the token at position t of a generated sequence, q the student that is trained, and q_old the student at the time of
+    generation.  A is the advantage, w the importance weight, and eps is `clip`.  The clipped ratio rho includes w.  Clipping is
+    active at rho > 1 + eps for A > 0, and at rho < 1 - eps for A < 0.  The gradient flows through log q only; with respect to
+    log q it is 0 where clipping is active, and -A rho elsewhere.
 
     Args:
         logq_N: log q(y_t) of each token.

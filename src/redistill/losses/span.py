@@ -1,8 +1,9 @@
 """The span loss (MGSR, arXiv 2407.10068, Eq. 10) on rows of log-probabilities.
 
-The inputs are rows and ranges of rows, never text.  Row j is the distribution that *predicts* token j.  A span is the range of
-the tokens of a phrase.  It is half-open: [a, b) has b - a tokens, and the pairs of neighbouring rows (j, j + 1) with a <= j and
-j + 1 < b.  `span_loss` computes the loss of one sample.  The vocabulary pass computes the same sum from `pair_distance` and
+Row j is the distribution that *predicts* token j.  A span is the half-open range [a, b) of the tokens of a phrase; it has b - a
+tokens.  The loss compares student and teacher at each pair of neighbouring rows (j, j + 1) with a <= j and j + 1 < b.
+
+`span_loss` computes the loss of one sample.  The training step (vocab_pass) computes the same sum from `pair_distance` and
 `pair_weights`, so that it can process the pairs of all samples in chunks.
 """
 
@@ -86,12 +87,12 @@ def span_loss(
 
     p is the teacher, q the student.  n_s is the number of spans, n_si the number of tokens of span i, and j runs over the pairs
     (j, j + 1) of span i.  Source: MGSR (arXiv 2407.10068), Eq. 9-10.  0 <= L <= sqrt(2), or 2 if `config.squared`.  L is 0 if p
-    and q are equal or if there is no span.  The gradient flows through q only and is 0 where a difference is 0.
+    and q are equal or if there is no span.  The gradient flows through q only; a pair whose norm is 0 contributes 0 to it.
 
     Args:
         logq_TV: Student log-probabilities of one sample's rows; float64 stays float64, all else is computed in float32.
         logp_TV: Teacher log-probabilities, same shape, no gradient.
-        spans: Half-open ranges of rows; they may overlap, and each occurrence counts.
+        spans: Half-open ranges of rows.  They may overlap; a range that is listed twice counts as two spans.
         config: Settings of the span loss.
         keep_TV: The classes that DAC-KL keeps in each row, bool; required if `config.vectors` is "clipped", otherwise None.
 
@@ -103,7 +104,7 @@ def span_loss(
         >>> span_loss(rows, rows.flip(1), [(0, 2)])  # (0.45, 0.05) against (0.05, 0.45), over 2 tokens
         tensor(0.2828)
 
-    See also: pair_weights, which the vocabulary pass uses for the same sum.
+    See also: pair_weights and pair_distance, from which training computes the same sum.
     """
     assert (keep_TV is not None) == (config.vectors == "clipped"), "clipped vectors need keep_TV, full ones must not have it"
     distance_N = pair_distance(logq_TV, logp_TV, len(logq_TV) - 1, config.squared, keep_TV)
@@ -113,10 +114,10 @@ def span_loss(
 
 
 def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """Return the weight w_n of each pair of rows (n, n + 1) in the span loss.
+    """Return the weight w_n of each pair of neighbouring rows (n, n + 1).
 
-    The span loss of the sample is the sum of w_n d_n, where d_n is the `pair_distance` of rows n and n + 1.  The last weight is
-    always 0, so no pair crosses two samples when samples are concatenated.
+    The span loss of the sample is the sum of w_n d_n, where d_n is the `pair_distance` of rows n and n + 1.  The last weight
+    is always 0, since the last row has no next row in the sample.  So samples can be concatenated.
 
     Args:
         spans: Half-open ranges of rows.
@@ -134,7 +135,7 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
 
 
 def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """Return the weights that `pair_weights` documents, one for each pair of rows, as a float64 tensor."""
+    """Return the weight of each pair of neighbouring rows as a float64 tensor of length `num_rows`."""
     for start, stop in spans:
         assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
     weight_N = torch.zeros(num_rows, dtype=torch.float64)
@@ -157,8 +158,8 @@ def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: boo
         logp_NV: Teacher log-probabilities of the same rows, no gradient.
         num_pairs: Number of pairs of rows n and n + 1, from the first row on.
         squared: Whether to return the squared distance.
-        keep_NV: bool, the classes that each row keeps.  Only classes that both rows of a pair keep contribute to the distance.
-            If None, all classes contribute.
+        keep_NV: bool, True for the classes that are kept in each row.  Only classes that are kept in both rows of a pair
+            contribute to the distance.  If None, all classes contribute.
 
     Returns:
         distance_N, `num_pairs` long, float32 (float64 for float64 inputs); its gradient is exactly 0 where the distance is 0.
@@ -177,10 +178,10 @@ def pair_distance(logq_NV: Tensor, logp_NV: Tensor, num_pairs: int, squared: boo
 
 
 def counted_spans(spans: Sequence[tuple[int, int]], config: SpanConfig) -> list[tuple[int, int]]:
-    """Return the spans over which the mean of Eq. 10 is taken.
+    """Return the spans that the mean over spans in Eq. 10 includes.
 
-    If `config.nested` is "outer" or "inner", nested spans are removed first.  If `config.skip_singletons`, spans of one token
-    are removed afterwards.
+    If `config.nested` is "outer", spans that lie in another span are removed; if it is "inner", spans that contain another span
+    are removed.  Afterwards, if `config.skip_singletons` is True, spans of one token are removed.
 
     Example:
         >>> counted_spans([(0, 4), (1, 4), (5, 6)], SpanConfig(nested="inner", skip_singletons=True))

@@ -8,7 +8,6 @@ rejects an adapter that sets another field to a value other than its default.
 """
 
 import dataclasses
-import json
 import math
 import re
 import warnings
@@ -18,18 +17,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers.utils import cached_file
 
 from redistill.errors import ModelError
 from redistill.interfaces import CausalModel
 from redistill.models.families import unwrapped
-from redistill.models.reading import reading, reason
+from redistill.models.reading import json_object, reading
+from redistill.models.snapshots import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TOKENIZER_CONFIG, ModelFolder, model_folder
 from redistill.models.values import check_tensor
 from redistill.models.weight_files import Stored, check_pointers, header
 from redistill.records import Json
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+from redistill.storage.redaction import plain_line
 
 # Fields that define the adapters; passed to PEFT unchanged.
 _READ = {
@@ -92,6 +89,7 @@ class Adapter:
         base: Name of the base model that the adapter was trained on; "" if the configuration does not name it.
         revision: Revision of the base model; None if the configuration does not set it.
         settings: Arguments for `peft.LoraConfig`.
+        folder: The folder of the adapter.
         weights: Path of the adapter's .safetensors file.
         has_tokenizer: Whether the adapter's folder contains a tokenizer.
     """
@@ -100,19 +98,23 @@ class Adapter:
     base: str
     revision: str | None
     settings: dict[str, Json]
+    folder: ModelFolder
     weights: Path
     has_tokenizer: bool
 
-    def tokenizer_folder(self, model: str) -> Path | None:
-        """The folder of the adapter, if it has the tokenizer of `model`.
+    def tokenizer_folder(self, model: str) -> ModelFolder | None:
+        """The adapter's folder, if the tokenizer is loaded from this folder.
+
+        This is the case if the user gives the adapter itself as the model to load, and the adapter's folder contains a
+        tokenizer. Otherwise the tokenizer of the base model is loaded.
 
         Args:
-            model: Name of the model to load.
+            model: Name of the model to load, as given by the user.
 
         Returns:
-            None if `model` is not this adapter, or if the adapter has no tokenizer; then the base model has the tokenizer.
+            The folder; None if the tokenizer of the base model is loaded.
         """
-        return self.weights.parent if self.name == model and self.has_tokenizer else None
+        return self.folder if self.name == model and self.has_tokenizer else None
 
 
 def find_adapter(name: str, revision: str | None) -> Adapter | None:
@@ -123,30 +125,28 @@ def find_adapter(name: str, revision: str | None) -> Adapter | None:
     Raises:
         ModelError: the adapter is not a plain LoRA adapter, or its weights are not a safetensors file.
     """
-    config = find_file(name, CONFIG, revision)
+    folder = model_folder(name, revision)
+    config = folder.find(ADAPTER_CONFIG)
     if config is None:
         return None
-    weights = find_file(name, WEIGHTS, revision)
+    weights = folder.find(ADAPTER_WEIGHTS)
     if weights is None:
-        raise ModelError(f"{name}: contains no {WEIGHTS}; pickled adapters are not read: save the adapter again with PEFT")
+        raise ModelError(
+            f"{name}: contains no {ADAPTER_WEIGHTS}; pickled adapters are not read: save the adapter again with PEFT"
+        )
     check_pointers(name, config, weights)
-    with reading(f"{name}: {CONFIG}", "save the adapter again"):
-        try:
-            fields = json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{name}: {CONFIG} is not JSON ({reason(error)}); save the adapter again") from error
-    if not isinstance(fields, dict):
-        raise ModelError(f"{name}: {CONFIG} is not a JSON object; save the adapter again")
+    fields = json_object(f"{name}: {ADAPTER_CONFIG}", config, "save the adapter again")
     _check_plain(name, fields)
     _check_types(name, fields)
     _check_ranks(name, fields, header(name, weights))
     return Adapter(
         name=name,
-        base=fields.get("base_model_name_or_path") or "",
-        revision=fields.get("revision"),
+        base=str(fields.get("base_model_name_or_path") or ""),
+        revision=None if fields.get("revision") is None else str(fields["revision"]),
         settings={field: fields[field] for field in _READ if field in fields},
+        folder=folder,
         weights=weights,
-        has_tokenizer=find_file(name, "tokenizer_config.json", revision) is not None,
+        has_tokenizer=folder.find(TOKENIZER_CONFIG) is not None,
     )
 
 
@@ -166,7 +166,7 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
     import peft  # takes a second
 
     training = model.training
-    with reading(f"{adapter.name}: {WEIGHTS}", "save the adapter again"):
+    with reading(f"{adapter.name}: {ADAPTER_WEIGHTS}", "save the adapter again"):
         weights = load_file(adapter.weights)
     for key, tensor in weights.items():
         check_tensor(adapter.name, key, tensor)
@@ -201,9 +201,10 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
     elif fields.get("init_lora_weights", True) not in _PLAIN_INITIALISATIONS:
         wrong = "init_lora_weights"
     if wrong is not None:
+        shown = f"{plain_line(wrong)[:60]} = {str(fields.get(wrong))[:60]!r}"
         raise ModelError(
-            f"{name}: {CONFIG} sets {wrong} = {str(fields.get(wrong))[:60]!r}; only plain LoRA adapters are supported: merge "
-            "the adapter into its base with the program that created it, and load the merged model"
+            f"{name}: {ADAPTER_CONFIG} sets {shown}; only plain LoRA adapters "
+            "are supported: merge the adapter into its base with the program that created it, and load the merged model"
         )
 
 
@@ -215,7 +216,7 @@ def _check_types(name: str, fields: Mapping[str, Json]) -> None:
     for field, (allowed, what) in _TYPES.items():
         value = fields.get(field)
         if value is not None and not allowed(value):
-            raise ModelError(f"{name}: {CONFIG}: {field} = {str(value)[:60]!r}: must be {what}; save the adapter again")
+            raise ModelError(f"{name}: {ADAPTER_CONFIG}: {field} = {str(value)[:60]!r}: must be {what}; save the adapter again")
 
 
 def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, Stored]) -> None:
@@ -225,13 +226,14 @@ def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, St
     """
     stored = max((tensor.shape[0] for key, tensor in tensors.items() if _DOWN.search(key) and tensor.shape), default=0)
     if not stored:
-        raise ModelError(f"{name}: {WEIGHTS} contains no matrix lora_A; save the adapter again")
+        raise ModelError(f"{name}: {ADAPTER_WEIGHTS} contains no matrix lora_A; save the adapter again")
     pattern = fields.get("rank_pattern")
     ranks = {"r": fields.get("r", 8), **(pattern if isinstance(pattern, dict) else {})}
     for field, rank in ranks.items():
         if isinstance(rank, int) and rank > stored:
             raise ModelError(
-                f"{name}: {CONFIG}: {field} = {rank}: must be at most {stored}, the rank of its weights; save the adapter again"
+                f"{name}: {ADAPTER_CONFIG}: {field} = {rank}: must be at most {stored}, the rank of its weights; "
+                "save the adapter again"
             )
 
 
@@ -259,14 +261,15 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
         lacks = "is missing in the adapter" if strange[0] in expected else "does not exist in the base"
         raise ModelError(
             f"{adapter.name}: {len(strange)} weights do not match the base model; the first, {strange[0]}, {lacks}; check "
-            f"base_model_name_or_path and target_modules in its {CONFIG}"
+            f"base_model_name_or_path and target_modules in its {ADAPTER_CONFIG}"
         )
     odd = sorted(key for key in expected if expected[key].shape != found[key].shape)
     if odd:
         shapes = (" x ".join(map(str, tensors[odd[0]].shape)) for tensors in (found, expected))
         raise ModelError(
             f"{adapter.name}: {len(odd)} weights do not match the base model; the first, {odd[0]}, is {next(shapes)} in the "
-            f"adapter, but {next(shapes)} according to its {CONFIG} and the base; check r and base_model_name_or_path there"
+            f"adapter, but {next(shapes)} according to its {ADAPTER_CONFIG} and the base; check r and "
+            "base_model_name_or_path there"
         )
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):
@@ -274,47 +277,3 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
             f"{adapter.name}: adapts an embedding that is tied to the LM head, so the adapter cannot be merged; "
             "train an adapter without this embedding"
         )
-
-
-def find_file(name: str, file: str, revision: str | None, *, downloads: bool = True) -> Path | None:
-    """Find a file of a model and return its local path.
-
-    If the model is on the hub, the file is downloaded. A `name` that looks like a path is never looked up on the hub, where
-    anyone may register a model of that name.
-
-    Args:
-        name: Folder or hub name of the model.
-        file: Name of the file.
-        revision: Branch, tag or commit of a hub model; None uses its main branch.
-        downloads: Whether the hub may be asked. Otherwise only the local copy of the hub is searched, which contains the files
-            of the revision that was loaded last.
-
-    Returns:
-        The path; None if the file does not exist or the hub cannot be reached.
-
-    Raises:
-        ModelError: the folder, repository or revision does not exist, or the name is not a valid hub name.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path / file if (path / file).is_file() else None
-    looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
-    if path.exists() or looks_like_a_path or Path(name).is_absolute():
-        raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
-    first = name.partition("/")[0]
-    if first != name and Path(first).is_dir():
-        raise ModelError(
-            f"{name}: no such folder in the folder {first}; give a model folder. To load the hub model of this name, run from "
-            f"a folder that does not contain {first}"
-        )
-    with reading(f"{name}:", "check the name, the revision, and the network", failure="cannot be found"):
-        found = cached_file(
-            name,
-            file,
-            revision=revision or "main",
-            local_files_only=not downloads,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    return None if found is None else Path(found)

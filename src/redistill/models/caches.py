@@ -55,7 +55,7 @@ class Columns:
         return self._buffer[..., : self._filled, :]
 
     def select(self, kept: torch.Tensor) -> torch.Tensor:
-        """Keep only the indices `kept` of the first dimension, and return a view."""
+        """Keep only the indices `kept` of dimension 0; return a view of all columns."""
         assert self._buffer is not None, "nothing has been appended"
         self._buffer = self._buffer[kept]
         return self.view()
@@ -112,11 +112,11 @@ def takes_positions(model: nn.Module) -> bool:
 
 
 def prefixes_can_be_reused(model: nn.Module) -> bool:
-    """Return whether a cached prefix stays valid at other columns and text lengths.
+    """Return whether the cached keys and values of a text's prefix can be reused.
 
-    The cached keys and values of a prefix stay valid if every layer has full attention and the body (the model without its LM
-    head) has an argument for positions. They become invalid with sliding windows, recurrent states, or rotary frequencies that
-    depend on the length of the text. Models with such layers must process a prefix again.
+    The prefix can be reused for a text of another length, in a batch with other padding, if every layer has full attention and
+    the body (the model without its LM head) has an argument for positions. It cannot be reused with sliding windows, recurrent
+    states, or rotary frequencies that depend on the length of the text; such models must process the prefix again.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers
@@ -140,7 +140,8 @@ class CachedBody:
 
     Attributes:
         cache: The cache of the current batch.
-        can_reuse: Whether a cached prefix can be used again at other columns and text lengths.
+        can_reuse: Whether the cached keys and values of a text's prefix can be reused for a text of another length, in a batch
+            with other padding.
 
     Raises:
         ModelError: the forward function of the body has no argument for a cache.

@@ -70,8 +70,9 @@ def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
         tokenizer: The tokenizer with the templates.
 
     Raises:
-        ModelError: a template is not a string or not valid Jinja, is blocked by the sandbox, or exceeds a limit of time, memory
-            or length; or its name is not a plain file name and could be a path to another folder.
+        ModelError: a template is not a string; a template is not valid Jinja; the sandbox blocks a template; a template exceeds
+            a limit of time, memory or length; or the name of a template is not a plain file name, so that the name could be a
+            path to another folder.
     """
     templates: object = tokenizer.chat_template
     if templates is None:

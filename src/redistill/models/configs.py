@@ -10,7 +10,6 @@ import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import cast
 
@@ -24,6 +23,7 @@ from redistill.errors import ModelError, WeightsError
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.reading import reading
 from redistill.models.weight_files import Stored
+from redistill.storage.redaction import plain_line
 
 MAX_LAYERS = 10_000
 MAX_COUNT = 1_000_000
@@ -60,6 +60,7 @@ def read_settings(name: str, source: Mapping[str, str]) -> ModelSettings:
             settings = CONFIG_MAPPING[str(fields.get("model_type", ""))].from_dict(fields)
         else:
             settings = AutoConfig.from_pretrained(**source, trust_remote_code=False)
+    settings.name_or_path = name  # some hub names decide which tokenizer class transformers uses
     return cast(ModelSettings, settings)
 
 
@@ -69,14 +70,15 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
     Args:
         what: Names of the model and the file for error messages.
         fields: All fields of the file, or the fields of one object in it.
-        sizes: Whether `fields` describes the language model. If True, sizes such as "hidden_size" must be positive.
+        sizes: True if `fields` are the settings of a language model, whose sizes, such as "hidden_size", must be positive;
+            False for another object, such as the settings of a vision model.
 
     Raises:
         ModelError: a field has the wrong type or is out of range.
     """
 
     def refuse(field: str, requirement: str) -> None:
-        raise ModelError(f"{what}: {field} = {repr(fields[field])[:60]}: {requirement}; {_FIX}")
+        raise ModelError(f"{what}: {plain_line(field)[:60]} = {repr(fields[field])[:60]}: {requirement}; {_FIX}")
 
     for field, value in fields.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
@@ -91,13 +93,11 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
         if field in ("rope_theta", "rope_scaling", "rope_parameters"):
             _check_rope(what, field, value)
         if isinstance(value, Mapping):
-            check_fields(f"{what}: {field}", value, sizes=field in _TEXT_MODELS)
+            check_fields(f"{what}: {plain_line(field)[:60]}", value, sizes=field in _TEXT_MODELS)
         if field == "quantization_config" and not (value is None or isinstance(value, Mapping)):
             refuse(field, "must be an object")
         if field == "model_type" and not isinstance(value, str):
             refuse(field, "must be the name of a model family")
-        if field == "transformers_weights" and not (isinstance(value, str) and Path(value).name == value):
-            refuse(field, "must be the name of a file in the folder of the model")
     heads, groups = fields.get("num_attention_heads"), fields.get("num_key_value_heads")
     if sizes and isinstance(heads, int) and isinstance(groups, int) and heads % groups:
         refuse("num_key_value_heads", f"must divide num_attention_heads = {heads}")
@@ -150,8 +150,8 @@ def check_size(
 ) -> None:
     """Reject a config whose model does not match the weights in the files.
 
-    A model that stays below the limit given under Raises passes this check, even if the files do not contain all of its
-    weights; the loader reports missing weights by name.
+    The model may have more weights than the files contain, up to the limit given under Raises, because the loader
+    reports weights that are missing in the files by name.
 
     Args:
         name: Name of the model for error messages.
@@ -161,8 +161,8 @@ def check_size(
         tensors: Stored tensors whose sizes and types are compared with those of the model.
 
     Raises:
-        ModelError: the model cannot be built, a tensor of the model has another size or type than the stored tensor, or the
-            model has more than 2 * `weights` + 1,000,000 weights.
+        ModelError: the model cannot be built; a tensor of the model has another size or type than the stored tensor of the same
+            name; or the model has more than 2 * `weights` + 1,000,000 weights.
     """
     model = build_without_memory(name, settings, 16 * parts + 4000)
     expected = model.state_dict() if tensors else {}
@@ -232,7 +232,7 @@ def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
 
     def field() -> str:
         quoted = next((field for field, value in fields.items() if isinstance(value, str) and value and value in said), None)
-        return what if quoted is None else f"{what}: {quoted} = {fields[quoted]!r}"
+        return what if quoted is None else f"{what}: {plain_line(quoted)[:60]} = {repr(fields[quoted])[:60]}"
 
     said: tuple[str, ...] = ()
     with reading(field, _FIX):

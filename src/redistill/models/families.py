@@ -150,7 +150,7 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     because the vision and audio models can have the same number of layers.
 
     Raises:
-        ModelError: no list of modules has the length that the config gives.
+        ModelError: no list of modules has as many elements as the config gives layers.
     """
     plain, text = unwrapped(model), text_config(model)
     for root, part in plain.named_modules():
@@ -178,9 +178,9 @@ def longrope_limit(model: nn.Module) -> int | None:
     Longrope is a rotary embedding that uses other frequencies for longer texts. The limit is the maximum length, in tokens, of
     a text with the short frequencies. For models without longrope, the function returns None and registers no hook.
 
-    Transformers chooses the same frequencies for all rows of a batch, by the length of the longest row. Therefore a forward
-    hook is registered on each rotary embedding of the model, which chooses the frequencies of each row by the length of that
-    row. A second call registers no second hook.
+    Transformers chooses the same frequencies for all rows of a batch, by the length of the longest row. Therefore the function
+    registers a forward hook on each rotary embedding of the model. The hook chooses the frequencies of each row by the length
+    of that row. A second call registers no second hook.
     """
     limits = [part["original_max_position_embeddings"] for part in rope_parts(model) if part["rope_type"] == "longrope"]
     if not limits:
@@ -196,8 +196,8 @@ def _rotate_by_row(
 ) -> tuple[torch.Tensor, ...]:
     """Choose the longrope frequencies for each row of a batch; this is a forward hook.
 
-    Transformers uses the long frequencies for all rows if one row is long. In all short rows, the hook replaces them by the
-    short frequencies.
+    Transformers uses the frequencies for long texts in all rows if one row is a long text. The hook returns the frequencies for
+    short texts in every row that is a short text.
     """
     named = {**dict(zip(("x", "position_ids", "layer_type"), args)), **kwargs}
     rope = getattr(cast(CausalModel, rotary).config, "rope_parameters", {})

@@ -13,19 +13,17 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from redistill.interfaces import CausalModel, ModelSettings
-from redistill.models.adapters import find_file
 from redistill.models.caches import check_cache
+from redistill.models.checked_model import checked_model
 from redistill.models.families import check_split, layer_list
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig, base_and_adapter, read_config
-from redistill.models.model_hashes import CONFIG
 from redistill.models.quantised import keep_trainable
 from redistill.models.reading import reading
 from redistill.models.shorten import check_layers, one_kind_of_error, shortened_config
+from redistill.models.snapshots import GENERATION_CONFIG, ModelFolder, weight_names
 from redistill.models.values import check_values
-from redistill.models.weight_files import weight_paths
 
-GENERATION_CONFIG = "generation_config.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -38,8 +36,8 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
 
     Returns:
         A student with the weights of `student_from_layers`, in eval mode on the CPU.  None if the files of this teacher cannot
-        be read in parts: a GGUF file, an adapter, the dtype "auto", a multimodal model, weights that are not local safetensors
-        files, or a family whose weights have other names in files.
+        be read in parts: a GGUF file, an adapter, the dtype "auto", a multimodal model, or a family whose weights have other names
+        in files.
 
     Raises:
         ConfigError: the teacher does not have all of `layers`.
@@ -48,11 +46,10 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
     base, adapter = base_and_adapter(source)
     if adapter is not None or base.model.endswith(".gguf") or source.dtype == "auto":
         return None
-    settings, found = read_config(source), find_file(base.model, CONFIG, base.revision)
+    settings = read_config(source)
     # A config.json must not select kernels to be downloaded and run.
     settings._attn_implementation = settings._experts_implementation = None
-    paths = [] if found is None else weight_paths(base.model, found.parent, getattr(settings, "transformers_weights", None))
-    if found is None or not paths or settings.get_text_config() is not settings:
+    if settings.get_text_config() is not settings:
         return None
     chosen = InitialiseConfig(layers=layers).indices(settings.num_hidden_layers)
     short = shortened_config(settings, chosen)
@@ -60,13 +57,16 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
         student, teacher = (AutoModelForCausalLM.from_config(config) for config in (short, settings))
     check_layers(student, teacher, chosen)
     name, _ = layer_list(student)
-    with reading(f"{source.model}: its weights", "the files may be cut or damaged: download them again"):
-        weights = dict(_weights([path for path in paths if path.suffix == ".safetensors"], name.rpartition(".")[2], chosen))
-        model = _filled(type(student), short, weights, _DTYPES[source.dtype])
-    if model is None:
-        return None
-    if (found.parent / GENERATION_CONFIG).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(found.parent)
+    with checked_model(base.model, base.revision, downloads=True) as checked:
+        names = weight_names(ModelFolder(base.model, checked.folder))
+        paths = [checked.folder / file for file in names if file.endswith(".safetensors")]
+        with reading(f"{source.model}: its weights", "the files may be cut or damaged: download them again"):
+            weights = dict(_weights(paths, name.rpartition(".")[2], chosen))
+            model = _filled(type(student), short, weights, _DTYPES[source.dtype])
+        if model is None:
+            return None
+        if (checked.folder / GENERATION_CONFIG).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(checked.folder)
     keep_trainable(model)
     check_values(source.model, model)
     check_split(model, name=source.model)

@@ -4,11 +4,9 @@ Weights are read from safetensors and GGUF files only, and no code from a model 
 """
 
 import contextlib
-import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -18,20 +16,27 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redistill.errors import ConfigError, ModelError, WeightsError, check_field
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
-from redistill.models.adapters import CONFIG, Adapter, find_adapter, find_file, merge_adapter
+from redistill.models.adapters import Adapter, find_adapter, merge_adapter
 from redistill.models.caches import check_cache
 from redistill.models.chat_templates import check_chat_templates, two_turns
+from redistill.models.checked_model import CheckedModel, checked_model, checked_tokenizer
 from redistill.models.configs import check_fits, check_size, read_settings
 from redistill.models.families import check_split, text_config, unwrapped
 from redistill.models.gguf_files import check_gguf
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
 from redistill.models.reading import reading
+from redistill.models.snapshots import ADAPTER_CONFIG, CONFIG, download_weights
 from redistill.models.tokenizers import check_ids, check_sentencepiece, check_tokenizer, damaged_file
 from redistill.models.values import check_values
-from redistill.models.weight_files import INDEX, SINGLE, Stored, check_pointers, shards, stored_tensors
+from redistill.models.weight_files import INDEX, SINGLE, Stored, stored_tensors
 from redistill.processes.memory import machine_bytes
 from redistill.storage.redaction import printable
 
+# Implementations in transformers and torch; others are kernels that may be downloaded from the hub.
+_IMPLEMENTATIONS = {
+    "_attn_implementation": (None, "eager", "sdpa"),
+    "_experts_implementation": (None, "eager", "batched_mm", "grouped_mm"),
+}
 _DAMAGED = "the file may be cut or damaged: download it again"
 _DTYPES: dict[str, torch.dtype | str] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "auto": "auto"}
 
@@ -41,8 +46,8 @@ class ModelConfig:
     """The model to load, and the options for loading it.
 
     Args:
-        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged into
-            the base that its configuration names.
+        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  If this is a LoRA
+            adapter, it is merged into the base model that the adapter's configuration names.
         revision: Branch, tag or commit of a hub model; if None, its main branch is used.
         adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
         dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
@@ -88,25 +93,25 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         The model, in eval mode on the CPU, and its tokenizer.
 
     Raises:
-        ConfigError: `quantise` is not "none", but bitsandbytes is not installed, the model is a GGUF file, or it has an adapter
-            to be merged.
+        ConfigError: `quantise` is "nf4" or "int8", and one of these conditions holds: bitsandbytes is not installed; the model
+            is a GGUF file; an adapter is merged into the model.
         ModelError: the model is missing, incomplete or damaged, or its family cannot be split into a body and an LM head.
         WeightsError: weights of the model are missing or have another shape than its config describes.
-        NotFiniteError: weights or logits of the model are not finite, or weights are too large.
+        NotFiniteError: weights or logits of the model are not finite, or a matrix has a weight above 10^12 in absolute value.
     """
     base, adapter = base_and_adapter(config)
-    source = _locate(base)
-    if quantise != "none" and (adapter is not None or "gguf_file" in source):
+    if quantise != "none" and (adapter is not None or base.model.endswith(".gguf")):
         raise ConfigError(
             f"quantise = {quantise!r}: must be none, since {config.model} is a GGUF file or has an adapter to be merged; "
             "set it to none, or first save the model with save_pretrained"
         )
-    settings, tensors = _checked_settings(base, source, downloads=True)
-    if quantise == "none":
-        _check_memory(base, tensors)
-    tokenizer = load_tokenizer(config)
-    compute_dtype = torch.float32 if base.dtype == "float32" else torch.bfloat16  # dtype of products with quantised weights
-    model = _read_weights(base, source, settings, loading_options(quantise, compute_dtype))
+    with checked_model(base.model, base.revision, downloads=True) as checked:
+        settings, tensors = _checked_settings(base, checked)
+        if quantise == "none":
+            _check_memory(base, tensors)
+        tokenizer = load_tokenizer(config)
+        compute_dtype = torch.float32 if base.dtype == "float32" else torch.bfloat16  # dtype of products with quantised weights
+        model = _read_weights(base, checked, settings, loading_options(quantise, compute_dtype))
     keep_trainable(model)
     check_values(base.model, model)
     _check_generation_config(base.model, model)
@@ -116,7 +121,9 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     if adapter is not None:
         model = merge_adapter(model, adapter)
         check_values(config.model, model)
-        with reading(f"{config.model}:", f"check its {CONFIG}", failure="cannot process a test input once it is merged"):
+        with reading(
+            f"{config.model}:", f"check its {ADAPTER_CONFIG}", failure="cannot process a test input once it is merged"
+        ):
             check_split(model, name=config.model)
     check_ids(config.model, tokenizer, text_config(model).vocab_size)
     if config.gradient_checkpointing:
@@ -134,7 +141,8 @@ def read_config(config: ModelConfig) -> ModelSettings:
         ModelError: the model is missing or damaged.
     """
     base, _ = base_and_adapter(config)
-    return _checked_settings(base, _locate(base), downloads=False)[0]
+    with checked_model(base.model, base.revision) as checked:
+        return _checked_settings(base, checked)[0]
 
 
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
@@ -151,15 +159,24 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
     base, adapter = base_and_adapter(config)
     own = None if adapter is None else adapter.tokenizer_folder(config.model)
     if own is not None:
-        name, source = config.model, {"pretrained_model_name_or_path": str(own)}
-        check_pointers(name, *own.iterdir())
-    else:
-        name, source = base.model, _locate(base)
-    check_sentencepiece(name, base.revision)
-    settings = None if own is not None or "gguf_file" in source else read_settings(name, source)
-    remedy = _DAMAGED if "gguf_file" in source else "check the name, the network, and that the folder is complete"
+        with checked_tokenizer(own) as checked:
+            return _read_tokenizer(checked, None)
+    with checked_model(base.model, base.revision) as checked:
+        check_sentencepiece(checked.name, checked.source)
+        return _read_tokenizer(checked, None if checked.gguf else read_settings(checked.name, checked.source))
+
+
+def _read_tokenizer(checked: CheckedModel, settings: ModelSettings | None) -> Tokenizer:
+    """Load and check the tokenizer of a checked model.
+
+    `settings` is the config of the model; None if only the tokenizer is checked, or for a GGUF file.
+    """
+    name, source = checked.name, checked.source
+    remedy = _DAMAGED if checked.gguf else "check the name, the network, and that the folder is complete"
+    known = {} if settings is None else {"config": settings}
     with reading(lambda: f"{name}: {damaged_file(source)}", remedy):
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**source, **known, trust_remote_code=False)
+    checked.restore_paths(tokenizer)
     check_tokenizer(name, tokenizer)
     if settings is not None:
         check_ids(name, tokenizer, settings.get_text_config().vocab_size)
@@ -188,7 +205,11 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Enable gradient checkpointing, by the method name of this transformers release."""
+    """Enable gradient checkpointing.
+
+    The method for it has different names in different releases of transformers; the function calls the one that the installed
+    release has.
+    """
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})
 
@@ -242,7 +263,7 @@ def parameter_count(model: nn.Module) -> int:
 def parameter_bytes(model: nn.Module) -> int:
     """Return the size of the parameters in bytes; tied parameters are counted once.
 
-    A weight file has this size without its header.
+    A file with all weights of the model consists of a header and this number of bytes.
     """
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
@@ -266,7 +287,9 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
         return config, adapter
     if config.adapter is not None:
         raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base model and `adapter` to one adapter")
-    if any(find_file(config.model, file, config.revision) for file in ("model.safetensors", "model.safetensors.index.json")):
+    if own.folder.find(CONFIG) is not None:
+        download_weights(own.folder)
+    if any(own.folder.find(file) for file in (SINGLE, INDEX)):
         raise ModelError(
             f"{config.model}: contains a model and an adapter; move the adapter to another folder, and set `adapter` to it"
         )
@@ -287,59 +310,42 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
     return base, own
 
 
-def _checked_settings(
-    base: ModelConfig, source: Mapping[str, str], *, downloads: bool
-) -> tuple[ModelSettings, Mapping[str, Stored]]:
+def _checked_settings(base: ModelConfig, checked: CheckedModel) -> tuple[ModelSettings, Mapping[str, Stored]]:
     """Read, compare and return the config of a model and the headers of its weights.
 
-    The weights of a hub model are downloaded if `downloads` is True.  The mapping of headers is empty for a GGUF file, and for
-    a hub model whose weights are not downloaded or have no safetensors files.
+    The mapping of headers is empty for a GGUF file, and for a hub model whose weights are not downloaded.
     """
-    if "gguf_file" in source:
-        path = Path(base.model).expanduser()
+    if checked.gguf is not None:
+        path = checked.folder / checked.gguf
         count = check_gguf(base.model, path)
-        settings = read_settings(base.model, source)
+        settings = read_settings(base.model, checked.source)
         check_size(base.model, settings, parts=count, weights=8 * path.stat().st_size)  # at least one bit per weight
         return settings, {}
-    settings = read_settings(base.model, source)
-    folder: Path | None = Path(source["pretrained_model_name_or_path"])
-    if folder is not None and not folder.is_dir():
-        folder = _downloaded_weights(base) if downloads else None
-    if folder is None:
-        return settings, {}
-    tensors = stored_tensors(base.model, folder, getattr(settings, "transformers_weights", None))
-    check_fits(base.model, settings, tensors)
+    settings = read_settings(base.model, checked.source)
+    tensors = stored_tensors(base.model, checked.folder)
+    if tensors:
+        check_fits(base.model, settings, tensors)
     return settings, tensors
 
 
-def _downloaded_weights(config: ModelConfig) -> Path | None:
-    """Download the safetensors files of a hub model, and return their folder, or None without such files."""
-    single = find_file(config.model, SINGLE, config.revision)
-    index = single or find_file(config.model, INDEX, config.revision)
-    if single is None and index is not None:
-        for file in sorted(set(shards(config.model, index).values())):
-            find_file(config.model, file, config.revision)
-    return None if index is None else index.parent
-
-
 def _read_weights(
-    config: ModelConfig, source: Mapping[str, str], settings: ModelSettings, options: dict[str, object]
+    config: ModelConfig, checked: CheckedModel, settings: ModelSettings, options: dict[str, object]
 ) -> CausalModel:
     """Load a model with its weights.
 
     Args:
         config: Name, revision and dtype of the model.
-        source: Arguments for `from_pretrained`.
+        checked: The files of the model.
         settings: The checked config of the model.
         options: Further arguments for `from_pretrained`, which may quantise the weights.
 
     Raises:
         WeightsError: a weight is missing or has another shape than the config describes.
+        ModelError: the weights cannot be read, or the model uses a kernel that is not part of transformers or torch.
     """
-    is_file = "gguf_file" in source
-    remedy = _DAMAGED if is_file else "check the name, the network, and that the folder is complete"
+    remedy = _DAMAGED if checked.gguf else "check the name, the network, and that the folder is complete"
     with reading(f"{config.model}: its weights", remedy), _quietly():
-        if "gguf_file" in source:
+        if checked.gguf:
             gguf_config = getattr(transformers, "GgufConfig", None)  # releases without GgufConfig always dequantise
             options = {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
         else:
@@ -348,7 +354,9 @@ def _read_weights(
             options = {"config": settings, **options}
         # Weights of another shape are reported below, together with missing weights.
         options |= {"dtype": _DTYPES[config.dtype], "output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, report = AutoModelForCausalLM.from_pretrained(**source, **options, use_safetensors=True, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **checked.source, **options, use_safetensors=True, trust_remote_code=False
+        )
     # transformers initialises missing weights at random and only logs a warning.
     other_shapes = sorted(report["mismatched_keys"])
     absent = sorted(report["missing_keys"])
@@ -360,9 +368,21 @@ def _read_weights(
             f"{config.model}: {len(absent)} weights are missing or have another shape, first {absent[0]}; "
             "download the model again, or choose a model whose weights match its config.json"
         )
-    if "gguf_file" in source:
-        model.name_or_path = model.config.name_or_path = ""  # the file's folder cannot be loaded as a model
+    model.name_or_path = model.config.name_or_path = checked.location
+    if checked.commit is not None:
+        model.config._commit_hash = checked.commit
+    _check_implementations(config.model, model)
     return cast(CausalModel, model)
+
+
+def _check_implementations(name: str, model: nn.Module) -> None:
+    """Reject a model whose attention or experts are computed by other code than that of transformers and torch."""
+    for module in model.modules():
+        for field, allowed in _IMPLEMENTATIONS.items():
+            used = getattr(getattr(module, "config", None), field, None)
+            if used not in allowed:
+                names = ", ".join(filter(None, allowed))
+                raise ModelError(f"{name}: {field} = {str(used)[:60]!r}: must be one of {names}; do not use this model")
 
 
 @contextlib.contextmanager
@@ -378,24 +398,3 @@ def _quietly() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _locate(config: ModelConfig) -> dict[str, str]:
-    """Check that a local model has its files; return the arguments for `from_pretrained`."""
-    path = Path(config.model).expanduser()
-    if config.model.endswith(".gguf"):
-        if not path.is_file():
-            raise ModelError(f"{config.model}: no such file; give a .gguf file, a model folder, or a hub model")
-        if importlib.util.find_spec("gguf") is None:
-            raise ModelError(f"{config.model}: reading GGUF needs the gguf package; pip install 'redistill[gguf]'")
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    if not path.is_dir():
-        return {"pretrained_model_name_or_path": config.model, "revision": config.revision or "main"}
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{config.model}: contains no config.json; give a folder written by save_pretrained")
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(
-            f"{config.model}: contains no .safetensors file; pickled weights are not read, convert them with save_pretrained"
-        )
-    check_pointers(config.model, *path.iterdir())
-    return {"pretrained_model_name_or_path": str(path)}

@@ -225,7 +225,7 @@ def merged_copy(model: nn.Module) -> CausalModel:
     non-persistent buffers are on the device "meta".
 
     Returns:
-        A model of the student's class, dtype and device.
+        A model of the same class as `unwrapped(model)`, with the same dtype and device.
     """
     plain = unwrapped(model)
     config = copy.deepcopy(plain.config)

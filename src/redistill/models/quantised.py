@@ -40,8 +40,8 @@ def keep_trainable(model: nn.Module) -> None:
     """Prevent bitsandbytes from converting 4-bit weights for inference on a CPU.
 
     On CPUs with AVX512-BF16, the first forward pass in eval mode converts the weights to a layout without gradients, which
-    `plain_weight` cannot read. A later call of `train` does not restore the old layout, which a student needs because it
-    alternates between generation and training.
+    `plain_weight` cannot read. A later call of `train` does not restore the old layout. A student needs the old layout for
+    training, and generates text in eval mode between training steps.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -8,8 +8,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from redistill.errors import ModelError, RedistillError
+from redistill.errors import ModelError, RedistillError, is_failure
 from redistill.processes.memory import is_out_of_memory
+from redistill.records import Json
+from redistill.storage.json_text import parse_json
+from redistill.storage.redaction import plain_line
 
 _PACKAGE = str(Path(__file__).parents[1])
 # Types that show a programming error if a line of this package raises them.
@@ -42,14 +45,28 @@ def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "canno
         yield
     except RedistillError:
         raise
-    except Exception as error:
-        if is_mistake(error):
-            raise
-        raise refusal(what if isinstance(what, str) else what(), error, remedy, failure) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # raised by libraries written in Rust; not a subclass of Exception
+        if not is_failure(error) or is_mistake(error):
             raise
         raise refusal(what if isinstance(what, str) else what(), error, remedy, failure) from error
+
+
+def json_object(what: str, path: Path, remedy: str) -> dict[str, Json]:
+    """Read a file that contains one JSON object.
+
+    Args:
+        what: Names of the model and the file, with which the error message starts.
+        path: The file.
+        remedy: Action that fixes the failure, with which the message ends.
+
+    Raises:
+        ModelError: the file cannot be read, is not JSON, or contains another value than an object.
+    """
+    with reading(what, remedy, failure="is not JSON"):
+        fields: object = parse_json(path.read_bytes(), any_number=True)  # transformers writes infinities
+    if not isinstance(fields, dict):
+        raise ModelError(f"{what} is not a JSON object; {remedy}")
+    return fields
 
 
 def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot be loaded") -> ModelError:
@@ -98,4 +115,4 @@ def reason(error: BaseException) -> str:
             break
         text = f"{text} {line}"
     explains_itself = isinstance(error, OSError | RuntimeError | ValueError) or text == type(error).__name__ or " " in text
-    return (text if explains_itself else f"{type(error).__name__}: {text}")[:300]
+    return plain_line(text if explains_itself else f"{type(error).__name__}: {text}")[:300]

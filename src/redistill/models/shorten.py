@@ -3,7 +3,7 @@
 Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of leading
 dense layers, or the period of a repeated pattern. `shortened_config` converts these fields, so that each layer of the student
 is described like the teacher's layer that it is copied from. `check_layers` compares the layers of the two models, and raises
-an error if a field that this module does not convert has made them different.
+an error if they differ, which happens if the config has a field that this module does not convert.
 """
 
 import copy
@@ -34,7 +34,7 @@ def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelS
         chosen: Indices of the layers in the other model.
 
     Raises:
-        ModelError: the family's config cannot be shortened.
+        ModelError: transformers rejects the config that has only the chosen layers.
     """
     config = copy.deepcopy(settings)
     text = config.get_text_config()

@@ -39,7 +39,8 @@ class StudentModule(nn.Module):
             and the machine.
 
     Raises:
-        ConfigError: other users can write to the compiler cache.
+        ConfigError: `compile` is not "none", and the folder of torch's compiler cache cannot be created, or other users could
+            change its files.
     """
 
     def __init__(self, model: CausalModel, *, vocabulary: int, divergence: object = None, compile: Compile = "none") -> None:

@@ -6,24 +6,27 @@ a row in the embeddings of the model.
 
 import contextlib
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from redistill.errors import ModelError, VocabularyError
 from redistill.interfaces import Tokenizer
-from redistill.models.adapters import find_file
 from redistill.models.reading import reading
+from redistill.storage.json_text import JsonError, parse_json
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 _FIX = "fix its tokenizer_config.json, or download the model again"
 
 
-def check_sentencepiece(name: str, revision: str | None) -> None:
+def check_sentencepiece(name: str, source: Mapping[str, str]) -> None:
     """Check that the packages which a SentencePiece tokenizer needs are installed.
 
     A model such as OpenLLaMA, which has a SentencePiece file but no tokenizer.json, needs these packages. The error message of
     Transformers does not name the packages.
+
+    Args:
+        name: Name of the model for error messages.
+        source: Arguments for `from_pretrained`.
 
     Raises:
         ModelError: a package is missing.
@@ -31,9 +34,8 @@ def check_sentencepiece(name: str, revision: str | None) -> None:
     with contextlib.suppress(ModuleNotFoundError):  # raised if the package google, which contains protobuf, is missing
         if importlib.util.find_spec("sentencepiece") and importlib.util.find_spec("google.protobuf"):
             return
-    if name.endswith(".gguf") or find_file(name, "tokenizer.json", revision) is not None:
-        return
-    if find_file(name, "tokenizer.model", revision) is not None:
+    folder = Path(source["pretrained_model_name_or_path"])
+    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"{name}: its tokenizer is a SentencePiece file (tokenizer.model), which needs the packages sentencepiece and "
             "protobuf; pip install 'redistill[sentencepiece]'"
@@ -54,9 +56,9 @@ def damaged_file(source: Mapping[str, str]) -> str:
     present = [folder / file for file in _FILES if (folder / file).is_file()]
     for path in present:
         try:
-            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+            if not isinstance(parse_json(path.read_bytes(), any_number=True), dict):
                 return f"{path.name} is not a JSON object, so its tokenizer"
-        except (OSError, ValueError, RecursionError):
+        except (OSError, JsonError):
             return f"{path.name} is not valid JSON, so its tokenizer"
     return f"its tokenizer ({', '.join(path.name for path in present[:2])})" if present else "its tokenizer"
 

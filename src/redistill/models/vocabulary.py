@@ -37,18 +37,18 @@ class VocabularyMatch:
 def match_vocabularies(
     teacher: Mapping[str, int], student: Mapping[str, int], teacher_size: int, student_size: int
 ) -> VocabularyMatch:
-    """Check that teacher and student have the same vocabulary; return its size.
+    """Check that teacher and student have the same vocabulary.
 
-    The size is the number of classes that both heads use: the number of rows of the smaller head. Any difference of the two
-    maps from tokens to ids is rejected, even in added tokens, because one of the models has not learned the token that differs.
-    The error message names the first ids that differ.
+    Any difference of the two maps from tokens to ids is rejected, even in added tokens, because one of the models has not
+    learned the token that differs. The error message names the first ids that differ.
 
     Args:
         teacher, student: Map from tokens to ids of each tokenizer, including added tokens (`tokenizer.get_vocab()`).
         teacher_size, student_size: Number of rows of each model's head.
 
     Returns:
-        The number of classes that both heads use, and the number of rows of each head.
+        The number of classes that both heads use, which is the number of rows of the smaller head; and the number of rows of
+        each head.
 
     Raises:
         VocabularyError: the maps differ, or a head has fewer rows than its tokenizer has ids.

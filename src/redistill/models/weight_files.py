@@ -3,7 +3,6 @@
 The package safetensors checks each header: sizes and offsets of the tensors, overlaps, and the length of the file.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from redistill.errors import ModelError
-from redistill.models.reading import reading
+from redistill.models.reading import json_object, reading
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -72,50 +71,22 @@ def check_pointers(name: str, *paths: Path) -> None:
             )
 
 
-def stored_tensors(name: str, folder: Path, explicit: str | None = None) -> dict[str, Stored]:
+def stored_tensors(name: str, folder: Path) -> dict[str, Stored]:
     """Return a description of each stored tensor of a model, by tensor name.
 
     Only the headers of the weight files are read, and no tensor data.
 
     Args:
         name: Name of the model for error messages.
-        folder: The local folder of the model.
-        explicit: Name of the weight file or index, if the config sets it; if None, files with the standard names are read.
+        folder: The local folder of the model. If it has no weights, the result is empty.
 
     Raises:
-        ModelError: a file is missing, truncated, damaged or a git-lfs pointer, or the index does not match the files.
+        ModelError: a file is missing, truncated, damaged or a git-lfs pointer; or the index, which is a JSON file that lists
+            the weight files, does not match them.
     """
-    path = _first_file(folder, explicit)
-    if path is not None:
-        check_pointers(name, path)
-        return _sharded(name, path) if path.suffix == ".json" else header(name, path)
-    first = next(iter(sorted(folder.glob("*.safetensors"))))
-    raise ModelError(
-        f"{name}: contains {first.name}, but neither {SINGLE} nor {INDEX}, which lists the files; download the model again"
-    )
-
-
-def weight_paths(name: str, folder: Path, explicit: str | None = None) -> list[Path]:
-    """The files that contain a model's weights: one file, or an index and its shards.
-
-    The arguments are those of `stored_tensors`.
-
-    Returns:
-        The paths; empty if the folder has no file with a standard name.
-
-    Raises:
-        ModelError: the index is damaged, or lists files outside its folder.
-    """
-    path = _first_file(folder, explicit)
-    if path is None or path.suffix != ".json":
-        return [] if path is None else [path]
-    return [path, *(folder / file for file in sorted(set(shards(name, path).values())))]
-
-
-def _first_file(folder: Path, explicit: str | None) -> Path | None:
-    """Find the weight file or index that transformers reads."""
-    names = (explicit,) if explicit else (SINGLE, INDEX)
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    if (folder / SINGLE).is_file():
+        return header(name, folder / SINGLE)
+    return _sharded(name, folder / INDEX) if (folder / INDEX).is_file() else {}
 
 
 def header(name: str, path: Path) -> dict[str, Stored]:
@@ -160,15 +131,13 @@ def shards(name: str, index: Path) -> dict[str, str]:
     Raises:
         ModelError: the index is damaged, or lists files outside its folder.
     """
-    with reading(f"{name}: {index.name}", _AGAIN):
-        tree: object = json.loads(index.read_text(encoding="utf-8"))
-    listed = tree.get("weight_map") if isinstance(tree, Mapping) else None
+    listed = json_object(f"{name}: {index.name}", index, _AGAIN).get("weight_map")
     if not isinstance(listed, Mapping) or not listed:
         raise ModelError(f"{name}: {index.name}: weight_map must map names of tensors to files; {_AGAIN}")
     for key, file in listed.items():
         if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
             raise ModelError(
-                f"{name}: {index.name}: weight_map of {key} is {str(file)[:60]!r}; it must be a .safetensors file beside the "
-                f"index; {_AGAIN}"
+                f"{name}: {index.name}: weight_map of {key[:60]!r} is {str(file)[:60]!r}; it must be a .safetensors file "
+                f"beside the index; {_AGAIN}"
             )
-    return dict(listed)
+    return {key: str(file) for key, file in listed.items()}

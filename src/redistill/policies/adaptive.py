@@ -1,6 +1,7 @@
 """DistiLLM's adaptive scheduler of gold answers, student text and replayed text.
 
-It starts with gold answers (the answers in the data set), and uses more student text each time the validation loss rises.
+Gold answers are the answers in the data set, and replayed text is student text of earlier updates.  The scheduler starts with
+gold answers, and uses more student text each time the validation loss rises.
 """
 
 import math
@@ -24,7 +25,8 @@ class Adaptive(WrappingNode):
 
     Fresh text is generated in the current update; replayed text is sampled from a buffer of earlier fresh text; the gold answer
     is the answer in the data set.  Let r be a uniform random number in [0, 1), :math:`\phi` the threshold, t the number of the
-    update (from 1), and T the number of updates.  The field `decay` selects the formula of s:
+    update (from 1), and T the number of updates.  s is the probability of fresh text when the buffer is full; the field `decay`
+    selects its formula:
 
     .. math:: s = \phi\,(1 - t/T) \text{ (decreasing)}, \quad \phi/2 \text{ (constant)}, \quad \phi\,t/T \text{ (increasing)}
 
@@ -36,16 +38,16 @@ class Adaptive(WrappingNode):
     reference loss + epsilon raises :math:`\phi` by `threshold_step` (to 1 at most) and becomes the reference loss.  A lower
     validation loss changes neither the threshold nor the reference loss.
 
-    Source: DistiLLM (arXiv 2402.03898), its adaptive off-policy scheduler, as its public code implements it; Table 3a of MGSR
-    (arXiv 2407.10068), row "Off-policy".  The public code samples one number r per micro-batch and process, and has one buffer
+    Source: DistiLLM (arXiv 2402.03898), its adaptive off-policy scheduler, as its public code implements it; "Off-policy" in
+    Table 3a of MGSR (arXiv 2407.10068).  The public code samples one number r per micro-batch and process, and has one buffer
     per process.  Here one r is sampled per training sample by default, and all processes share one buffer.
 
     Args:
-        source: Generates the fresh text; if it is `Revised`, the buffer holds revised text.
+        source: Generates the fresh text.  If it revises the student's text, the buffer contains the revised text.
         threshold: Initial threshold, in [0, 1]; at 0 only gold answers are used until the validation loss has risen.
         epsilon: Smallest rise of the validation loss that raises the threshold, >= 0, in nats per token.
         threshold_step: Increment of the threshold, in (0, 1].
-        decay: Formula of s, the probability of fresh text once the buffer is full.
+        decay: Formula of s, the probability of fresh text when the buffer is full.
         capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
         coin: "sample" samples one r for each sample of a batch; "step" samples one r for the whole global batch.
 
@@ -83,7 +85,7 @@ class Adaptive(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
 
@@ -111,8 +113,9 @@ class AdaptiveSource(BufferedSource):
     def observe(self, validation_loss: float) -> None:
         """Raise the threshold if the loss is at least the reference loss + epsilon.
 
-        The reference loss is the first observed loss, and later the loss at which the threshold was last raised.  A non-finite
-        loss is ignored, since JSON cannot store it.
+        The threshold is the probability of student text instead of the gold answer; `epsilon` is a setting of `Adaptive`.  The
+        reference loss is the first observed loss, and later the loss at which the threshold was last raised.  A loss that is
+        not finite is ignored: checkpoints store the reference loss as JSON, which has no such number.
         """
         super().observe(validation_loss)
         if not math.isfinite(validation_loss):
@@ -143,7 +146,10 @@ class AdaptiveSource(BufferedSource):
         return "fresh" if is_filling or number < self._fresh_probability(step + 1) else "replay"
 
     def _fresh_probability(self, update: int) -> float:
-        """Return s, the probability of fresh text when the buffer is full; `update` counts from 1."""
+        """Return the probability that text is generated in this update if the replay buffer is full.
+
+        `update` is the number of the update, from 1.
+        """
         part = update / self._updates
         fractions = {"decreasing": 1 - part, "constant": 0.5, "increasing": part}
         return self._threshold * fractions[self._settings.decay]

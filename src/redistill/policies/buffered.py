@@ -18,15 +18,16 @@ class Buffered(WrappingNode):
     """Text sampled from a buffer of the newest `capacity` generated sequences.
 
     Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
-    the buffer, uniformly and without replacement.  Gold answers that the source returns are not replaced.  If the source
-    returns more sequences than prompts, the additional sequences are added to the buffer, and are not part of the result.
+    the buffer, uniformly and without replacement.  The text comes from another policy, `source`.  Gold answers of this policy
+    are not replaced.  This policy may return more sequences than prompts, such as a draft and a revision of the draft for one
+    prompt; then the surplus sequences are added to the buffer, and are not part of the result.
 
     Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD.  That
     code has a buffer of 1000 sequences per process.  Here all processes share one buffer, so that the result does not depend on
     the number of processes.
 
     Args:
-        source: Generates the text.
+        source: The policy that generates the text.
         capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
 
     Raises:
@@ -50,7 +51,7 @@ class Buffered(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (cls(), cls(capacity=12))
 
@@ -103,11 +104,13 @@ class SequenceBuffer:
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Add the sequences that all processes generated at this step.
 
-        The answers of all processes are added first, and the additional sequences of all processes afterwards.
+        Every process calls this method.  First the answers of all processes are added, then the surplus sequences of all
+        processes: sequences beyond one answer per prompt, such as the revisions of drafts.
 
         Args:
             step: Number of updates done.
-            sequences: The answers of this process, then its additional sequences; sequences that are not generated are ignored.
+            sequences: One answer for each prompt of this process, then the surplus sequences of this process.  Gold answers and
+                replayed sequences are ignored.
             num_answers: Number of answers in `sequences`.
         """
         mine = [(index >= num_answers, sequence) for index, sequence in enumerate(sequences) if is_generated(sequence)]
@@ -120,10 +123,10 @@ class SequenceBuffer:
         self._steps.extend([step] * len(generated))
 
     def draw(self, step: int, count: int) -> list[TokenSequence]:
-        """Sample sequences of the buffer for all processes; return those of this process.
+        """Return `count` sequences of the buffer, sampled uniformly, for this process.
 
-        `count` is the number of sequences that this process needs.  Sampling is uniform, and without replacement over all
-        processes.  Sequences that were generated at this step keep their origin; all other sequences get the origin "replay".
+        Every process calls this method; no sequence is returned twice, in one process or in two.  The field `origin` of a
+        sequence is "replay" in the result, unless the sequence was generated at this step.
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
@@ -133,16 +136,18 @@ class SequenceBuffer:
         return [sequence if at == step else replace(sequence, origin="replay") for at, sequence in sampled]
 
     def state(self) -> Mapping[str, StateValue]:
-        """Return the sequences of the buffer and their steps, oldest first.
+        """Return the sequences of the buffer, oldest first, and the step of each.
 
-        Sequences are immutable, so the state holds references to them: its cost does not depend on their length.
+        The step is the number of updates done when the sequence was generated.  Sequences are immutable, so the result
+        contains references and no copies: the time of a call does not depend on the length of the sequences.
         """
         return {"steps": tuple(self._steps), "sequences": tuple(self._sequences)}
 
     def load_state(self, state: StateValue) -> None:
-        """Replace the sequences of the buffer by those that `state` returned.
+        """Replace the sequences of the buffer by those in the argument `state`.
 
-        A list of JSON objects, one for each sequence, is the state of a checkpoint of commit 3d89816 or an earlier version.
+        The argument is a result of the method `state`.  In a checkpoint of commit 3d89816 or earlier, it is a list of JSON
+        objects, one for each sequence.
         """
         if isinstance(state, Mapping):
             steps, sequences = cast("Sequence[int]", state["steps"]), cast("Sequence[TokenSequence]", state["sequences"])
@@ -153,7 +158,7 @@ class SequenceBuffer:
 
 
 def _from_json(line: Mapping[str, Json]) -> TokenSequence:
-    """Read a sequence from a checkpoint whose buffer is JSON."""
+    """Return the sequence that an older version stored as the JSON object `line` in a checkpoint."""
     token_ids, supervised = (cast("Sequence[int]", line[name]) for name in ("token_ids", "supervised"))
     return TokenSequence(
         sample=cast("int", line["sample"]),
@@ -172,12 +177,15 @@ def is_generated(sequence: TokenSequence) -> bool:
 
 
 def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
-    """Check the capacity of a buffer, and that its source generates student text.
+    """Check the settings of a policy with a buffer: `source` and `capacity`.
 
-    `name` is the name of the policy in error messages.
+    Args:
+        name: Name of the policy in error messages.
+        source: The policy whose text is added to the buffer.
+        capacity: Size of the buffer in sequences.
 
     Raises:
-        ConfigError: the capacity is below 1, or the source generates no student text.
+        ConfigError: the capacity is below 1, or `source` generates no student text.
     """
     if capacity < 1:
         raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")

@@ -24,20 +24,20 @@ def locate_error(
 
     q_i and p_i are the distributions of student and teacher that *predict* response token i, for i up to the number n of
     tokens.  y_i^s is the student's token, and y_i^t the teacher's token.  Column i of `score_BT` and of the teacher's tokens
-    comes from the logits one position before token i.  The teacher's token is sampled once from p_i under the student's prefix,
-    and the same sample replaces the student's token.  If several positions have the largest score, the first of them is chosen.
+    comes from the logits one position before token i.  The caller chooses the teacher's token from p_i once: the same token
+    is compared with the student's token and replaces it.  If several positions have the largest score, the first is chosen.
 
     Args:
         score_BT: Disagreement at each position, in nats or another unit; Eq. 3 uses reverse KL.  Must not be NaN where
             `valid_BT` is True; +inf is the largest score.
         student_tokens_BT: The response tokens y^s.
         teacher_tokens_BT: The teacher's tokens y^t at the same positions.
-        valid_BT: True at candidate positions: from the first response token to the student's end token, inclusive.  If
-            `Revised.in_order`, later rounds exclude the positions before the previous error token.
+        valid_BT: True at candidate positions.  Candidates are response tokens up to the student's end token, inclusive; the
+            caller may exclude some of them.
 
     Returns:
-        index_B, int64: index of this token (the error token) in the response, from 0; -1 if no candidate differs from the
-        teacher's token.
+        index_B, int64: for each response, the index of the token of largest disagreement (the error token), from 0; -1 if no
+        candidate differs from the teacher's token.
 
     Example:
         >>> score_BT = torch.tensor([[0.1, 2.0, 0.7]])

@@ -21,13 +21,13 @@ class StudentGenerated(PolicyNode):
 
     .. math:: y \sim q(\cdot \mid x)
 
-    y is the answer, x the prompt, and q the student.  Source: ImitKD and GKD; Table 3a of MGSR (arXiv 2407.10068), row
-    "On-policy".  The code with which MGSR ran these baselines trains on a buffer of older answers instead; to do the same, wrap
+    y is the answer, x the prompt, and q the student.  Source: ImitKD and GKD; "On-policy" in Table 3a of MGSR (arXiv
+    2407.10068).  The code with which MGSR ran these baselines trains on a buffer of older answers instead; to do the same, wrap
     this policy in `Buffered`.
 
     Args:
         temperature: Sampling temperature, > 0; the paper uses 1.
-        top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
+        top_p: Nucleus probability, in (0, 1]; 1 keeps all tokens of the vocabulary.
 
     Raises:
         ConfigError: a value is out of range.
@@ -51,7 +51,7 @@ class StudentGenerated(PolicyNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
@@ -77,7 +77,7 @@ class TeacherMixed(StudentGenerated):
     Args:
         teacher_share: Weight a of the teacher, in [0, 1].
         temperature: Sampling temperature, > 0.
-        top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
+        top_p: Nucleus probability, in (0, 1]; 1 keeps all tokens of the vocabulary.
 
     Raises:
         ConfigError: a value is out of range.
@@ -100,7 +100,7 @@ class TeacherMixed(StudentGenerated):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (cls(), cls(teacher_share=0.5, temperature=0.7, top_p=0.9))
 
@@ -113,7 +113,10 @@ class TeacherMixed(StudentGenerated):
 
 
 class GeneratingSource(Stateless):
-    """Returns answers that the engine generates at each step."""
+    """Returns new answers at each step, for `StudentGenerated` and `TeacherMixed`.
+
+    The engine of the run generates the answers.
+    """
 
     def __init__(self, sampling: Sampling, origin: Origin, tools: PolicyTools) -> None:
         self._sampling, self._origin, self._tools = sampling, origin, tools
@@ -126,10 +129,11 @@ class GeneratingSource(Stateless):
 def answers(
     examples: Sequence[Example], generate: Generate, sampling: Sampling, origin: Origin, tools: PolicyTools, *key: int | str
 ) -> list[TokenSequence]:
-    """Generate an answer to the prompt of each example; return the sequences.
+    """Generate an answer to the prompt of each example.
 
-    `generate` generates the text.  The key (*key, index of the example) and the seed determine the random numbers of an answer.
-    `origin` becomes the origin of the sequences.
+    The result contains one sequence for each example, in order: its prompt and the answer, with the origin `origin`.
+    `generate` is the method `generate` of an engine or a teacher.  The random numbers of an answer depend on the seed of the
+    run, on `key`, and on the index of the example.
     """
     requests = requests_of(examples, tools.response_tokens, tools.seed, *key)
     generations = generate(requests, sampling) if requests else []

@@ -1,12 +1,13 @@
-"""The rows of generated text that DistiLLM's public code trains on.
+"""Selects the tokens of generated text on which DistiLLM's public code trains.
 
-These rows are used with `compat: distillm`.  A row is the prediction of one token.
+The setting `compat: distillm` uses this module.  For generated text, the public code differs from the DistiLLM paper in two
+ways.  First, its padding token is the end token, and removing the padding also removes every end token of a response.  Second,
+the labels are not shifted: the label at position t is token t instead of token t + 1.
 
-The public code differs from the DistiLLM paper in two ways.  First, its pad token is the end token, and removing the padding
-also removes every end token of a response.  Second, labels of generated text are not shifted: label t is token t, not token t +
-1.  Rows are selected by the mask label != -100, so the selection is shifted by one position.  It excludes the prediction of the
-first response token, and includes the prediction after the last token, where the end token would have been.  A divergence uses
-rows and no labels, so only the mask matters.
+The public code computes the divergence at the positions whose label is not -100 (the label of prompt and padding): since labels
+are not shifted, these are the positions of the response tokens.  But the logits at a position predict the next token.  So the
+prediction of the first response token is excluded, and the prediction after the last response token is included.  The
+divergence itself does not use the labels.
 """
 
 from dataclasses import replace
@@ -15,22 +16,24 @@ from redistill.contracts import TokenSequence
 
 
 def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
-    """Return a copy of a generated sequence, with the rows of the reference code.
+    """Return a copy of a generated sequence, with the targets of the reference code.
 
-    A row is the prediction of one target (a token that the student is trained to predict).  The reference code is the public
-    code of DistiLLM.  It also trains on the row after the last response token.  Therefore an end token, the filler, is appended
-    as the target of this row.  The id of the filler does not affect a divergence.  A response of only end tokens has no row in
-    the reference code.  Here it has one row, whose target is an end token.
+    A target is a token that the student is trained to predict.  The reference code is the public code of DistiLLM.  It does not
+    train on the prediction of the first response token, but trains on the prediction that follows the last response token.  For
+    this prediction an end token is appended as the last target (the filler).  A divergence does not depend on the id of the
+    filler, because it compares distributions.
+
+    If a response consists of end tokens only, the reference code trains on nothing; here the filler is the only target.
 
     Args:
-        sequence: Prompt and response of any length.  The sequence must have no `spans` and no `rollout`, since these depend on
-            the targets.
+        sequence: Prompt and response of any length.  The sequence must have no `spans` and no `rollout`, since these are
+            computed for the targets of the result.
         end_id: Id of the end token, which is also the padding token in the reference code.
 
     Returns:
         The sequence without the end tokens of its response, followed by the filler.  The filler is a target; the first response
-        token is not.  If m > 0 response tokens remain, there are m targets, and target i is predicted at the position of
-        response token i, for i = 0 .. m-1.
+        token is not.  If m > 0 response tokens remain, there are m targets, and the logits at response token i predict target
+        i, for i = 0 .. m-1.
 
     Example:
         >>> generated = TokenSequence(

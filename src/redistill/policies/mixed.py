@@ -1,4 +1,4 @@
-"""A random choice between the gold answer and an answer of a source."""
+"""Random choice between student text and the gold answers of the data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNod
 class Mixed(WrappingNode):
     """Chooses student text with probability `student_fraction`, else the gold answer.
 
-    The gold answer is the answer in the data set.  Source: GKD's lambda; MGSR (arXiv 2407.10068), section 5.3 and Table 3a, row
-    "Mixed".  The public code of DistiLLM makes one random choice per micro-batch and process.  Here one choice is made for each
-    sample by default, so that the choices do not depend on how a batch is divided.
+    The gold answer is the answer in the data set.  Source: GKD's lambda; MGSR (arXiv 2407.10068), section 5.3, and "Mixed"
+    in Table 3a.  The public code of DistiLLM makes one random choice per micro-batch and process.  Here one choice is made for
+    each sample by default, so that the choices do not depend on how a batch is divided.
 
     Args:
         source: Generates the student's text.
@@ -48,7 +48,7 @@ class Mixed(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 

@@ -45,7 +45,7 @@ class Shuffled(Generic[Item]):
         items: The items; at least one.
         batch_size: Number of items of one update on all processes together, a multiple of the number of processes.
         seed: Seed of the run.
-        purpose: Name of the random stream.  Data sets with different names have independent orders.
+        purpose: Name of the random stream.  Orders with different values of `purpose` are independent.
         processes: Rank and number of processes; each process takes its contiguous part of every batch.
 
     Raises:
@@ -86,9 +86,9 @@ class Shuffled(Generic[Item]):
 
 
 class _GoldItems(Sequence[GoldItem]):
-    """A training set as a sequence of gold items, which are created on access.
+    """One `GoldItem` for each example of a training set, created when it is accessed.
 
-    The most recent items are cached, so a repeated access to one of their indices returns the same object.
+    Recently accessed items are cached, so that they are not created again.
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Combines gold data with the answers of a source."""
+"""The sequences of an update: gold answers, and the answers of a policy."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,16 +14,19 @@ REWRITTEN: frozenset[Origin] = frozenset({"student", "mixture", "revised", "repl
 
 
 class Policy(Wrapping):
-    """Combines gold data with the answers of a source (contracts.SequencePolicy).
+    """Combines gold answers with the answers of a policy in each update.
+
+    The class implements `contracts.SequencePolicy`.
 
     Args:
         gold: The training examples with their gold answers (the answers in the data set), in the order of training.
-        source: Returns an answer for each prompt of a step.
+        source: Returns an answer for each prompt of a step.  `bind` of a policy creates it, such as `Fixed().bind(tools)`.
         mark_spans: Function that receives sequences without spans, and returns copies with spans; None if no term of the
             objective uses spans.
         corpus: Blocks of text for the pre-training term of the objective; None without this term.
-        rewrite: Function that receives a sequence, and returns the sequence to train on.  It is called for generated and
-            replayed text (origins in `REWRITTEN`) without values for the policy gradient.  If None, no sequence is changed.
+        rewrite: Function that receives a sequence, and returns the sequence to train on.  It is called for text that the
+            student generated, alone or with the teacher, in this or an earlier update.  It is not called for roll-outs: text
+            with values for the policy gradient.  If None, no sequence is changed.
         drawing: Function that returns a context manager.  The source is called inside this context, in which the weights of the
             models do not change.
 
@@ -50,16 +53,18 @@ class Policy(Wrapping):
         self._corpus, self._rewrite, self._drawing = corpus, rewrite, drawing
 
     def draw(self, step: int) -> Draw:
-        """Return this process's sequences of update `step` (contracts.SequencePolicy).
+        """Return this process's sequences of update `step`, counted from 0.
 
         Raises:
-            ConfigError: the source returned fewer sequences than prompts.
+            ConfigError: the policy that generates the answers returned fewer sequences than prompts.
         """
         items = self._gold.items(step)
         with self._drawing():
             answers = self._source.sequences(step, items)
         if len(answers) < len(items):
-            raise ConfigError(f"policy: its source returned {len(answers)} sequences for {len(items)} prompts; return one each")
+            raise ConfigError(
+                f"policy: its source returned {len(answers)} sequences for {len(items)} prompts; it must return one per prompt"
+            )
         # A source may return the gold answer of an item at the item's index.  One forward pass then serves all terms.
         is_gold = [index < len(items) and answer.origin == "dataset" for index, answer in enumerate(answers)]
         if self._rewrite is not None:

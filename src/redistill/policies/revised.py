@@ -88,7 +88,7 @@ class Revised(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (
             cls(),
@@ -108,7 +108,8 @@ class Revised(WrappingNode):
 def revises(node: object) -> bool:
     """Return whether a policy, or a policy that it wraps, is `Revised`.
 
-    If so, a prefix memory (the stored states of texts that a model has read) avoids repeated forward passes on drafts.
+    Revised text begins like its draft.  For such a policy, the caller therefore enables prefix memories, which store the hidden
+    states of drafts so that they are not computed again.
     """
     return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
 
@@ -139,8 +140,8 @@ class RevisedSource(Wrapping):
     ) -> tuple[list[TokenSequence], list[int]]:
         """Run round `number` of revision; return the revised drafts, and the position of each replaced token.
 
-        The positions of a draft before its entry in `starts` are ignored.  A draft in which no token is replaced is unchanged,
-        and its position is -1.
+        `starts` has one position for each draft; tokens before it are not replaced.  A draft in which no token is replaced is
+        returned unchanged, with the position -1.
         """
         score_BT, teacher_BT = self._score(step, number, drafts)
         student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
@@ -167,7 +168,7 @@ class RevisedSource(Wrapping):
         return pad_sequence([torch.from_numpy(stream.random(length)) for stream, length in streams], batch_first=True)
 
     def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the detection score and the teacher's token for each token of the drafts.
+        """Return, for each token of the drafts, the score of disagreement and the teacher's token.
 
         Both results are [B, T] tensors on the CPU.  Each model runs once on each draft.
         """
@@ -188,7 +189,7 @@ class RevisedSource(Wrapping):
     ) -> list[tuple[int, ...]]:
         """Generate the tail of each corrected prefix; return the token ids.
 
-        The tail is the student's continuation.  It is empty if `tail_budget` is 0.
+        The tail is the student's continuation.  It is empty if `tail_budget` of the correction is 0.
         """
         unfinished = [index for index, correction in enumerate(corrections) if correction.tail_budget > 0]
         requests = [

@@ -1,9 +1,9 @@
-"""MiniLLM's roll-outs: generated and scored text, used for several passes.
+"""MiniLLM's roll-outs: text generated and scored once, used for several epochs.
 
 The formulas are in redistill.losses.policy_gradient; this module keeps a pool (the roll-outs that are generated together)
-between updates.  A *cycle* consists of `inner_epochs` passes over one pool.  At the first update of a cycle, the source answers
-the prompts of a whole pass, and each model scores the answers in one forward pass.  Advantages are computed for each
-mini-batch, since whitening uses the mean and variance of the mini-batch.
+between updates.  A *cycle* consists of `inner_epochs` epochs over one pool.  At the first update of a cycle, the source
+generates all answers of the pool, and each model scores them in one forward pass.  Advantages are computed for each mini-batch,
+since whitening uses the mean and variance of the returns in the mini-batch.
 """
 
 import math
@@ -28,7 +28,7 @@ Whiten = Literal["tokens", "padded", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts(WrappingNode):
-    r"""Roll-outs with advantages and importance weights, used for several passes.
+    r"""Roll-outs with advantages and importance weights, used for several epochs.
 
     A roll-out is a generated answer with values for the policy gradient.  Source: MiniLLM (arXiv 2306.08543) and its published
     code, whose values are the defaults.  Old log-probabilities, rewards and importance weights always use the models'
@@ -48,14 +48,15 @@ class Rollouts(WrappingNode):
             is a in the importance weights; a = 0 for the student alone.
         num_rollouts: Number of roll-outs that all processes together generate at once (a pool), >= 1; rounded down to a
             multiple of the training batch size, but to at least one batch.
-        inner_epochs: Number of passes over a pool before a new one is generated, >= 1; the first pass has the order of the
-            training data, and each later pass a new random order.
+        inner_epochs: Number of epochs over a pool before a new one is generated, >= 1; the first epoch has the order of the
+            training data, and each later epoch a new random order.
         discount: Discount gamma of the returns, in [0, 1].
         reward_scaling: Divisor of the reward log p - log q, > 0.
         reward_clip: Bound of the absolute scaled reward of a token, > 0.
         length_normalise: Whether the return of a token is divided by the number of rewards in its sum.
-        whiten: "tokens" whitens returns over the tokens of a global mini-batch; "padded" over rows padded with zeros to the
-            length limit of responses, as the published code does.  "none" uses the returns as advantages, without whitening.
+        whiten: "tokens" whitens returns with the mean and variance over the tokens of a global mini-batch.  For "padded", as in
+            the published code, mean and variance include zeros that pad each response to the length limit.  "none" uses the
+            returns as advantages, without whitening.
 
     Raises:
         ConfigError: a value is out of range.
@@ -96,7 +97,7 @@ class Rollouts(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (
             cls(num_rollouts=16, inner_epochs=2),
@@ -143,7 +144,9 @@ class RolloutsSource(Wrapping):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """Return this process's part of the step's mini-batch, one roll-out per item.
 
-        The roll-outs answer prompts of the pool, and not those of `items`; only the number of `items` is used.
+        A pool of roll-outs is generated at one step.  The mini-batches of this step and of later steps are taken from the pool,
+        which is used several times.  A roll-out therefore answers a prompt that was chosen when the pool was generated, and not
+        one of `items`; only the number of `items` is used.
         """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
@@ -164,7 +167,10 @@ class RolloutsSource(Wrapping):
         self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
 
     def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
-        """Replace the pool; its state and metrics are computed here, once per cycle and not at every update."""
+        """Replace the pool: the roll-outs that were generated together for several epochs (a cycle).
+
+        The state and the metrics of the pool are computed here once, and not at every update.
+        """
         self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)
         self._pool_metrics: Mapping[str, Json] = {}
         if pool:
@@ -176,7 +182,8 @@ class RolloutsSource(Wrapping):
     def _generate(self, cycle: int) -> list[_Scored]:
         """Generate and score the pool of a cycle; return it in the order of the training data.
 
-        Each process generates and scores a part of the pool; every process returns the whole pool.
+        The pool has the roll-outs for all epochs of the cycle.  Each process generates and scores a part of the pool; every
+        process returns the whole pool.
         """
         gold_steps = range(cycle * self._pass_steps, (cycle + 1) * self._pass_steps)
         items = [item for gold_step in gold_steps for item in self._tools.gold.all_items(gold_step)]
@@ -201,7 +208,7 @@ class RolloutsSource(Wrapping):
     # --- advantages ---
 
     def _order(self, cycle: int, inner_epoch: int) -> Sequence[int]:
-        """Return the indices of the pool's sequences in the order of one pass."""
+        """Return the indices of the sequences in the pool in the order of one epoch over the pool."""
         if inner_epoch == 0:
             return range(len(self._pool))
         return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)
@@ -235,8 +242,8 @@ class RolloutsSource(Wrapping):
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
     """Return groups of the indices of the items; no group contains a training example twice.
 
-    Each group is generated with its own step number, since the step and the training example determine the random numbers of an
-    answer.
+    The random numbers of an answer depend on the step number and the training example.  The caller therefore generates each
+    group with another step number, so that two answers to the same prompt differ.
     """
     groups: dict[int, list[int]] = {}
     times: Counter[int] = Counter()
@@ -254,7 +261,7 @@ def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor
 
 
 def _state_of(pool: Sequence[_Scored]) -> Mapping[str, StateValue]:
-    """The pool as sequences, and the log-probabilities of all their targets as float64 tensors."""
+    """Return the sequences of the pool, and for each model a float64 tensor of the log-probabilities of all targets."""
     columns = {name: [value for scored in pool for value in getattr(scored, name)] for name in _LOGPROBS}
     tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
     return {"sequences": tuple(scored.sequence for scored in pool), **tensors}
@@ -263,7 +270,7 @@ def _state_of(pool: Sequence[_Scored]) -> Mapping[str, StateValue]:
 def _from_state(state: StateValue) -> list[_Scored]:
     """Restore the pool that `_state_of` returned.
 
-    A list of JSON objects, one for each sequence, is the state of a checkpoint of commit 3d89816 or an earlier version.
+    Checkpoints of commit 3d89816 or earlier contain a list of JSON objects instead, one for each sequence.
     """
     if not isinstance(state, Mapping):
         return [_from_json(line) for line in cast("Sequence[Mapping[str, Json]]", state)]
@@ -277,7 +284,7 @@ def _from_state(state: StateValue) -> list[_Scored]:
 
 
 def _from_json(line: Mapping[str, Json]) -> _Scored:
-    """Read a scored sequence from a checkpoint whose pool is JSON."""
+    """Restore a scored sequence from `line`, its JSON object in a checkpoint of an older version."""
     prompt, response = (cast("Sequence[int]", line[name]) for name in ("prompt", "response"))
     sequence = TokenSequence(
         sample=cast("int", line["sample"]),

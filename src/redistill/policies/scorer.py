@@ -1,4 +1,4 @@
-"""Statistics of student and teacher on sequences, for policies that score text."""
+"""Divergences and log-probabilities of tokens, for policies that score text."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,11 +13,13 @@ ReadStudent = Callable[[Batch], tuple[torch.Tensor, Head]]
 
 
 class Scorer:
-    """Statistics of both models on sequences, computed in batches.
+    """Divergences and log-probabilities of the tokens of sequences.
+
+    Student and teacher run on batches of sequences.  A target is a token that the student is trained to predict.
 
     Args:
-        read_student: Function that receives a batch, and returns the student's hidden states [N, D] of its rows and the
-            student's head, without gradient.
+        read_student: Function that receives a batch with N targets.  It returns the student's hidden states [N, D] that predict
+            the targets, and the student's head, without gradient.
         teacher: A teacher whose `TeacherCapabilities.statistics` is True.
         pad_id: Token id that pads short sequences.
         batch_size: Sequences per forward pass, >= 1.
@@ -41,15 +43,15 @@ class Scorer:
     def statistics(
         self, sequences: Sequence[TokenSequence], ask: Sequence[Statistic], uniforms: Sequence[np.ndarray] | None = None
     ) -> dict[Statistic, list[torch.Tensor]]:
-        """Return statistics of each target; each model runs once on each sequence.
+        """Return statistics of each target, such as the divergence of the two models.
 
-        A target is a token that the student is trained to predict.
+        A target is a token that the student is trained to predict.  Each model runs once on each sequence.
 
         Args:
             sequences: Any number of sequences.
             ask: Names of the statistics; `vocab_pass.row_statistics` describes them.
-            uniforms: For each sequence, an array [targets, NUMBERS_PER_DRAW] of uniform float64 numbers in [0, 1).  Required
-                only for a statistic that samples tokens.
+            uniforms: For each sequence, an array of uniform float64 numbers in [0, 1), which has `NUMBERS_PER_DRAW` numbers for
+                each target.  Required only for a statistic that samples tokens.
 
         Returns:
             By name of the statistic: a list that has a tensor [targets] for each sequence.

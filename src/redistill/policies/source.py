@@ -43,8 +43,8 @@ class Revision:
         step: Number of updates done before the correction, from 0.
         sample: Index of the training example.
         position: Index of the error token in the response, from 0.
-        kl: Disagreement at the error token, in nats: the score that `Revised.detection` names, and KL(student || teacher) for
-            "random".
+        kl: Disagreement at the error token, in nats, measured by the score that the setting `detection` selects; for "random"
+            scores, KL(student || teacher).
         before: The draft.
         after: The revised sequence.
 
@@ -67,22 +67,22 @@ class Revision:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyTools:
-    """The objects that sources use, such as the engine, the teacher and the seed.
+    """The objects that policies use to create sequences, such as the engine.
 
     Args:
         engine: Generates the student's text.
         teacher: Generates the teacher's text; None if the run has no teacher that generates text.
-        scorer: Computes statistics of both models on sequences; None if the run has no teacher that provides them.
-        gold: The training examples with their gold answers, in the order of training, for sources that need the items of other
-            steps.
+        scorer: Computes divergences and log-probabilities of tokens; None if the run has no teacher that provides them.
+        gold: The training examples with their gold answers, in the order of training, for policies that need the examples of
+            other steps.
         processes: Rank and number of processes, and the collective operation `gather`.
         updates: Optimiser steps of the run, >= 1.
         end_ids: Ids of the end tokens.
         response_tokens: Length limit of a response in tokens, >= 1.
         batch_size: Sequences that one process generates at once, >= 1.
         seed: The run's seed.
-        folder: The run folder, for a source's files.  If None, everything is kept in memory.
-        on_revision: Function that is called with each revision and logs it.
+        folder: The run folder, for the files of policies.  If None, everything is kept in memory.
+        on_revision: Function that receives each revision (correction of student text) and logs it.
 
     Example:
         >>> from redistill.policies import StudentGenerated
@@ -111,9 +111,10 @@ class Source(PolicyState, Protocol):
     """Returns the training sequences of a policy: answers to the prompts of a step."""
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
-        """Return an answer for each item, in order, then any additional sequences.
+        """Return an answer for each item, in order, then surplus sequences, if any.
 
-        Every process calls this method at every step, even without items, since a source may gather data from all processes.
+        Surplus sequences are second answers to a prompt, such as the revision of a draft.  Every process calls this method at
+        every step, even without items, since a source may gather data from all processes.
         """
 
 
@@ -168,8 +169,8 @@ class Wrapping:
 class PolicyNode(Protocol):
     """The configuration of a policy.
 
-    By default a policy generates no student text, and requires no feature of teacher and engine; subclasses override the
-    properties.
+    By default a policy generates no student text, and has no requirements of teacher and engine; subclasses override the
+    properties `sampling` and `needs`.
     """
 
     @abstractmethod

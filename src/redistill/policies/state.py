@@ -24,9 +24,10 @@ class StoredState:
     """The state of a policy, as a checkpoint stores it.
 
     Args:
-        tensors: Tensors by name; the names refer to the indices of `entries`.
+        tensors: Tensors by name; "3/token_ids" is a tensor of the value that `entries[3]` describes.
         values: The state as JSON, with None for each value that is stored as tensors.
-        entries: For each of these values its path in `values`, and "origins" if it is a tuple of sequences.
+        entries: One description of each value that is stored as tensors.  "path" is its path in `values`.  A tuple of sequences
+            also has "origins", the different origins of its sequences.
 
     Example:
         >>> text = TokenSequence(sample=3, token_ids=(5, 6, 2), supervised=(False, True, True), origin="student")
@@ -47,8 +48,10 @@ class StoredState:
 def store(state: Mapping[str, StateValue]) -> StoredState:
     """Convert the state of a policy to tensors and JSON.
 
-    A tuple of n sequences with N tokens becomes the tensors sample (int64, [n]), ends (int64, [n], the end of each sequence in
-    the tensors of tokens), origin (uint8, [n], indices of "origins"), token_ids (int32, [N]) and supervised (bool, [N]).
+    A tuple of n sequences with N tokens in total becomes five tensors.  token_ids (int32, [N]) and supervised (bool, [N])
+    concatenate the sequences, and ends (int64, [n]) contains for each sequence the index after its last token, in [1, N].
+    sample (int64, [n]) contains the indices of the training examples.  origin (uint8, [n]) contains indices of the list
+    "origins" in `StoredState`.
 
     Raises:
         ConfigError: a sequence has spans or a roll-out, which are not stored.
@@ -72,7 +75,7 @@ def store(state: Mapping[str, StateValue]) -> StoredState:
 def restore(stored: StoredState) -> Mapping[str, StateValue]:
     """Restore the state that `store` converted.
 
-    Tuples are lists, except tuples of sequences.  Tensors are copied, since those of a checkpoint are mapped from its files.
+    Tuples become lists, except tuples of sequences.  Tensors are copied, since the tensors of a checkpoint are memory-mapped.
     """
     found: dict[Path, StateValue] = {}
     for number, entry in enumerate(cast("Sequence[Mapping[str, Sequence[str]]]", stored.entries)):
@@ -85,7 +88,7 @@ def restore(stored: StoredState) -> Mapping[str, StateValue]:
 
 
 def _split(value: StateValue, path: Path, found: list[tuple[Path, torch.Tensor | tuple[TokenSequence, ...]]]) -> Json:
-    """Return `value` as JSON; append tensors and tuples of sequences to `found`, with None in their place."""
+    """Return `value` as JSON, with None for tensors and tuples of sequences; append these to `found` with their paths."""
     if isinstance(value, torch.Tensor) or _are_sequences(value):
         found.append((path, value))
         return None
@@ -97,7 +100,7 @@ def _split(value: StateValue, path: Path, found: list[tuple[Path, torch.Tensor |
 
 
 def _joined(value: Json, path: Path, found: Mapping[Path, StateValue]) -> StateValue:
-    """Return `value` with the values of `found` at their paths."""
+    """Return a copy of `value` in which the values of `found` are inserted at their paths."""
     if path in found:
         return found[path]
     if isinstance(value, Mapping):
@@ -108,7 +111,7 @@ def _joined(value: Json, path: Path, found: Mapping[Path, StateValue]) -> StateV
 
 
 def _are_sequences(value: StateValue) -> TypeGuard[tuple[TokenSequence, ...]]:
-    """Whether the value is a tuple of sequences; an empty tuple is stored as JSON."""
+    """Whether the value is a tuple of sequences; False for an empty tuple, which is stored as JSON."""
     return isinstance(value, tuple) and bool(value) and all(isinstance(held, TokenSequence) for held in value)
 
 
@@ -117,7 +120,7 @@ def _tensors_of(sequences: Sequence[TokenSequence], origins: Sequence[str]) -> d
         if sequence.spans or sequence.rollout is not None:
             raise ConfigError(
                 f"policy: its state has a sequence of sample {sequence.sample} with spans or a roll-out; must have neither; "
-                "remove them by dataclasses.replace, and store their values as tensors"
+                "set `spans` to () and `rollout` to None by dataclasses.replace, and store their values as tensors"
             )
     tokens = np.fromiter(chain.from_iterable(sequence.token_ids for sequence in sequences), np.int32)
     supervised = np.fromiter(chain.from_iterable(sequence.supervised for sequence in sequences), np.bool_)

@@ -1,6 +1,7 @@
 """Training on the teacher's text, which is generated once and stored."""
 
 import hashlib
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 from redistill.records import Json
 from redistill.storage import files
+from redistill.storage.redaction import plain_line
 
 FILE = "teacher-responses.jsonl"
 STREAM = "teacher-response"  # the name of the random numbers of answers
@@ -38,9 +40,9 @@ class TeacherGenerated(PolicyNode):
 
     Args:
         temperature: Sampling temperature, > 0.
-        top_p: Nucleus probability, in (0, 1]; 1 keeps all classes.
-        store: Path of the file of answers, which consecutive runs with the same teacher, data and seed can share.  If None, the
-            file is teacher-responses.jsonl in the run folder.
+        top_p: Nucleus probability, in (0, 1]; 1 keeps all tokens of the vocabulary.
+        store: Path of the file of answers.  Consecutive runs with the same teacher, data and seed can share the file.  If
+            None, the file is teacher-responses.jsonl in the run folder.
 
     Raises:
         ConfigError: a value is out of range.
@@ -65,7 +67,7 @@ class TeacherGenerated(PolicyNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every policy must have.
+        redistill.testing checks with each of them the properties that every policy must have.
         """
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
@@ -144,6 +146,18 @@ class _Answer(TypedDict):
     token_ids: Sequence[int]
 
 
+def _is_answer(line: Json) -> bool:
+    """Return whether a line of the file has the keys and the types of an `_Answer`."""
+    if not isinstance(line, Mapping):
+        return False
+    sample, prompt, ids = (line.get(name) for name in ("sample", "prompt", "token_ids"))
+    return isinstance(sample, int) and isinstance(prompt, str) and isinstance(ids, list) and all(map(_is_token, ids))
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
 class ResponseStore:
     """A file of answers: a header line, then one answer per line.
 
@@ -170,6 +184,8 @@ class ResponseStore:
             self._check(lines[0])
             if processes.is_main:
                 files.rewrite_lines(self._path, lines)  # removes an incomplete last line before lines are appended
+        if faulty := [number for number, line in enumerate(lines[1:], 2) if not _is_answer(line)]:
+            raise DataError(f"{self._path}:{faulty[0]}: is not an answer of a teacher; remove the line, or use another file")
         return {(a["sample"], a["prompt"]): tuple(a["token_ids"]) for a in cast("list[_Answer]", lines[1:])}
 
     def append(self, answers: Mapping[Key, tuple[int, ...]]) -> None:
@@ -199,8 +215,9 @@ class ResponseStore:
             given, tolerance = found[name], SAME_TEACHER_NATS if name == TEACHER_MARK else 0.0
             is_close = isinstance(given, float) and isinstance(mine, float) and abs(given - mine) <= tolerance
             if given != mine and not is_close:
+                shown = plain_line(reprlib.repr(given))
                 raise DataError(
-                    f"{self._path}: its answers have {name} = {given}, and this run has {mine}; set policy.store to another "
+                    f"{self._path}: its answers have {name} = {shown}, and this run has {mine}; set policy.store to another "
                     "file, or remove this one"
                 )
 
@@ -208,9 +225,10 @@ class ResponseStore:
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
     """Return the teacher's mean -log p over the targets of the first gold answers.
 
-    The first `MARK_SEQUENCES` answers in the order of training are used.  This number, in nats, identifies the teacher and the
-    data set of stored answers; the name of a model would not identify its weights.  The result is None if the teacher does not
-    provide log-probabilities of tokens.
+    The mean, in nats, is over the first 8 answers (`MARK_SEQUENCES`) in the order of training.  It is stored with the answers
+    that the teacher generates.  A run with another teacher or data set has another mean, and must not use these answers; the
+    name of a model does not identify its weights.  The result is None if the teacher does not provide log-probabilities of
+    tokens.
     """
     if tools.scorer is None:
         return None

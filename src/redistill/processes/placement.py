@@ -51,10 +51,16 @@ class Placement:
         return torch.no_grad()
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes in place, unless backward has done so."""
+        """Sum the gradients over all processes, in place.
+
+        The method does nothing if the job has one process, or if the backward pass has summed the gradients already.
+        """
 
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
-        """Return the full state dict in process 0, an empty dict in others; see `full`."""
+        """Return the full state dict in process 0, and an empty dict in all others.
+
+        Every process must call this method.
+        """
         return full(module.state_dict(keep_vars=True))
 
 
@@ -68,9 +74,9 @@ class Single(Placement):
 
 
 class Replicated(Placement):
-    """A replica of the module in each process, initialized from process 0.
+    """A copy of the module in each process; all copies start equal to process 0.
 
-    `reduce` sums the gradients, which are not divided by the number of processes.
+    Gradients are summed over the processes, not averaged.
 
     Example:
         >>> Replicated().passes_communicate  # only `wrap` and `reduce` are collective
@@ -232,7 +238,7 @@ def _sharded_parts(module: nn.Module) -> "list[FSDPModule]":
 
 
 def _require_gradients(module: nn.Module, inputs: object) -> None:
-    """Raise an error if a forward pass of `module` runs without gradients."""
+    """Raise RuntimeError if a forward pass of a sharded module runs without gradients (a forward pre-hook)."""
     # The root releases its full parameters only in a backward pass. Without one, they would be outdated after the next update.
     if not torch.is_grad_enabled():
         raise RuntimeError("sharded module: call it without gradients only inside Placement.unsharded")

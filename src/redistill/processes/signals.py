@@ -29,15 +29,15 @@ ECHO_S = 1.0
 
 @dataclass
 class _Flag:
-    """State of the handler.
+    """State of the signal handler of this process.
 
     Args:
         number: The first signal that has arrived; None if none has arrived.
         arrived: Time at which the first signal arrived, in seconds of the monotonic clock.
         count: Number of signals that have arrived.
-        mode: When `Interrupted` is raised.  "poll": at the next `poll`.  "immediate": immediately.  "immediate if single":
-            immediately if the job has one process, otherwise at the next `poll`.  "children": at the next `poll`; in this mode
-            a second signal does not end this process.
+        mode: When the first signal raises `Interrupted`.  "poll": at the next `poll`.  "immediate": immediately.  "immediate if
+            single": immediately in a job of one process, otherwise at the next `poll`.  "children": at the next `poll`; only in
+            this mode, a second signal does not end the process.
         installed: True if the handler is installed.
     """
 
@@ -59,10 +59,10 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
     signals.  A signal that is ignored stays ignored.
 
     Args:
-        at_once: Raise `Interrupted` immediately instead of at the next `poll`, for work that may be interrupted anywhere and
-            does not poll, such as loading a model.  Processes must not wait for each other in such a block.  After a nested
-            block, all processes must call `gather`.  In an outermost block, only a job of one process is interrupted
-            immediately, because no `gather` follows.
+        at_once: Raise `Interrupted` immediately instead of at the next `poll`.  This is for work that may be interrupted
+            anywhere and does not poll, such as loading a model.  In a job of several processes, it has an effect only in a
+            nested context.  Processes must not wait for each other there, and all of them must call `gather` afterwards, so
+            that an interruption reaches all of them.
         with_children: For work that stops its child processes before it ends: SIGHUP also stops the work, and a second signal
             does not end this process; see `num_arrived`.
 
@@ -92,14 +92,18 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
 
 
 def num_arrived() -> int:
-    """Return the number of signals that arrived in the outermost `handled` context."""
+    """Return the number of signals that have arrived since `handled` was entered.
+
+    If `handled` contexts are nested, the outermost one counts.  Outside of all contexts the result is 0.
+    """
     return _flag.count
 
 
 def poll() -> None:
     """Raise `Interrupted` if a signal has arrived.
 
-    With several processes, the first collective after this call must be a `gather`.
+    In a job of several processes, a process that has received a signal calls `gather` here.  Therefore `gather` must also be
+    the next collective that the other processes call.
 
     Raises:
         Interrupted: a signal has arrived.

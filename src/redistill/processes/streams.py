@@ -3,7 +3,8 @@
 A write to standard output fails if the pipe is closed, the disk is full, or the calling process has closed the stream. A run
 must not lose its updates because the process that reads its log lines has exited.
 
-Names of tensors, models and files, which libraries quote in their messages, come from untrusted sources.
+Messages of libraries can quote names of tensors, models and files from untrusted sources. Therefore terminal escapes are
+removed from messages, and secrets are masked.
 """
 
 import contextlib
@@ -51,15 +52,15 @@ class TolerantStream(io.TextIOWrapper):
         super().__init__(io.BufferedWriter(self._raw_stream), encoding, "backslashreplace", line_buffering=True)
 
     def write(self, text: str, /) -> int:
-        """Write `plain(text)`.
+        """Write `text` without terminal escapes, and with secrets masked.
 
-        Messages that libraries print therefore contain no terminal escapes and no secrets.
+        The messages that libraries print are also written in this way.  The result is the length of `text`.
         """
         super().write(plain(text))
         return len(text)
 
     def write_styled(self, text: str) -> int:
-        """Write `text` unchanged; `console` uses this method for the escapes of rich."""
+        """Write `text` with its terminal escapes, which rich generates; return its length."""
         return super().write(text)
 
     @property
@@ -74,7 +75,7 @@ class TolerantStream(io.TextIOWrapper):
 
 
 class _Styled:
-    """A view of a `TolerantStream` that writes terminal escapes; all other attributes are those of the stream."""
+    """Wraps a `TolerantStream`; `write` keeps terminal escapes, and all other attributes are those of the stream."""
 
     def __init__(self, stream: TolerantStream) -> None:
         self._stream = stream
@@ -87,9 +88,10 @@ class _Styled:
 
 
 def console(name: Literal["stdout", "stderr"] = "stdout", *, quiet: bool = False) -> "Console":
-    """Create a console of rich that writes to a standard stream.
+    """Create a `rich.console.Console` that writes to a standard stream.
 
-    Terminal escapes that rich generates are written.  Texts that are printed must be `Text` objects of `plain` text.
+    The stream writes terminal escapes, since rich generates them.  Remove the escapes of every other text with
+    `redaction.plain`, and print it as `rich.text.Text`.
 
     Args:
         name: Name of the stream in `sys`.
@@ -103,9 +105,10 @@ def console(name: Literal["stdout", "stderr"] = "stdout", *, quiet: bool = False
 
 @contextlib.contextmanager
 def plain_messages() -> Iterator[None]:
-    """Context in which messages of all loggers and warnings pass through `plain`.
+    """Context in which log messages and warnings are free of escapes and secrets.
 
-    They can quote names of tensors, models and files, which come from untrusted sources.
+    Terminal escapes are removed and secrets are masked (`redaction.plain`).  The messages can quote names of tensors, models
+    and files, which come from untrusted sources.
     """
     make_record, format_warning = logging.getLogRecordFactory(), warnings.formatwarning
 
@@ -161,7 +164,7 @@ def tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
 
     Args:
         stream: A standard stream; None if it was closed before Python started.
-        descriptor: The file descriptor that is used if `stream` is None.
+        descriptor: The file descriptor to write to if `stream` is None; otherwise the descriptor of `stream` is used.
     """
     if isinstance(stream, TolerantStream):
         return stream

@@ -54,7 +54,8 @@ def watched() -> Iterator[None]:
     A `RanksDifferError` ends every process with the exit code of the error; only rank 0 raises it, so it is printed once.
 
     Raises:
-        SystemExit: an error in the block was only a consequence of the end of another process, or a `RanksDifferError`.
+        SystemExit: an error in the block was only a consequence of the failure of another process; or the error was a
+            `RanksDifferError`, and this process is not rank 0.
         ConfigError: REDISTILL_SILENCE_S is not a number of seconds >= 2.
     """
     number = next(_blocks)
@@ -80,7 +81,10 @@ def watched() -> Iterator[None]:
 
 
 def _silence_s() -> float:
-    """Return $REDISTILL_SILENCE_S, or `SILENCE_S` if the variable is not set."""
+    """Return the number of seconds without a heartbeat after which a process counts as dead.
+
+    It is the value of $REDISTILL_SILENCE_S, or 20 s (`SILENCE_S`) if the variable is not set.
+    """
     text, seconds = os.environ.get("REDISTILL_SILENCE_S", str(SILENCE_S)), math.nan
     with suppress(ValueError):
         seconds = float(text)
@@ -112,7 +116,11 @@ class _Watch:
         atexit.register(self.end)
 
     def is_root_cause(self, error: Exception, block: int) -> bool:
-        """Return whether `error` caused the end of the job; if so, record it in the store."""
+        """Return whether `error` is the first failure of the job; if so, report it to the other processes.
+
+        The result is False if `error` is a consequence of the failure or death of another process.  `block` is the number of
+        the watched block in which `error` was raised.
+        """
         if _is_from_collective(error):
             before = self._heartbeats(block)
             time.sleep(GRACE_S)  # until a failed process has reported its failure, or a dead process has missed heartbeats
@@ -124,7 +132,10 @@ class _Watch:
         return self._store.add(f"{block}/failed", 1) == 1
 
     def leave(self, block: int) -> None:
-        """Record that this process has left a watched block; others stop checking it."""
+        """Record that this process has left a watched block.
+
+        Other processes in this block then stop checking the heartbeats of this process.
+        """
         with suppress(RuntimeError):  # the store may have been in the first process, which has exited
             self._store.add(f"{block}/left/{self.rank}", 1)
 
@@ -167,8 +178,10 @@ class _Watch:
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _heartbeats(self, block: int) -> dict[int, int]:
-        """Return the number of heartbeats of each rank; outside the block, it grows."""
-        # A process that has left the block counts as alive, because each call adds a heartbeat for it.
+        """Return the number of heartbeats of each rank.
+
+        A process that has left the block counts as alive: each call adds a heartbeat for it, and for this process.
+        """
         left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
         return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}
 

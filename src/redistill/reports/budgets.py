@@ -27,7 +27,7 @@ class Budgets:
         unequal: One text per aspect that differs between runs; it lists each value with the labels of the runs that have it,
             such as "updates: 150 (sft), 300 (mgsr, kd)".
         equal: One text per aspect that does not differ, such as "updates 150".
-        unknown: Names of the aspects that no run has recorded.
+        unknown: Names of the aspects for which no run has recorded a value.
     """
 
     unequal: Sequence[str]
@@ -40,13 +40,13 @@ class _Aspect:
     """One budget or setting that should be equal in all runs.
 
     Args:
-        name: Name of the aspect in the texts of `Budgets`.
-        read: Function that returns the value of the aspect in a run; None or "" if the run has not recorded the value. Values
-            are compared as text.
-        optional: If True, runs without a value, such as runs without a teacher, are ignored. If False, the value of such a run
-            is the text "not recorded".
-        by_seed: If True, a value is compared only between runs with the same training seed, for example because each seed has
-            its own fine-tuned teacher.
+        name: Name of the budget or setting in the output, such as "updates".
+        read: Function that receives a run, and returns its value of the budget or setting. The result is None or "" if the run
+            has not recorded a value. Values are compared as text.
+        optional: Whether a run may have no value; for example, a run without a teacher has no teacher weights. If True, runs
+            without a value are ignored. If False, the value of such a run is the text "not recorded".
+        by_seed: If True, only runs with the same training seed are compared, for example because each seed has its own
+            fine-tuned teacher.
     """
 
     name: str
@@ -83,9 +83,9 @@ def _agree(pairs: Iterable[tuple[int, str]]) -> bool:
 
 
 def _by_value(values: Sequence[tuple[Entry, str]], lineup: Lineup) -> str:
-    """Return text that lists each value with the labels of the runs that have it.
+    """Return a text that lists each value with the labels of the runs that have it.
 
-    If only some runs of a label have the value, their training seeds follow the label.
+    If only some runs with a label have the value, the label is followed by the training seeds of these runs.
     """
     holders: dict[str, list[Entry]] = {}
     for entry, value in values:
@@ -132,17 +132,18 @@ def _dtypes(entry: Entry) -> Json:
 def _updates(entry: Entry) -> Json:
     """Return the number of updates that a run has performed.
 
-    Because of early stopping, it can be smaller than the number in the recipe.  If the run has not recorded it, the number in
-    the recipe is returned.
+    Early stopping can make it smaller than the number in the recipe.  The setting in the recipe is returned only if the run has
+    not recorded how many updates it performed.
     """
     performed = at(entry.run.description, "cost", "updates")
     return at(entry.run.description, "config", "training", "updates") if performed is None else performed
 
 
 def _training_data(entry: Entry) -> Json:
-    """Map each role of data, such as "train" or "corpus", to a hash of the data.
+    """Return a hash of each data set that a run has used for training and validation.
 
-    If no hash is recorded, the value is the name of the data on the hub, or the path. Test sets are omitted.
+    The keys are the names in run.json, such as "train" and "corpus".  If run.json has no hash of a data set, the value is the
+    path of the data set, or its name on the hub.
     """
     manifest = mapping(at(entry.run.description, "data"))
     return {
@@ -171,10 +172,10 @@ def _model(role: str) -> Callable[[Entry], Json]:
 
 
 def _weights(role: str) -> Callable[[Entry], Json]:
-    """Return a function that reads the hash of a model's weights.
+    """Return a function that reads the hash of a model's weights from a run.
 
-    The model is the teacher if `role` is "teacher", else the student before training.  The function returns None if the run
-    has not evaluated this model.
+    The model is the teacher if `role` is "teacher", else the student before training.  The hash is stored with the scores of
+    the model, so the function returns None if the run has not evaluated the model.
     """
 
     def read(entry: Entry) -> Json:
@@ -185,11 +186,12 @@ def _weights(role: str) -> Callable[[Entry], Json]:
 
 
 def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
-    """Return a function that reads the hashes of the weights that a stage wrote.
+    """Return a function that reads the hashes of fine-tuned weights from a run.
 
-    A stage is a fine-tuning before the run: "teacher" fine-tunes the teacher, "start" fine-tunes the student.  The function
-    returns "not fine-tuned" if the run lacks the stage, and None if the run has no model of this `role` or has recorded no
-    stages at all.  If no hash is recorded, it returns the folder of the stage.
+    `stage` is a fine-tuning before the distillation: "teacher" fine-tunes the teacher, "start" fine-tunes the student.  The
+    function returns one hash per file of weights, or the folder of the weights if no hash is recorded.  It returns "not
+    fine-tuned" if the run had no such fine-tuning.  It returns None if the run has no model of this `role`, or if run.json is
+    too old to list any fine-tuning.
     """
 
     def read(entry: Entry) -> Json:
@@ -204,10 +206,10 @@ def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
 
 
 def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
-    """Return a function that reads the evaluation setting `name` of a run.
+    """Return a function that reads the evaluation setting `name` from a run.
 
-    If `parts` is not empty, the setting is a mapping, and the function reads only its keys `parts`.  If the setting is both in
-    scores.json and in the recipe, the function returns the value in scores.json.
+    If `parts` is not empty, the setting is a mapping, and the function returns only the keys in `parts`.  A value in
+    scores.json takes precedence over the value in the recipe.
     """
 
     def read(entry: Entry) -> Json:
@@ -225,7 +227,7 @@ def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
 def _prompts(dataset: str, entry: Entry) -> Json:
     """Return the number and the hash of the prompts of a data set, as text.
 
-    The hash is that of the texts, because two files may use the same ids for different prompts.
+    The hash covers the ids and texts of prompts and references: two test files may use the same ids for different prompts.
     """
     hashes = {} if entry.run.student is None else entry.run.student.question_hashes(dataset)
     found = hashlib.blake2b(json.dumps(sorted(hashes.items())).encode(), digest_size=5).hexdigest()

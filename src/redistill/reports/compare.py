@@ -58,8 +58,8 @@ def latex(comparison: Comparison) -> str:
 def csv_text(comparison: Comparison) -> str:
     """Return the comparison as CSV, with numbers in full precision.
 
-    A record has the scores of one model in one column of the tables (one data set, or an average), or one published value.  An
-    empty field means that the value was not measured.
+    There is one line for each model and each column of the tables (a data set, or an average).  Then there is one line for each
+    value in the included tables of the MGSR paper (arXiv 2407.10068).  A field without a value is empty.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -85,8 +85,8 @@ def build_comparison(
     Args:
         folders: Run folders or sweep folders.
         outputs: Files to write; the suffix selects the format: .html, .md, .tex or .csv.
-        baseline: Label or folder of the run that the others are compared with.  If None, it is the baseline of the sweep, or
-            the first label if no sweep has a baseline.
+        baseline: Label or folder of the run that the others are compared with.  If None, the baseline is set by the sweep; if
+            no sweep sets one, it is the first run.
         labels: Labels of the runs to include, in this order; if empty, all runs are included.
         published: Names of published tables of the MGSR paper (arXiv 2407.10068) to include; `published.published_names` lists
             them.
@@ -95,7 +95,7 @@ def build_comparison(
         The comparison; `terminal.print_comparison` prints it.
 
     Raises:
-        CheckpointError: a folder is neither a run nor a sweep, is damaged, or contains no finished run.
+        CheckpointError: a folder is neither a run nor a sweep; a folder is damaged; there is no finished run.
         ConfigError: a file suffix, a label, the baseline or a published table is unknown.
         OutputError: a file cannot be written.
     """

@@ -1,6 +1,6 @@
 """Scores of each model on each data set, and differences to a reference model.
 
-Both the report of one run and the comparison of several runs consist of instances of `Row`.
+A `Row` has the scores of one model on one data set.  The report of a run and the comparison of runs are built from rows.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from redistill.reports.folders import Evaluation, Measure, RunFolder
+from redistill.reports.folders import Evaluation, Measure, RunFolder, distinct_labels
 from redistill.reports.lineup import Lineup
 from redistill.reports.statistics import (
     Interval,
@@ -33,12 +33,12 @@ METHOD_ROLES = ("baseline", "student")
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A row of the tables: a model, or a method's models for several training seeds.
+    """A row of the tables: one model, or a method's models, one per training seed.
 
     Args:
         label: Name of the row.
         role: "teacher", "before" (the student before training), "baseline" or "student".
-        trainings: Training seed -> evaluation of the model that was trained with this seed.
+        trainings: Evaluation of each model, by the training seed of its run.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Entrant:
 
     @property
     def is_method(self) -> bool:
-        """Whether the model is ranked, as baselines and trained students are."""
+        """Whether the model is ranked: True for baselines and trained students."""
         return self.role in METHOD_ROLES
 
     def measured_on(self, datasets: Sequence[str]) -> dict[int, Evaluation]:
@@ -62,7 +62,7 @@ class Column:
     Args:
         name: Heading of the column.
         datasets: Names of the data sets.
-        measures: Metrics of the data sets. The first is the primary one, used for ranking and testing.
+        measures: Metrics of the data sets. The first is the primary one: models are ranked and tested by it.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Column:
 
     @property
     def primary(self) -> Measure:
-        """The metric used for ranking and testing."""
+        """The metric by which models are ranked, and tested for significant differences."""
         return self.measures[0]
 
 
@@ -86,8 +86,8 @@ class Estimate:
 
     Args:
         mean: Mean over training seeds of the mean over evaluation seeds, in the metric's unit; None if not measured.
-        deviation: Sample standard deviation over the seeds that `over` names; None if there are fewer than two seeds.
-        over: "training seeds" if there are two or more training seeds, otherwise "evaluation seeds".
+        deviation: Sample standard deviation over training or evaluation seeds (see `over`); None for fewer than two seeds.
+        over: Seeds of the standard deviation: "training seeds" if there are two or more of them, else "evaluation seeds".
         num_trainings: Number of training seeds.
         num_seeds: Number of evaluation seeds per training seed; the largest such number if they differ.
     """
@@ -104,13 +104,14 @@ class Contrast:
     """Difference between a model and the reference model on the same prompts.
 
     Args:
-        interval: Primary metric of the model minus that of the reference model, with the bounds of its confidence interval.
-            The sign is not reversed for metrics where lower is better.
+        interval: Score of the model minus score of the reference model in the primary metric, and the 95 % confidence interval
+            of this difference. The sign is not reversed for metrics where lower is better.
         p: p-value of the sign-flip test over prompts.
-        p_holm: `p` corrected by Holm's method for the number of ranked models in the column; None if the model is not ranked.
+        p_holm: `p` corrected for multiple tests by Holm's method, over all trained students that are compared on these prompts;
+            None for the teacher and for the student before training.
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
-        num_seeds: Number of training seeds that both models have. Differences are paired by these seeds, and the seeds are
-            resampled like the prompts. If it is 0, the score of a prompt is the mean over all training seeds of a model.
+        num_seeds: Number of training seeds that both models have. If it is > 0, there is one difference per prompt and seed,
+            and the bootstrap resamples prompts and seeds. If it is 0, each score is first averaged over all training seeds.
     """
 
     interval: Interval
@@ -124,7 +125,7 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Scores of one model in one column.
+    """Scores of one model in one table column (a data set, or a mean over several).
 
     Args:
         column: Name of the column.
@@ -133,12 +134,12 @@ class Row:
         role: Role of the model, as in `Entrant`.
         primary: Score in the primary metric.
         num_prompts: Number of prompts, summed over the column's data sets.
-        contrast: Difference to the reference model; None if `versus` is None or `note` is not empty.
-        versus: Label of the reference model; None if `model` is the reference model or there is no reference model.
+        contrast: Difference to the reference model; None if there is no such model or the models cannot be compared.
+        versus: Label of the reference model; None if there is none or this model is the reference model.
         note: Reason why the model cannot be compared with the reference model; else "".
-        scores: Mean over seeds of each score except the primary metric, by name: other metrics in their units; length of the
-            generated text in tokens; its EOS rate and distinct-2 in [0, 1]; teacher-forced cross entropy and KL in nats per
-            token, and agreement in [0, 1].  A score is None if it was not measured.
+        scores: Mean over seeds of every score except the primary metric, by name; None if not measured.  "length_tokens" is the
+            length of responses, in tokens; "eos_rate", "distinct_2" and "agreement" (with the teacher) are in [0, 1];
+            "cross_entropy" and "kl" are teacher-forced, in nats per token; other metrics have their own units.
     """
 
     column: str
@@ -154,20 +155,20 @@ class Row:
 
     @property
     def is_method(self) -> bool:
-        """Whether the model is ranked, as baselines and trained students are."""
+        """Whether the model is ranked: True for baselines and trained students."""
         return self.role in METHOD_ROLES
 
     @property
     def interval(self) -> Interval | None:
-        """Difference to the reference model with its confidence interval, or None.
-
-        None if the model is not compared with a reference model.
-        """
+        """Difference to the reference model with its 95 % interval; None if not compared."""
         return None if self.contrast is None else self.contrast.interval
 
     @property
     def tone(self) -> int:
-        """1 if the whole interval is better than 0, -1 if it is worse than 0, else 0."""
+        """Whether the model is better (1) or worse (-1) than the reference model, else 0.
+
+        The result is 0 if the confidence interval of the difference contains 0, or if the models are not compared.
+        """
         if self.interval is None:
             return 0
         side = 1 if self.interval.lower > 0 else -1 if self.interval.upper < 0 else 0
@@ -179,8 +180,10 @@ def evaluations(run: RunFolder, baselines: Sequence[RunFolder]) -> list[Evaluati
 
     The order is teacher, student before training, baselines, student. Missing evaluations are omitted.
     """
-    others = [replace(b.student, role="baseline") for b in baselines if b.student is not None]
-    return [evaluation for evaluation in (run.teacher, run.before, *others, run.student) if evaluation is not None]
+    own, *labels = distinct_labels([run, *baselines])
+    others = [replace(b.student, role="baseline", label=label) for b, label in zip(baselines, labels) if b.student is not None]
+    student = None if run.student is None else replace(run.student, label=own)
+    return [evaluation for evaluation in (run.teacher, run.before, *others, student) if evaluation is not None]
 
 
 def report_rows(models: Sequence[Evaluation]) -> list[Row]:
@@ -200,7 +203,7 @@ def dataset_names(models: Sequence[Evaluation]) -> list[str]:
 
 
 def measures_of(datasets: Sequence[str], models: Sequence[Evaluation]) -> tuple[Measure, ...]:
-    """List all metrics of `datasets`, starting with the first model's primary metric."""
+    """List the metrics of `datasets`, each once; the primary metric is the first."""
     named = [measure for name in datasets for model in models if name in model.datasets for measure in model.measures(name)]
     return tuple({measure.name: measure for measure in reversed(named)}[name] for name in dict.fromkeys(m.name for m in named))
 
@@ -219,9 +222,9 @@ def entrants(lineup: Lineup) -> list[Entrant]:
 
 
 def columns(models: Sequence[Entrant]) -> list[Column]:
-    """Build a column per data set that a method was evaluated on, and the averages.
+    """Build the columns: data sets that a method was evaluated on, and averages.
 
-    Columns with the same primary metric are adjacent. If there are two or more of them, a column with their mean follows.
+    Columns with the same primary metric are adjacent. Two or more such data sets are followed by a column with their mean.
     """
     found = [training for model in models if model.is_method for training in model.trainings.values()]
     groups: dict[str, list[Column]] = {}
@@ -245,12 +248,12 @@ def by_primary(over: Sequence[Column]) -> list[list[Column]]:
 
 
 def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
-    """Build one row for each column and each model that was evaluated on it.
+    """Build one row for each column and each model evaluated on its data sets.
 
     Args:
         models: Models to compare, in the order of the rows.
         over: Columns to compare on.
-        references: Candidates for the reference model. In each column it is the first candidate that was evaluated on it.
+        references: Candidates for the reference model. In each column, the first one that was evaluated on it is used.
     """
     return [row for column in over for row in _corrected(list(_rows(column, models, references)))]
 
@@ -301,7 +304,7 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
 
 
 def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) -> float | None:
-    """Average the score `name` over trainings and data sets; None if one is missing."""
+    """Average the score `name` over models and data sets; None if one is missing."""
     return mean_of_all(
         training.forced_score(dataset, name) if name in TEACHER_FORCED else mean(training.seed_scores(dataset, name).values())
         for training in trainings
@@ -337,9 +340,10 @@ def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
 def _strata(
     datasets: Sequence[str], metric: str, ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]
 ) -> tuple[list[np.ndarray], int]:
-    """Return the differences on each data set, and the number of common seeds.
+    """Return the score differences on each data set, and the number of common training seeds.
 
-    Arrays have the shape [common training seeds, prompts]. Without such seeds, the one row is the difference of the seed means.
+    Arrays have the shape [common training seeds, prompts]. If no seed is common, an array has one row: the difference between
+    the models' scores, each averaged over all training seeds of the model.
     """
     shared = sorted(ours.keys() & theirs.keys())
     strata = []
@@ -363,10 +367,10 @@ def _corrected(rows: Sequence[Row]) -> list[Row]:
 
 
 def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> list[Entrant]:
-    """Return the table rows of a role: all teachers, or all students before training.
+    """Return the table rows of all teachers, or of all students before training.
 
-    Methods that used the same models share a row. If a teacher was fine-tuned for each training seed, its row has several
-    trainings.
+    Methods that used the same model share a row. If a teacher was fine-tuned for each training seed, its row has one evaluation
+    per seed.
     """
     groups: list[tuple[list[str], dict[int, Evaluation]]] = []
     for label in lineup.labels:
@@ -393,6 +397,6 @@ def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> li
 
 
 def _distinct(trainings: Mapping[int, Evaluation]) -> dict[int, Evaluation]:
-    """Return the trainings without repeated models; the first of each is kept."""
+    """Return one evaluation for each distinct model: that of its first training seed."""
     first = {found.identity: seed for seed, found in reversed(list(trainings.items()))}
     return {seed: found for seed, found in trainings.items() if first[found.identity] == seed}

@@ -18,13 +18,13 @@ TEACHER_STAGE = "teacher"
 class Cost:
     """Training cost of a method, as means over its training seeds.
 
-    A figure is None if any run has not recorded it.
+    A figure is None if any run has not recorded it.  A stage is a fine-tuning of the student before its distillation.
 
     Args:
-        figures: Cost by name.  "updates", "sequences", "trained_tokens", "generated_tokens" and "seconds" include the stages,
-            which fine-tuned the student before the run; "peak_bytes" is the maximum over the stages and the run; "parameters"
-            is the number of parameters of the student.
-        stages: Number of updates of each of these stages, by name of the stage.
+        figures: Cost by name.  "updates", "sequences", "trained_tokens", "generated_tokens" and "seconds" are sums over the
+            run and its stages.  "peak_bytes" is the largest peak memory of the run and its stages, in bytes.  "parameters" is
+            the number of parameters of the student.
+        stages: Number of updates of each stage, by name of the stage.
     """
 
     figures: Mapping[str, float | None]
@@ -34,8 +34,8 @@ class Cost:
 def method_cost(entries: Sequence[Entry]) -> Cost:
     """Return the mean training cost of a method; `entries` are its runs.
 
-    A stage that fine-tuned the student for several runs is counted for each of these runs, since each would need it if it were
-    run alone.  Fine-tuning of the teacher is not counted; see `teacher_cost`.
+    A fine-tuning of the student that several runs share is counted for each of these runs, since each run alone would need the
+    fine-tuning.  Fine-tuning of the teacher is not counted; see `teacher_cost`.
     """
     stages = [_stages(entry.run) for entry in entries]
     parts = [[at(entry.run.description, "cost"), *before.values()] for entry, before in zip(entries, stages, strict=True)]
@@ -74,15 +74,16 @@ def machines(entries: Sequence[Entry]) -> list[str]:
 
 
 def _stages(run: RunFolder) -> dict[str, Json]:
-    """Return the costs of fine-tuning the student before the run, by name of stage."""
+    """Return the costs of the stages (fine-tunings of the student before the run), by name."""
     recorded = mapping(at(run.description, "stages"))
     return {name: at(stage, "cost") for name, stage in recorded.items() if name != TEACHER_STAGE}
 
 
 def _combined(parts: Sequence[Json], name: str) -> float | None:
-    """Sum the figure `name` over a run and its stages.
+    """Return the cost `name` of a run and its stages together.
 
-    For peak memory, return the maximum instead.  Return None if the run or a stage has not recorded the figure.
+    `parts` are the costs of the run and of each stage.  The result is their sum, or for peak memory their maximum; it is None
+    if the cost is missing from one of them.
     """
     found = [number(at(part, name)) for part in parts]
     known = [value for value in found if value is not None]

@@ -1,12 +1,13 @@
 """Readers of run folders and evaluation folders.
 
-A missing file or field is returned as None or as an empty value.  A damaged file raises an error of one line.
+A field or an optional file that is missing is returned as None or as an empty value.  A damaged file raises an error.
 """
 
 import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Measure:
 
     @property
     def heading(self) -> str:
-        """Column heading: the title, and the unit unless it is shown with each value.
+        """Column heading: the title, and the unit unless it is "%", "fraction" or "".
 
         Example:
             >>> Measure("w", "length", "words", "lower").heading, Measure("f", "F1", "%", "higher").heading
@@ -58,13 +59,14 @@ BEFORE_METRICS_HAD_NAMES = (
     Measure("rouge_l", "ROUGE-L", PERCENT, "higher"),
     Measure("exact_match", "exact match", FRACTION, "higher"),
 )
-"""Metrics that are assumed if scores.json describes no metrics, as in folders of commit 98f02f3 and earlier versions."""
+"""Metrics of evaluations whose scores.json does not list any, as in commit 98f02f3 and earlier versions."""
 
 
 def measures(scores: Json) -> tuple[Measure, ...]:
-    """Return the metrics that the entry of a data set in scores.json describes.
+    """Return the metrics of one data set, the primary metric first.
 
-    The primary metric is the first.  If the entry describes no metrics, the result is `BEFORE_METRICS_HAD_NAMES`.
+    `scores` is the value of the data set in scores.json.  Older files do not list metrics; for them, return the metrics that
+    were computed then (`BEFORE_METRICS_HAD_NAMES`).
     """
     found = []
     for name, described in mapping(at(scores, "metrics")).items():
@@ -92,7 +94,7 @@ class Evaluation:
 
     @property
     def datasets(self) -> Mapping[str, Json]:
-        """Data set -> its entry in scores.json."""
+        """Scores in scores.json, by name of the data set."""
         return mapping(self.scores.get("datasets"))
 
     def measures(self, dataset: str) -> tuple[Measure, ...]:
@@ -100,14 +102,17 @@ class Evaluation:
         return measures(self.datasets.get(dataset))
 
     def num_prompts(self, dataset: str) -> int:
-        """Return the number of prompts, from scores.json or by counting responses."""
+        """Return the number of prompts of a data set.
+
+        The responses of one evaluation seed are counted if scores.json does not contain the number.
+        """
         recorded = number(at(self.datasets, dataset, "prompts"))
         answered = max((len(lines) for lines in self.answers.get(dataset, {}).values()), default=0)
         return answered if recorded is None else int(recorded)
 
     @property
     def settings(self) -> Mapping[str, Json]:
-        """Settings that determine responses: hash of weights, sampling, seeds, lengths."""
+        """Settings that determine responses: weight hash, sampling, seeds, length limits."""
         return mapping(self.scores.get("settings"))
 
     @property
@@ -124,9 +129,9 @@ class Evaluation:
         return {seed: score for seed, found in seeds.items() if (score := number(at(found, name))) is not None}
 
     def forced_score(self, dataset: str, name: str) -> float | None:
-        """Return the teacher-forced score `name` on the references; None if it is missing.
+        """Return the teacher-forced score `name`; None if it is missing.
 
-        The score does not depend on an evaluation seed.
+        The score is computed on the reference responses, so it does not depend on an evaluation seed.
         """
         return number(at(self.datasets, dataset, "teacher_forced", name))
 
@@ -173,14 +178,14 @@ class RunFolder:
 
 
 def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
-    """Read the run in `folder`.
+    """Read run.json and the evaluations of a run folder.
 
     Args:
         folder: A run folder.
         scores_only: If True, the texts of responses are not kept, to save memory when many runs are read.
 
     Raises:
-        CheckpointError: the folder or its run.json is missing, or a file in it is damaged or has a newer schema.
+        CheckpointError: the folder or its run.json is missing; a file in the folder is damaged; a file has a newer schema.
     """
     if not (folder / "run.json").is_file():
         fault = "run.json is missing" if folder.is_dir() else "no such folder"
@@ -209,9 +214,33 @@ def log_lines(path: Path) -> Iterator[Mapping[str, Json]]:
         yield from _objects(path)
 
 
+def distinct_labels(runs: Sequence[RunFolder]) -> list[str]:
+    """Return a label for each run, so that different runs have different labels.
+
+    The label is the name of the run.  Runs with the same name are labelled by their methods, or else by the names of their
+    folders, or else by the paths of their folders.
+
+    Args:
+        runs: Run folders; a folder may occur several times.
+    """
+    paths = [run.path.resolve() for run in runs]
+    kinds = (
+        [run.name for run in runs],
+        [str(run.description.get("method") or run.name) for run in runs],
+        [path.name for path in paths],
+        [str(run.path) for run in runs],
+    )
+    labels = list(kinds[0])
+    for others in kinds[1:]:
+        pairs = set(zip(labels, paths))
+        count = Counter(label for label, _ in pairs)
+        labels = [other if count[label] > 1 else label for label, other in zip(labels, others)]
+    return labels
+
+
 @contextmanager
 def _damage_named() -> Iterator[None]:
-    """Raise `CheckpointError` with a remedy if a file cannot be read."""
+    """Context manager that raises `CheckpointError` if a file cannot be read."""
     try:
         yield
     except (DataError, OSError) as error:
@@ -276,7 +305,7 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
 def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[str, Json]:
     """Copy a line of a responses file, and add a hash of prompt and references.
 
-    If `names` is not None, the copy has only these keys of the line and the hash.
+    If `names` is not None, only these fields are copied.
     """
     question = json.dumps([line.get("prompt"), line.get("references")])
     digest = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from redistill.config.shown import shown
 from redistill.errors import CheckpointError, ConfigError, DataError, OutputError
-from redistill.records import Json
 from redistill.reports.folders import RunFolder, at, mapping, read_object, read_run
 from redistill.storage import files
 
@@ -66,18 +64,19 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
 
     A run of a sweep has the label of its row in the sweep.  The label of a run folder that is given directly is its method.  If
     such runs of one method differ in settings other than seed, output folder and name, the runs with equal settings form a
-    group, and the label of a run is the common prefix of the names in its group.
+    group, and the label of a run is the common prefix of the names in its group.  If two groups would have the same label,
+    names of the folders are used, or else their paths.
 
     Args:
         folders: Run folders or sweep folders.
-        baseline: A label or a run folder.  If None, it is the baseline of the sweep, or the first label if no sweep has a
-            baseline.
+        baseline: A label or a run folder.  If None, the baseline is set by the sweep; if no sweep sets one, it is the first
+            run.
         labels: Labels of the runs to include, in this order; if empty, all runs are included.
 
     Raises:
-        CheckpointError: a folder is neither a run nor a sweep, is damaged, or has no finished run; or two runs have the
-            same label and training seed.
-        ConfigError: an entry of `labels` is unknown, or `baseline` is neither a label nor a run folder.
+        CheckpointError: a folder is neither a run nor a sweep; a folder is damaged; there is no finished run; two runs have the
+            same label and the same training seed.
+        ConfigError: an entry of `labels` is unknown; `baseline` is neither a label nor a run folder.
     """
     sweeps = [_read_sweep(folder) for folder in folders if (folder / SWEEP_FILE).is_file()]
     plain = [_read_plain(folder) for folder in folders if not (folder / SWEEP_FILE).is_file()]
@@ -117,7 +116,10 @@ def _read_sweep(folder: Path) -> Lineup:
         name = str(held.get("name") or folder.resolve().name)
         entries, unfinished = [], []
         runs: dict[Path, RunFolder | None] = {}  # rows with equal settings share one run folder
-        for item in cast(list[Json], held.get("runs") or []):
+        items = held.get("runs") or []
+        if not isinstance(items, list):
+            raise DataError(f"{path}: `runs` is {shown(items)}; must be a list")
+        for item in items:
             label, seed, relative = (at(item, key) for key in ("label", "seed", "folder"))
             if not isinstance(label, str) or not isinstance(seed, int) or not isinstance(relative, str):
                 raise DataError(f"{path}: `runs` has the entry {shown(item)}; each entry must have label, seed and folder")
@@ -151,16 +153,32 @@ def _read_plain(folder: Path) -> RunFolder:
 def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
     """Return labelled entries of the runs that were given directly, without a sweep."""
     kinds = [(str(run.description.get("method") or run.name), _settings(run)) for run in runs]
+    by_name, by_folder, by_path = (
+        _labels(kinds, names)
+        for names in ([run.name for run in runs], [run.path.resolve().name for run in runs], [str(run.path) for run in runs])
+    )
+    labels = next((found for found in (by_name, by_folder) if len(set(zip(found, kinds))) == len(set(found))), by_path)
+    seeds = [at(run.description, "config", "seed") for run in runs]
+    return [
+        Entry(label=label, seed=seed if isinstance(seed, int) else 0, run=run)
+        for label, seed, run in zip(labels, seeds, runs, strict=True)
+    ]
+
+
+def _labels(kinds: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
+    """Return the label of each run, given its method with its settings, and its name.
+
+    If all runs of a method have the same settings, their label is the method. Otherwise it is the common prefix of the names of
+    the runs with the same settings, such as mgsr-long for mgsr-long-10 and mgsr-long-20.
+    """
     num_variants = Counter(method for method, _ in set(kinds))
-    entries = []
-    for run, kind in zip(runs, kinds, strict=True):
-        names = [other.name for other, its in zip(runs, kinds, strict=True) if its == kind]
-        same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-        common = "".join(letters[0] for letters in same).rstrip("-_. ") or names[0]  # mgsr-long for mgsr-long-10, mgsr-long-20
-        seed = at(run.description, "config", "seed")
-        label = kind[0] if num_variants[kind[0]] == 1 else common
-        entries.append(Entry(label=label, seed=seed if isinstance(seed, int) else 0, run=run))
-    return entries
+    labels = []
+    for kind in kinds:
+        same = [name for name, other in zip(names, kinds, strict=True) if other == kind]
+        letters = itertools.takewhile(lambda found: len(set(found)) == 1, zip(*same, strict=False))
+        common = "".join(found[0] for found in letters).rstrip("-_. ") or same[0]
+        labels.append(kind[0] if num_variants[kind[0]] == 1 else common)
+    return labels
 
 
 def _settings(run: RunFolder) -> str:
@@ -170,12 +188,12 @@ def _settings(run: RunFolder) -> str:
 
 
 def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
-    """Return the entries without duplicate runs, with labels unique across sweeps.
+    """Return the entries without duplicate runs; make labels unique across sweeps.
 
-    If several sweeps use a label, the name of the sweep is appended to the label.
+    If several sweeps use the same label, the name of the sweep is appended to the label of each of their runs.
 
     Raises:
-        CheckpointError: two runs still have the same label and training seed.
+        CheckpointError: two runs have the same training seed, and the same label even with the name of the sweep.
     """
     swept = {entry.run.path.resolve() for entry in found if entry.sweep}
     alone = {entry.run.path.resolve(): entry for entry in found if not entry.sweep}

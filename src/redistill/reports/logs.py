@@ -1,6 +1,7 @@
 """Reads the logs of a run for its report, one chunk of lines at a time.
 
-Memory does not grow with the number of updates: curves are reduced to bins, and corrections and events to evenly spaced ones.
+Memory does not grow with the number of updates.  The points of a curve are combined to bins.  Events and corrections of student
+text are thinned: a limited number of them is kept, evenly spaced.
 """
 
 from collections import Counter
@@ -22,14 +23,14 @@ Line = Mapping[str, Json]
 
 @dataclass
 class RunLog:
-    """What a report shows of metrics.jsonl.
+    """The content of metrics.jsonl that a report shows.
 
     Args:
-        train: Quantity -> curve over updates.
-        validation: Score -> curve over validations, in the order in which the log has them.
-        origins: Origin of sequences -> curve of its fraction of an update's sequences.
-        events: The events that guards reported.
-        kinds: Kind of event -> number of events.
+        train: Curves of the training metrics over updates, by name of the metric.
+        validation: Curves of the validation scores over updates, by name of the score.
+        origins: For each origin of sequences, such as "student": the curve of the fraction of sequences that have this origin.
+        events: The lines of the events that guards reported; evenly spaced ones if there are many.
+        kinds: Number of events of each kind, by name of the kind.
     """
 
     train: dict[str, Curve] = field(default_factory=dict)
@@ -45,7 +46,10 @@ class RunLog:
 
 @dataclass
 class _Chunk:
-    """Lines that are not yet in the curves; only values that the report needs are kept of the lines of training."""
+    """Lines of metrics.jsonl that have not been added to the curves of the report yet.
+
+    Of a line about a training update, only the values that the report needs are kept.
+    """
 
     rows: list[list[Json]] = field(default_factory=list)
     origins: list[Mapping[str, Json]] = field(default_factory=list)
@@ -60,7 +64,7 @@ def read_log(lines: Iterable[Line], names: Iterable[str]) -> RunLog:
 
     Args:
         lines: The lines, in the order of the file.
-        names: Quantities of training that are read; of validation, all are read.
+        names: Names of the training metrics to read.  All validation scores are read.
     """
     log, keys, chunk = RunLog(), ("step", *names), _Chunk()
     for line in lines:
@@ -81,7 +85,10 @@ def read_log(lines: Iterable[Line], names: Iterable[str]) -> RunLog:
 
 
 def read_revisions(lines: Iterable[Line]) -> Spaced[Line]:
-    """Read the lines of revisions.jsonl."""
+    """Read the lines of revisions.jsonl, and keep evenly spaced ones.
+
+    Each line describes a correction of student text.  The result also counts all lines.
+    """
     revisions = Spaced[Line]()
     for line in lines:
         revisions.add(line)
@@ -100,7 +107,7 @@ def _add(log: RunLog, keys: Sequence[str], chunk: _Chunk) -> None:
 
 
 def _numbers(rows: Sequence[Sequence[Json]]) -> np.ndarray:
-    """Convert rows of one length to a float64 array [N, K]; NaN where a value is not a finite number."""
+    """Convert N rows of K values to a float64 array [N, K]; NaN where a value is not a finite number."""
     try:
         if set(map(type, chain.from_iterable(rows))) <= QUICK:
             return np.array(rows, dtype=np.float64)  # None becomes NaN
@@ -110,14 +117,21 @@ def _numbers(rows: Sequence[Sequence[Json]]) -> np.ndarray:
 
 
 def _extend(curves: dict[str, Curve], keys: Sequence[str], numbers_NK: np.ndarray) -> None:
-    """Append each column but the first, the steps, to its curve; a column without numbers gets no curve."""
+    """Append columns of numbers to the curves with the names in `keys`, in place.
+
+    The first column contains the steps.  A new curve is added only if its column has a finite number.
+    """
     for name, values in zip(keys[1:], numbers_NK.T[1:], strict=True):
         if name in curves or np.isfinite(values + numbers_NK[:, 0]).any():
             curves.setdefault(name, Curve()).extend(numbers_NK[:, 0], values)
 
 
 def _extend_origins(curves: dict[str, Curve], steps: np.ndarray, origins: Sequence[Mapping[str, Json]]) -> None:
-    """Append the fraction of each origin to its curve; an origin that a line lacks has the fraction 0."""
+    """Append to the curve of each origin the fraction of sequences that have this origin, in place.
+
+    An origin, such as "student", states how a sequence was created.  `origins` has one mapping per update, from origin to
+    number of sequences; the fraction is 0 for an origin that the mapping lacks.
+    """
     names = list(dict.fromkeys([*curves, *chain.from_iterable(origins)]))
     if not names:
         return

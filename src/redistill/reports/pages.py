@@ -19,15 +19,15 @@ NOTHING = "–"
 
 
 def render(template: str, page: Mapping[str, object], escaped: Callable[[str], str] = plain) -> str:
-    """Return the text that a template of the folder `templates/` gives for a page.
+    """Fill in a template of the folder `templates/`, and return the text.
 
     Every value is escaped; None is shown as a dash.
 
     Args:
         template: File name of the template.
         page: Variables of the template, by name.
-        escaped: Function that escapes a text for the output format. If its result is not `Markup`, the result is HTML-escaped
-            as well.
+        escaped: Function that escapes a text for the output format. A result of type `Markup` is inserted unchanged; any other
+            result is also HTML-escaped.
     """
 
     def finalize(value: object) -> str:
@@ -87,16 +87,15 @@ def percent(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """Truncate a text to MAX_TEXT characters, and append the number of omitted ones."""
+    """Truncate a text to 2000 characters, and append the number of omitted ones."""
     text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 
 def visible(token: object) -> str:
-    """Return the text of a token, with symbols for a token that is only white space.
+    """Return the text of a token, or visible symbols if it is only white space.
 
-    The page highlights tokens, and the symbols show where white space is highlighted.  An empty text and None give
-    the symbol ∅.
+    Each line break, space and tab of such a token has its own symbol.  An empty text and None give the symbol ∅.
 
     Example:
         >>> visible(" the"), visible("\\n"), visible(None)
@@ -109,7 +108,7 @@ def visible(token: object) -> str:
 def large(value: object, billion: str = "B") -> str:
     """Format a number with three significant digits and the suffix k, M, B or T.
 
-    The argument `billion` replaces the suffix B.  The result is a dash if `value` is not a number.
+    The argument `billion` is the suffix for 10^9, such as "G" for bytes.  The result is a dash if `value` is not a number.
     """
     known = number(value)
     if known is None:

@@ -47,7 +47,7 @@ CLIPPING = {"kept_mass": "kept mass", "upper": "u", "lower": "l", "target_only":
 
 KEPT_CLASSES = "kept_classes"
 TRAINING_NAMES = (*TRAINING, *CLIPPING, KEPT_CLASSES)
-"""Quantities of training that have a chart."""
+"""Names of the training metrics that have a chart."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
     """Return the charts of all quantities in the log of a run.
 
     Args:
-        log: The log, with the quantities `TRAINING_NAMES`.
+        log: The log, as `read_log` returns it for the names `TRAINING_NAMES`.
         validated: Metrics that validation may have logged; if empty, they are inferred from the log.
     """
     scores = {measure.name: _title(measure) for measure in validated or _undescribed(log.validation)}
@@ -91,7 +91,7 @@ def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
 
 
 def _undescribed(names: Iterable[str]) -> Iterator[Measure]:
-    """Yield the metrics in the validation log, inferred from the names of its curves."""
+    """Yield the metrics of a validation log, inferred from `names`, the names of its curves."""
     known = {measure.name: measure for measure in BEFORE_METRICS_HAD_NAMES}
     for name in names:
         if name not in VALIDATION and name not in _NOT_METRICS:
@@ -106,9 +106,11 @@ def _title(measure: Measure) -> str:
 def _plot(
     curves: Sequence[tuple[str, Curve]], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
 ) -> str:
-    """Plot curves with their labels, or areas if `stacked`, and return the SVG element.
+    """Plot curves with their labels, and return the <svg> element.
 
-    The line shows the mean of each bin of a curve, the band its minimum and maximum.
+    A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
+    means are plotted as stacked areas instead.  `limits` are the ends of the vertical axis; the axis is logarithmic if `log` is
+    True.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -145,7 +147,7 @@ def _plot(
 
 
 def _inline(document: str) -> str:
-    """Return the <svg> element of a document, with width and text colour of the page."""
+    """Return the <svg> element of a document; the page sets its size and its text colour."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)

@@ -1,7 +1,7 @@
 """Published tables of the MGSR paper (arXiv 2407.10068).
 
-Published values are shown next to measured values and never ranked with them.  They are in published/*.yaml, one file per
-table.  They were copied by hand from a scan; the notes of a table list doubtful values.
+Published values are shown next to measured values and never ranked with them.  They are stored in published/*.yaml, one file
+per table.  They were copied by hand from a scan of the paper; the notes of a table list the values that may be wrong.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ class Published:
         title: Number and subject of the table.
         metric: Key of the metric, as in scores.json.
         score: Description of the values, for the caption.
-        columns: Names of data sets, as listed by `redistill methods`, and optionally their average.
-        rows: Label of a row -> its values, one per column.
+        columns: Names of the test sets; "average" is the mean over them.
+        rows: The values of each row, one per column, by the label of the row.
         notes: Doubtful values and assumptions.
     """
 
@@ -48,7 +48,7 @@ def published_names() -> list[str]:
 
 
 def read_published(name: str) -> Published:
-    """Return the published table whose name, as in `published_names()`, is `name`.
+    """Return the published table `name`; `published_names` lists the names.
 
     Raises:
         ConfigError: there is no table of this name.

@@ -30,7 +30,8 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
 
     Args:
         run_folder: Folder of the run.
-        baselines: Run folders to compare with; differences are to the first one.
+        baselines: Run folders to compare with.  Differences are to the student of the first of these runs; without baselines,
+            they are to the student before training.
         out: File to write; if None, it is `report.html` in the run folder.
 
     Returns:
@@ -60,13 +61,16 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
 
     Args:
         run_folder: Folder of the run.
-        baselines: Run folders to compare with; differences are to the first one.
+        baselines: Run folders to compare with.  Differences are to the student of the first of these runs; without baselines,
+            they are to the student before training.
 
     Returns:
         One dict per row.  Its keys are dataset, model, role, metric (name of the data set's primary metric), title (heading of
-        this metric), unit, num_seeds, num_prompts, difference, lower, upper, versus, note, length_tokens, eos_rate, distinct_2,
-        cross_entropy, kl, agreement, and the name of each metric, for its mean score.  If NAME is the name of the primary
-        metric, NAME_sd is its standard deviation.  A value is None if it was not measured.
+        this metric), unit, num_seeds, num_prompts, difference (to the reference model), lower and upper (bounds of its 95 %
+        confidence interval), versus (label of the reference model), note (why there is no difference), length_tokens,
+        eos_rate, distinct_2, cross_entropy, kl and agreement.
+        The mean score in each metric has the name of the metric as its key; for the primary metric, the key with the suffix
+        _sd has the standard deviation.  A value is None if it was not measured.
 
     Raises:
         CheckpointError: a folder is not a run folder, or a file in it is damaged.
@@ -134,10 +138,10 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
 
 
 def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
-    """Yield, for each primary metric, the mean scores of student and teacher.
+    """Yield one dict per primary metric, with the mean scores of student and teacher.
 
-    Means are taken over the data sets with this primary metric.  The entry "gain" is the mean difference between the student
-    and the reference model, which is the first baseline, else the student before training.
+    Means are taken over the data sets with this primary metric.  The value of "gain" is the mean difference between the student
+    and the reference model: the first baseline, or the student before training if there is no baseline.
     """
     for primary in dict.fromkeys(row.measures[0] for row in rows if row.role == "student"):
         scored = [row for row in rows if row.measures[0] == primary]
@@ -155,9 +159,10 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
 
 
 def _sizes(run: RunFolder) -> dict[str, dict[str, object]]:
-    """Map each role to the name, sizes and speed of its model.
+    """Return the name, the sizes and the speed of the models "teacher" and "student".
 
-    If both the evaluation and run.json have a figure, that of the evaluation is returned.
+    The sizes are the number of parameters and the memory in bytes; the speed is in tokens per second.  A value that the
+    evaluation measured takes precedence over the value in run.json.
     """
     sizes: dict[str, dict[str, object]] = {}
     for role, evaluation in (("teacher", run.teacher), ("student", run.student)):
@@ -172,9 +177,10 @@ def _sizes(run: RunFolder) -> dict[str, dict[str, object]]:
 
 
 def _answers(models: Sequence[Evaluation]) -> Iterator[dict[str, object]]:
-    """Yield some prompts of each data set with the answers of all models.
+    """Yield prompts of each data set, with the responses of all models.
 
-    Prompts are ordered from the worst to the best score of the last model. The answers are those of the lowest evaluation seed.
+    The prompts are evenly spaced in the ranking by the score of the last model; the prompt with the worst score is first. The
+    responses are those for the lowest evaluation seed.
     """
     first: dict[str, list[tuple[Evaluation, Mapping[str, Mapping[str, Json]]]]] = {}
     for dataset in dataset_names(models):

@@ -1,4 +1,4 @@
-"""The comparison of finished runs, independent of the output format."""
+"""Builds a comparison of finished runs, independent of the output format."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,10 +47,10 @@ class Comparison:
         tables: Scores, differences, other scores, costs and published values, in this order.  Scores and other scores have one
             table per primary metric; differences have one table per column.
         budgets: Budgets and settings that are equal in all runs, and those that are not.
-        tests: Description of the intervals and p-values.
+        tests: Text that explains how confidence intervals and p-values of the differences were computed.
         left_out: One phrase for each unfinished run of the sweeps.
-        records: One flat record per model and column of the tables, and one per published value, with numbers in full
-            precision.
+        records: The lines of the CSV file, with numbers in full precision: one per model and column of the tables, and one per
+            published value.
         fields: Field names of the records, in the order of the columns of a CSV file.
     """
 
@@ -127,7 +127,7 @@ def _fields(over: Sequence[Column], published: Iterable[Published]) -> list[str]
 def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[str, object]]:
     """Yield one record per row, that is, per model and column of the tables.
 
-    A cost belongs to whole runs, so each record of a method repeats it.
+    The costs of a method do not depend on the column, so all its records have the same costs.
     """
     for row in rows:
         cost = costs.get(row.model)
@@ -149,7 +149,10 @@ def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[st
 
 
 def _published_records(name: str, table: Published) -> Iterator[dict[str, object]]:
-    """Yield one record per value of a published table; its `role` contains `name`."""
+    """Yield one record per value of a published table.
+
+    Its field "role" is "published", followed by the name of the table.
+    """
     for label, figures in table.rows.items():
         for column, figure in zip(table.columns, figures, strict=True):
             yield {"model": label, "role": f"published {name}", "column": column, table.metric: figure}

@@ -1,8 +1,9 @@
-"""Means over seeds, and intervals and tests for the difference between two models.
+"""Means over seeds, and confidence intervals and tests for model differences.
 
-A stratum is the array [training seeds, prompts] of the differences on one data set; the score of a prompt is its mean over
-evaluation seeds.  The estimate is the mean over strata of the mean over seeds and prompts.  With one stratum it is the mean of
-a data set; with several it is the value in the average column of a table.
+A stratum is an array [training seeds, prompts]: the differences between two models on one data set.  The score of a prompt is
+its mean over evaluation seeds.  The mean of a stratum is taken over seeds and prompts, and the estimated difference is the mean
+over strata.  With one stratum, it is the difference on a data set; with several, it is the difference of averages over data
+sets.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ _ROUNDING = 1e-12  # relative tolerance: sums of the same terms in another order
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference, and the bounds of its confidence interval (level `LEVEL`)."""
+    """A mean difference, and the bounds of its 95 % confidence interval."""
 
     difference: float
     lower: float
@@ -101,7 +102,8 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
 
     Prompts are resampled with replacement within each data set. The scores of a prompt stay paired, so that prompts which are
     hard for both models do not widen the interval.  Two or more training seeds are resampled as well, independently of the
-    prompts and identically for all data sets: every seed is evaluated on every prompt, so the factors are crossed, not nested.
+    prompts and identically for all data sets: every seed is evaluated on every prompt, so the two sources of variation, seed
+    and prompt, are crossed and not nested.
     The variation of sampled responses is included in the scores, which are means over evaluation seeds.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; for the crossed design Owen, The
@@ -142,8 +144,8 @@ def sign_flip(strata: Sequence[np.ndarray], *, flips: int = FLIPS, seed: int = 0
     patterns and the observed one are evaluated, so p >= 1 / (flips + 1).  Training seeds are averaged first: p refers to the
     evaluated models, not to other training seeds.
 
-    Source: Fisher's randomisation test; Phipson and Smyth, Permutation p-values should never be zero (2010), for the + 1 in
-    numerator and denominator.
+    Source: Fisher's randomisation test; Phipson and Smyth, Permutation p-values should never be zero (2010), which explains why
+    the observed pattern is counted.
 
     Args:
         strata: One array [training seeds, prompts] of differences per data set.
@@ -198,10 +200,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def win_tie_loss(strata: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Return the number of prompts with a win, with a tie and with a loss.
+    """Return the numbers of prompts with a win, with a tie and with a loss.
 
-    The difference of a prompt is its mean over training seeds, positive if the first model is better.  It is a win if it is
-    > `TIE`, a loss if it is < -`TIE`, and otherwise a tie.
+    The difference of a prompt is averaged over training seeds; it is positive if the first model is better.  The prompt is a
+    win if its difference is > 1e-9 (`TIE`), a loss if its difference is < -1e-9, and otherwise a tie.
     """
     difference = np.concatenate([stratum.mean(axis=0) for stratum in strata])
     wins, losses = int((difference > TIE).sum()), int((difference < -TIE).sum())
@@ -226,9 +228,9 @@ def evenly(total: int, count: int) -> Sequence[int]:
 
 
 def _blocks(total: int, width: int) -> Iterator[int]:
-    """Split `total` samples of `width` numbers each into blocks.
+    """Split `total` samples of `width` numbers each into blocks of limited size.
 
-    Yields the number of samples of each block.  A block has at most `_BLOCK` numbers, but at least one sample.
+    Yields the number of samples of each block.  A block has at most 4,000,000 numbers (`_BLOCK`), or a single larger sample.
     """
     block = max(1, _BLOCK // width)
     yield from (min(block, total - first) for first in range(0, total, block))

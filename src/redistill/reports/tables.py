@@ -29,8 +29,8 @@ class Cell:
         text: The formatted value.
         detail: Additional text in small print, such as the standard deviation.
         mark: Rank in the column: "best", "second" or "".
-        tone: Direction of a difference: 1 if its whole confidence interval is better than 0, -1 if its whole interval is worse
-            than 0, else 0.
+        tone: For a difference of two models: 1 if the model is better than the reference model, -1 if it is worse, and 0 if the
+            confidence interval of the difference contains 0.  For any other value: 0.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table; only rows whose `kind` is "method" are ranked."""
+    """A row of a table; only rows of the kind "method" are ranked."""
 
     label: str
     kind: Kind
@@ -80,7 +80,8 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
         models: Models in the order of the rows.
         over: Columns with the same primary metric.
         rows: Rows of the comparison.
-        apart: True if a table of another metric precedes this one; the attribute `key` of the table then contains the metric.
+        apart: Whether a table of another primary metric precedes this table.  If True, the `key` of this table contains the
+            name of its metric, so that keys are unique.
     """
     measure, names = over[0].primary, {column.name for column in over}
     rows = [row for row in rows if row.column in names]
@@ -136,7 +137,7 @@ def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_det
 def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table:
     """Build the table of all scores except the primary metric, for one column.
 
-    If a table of another metric precedes this one, `apart` is True, and the attribute `key` of the table contains the metric.
+    `rows` are all rows of the comparison.  The argument `apart` has the same meaning as in `score_table`.
     """
     others = column.measures[1:]
     described = [f"{_sentence(measure.title)}: {_unit(measure)}{_direction(measure)}; " for measure in others]
@@ -155,7 +156,7 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
 def cost_table(
     costs: Mapping[str, Cost], teacher: Cost | None, column: Column, rows: Sequence[Row], machines: Sequence[str]
 ) -> Table:
-    """Build the table of the training costs of each method, and of its score.
+    """Build the table with the training costs and the score of each method.
 
     `costs` has the cost of each method by label.  `teacher` is the cost of fine-tuning the teacher; if it is None, the table
     has no row for it.  The score is the primary metric in `column`, taken from `rows`.  `machines` lists the machines that were
@@ -190,7 +191,10 @@ def cost_table(
 
 
 def published_table(name: str, table: Published) -> Table:
-    """Build a table of the MGSR paper, labelled as published; no value is ranked."""
+    """Build the table of published values of the MGSR paper; no value is ranked.
+
+    `name` is the name of the published table, as in `published_names`.
+    """
     return Table(
         key=f"published-{name}",
         title=f"Published, not measured here: {table.title}",
@@ -232,7 +236,7 @@ def _contrast_cells(row: Row) -> list[Cell]:
 
 
 def _other_scores(row: Row) -> list[str]:
-    """Return the cells of a row: metrics except the primary one, then `_OTHER_SCORES`."""
+    """Return the cells of one row in the table of other scores."""
     found = row.scores
     return [
         *(score(found[measure.name], measure.unit) for measure in row.measures[1:]),
@@ -242,7 +246,7 @@ def _other_scores(row: Row) -> list[str]:
 
 
 def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
-    """Return one row of the cost table: a score, then the figures in `_COSTS`.
+    """Return the cells of one row in the cost table: a score, then the costs.
 
     `reached` is the score of the method, in `unit`; if it is None, the cell has a dash.
     """
@@ -260,9 +264,10 @@ def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
 
 
 def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
-    """Return the mark of the best method and, of three or more, of the second best.
+    """Return the marks of the best and the second best method, by label.
 
-    The keys are labels of methods.  Scores are compared as displayed, that is, rounded.
+    The best of two or more methods, and the second best of three or more, are marked.  Scores are compared as displayed, that
+    is, rounded.
     """
     shown = {
         row.model: row.measures[0].sign * round(row.primary.mean, DIGITS + (row.measures[0].unit == FRACTION))
@@ -312,7 +317,7 @@ def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
 
 
 def _over(found: Estimate) -> str:
-    """Describe the seeds of the standard deviation; "" if there is only one seed."""
+    """Return what the standard deviation is over, such as "over 5 evaluation seeds"; "" for one seed."""
     each = "one evaluation seed" if found.num_seeds == 1 else f"{found.num_seeds} evaluation seeds"
     if found.num_trainings > 1:
         return f"over {found.num_trainings} training seeds, each the mean of {each}"

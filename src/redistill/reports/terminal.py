@@ -42,7 +42,7 @@ def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
 
 
 def _summary(rows: Sequence[Row]) -> Table:
-    """Build the table of scores and differences; all rows have one primary metric."""
+    """Build the table of scores and differences; all rows have the same primary metric."""
     title, unit = (rows[0].measures[0].heading, rows[0].measures[0].unit) if rows else ("score", "")
     versus = next((f"difference to {row.versus}" for row in rows if row.versus), "difference")
     table = _table(("data set", "model", title, versus, "95 % interval"), texts=("data set", "model"))
@@ -104,7 +104,10 @@ def _text(text: str) -> Text:
 
 
 def _table(columns: Iterable[str], texts: Sequence[str]) -> Table:
-    """Create an empty table; align columns in `texts` left, and other columns right."""
+    """Create a table with the headings `columns` and without rows.
+
+    Columns whose heading is in `texts` are aligned left, all others right.
+    """
     table = Table()
     for column in columns:
         table.add_column(_text(column), justify="left" if column in texts else "right")

@@ -1,7 +1,7 @@
 """Reduces streams of any length to a bounded size in one pass.
 
-A series becomes bins, and items become evenly spaced items.  The results depend only on the stream; a short stream is not
-changed.
+The points of a numeric series are combined to bins.  From a stream of other items, evenly spaced items are kept.  The results
+depend only on the stream; a short stream is not changed.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ Item = TypeVar("Item")
 
 
 class Bins(NamedTuple):
-    """The bins of a series, oldest first; arrays of one number per bin.
+    """The bins of a series in the order of steps; each array has one number per bin.
 
     Args:
-        counts: Number of points.
+        counts: Number of points in the bin.
         steps: Mean step.
         means, lows, highs: Mean, minimum and maximum of the values.
     """
@@ -37,8 +37,8 @@ class Bins(NamedTuple):
 class Curve:
     """A series of points (step, value), in at most `MAX_POINTS` bins.
 
-    The first and the last point have bins of their own; the other bins have equal numbers of points, except the last of them.
-    This number is a power of two, 1 while there are at most `MAX_POINTS` points: the bins are then the points.
+    The first and the last point have bins of their own.  All other bins have the same number of points, a power of two; only
+    the last of these bins may have fewer.  While there are at most `MAX_POINTS` points, each point is a bin.
 
     Example:
         >>> curve = Curve()
@@ -96,7 +96,8 @@ def _as_bins(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _merged(bins: np.ndarray, width: int) -> np.ndarray:
     """Merge neighbouring bins into bins of `width` points, the last of which may have fewer.
 
-    Each group of neighbours that together has `width` points must begin at a multiple of `width` points.
+    Points are counted from 0; each of the new bins begins with point number 0, `width`, 2 * `width` and so on.  One of the old
+    bins must begin at each of these points.
     """
     first = np.cumsum(bins[0]) - bins[0]  # number of the first point of each bin
     starts = np.flatnonzero(first % width == 0)
@@ -108,7 +109,7 @@ def _merged(bins: np.ndarray, width: int) -> np.ndarray:
 class Spaced(Generic[Item]):
     """Evenly spaced items of a stream, the first and the last included.
 
-    At most `MAX_ITEMS` + 1 items are held; a stream of at most `MAX_ITEMS` is held whole.
+    All items are kept while there are at most `MAX_ITEMS`; later, at most `MAX_ITEMS` + 1 items are kept.
 
     Example:
         >>> spaced = Spaced[int]()

@@ -1,4 +1,4 @@
-"""Builds the components of the training loop from an open run."""
+"""Builds the components of the training loop."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -33,8 +33,8 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
     """Build the components of the training loop.
 
     Args:
-        run: The open run.
-        evaluator: The evaluator that validates the run's student.
+        run: The run, with loaded models and data.
+        evaluator: The evaluator that computes the validation metrics of the run's student.
     """
     config = run.config
     optimiser, objective, metrics = config.optimiser, config.resolved_method.objective, config.validation_metrics
@@ -90,7 +90,14 @@ def _guards(run: OpenRun) -> Guards:
 
 
 def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
-    """Build the evaluator that scores `model`, the student before or during training."""
+    """Build an evaluator of the run's student.
+
+    The evaluator computes the validation metrics during training, and the test metrics of the student before training.
+
+    Args:
+        run: The run, with loaded models and data.
+        model: The language model of the student.
+    """
     models, config = run.models, run.config.evaluation
     return Evaluator(
         model=model,
@@ -106,16 +113,19 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
 
 
 def build_gold(run: OpenRun) -> GoldBatches:
-    """Return the batches of gold examples, in the order of training.
+    """Return the training examples with their reference answers, as shuffled batches.
 
-    Gold examples are rows of the training data with their reference answers.  Each batch is divided among the processes.
+    The result gives the batch of each update.  Each batch is divided among the processes.
     """
     config = run.config
     return GoldBatches(run.data.train, batch_size=config.training.batch_size, seed=config.seed, processes=run.processes)
 
 
 def build_policy(run: OpenRun) -> Policy:
-    """Build the policy of the run's method, with the models and data that it uses."""
+    """Build the policy, the component that returns the sequences of each update.
+
+    The policy has access to the teacher, the engine that generates the student's text, and the training data of the run.
+    """
     config, models, teacher = run.config, run.models, run.teacher
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
     text_teacher, scorer = None, None
@@ -158,17 +168,17 @@ def _unwrapped(engine: Engine) -> Engine:
 
 
 class _Remembering(Protocol):
-    """A teacher or engine with a prefix memory: it reuses its states of earlier texts."""
+    """A teacher or engine with a prefix memory.
+
+    A prefix memory stores keys, values and hidden states of texts.  A later text with the same first tokens reuses them.
+    """
 
     def remembering(self) -> AbstractContextManager[None]: ...
 
 
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
-    """Context in which teacher and engine use their prefix memory, if they have one.
-
-    A prefix memory stores the states of earlier texts, so that the start of a text that repeats need not be computed again.
-    """
+    """Context in which teacher and engine use their prefix memory (stored states of texts), if they have one."""
     with ExitStack() as stack:
         for part in (run.teacher, _unwrapped(run.engine)):
             if part is not None and part.capabilities.prefix_memory:
@@ -179,9 +189,9 @@ def _remembering(run: OpenRun) -> Iterator[None]:
 def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
     """Return a function that computes the student's hidden states for a batch.
 
-    The function returns these states [rows, width] and the student's output head.  It runs the student in evaluation mode,
-    without gradient.  If the engine has a prefix memory (stored states of earlier texts), the function reads this memory and
-    adds the states of the batch to it.
+    The function returns the states at the positions `batch.position_N`, of shape [N, width], and the student's output head.
+    It runs the student in evaluation mode and without gradient.  If the engine has a prefix memory (stored states of texts),
+    the function reuses the states in this memory and adds those of the batch.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 

@@ -1,8 +1,8 @@
 """The git commit of redistill's own checkout.
 
-The configuration of a checkout can name programs, such as `core.fsmonitor`, filters and an external diff, and git runs them.
-Therefore git works in a temporary repository that refers to the objects and the index of the checkout, and reads neither the
-configuration of the checkout nor that of the user.
+The git configuration of a checkout can name programs, for example in `core.fsmonitor`, and git runs them.  This module must
+run none of them.  Therefore it runs git in a temporary repository that uses the object database and the index of the checkout.
+Git then reads neither the configuration of the checkout nor that of the user.
 """
 
 import os
@@ -46,7 +46,11 @@ def commit_of(checkout: Path) -> str | None:
 
 
 def _git_folders(entry: Path) -> tuple[Path, Path]:
-    """Return git's folder of a checkout, and the folder that it shares with other worktrees of the repository."""
+    """Return the git folder of a checkout, and the git folder that all worktrees of its repository share.
+
+    `entry` is the path `.git` in the checkout.  It is a folder or, in a worktree, a file.  Without worktrees, the two results
+    are equal.
+    """
     folder = entry
     if entry.is_file():  # of a worktree; the file contains "gitdir: FOLDER"
         folder = entry.parent / entry.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
@@ -72,7 +76,13 @@ def _head(folder: Path, shared: Path) -> str:
 
 
 def _is_changed(checkout: Path, index: Path, objects: Path, commit: str) -> bool:
-    """Return whether tracked files of a checkout differ from a commit."""
+    """Return whether tracked files of a checkout differ from a commit.
+
+    `index` and `objects` are the paths of the index and of the object database of the checkout.
+
+    Raises:
+        OSError, subprocess.SubprocessError, ValueError: git is missing, takes too long, or fails.
+    """
     with tempfile.TemporaryDirectory(prefix="redistill-") as own:
         for name in ("objects", "refs"):
             (Path(own) / name).mkdir()

@@ -1,7 +1,8 @@
 """The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
-Both students have the same number of updates, batch size and data.  The learning rate was chosen on validation, out of three
-values for each method: docs/results/toy-world.md has the results, and the commands that repeat them.
+MGSR is the distillation method of arXiv 2407.10068; SFT is supervised fine-tuning.  Both students have the same number of
+updates, batch size, data and learning rate.  For each method, this learning rate has the best validation score of three values.
+docs/results/toy-world.md has the results, and the commands that reproduce them.
 """
 
 import hashlib
@@ -38,13 +39,13 @@ LEARNING_RATE = 1e-3  # the best of three values on validation, both for SFT and
 
 
 def demo(out: Path, *, fresh: bool = False) -> RunResult:
-    """Run the demo, write its run folders to `out`, and print its table.
+    """Train a student by SFT and one by MGSR; print a table that compares them.
 
-    The tiny teacher is cached for later calls.
+    The teacher is trained by the first call and cached for later calls.
 
     Args:
-        out: Folder that contains a run folder for each method; the folder of MGSR contains the report.
-        fresh: If True, the teacher and the students are trained again.
+        out: Folder to which a run folder for each method is written; the folder of MGSR contains the report.
+        fresh: If True, the teacher and the students are trained again, even if trained ones exist.
 
     Returns:
         The result of the MGSR run.
@@ -62,9 +63,16 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 
 
 def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
-    """Train, evaluate and report one method, and return the result.
+    """Train, evaluate and report the student of one method.
 
     A run folder that another version of the demo wrote is replaced.
+
+    Args:
+        method: "sft" or "mgsr".
+        world: Folder that contains the data and the teacher.
+        out: Folder that contains the run folder.
+        baselines: Run folders to compare with in the report.
+        fresh: If True, an existing run folder is removed first.
     """
     named = {"name": f"toy-{method}", "method": method, "seed": SEED, "out": str(out / method)}
     config = decode_run({**named, **student_tree(world)}, "demo")
@@ -80,10 +88,10 @@ def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fr
 
 
 def student_tree(world: Path) -> dict[str, Json]:
-    """Return the settings that runs of all methods in the toy world share.
+    """Return the settings, as in a recipe, that all runs in the toy world share.
 
-    The toy world is the generated data and the tiny teacher of the demo, in the folder `world`.  A sweep merges its rows over
-    these settings.
+    The toy world is the generated data and the tiny teacher of the demo, in the folder `world`.  The demo adds the method to
+    these settings; a sweep merges its own settings over them.
     """
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
@@ -105,7 +113,7 @@ def world_folder() -> Path:
     """Return the path of the toy world's folder, which may not exist yet.
 
     The toy world is the generated data and the tiny teacher of the demo.  The folder is in $REDISTILL_CACHE (default
-    ~/.cache/redistill).  Its name contains a hash of everything that the toy world depends on.
+    ~/.cache/redistill).  Its name contains a hash of the settings and the code from which the toy world is generated.
     """
     described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
     return cache_folder() / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
@@ -114,7 +122,7 @@ def world_folder() -> Path:
 def toy_world(*, fresh: bool = False) -> Path:
     """Return the folder of the toy world: the generated data and the trained teacher.
 
-    If they are not cached, or if `fresh` is True, they are created.
+    The data and the teacher are created if they are not in the cache, or if `fresh` is True.
     """
     world = world_folder()
     if fresh and world.exists():
@@ -170,6 +178,6 @@ def _write_model(folder: Path) -> None:
 
 
 def _source_digest() -> str:
-    """Return a hash of the code that generates the toy world, for its folder's name."""
+    """Return a hash of the code and the word lists that generate the data of the toy world."""
     sources = [path for path in Path(toy.__file__).parent.iterdir() if path.suffix in {".py", ".yaml"}]
     return "".join(files.digest(path) for path in sorted(sources))

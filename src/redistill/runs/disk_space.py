@@ -17,16 +17,16 @@ from redistill.training.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """Disk space of checkpoints and the exported student.
+    """Disk space of the checkpoints of a run and of its exported student.
 
-    Logs and answers of a few megabytes are not counted.
+    Logs and generated texts are not counted, since they have only a few megabytes.
 
     Args:
-        checkpoint_bytes: Size of one checkpoint.
-        while_saving: Largest number of checkpoints on disk at once.  It is reached when a checkpoint has been written and older
-            ones have not been removed yet.
-        afterwards: Number of checkpoints that remain when older ones have been removed, including the best one.
-        student_bytes: Size of the exported student's weights.
+        checkpoint_bytes: Size of one checkpoint in bytes.
+        while_saving: Largest number of checkpoints that are on disk at the same time: a new checkpoint is written before an
+            older one is removed.
+        afterwards: Number of checkpoints that are kept at the end of training, including the best one.
+        student_bytes: Size of the exported student's weights in bytes.
     """
 
     checkpoint_bytes: int
@@ -36,9 +36,9 @@ class Space:
 
     @property
     def peak_bytes(self) -> int:
-        """Largest total size in bytes.
+        """Largest total size in bytes at any time of the run.
 
-        The total is largest during a save, or when the student is exported while the kept checkpoints are on disk.
+        It is reached either when a checkpoint is saved, or when the student is exported and the checkpoints are still on disk.
         """
         return max(self.while_saving * self.checkpoint_bytes, self.afterwards * self.checkpoint_bytes + self.student_bytes)
 
@@ -51,9 +51,11 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
     Args:
         student: The student in training, with its adapters and its clip network (the network that predicts the clipping
             interval of DAC-KL), if it has them.
-        schedule: Numbers of updates of the run and between checkpoints; they determine the number of checkpoints.
-        keep: Number of newest checkpoints to keep.  If there are validations between updates, the best one is kept as well.
-        export: Whether adapters are exported merged into the model ("merged") or alone ("adapter").
+        schedule: Numbers of updates: of the run, between validations, and between checkpoints.
+        keep: Number of newest checkpoints to keep.  If the run validates during training, the checkpoint with the best
+            validation score is kept as well.
+        export: How LoRA adapters are exported: merged into the weights of the model ("merged"), or without the model
+            ("adapter").
     """
     every = [length for length in (schedule.evaluate_every, schedule.save_every) if length]
     saves = 1 + sum(any(step % length == 0 for length in every) for step in range(1, schedule.updates))
@@ -69,15 +71,15 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
 def check_space(folder: Path, space: Space) -> None:
     """Check that the disk has enough free space for a run.
 
-    The size of existing checkpoints of the run counts as free.  The size of an existing exported student does not count as
-    free, because this student is removed only after the new one is written.
+    Existing checkpoints of the run count as free space, because the run replaces them.  An existing exported student does not,
+    because it is removed only after the new one has been written.
 
     Args:
         folder: The run folder, which exists.
         space: The disk space that the run needs.
 
     Raises:
-        DiskFullError: there is too little free space; the message has the free and the needed size.
+        DiskFullError: there is too little free space; the message states the free and the needed size.
     """
     existing = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
     needed = space.peak_bytes - sum(path.stat().st_size for path in existing)
@@ -90,7 +92,7 @@ def check_space(folder: Path, space: Space) -> None:
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:
-    """Compute the size of a checkpoint in bytes, including AdamW's moments."""
+    """Compute the size of a checkpoint in bytes: trained weights and the state of AdamW."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     moments = {
         f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # not shared: shared tensors are counted once

@@ -1,6 +1,6 @@
-"""Builds external components of a run, and checks the methods that they must have.
+"""Builds external components of a run, and checks their methods.
 
-An external component is an object of a class that is not part of redistill and that a recipe names.
+An external component is an object whose class is named in a recipe and is not part of redistill.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,18 +21,18 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
     """Build an external component of a recipe, and check it.
 
     Args:
-        where: Field of the recipe that names the class, such as "engine.kind = my_engine:FixedText"; for messages.
+        where: Field of the recipe that names the class, such as "engine.kind = my_engine:FixedText"; for error messages.
         build: Function that builds the component.
-        methods: Names of the methods that the component must have.  `DECLARED` names the methods that its capabilities require
-            in addition.
-        capabilities: Capabilities that the class declares.  The component must declare the same capabilities.  If None, this is
-            not checked.
+        methods: Names of the methods that the component must have.
+        capabilities: The flags of optional features that the class declares.  The attribute `capabilities` of the component
+            must be equal to them.  The flag `generates` requires a method `generate`, and `prefix_memory` requires
+            `remembering`.  If None, capabilities are not checked.
 
     Returns:
-        The result of `build`.
+        The component that `build` returned.
 
     Raises:
-        ConfigError: building failed, a method is missing, or the capabilities differ.
+        ConfigError: `build` raised an exception, the component lacks a method, or the capabilities differ.
     """
     try:
         found = build()
@@ -45,6 +45,7 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
         raise ConfigError(f"{where}: the built {type(found).__name__} has no {' and no '.join(missing)}; add these methods")
     if capabilities is not None and getattr(found, "capabilities", None) != capabilities:
         raise ConfigError(
-            f"{where}: the built {type(found).__name__} has other capabilities than the class declares; make them equal"
+            f"{where}: the built {type(found).__name__} has other capabilities than the class declares; set its attribute "
+            "capabilities to the value that the class declares"
         )
     return found

@@ -1,4 +1,4 @@
-"""Run folders: checks that a folder belongs to a run, and a lock for one job."""
+"""Checks that a run folder belongs to a run, and locks it for one job."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from redistill import __version__
 from redistill.config.run import Run, encode_run, up_to_date, without_output_folders
 from redistill.config.schema import SCHEMA, schema_of_run, writer_of
-from redistill.config.shown import shown
+from redistill.config.shown import line, shown
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
@@ -32,7 +32,9 @@ def check_owner(config: Run) -> bool:
         True if the folder contains a trained student.
 
     Raises:
-        ConfigError: the folder contains another run, an unfinished run of an older schema, or files of a run but no run.json.
+        ConfigError: the folder contains another run; run.json has a newer schema (version of the file format) than this version
+            of redistill writes; run.json has an older schema, and the folder has no trained student; or the folder
+            has checkpoints or a model, but no run.json.
         CheckpointError: run.json is not a JSON object.
         OutputError: the folder cannot be read.
     """
@@ -50,10 +52,15 @@ def check_owner(config: Run) -> bool:
 
 
 def differences(mine: object, theirs: object, path: str = "") -> list[str]:
-    """Describe each difference between two trees of settings by a phrase.
+    """Describe each field in which two nested mappings of settings differ.
 
-    The phrases are in the order of the fields.  A phrase calls the value in `mine` "here" and the value in `theirs` "there".
-    `path` is the path of the two trees in larger trees.
+    Args:
+        mine: Settings whose values the descriptions call "here".
+        theirs: Settings whose values the descriptions call "there".
+        path: Prefix of the names of the fields, without the final dot; used by the recursion.
+
+    Returns:
+        One phrase for each field that differs, in the order of the fields; empty if the settings are equal.
 
     Example:
         >>> differences({"seed": 1, "data": {"train": ["a"]}}, {"seed": 2, "data": {"train": ["a"]}})
@@ -63,7 +70,8 @@ def differences(mine: object, theirs: object, path: str = "") -> list[str]:
         return []
     here, there = (tree if isinstance(tree, Mapping) else {} for tree in (mine, theirs))
     found = (
-        differences(here.get(name), there.get(name), f"{path}.{name}".strip(".")) for name in dict.fromkeys((*here, *there))
+        differences(here.get(name), there.get(name), line(f"{path}.{name}".strip(".")))
+        for name in dict.fromkeys((*here, *there))
     )
     phrases = [phrase for several in found for phrase in several]
     return phrases or [f"{path} is {shown(theirs)} there and {shown(mine)} here"]
@@ -77,11 +85,11 @@ def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool)
     Args:
         folder: The run folder.
         held: The content of its run.json.
-        resumes: Whether training would resume in the folder.  If it is False, the schema may be older, since the trained
-            student is only evaluated and reported.
+        resumes: Whether training would resume in the folder.  If False, the student is only evaluated and reported, and an
+            older schema is allowed.
 
     Raises:
-        ConfigError: the folder has a newer schema; or it has an older schema, and training would resume in it.
+        ConfigError: the schema is newer than that of this version; or it is older, and `resumes` is True.
     """
     number = schema_of_run(held, str(folder / RUN_FILE))
     if resumes and number < SCHEMA:
@@ -95,7 +103,13 @@ def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool)
 
 
 def _held(folder: Path) -> Mapping[str, object] | None:
-    """Read run.json in `folder`; return None if the folder contains no run."""
+    """Return the content of run.json in `folder`, or None if the folder contains no run.
+
+    Raises:
+        CheckpointError: run.json is not a JSON object.
+        ConfigError: the folder contains checkpoints or a model, but no run.json.
+        OutputError: the folder cannot be read.
+    """
     try:
         if (folder / RUN_FILE).exists():
             held = files.read_json(folder / RUN_FILE)
@@ -114,7 +128,7 @@ def _held(folder: Path) -> Mapping[str, object] | None:
 
 
 def has_model(folder: Path) -> bool:
-    """Return whether a run folder has a trained student: a whole model, or adapters."""
+    """Return whether a run folder has an exported student: a model, or only adapters."""
     return any((folder / "model" / name).exists() for name in ("config.json", "adapter_config.json"))
 
 
@@ -122,9 +136,14 @@ def has_model(folder: Path) -> bool:
 def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Iterator[None]:
     """Context in which only this job uses an output folder.
 
-    The folder is created and locked, and the temporary files of interrupted writes are removed.  The main process of
-    `accelerator` holds the lock for all processes of the job.  If the job fails and the folder is new, the folder is removed,
-    unless it contains one of the files `worth_keeping`.
+    The main process creates and locks the folder, for all processes of the job, and removes temporary files that interrupted
+    writes have left in it.
+
+    Args:
+        folder: The output folder.
+        accelerator: The accelerator of the job; it determines the main process.
+        worth_keeping: Names of files.  If the context ends with a RedistillError and the folder did not exist before, the
+            folder is removed, unless it contains one of these files.
 
     Raises:
         BusyError: another job holds the lock.
@@ -145,7 +164,11 @@ def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Ite
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files of interrupted writes; reject subfolders that are links."""
+    """Remove temporary files of interrupted writes from a run folder.
+
+    Raises:
+        OutputError: a folder in the run folder is a symbolic link.
+    """
     answers = [folder / "before", folder / "teacher"]
     inner = [*answers, *(path / RESPONSES for path in (folder, *answers)), folder / "checkpoints"]
     if (link := folders.linked_folder(folder)) is not None:

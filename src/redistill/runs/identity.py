@@ -1,6 +1,6 @@
-"""The identity of a run: hashes of everything that its checkpoints depend on.
+"""The identity of a run: hashes of its settings, model files and data.
 
-A run that resumes must have the identity of its checkpoints, and all ranks of a job must have the same identity.
+A run resumes only from checkpoints of the same identity.  All ranks of a job must have the same identity.
 """
 
 import hashlib
@@ -24,17 +24,19 @@ from redistill.training import checkpoint
 
 
 def checked_identity(run: OpenRun) -> dict[str, str]:
-    """Hash the settings, the files of the models and the data of a run on every rank.
+    """Return the identity of a run, after a check that all ranks have the same inputs.
 
-    The hashes of all ranks are compared, with one collective.  The test data, the steps of the checkpoints, and the versions of
-    redistill and of the packages that can change a result are compared as well.
+    The identity consists of hashes of the settings, of the model files, and of the training, validation and pre-training
+    data.  The ranks must also have the same test data, the same existing checkpoints, and the same versions of redistill and of
+    the packages that can change a result.  Every rank must call this function.
 
     Args:
-        run: The run, whose models and data have just been loaded.
+        run: The run, with loaded models and data.
 
     Returns:
-        A SHA-256 by name, such as "teacher weights", "student chat template" or "training data".  Models come before data,
-        because another tokenizer or chat template also changes the tokenized data.
+        Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  The
+        hashes of the models come before those of the data, since an error about other checkpoints names only the first hash
+        that differs, and another tokenizer also changes the tokenized data.
 
     Raises:
         ModelError: the files of a model were removed while the run was loading.
@@ -53,7 +55,7 @@ def check_ranks(ranks: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) ->
     """Check that all ranks have the same inputs.
 
     Args:
-        ranks: For each rank, hashes or other descriptions of its inputs by name, and the versions of its packages.
+        ranks: For each rank: a mapping from the name of an input to its hash or value, and the versions of packages by name.
 
     Raises:
         RanksDifferError: a rank differs from rank 0; the error names the first such rank and what differs.
@@ -71,7 +73,7 @@ def check_ranks(ranks: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) ->
 
 
 def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Map each name whose values differ to both values."""
+    """Return the names whose values differ, each with both values; "none" stands for a missing value."""
     both = {name: (ours.get(name, "none"), theirs.get(name, "none")) for name in {**ours, **theirs}}
     return {name: values for name, values in both.items() if values[0] != values[1]}
 
@@ -94,7 +96,10 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _sources(config: Run) -> dict[str, ModelConfig]:
-    """The models that a run loads, by their role in error messages."""
+    """Return the settings of the models that a run loads, by the name of each model in error messages.
+
+    A student that is made of layers of the teacher is left out.
+    """
     teacher, student = teacher_source(config), student_source(config)
     found: dict[str, ModelConfig] = {}
     if teacher is not None:

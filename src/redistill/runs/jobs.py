@@ -1,4 +1,4 @@
-"""Runs commands in parallel, each in its own process with its own log."""
+"""Runs commands in parallel, each in its own process and with its own log file."""
 
 import contextlib
 import os
@@ -48,12 +48,12 @@ class _Child:
 class JobProgress(TerminalBar):
     """Prints a line for each job that starts or ends, and shows a bar on a terminal.
 
-    The bar shows an estimate of the time until all jobs have ended.  If there is no bar, the line of each ended job shows this
-    time.  An instance is a context manager.
+    The bar shows an estimate of the time until all jobs have ended.  If the output is not a terminal, there is no bar, and the
+    line of each ended job shows this estimate.  An instance is a context manager.
 
     Args:
         total: Number of jobs.
-        console: The output; if None, the standard error stream is used.
+        console: The console to print to; if None, it is the standard error stream.
         clock: Monotonic clock, in seconds.
     """
 
@@ -66,14 +66,17 @@ class JobProgress(TerminalBar):
         self._print(f"{name}: started")
 
     def ended(self, name: str, seconds: float, outcome: str) -> None:
-        """Print that a job ended after `seconds`; `outcome` is a phrase to print, or ""."""
+        """Print that a job ended after `seconds`.
+
+        The line ends with `outcome`, for example the score of the job or the reason why it failed.
+        """
         self._ended += 1
         line = self._line()
         self._print("  ".join(filter(None, (f"{name}: {duration(seconds)}", outcome, "" if self._bar else line))))
         self._show(line, completed=self._ended)
 
     def _line(self) -> str:
-        """Return text: the number of ended jobs, and an estimate of the remaining time."""
+        """Return the number of ended jobs and an estimate of the remaining time, as text such as "2/5  3:00 left"."""
         line = f"{self._ended}/{self._total}"
         if not 0 < self._ended < self._total:
             return line
@@ -91,10 +94,9 @@ def run_jobs(
 ) -> dict[str, int]:
     """Run all jobs, at most `limit` at a time.
 
-    Jobs start in the given order, except that a job waits for the jobs that it needs.
-
-    If a job fails, only the jobs that need it are not started.  Ctrl-C, SIGTERM or SIGHUP sends SIGTERM to the running jobs and
-    raises `Interrupted` when these have ended; a second signal kills the running jobs.
+    Jobs start in the given order, except that a job waits for the jobs that it needs.  If a job fails, the jobs that need it
+    are not started; all other jobs are.  When Ctrl-C, SIGTERM or SIGHUP arrives, the running jobs receive SIGTERM.  They are
+    killed at a second signal, or if they are still running after 60 seconds.
 
     Args:
         jobs: The jobs.
@@ -105,10 +107,10 @@ def run_jobs(
         keep_open: File descriptors that the processes inherit.
 
     Returns:
-        Exit codes by name of the job.  A job has no exit code if it was not started, because a job that it needs failed.
+        Exit codes by name of the job.  A job that was not started, because a job that it needs failed, is left out.
 
     Raises:
-        Interrupted: a signal arrived.
+        Interrupted: a signal arrived; all running jobs have ended.
         OutputError: a log cannot be written.
     """
     assert len({job.name for job in jobs}) == len(jobs)
@@ -158,7 +160,7 @@ def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child
 
 
 def _stop(children: Sequence[_Child]) -> None:
-    """Terminate all children; kill them after a timeout or at a further signal."""
+    """Send SIGTERM to all children and wait until they have ended; kill them after a timeout or at another signal."""
     signals_before = min(signals.num_arrived(), 1)
     for child in children:
         _signal(child, signal.SIGTERM)

@@ -1,7 +1,7 @@
 """Reads and tokenises the data of a run.
 
-This module writes no file except rejected.jsonl.  A run that fails here, because of a mistake in its recipe or data, therefore
-leaves no incomplete run folder.
+In the run folder, this module writes only rejected.jsonl, a list of rows that are not used.  So a mistake in the recipe or the
+data is found before run.json and checkpoints are written.
 """
 
 from collections import Counter
@@ -42,8 +42,8 @@ class DataSets:
         validation: Validation records.
         validation_examples: The validation records as tokenised examples; records that exceed the length limits are omitted.
         tests: Test records by name of the test set.
-        manifest: JSON values for run.json: path, hash and number of rows of each source; and the numbers of kept and of
-            dropped rows.
+        manifest: Description of the data for run.json: path, hash and number of rows of each file or hub data set; and the
+            numbers of rows that are used and of rows that were removed.
     """
 
     train: Sequence[Example]
@@ -58,21 +58,19 @@ def load_data(
 ) -> DataSets:
     """Read and tokenise the data of a run.
 
-    A training or validation row that has the prompt of a test row is removed and counted.  Exact duplicates of earlier training
-    rows are kept and counted.
+    A training or validation row is removed if a test row has the same prompt.  Duplicates of training rows are kept.  Both are
+    counted.
 
     Args:
-        config: The data section of the recipe, with sources, test sets and length limits.
+        config: The data section of the recipe: paths of the data, test sets and length limits.
         tokenizer: The tokenizer of the student.
-        seed: Seed of the run.  If the recipe sets `reference: random`, the seed determines which reference answer of a row is
-            trained on.
-        rejected: File to which unusable rows are written; if None, they are only counted.
-        report: Function that is called with lines of text: one for every source, and others for rows that are removed, repeated
-            or have special tokens.
+        seed: Seed of the run.  With `reference: random` in the recipe, it determines which reference answer of a row is used.
+        rejected: JSON Lines file to which unusable and too long rows are written; if None, they are only counted.
+        report: Function that is called with lines of text about the data, such as the number of rows of a file.
 
     Raises:
-        ConfigError: the training set has too few rows to hold out validation rows.
-        DataError: a source is missing or empty, has too many unusable rows, or none of its rows fits the length limits.
+        ConfigError: data.validation is not set, and the training data does not have more than data.validation_rows rows.
+        DataError: a file or data set is missing or empty, has too many unusable rows, or has no row within the length limits.
     """
     manifest: dict[str, Json] = {}
     builder = _ExampleBuilder(tokenizer, config, seed, rejected, report, Counter(), {})
@@ -116,7 +114,15 @@ def load_data(
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
-    """Return the numbers of kept rows, and of dropped rows by reason, for run.json."""
+    """Return numbers of used and of removed rows by name, for run.json.
+
+    Args:
+        train: Number of training examples.
+        dropped: Numbers of removed training rows, by reason.
+        validation: Number of validation rows.
+        lost: Numbers of validation rows that were removed or are too long, by reason.
+        duplicates: Number of training rows that are equal to an earlier one; these rows are used.
+    """
     kept = {"train": train, "dropped": sum(dropped.values()), **dropped, "validation": validation}
     kept |= {"duplicates kept": duplicates} if duplicates else {}
     return kept | {f"validation {reason}": count for reason, count in lost.items() if count}
@@ -150,16 +156,17 @@ def _read_tests(
 
 
 class _ExampleBuilder(NamedTuple):
-    """Tokenises rows, writes a list of the unusable rows, and counts them.
+    """Tokenises the rows of a run, and counts unusable rows and special tokens.
 
     Args:
         tokenizer: The tokenizer of the student.
         config: The data section of the recipe.
         seed: Seed of the run.
-        rejected: File to which unusable rows are appended; if None, they are only counted.
-        report: Function that is called with lines about special tokens.
-        bad: Number of unusable rows of each source; updated in place.
-        special_tokens: Counts of special tokens for "train", "validation" and each "test <name>"; updated in place.
+        rejected: JSON Lines file to which unusable and too long rows are appended; if None, they are only counted.
+        report: Function that is called with lines of text about special tokens and the cache of tokenised data.
+        bad: Number of unusable rows by file or hub data set; updated in place.
+        special_tokens: Counts of special tokens in the text of rows, by "train", "validation" or "test <name>"; updated in
+            place.
     """
 
     tokenizer: Tokenizer
@@ -171,14 +178,18 @@ class _ExampleBuilder(NamedTuple):
     special_tokens: dict[str, Json]
 
     def tokenised(self, rows: Rows, role: str) -> tuple[Examples, dict[str, int], Rows]:
-        """Tokenise the rows of `role`, "train" or "validation".
+        """Tokenise training or validation rows.
+
+        Args:
+            rows: The rows.
+            role: "train" or "validation", for messages and counts.
 
         Returns:
-            The examples; the number of rows that gave no example, by reason; and `rows` without those that have no target (no
-            token to learn).
+            The examples; the number of rows without an example, by reason ("too long" or "nothing to learn"); and the rows
+            without those that have nothing to learn (rows that are too long are included).
 
         Raises:
-            DataError: there are no rows, or more than `max_bad_rows` rows of a source are unusable.
+            DataError: `rows` is empty, or more than `max_bad_rows` rows of a file or hub data set are unusable.
         """
         if not rows:
             raise DataError(f"{role}: the prompt of every row is also in a test set; use other data, or other test sets")
@@ -216,16 +227,19 @@ class _ExampleBuilder(NamedTuple):
 
 
 def _split(pool: Rows, held: Rows | None, asked: Set[bytes], config: DataConfig) -> tuple[Rows, Rows, tuple[int, int]]:
-    """Divide the rows into training and validation rows.
+    """Select the training and the validation rows, without rows that have the prompt of a test row.
 
     Args:
-        pool: The rows of the training sources.
-        held: The rows of the validation source; if None, the first rows of `pool` are used for validation.
-        asked: Hashes of the prompts of all test rows; rows with these prompts are removed.
+        pool: The rows of the training data.
+        held: The rows of the validation data; if None, the first rows of `pool` are used for validation.
+        asked: Hashes of the prompts of all test rows.
         config: The data section of the recipe, which gives the number of validation rows.
 
     Returns:
-        Training rows; validation rows; and the numbers of rows removed from `pool` and from `held`.
+        Training rows; validation rows; and how many rows of `pool` and of `held` have the prompt of a test row.
+
+    Raises:
+        ConfigError: `held` is None and `pool` has too few rows.
     """
     before = (pool, Rows.joined([]) if held is None else held)
     train, validation = (rows.take(~asks_one_of(rows, asked)) for rows in before)

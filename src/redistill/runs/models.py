@@ -1,4 +1,4 @@
-"""Loads teacher and student of a run on the CPU, and matches their vocabularies."""
+"""Loads teacher and student on the CPU, and checks that their vocabularies match."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,10 +40,11 @@ class Models:
         teacher: The language model of the local teacher; None if the run has no local teacher.
         student: The student's language model.
         tokenizer: The student's tokenizer.
-        vocabulary: Number of classes (token ids) of both output heads.  If a head has more classes, the others are not used.
+        vocabulary: Number of classes (token ids) that the run uses: those that the output heads of teacher and student share.
+            Further classes of a head are ignored.
         end_ids: Ids of the student's end tokens.
-        manifest: Names and sizes of the models, for run.json.
-        notes: Sentences about differences between the models, for the log.
+        manifest: Name, number of parameters and size in bytes of each model, for run.json.
+        notes: Sentences for the log, for example about differences between teacher and student.
         states: The store of the cached teacher; None if the teacher is not cached.
     """
 
@@ -58,7 +59,7 @@ class Models:
 
     @property
     def pad_id(self) -> int:
-        """Id of the student's padding token, which `load_tokenizer` has set."""
+        """Id of the student's padding token."""
         return self.tokenizer.pad_token_id or 0
 
 
@@ -77,7 +78,7 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
             store.
         DataError: a file of the cached teacher is missing or damaged.
         ModelError: a model cannot be loaded.
-        VocabularyError: the token ids of teacher and student differ.
+        VocabularyError: teacher and student have different vocabularies.
     """
     source, taught_by = student_source(config), teacher_source(config)
     states = None if config.teacher_cache is None else HiddenStates.open(config.teacher_cache, report=report, poll=signals.poll)
@@ -144,10 +145,12 @@ def _teacher_layers(
 def shared_vocabulary(
     teacher: nn.Module, teacher_tokenizer: Tokenizer, student: nn.Module, tokenizer: Tokenizer
 ) -> vocabulary.VocabularyMatch:
-    """Return the classes that the output heads of teacher and student share.
+    """Return the number of classes that the heads of teacher and student share.
+
+    The result also has the number of classes of each head.
 
     Raises:
-        VocabularyError: the token ids of the two models differ.
+        VocabularyError: the two tokenizers map tokens to different ids.
     """
     return vocabulary.match_vocabularies(
         teacher_tokenizer.get_vocab(), tokenizer.get_vocab(), head(teacher).num_classes, head(student).num_classes
@@ -157,13 +160,18 @@ def shared_vocabulary(
 def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None:
     """Check that a model has enough positions for a prompt and its response.
 
+    Args:
+        model: The language model.
+        tokens: The length limits, in tokens.
+        name: Name of the model, for the error message.
+
     Raises:
         ConfigError: prompt_tokens + response_tokens exceeds the model's number of positions.
     """
     limit, longest = position_limit(model), tokens.prompt_tokens + tokens.response_tokens
     if limit is not None and longest > limit:
         raise ConfigError(
-            f"prompt_tokens + response_tokens = {longest}: the {name} has {limit} positions; lower one of the two"
+            f"prompt_tokens + response_tokens = {longest}: the {name} has {limit} positions; lower one of the two limits"
         )
 
 

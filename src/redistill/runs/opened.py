@@ -1,4 +1,4 @@
-"""Opens a run: loads its models and data and places them on their device."""
+"""Opens a run: loads its models and data, and moves the models to their device."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from redistill.config.sections import TeacherConfig
 from redistill.contracts import Engine, EngineTools, Processes, Teacher, TeacherTools, TokenSequence
 from redistill.data.spans.extract import SpanExtractor, load_extractor
 from redistill.errors import ConfigError
+from redistill.evaluation.scorable import unscorable_notes
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.models.families import layer_list
@@ -48,15 +49,15 @@ class OpenRun:
     """A run whose models and data are loaded, with the models on their device.
 
     Args:
-        student: The student, whose parameters `placement` has distributed over the processes.
+        student: The student; its parameters are distributed over the processes by `placement`.
         placement: How the student's parameters are distributed over the processes.
         engine: The object that generates the student's text for training.
-        teacher: The teacher; None if no part of the run uses one.
-        sizes: Two batch sizes that are halved when memory runs out: the size of a micro-batch, and the number of texts that are
-            generated at once.
+        teacher: The teacher; None if the run has none.
+        sizes: Two batch sizes, which are halved when memory runs out: the number of sequences in a micro-batch, and the number
+            of texts that are generated at once.
         corpus: Blocks of text for the pre-training term of the loss; empty without this term.
         spans: The object that finds phrases in texts; None if no term of the loss needs phrases.
-        output: Log, progress, token count and checkpoint folder.
+        output: The log files, the progress on the terminal, the counter of generated tokens, and the path of the checkpoints.
     """
 
     config: Run
@@ -74,20 +75,23 @@ class OpenRun:
 
     @property
     def processes(self) -> Processes:
-        """Rank of this process, number of processes, and the function `signals.gather`."""
+        """Rank of this process, number of processes, and the function `gather`.
+
+        This function concatenates the lists of all processes.
+        """
         return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
 
     @property
     def schedule(self) -> Schedule:
-        """Numbers of updates: in the run, between validations, between checkpoints."""
+        """Numbers of updates: of the run, between validations, and between checkpoints."""
         return self.config.training.schedule(len(self.data.train))
 
 
 @contextmanager
 def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[OpenRun]:
-    """Context in which a run is loaded, with its models on their device.
+    """Context in which the models and data of a run are loaded.
 
-    Progress is shown on the terminal until the context ends.
+    The models are on their device.  Progress is shown on the terminal until the context ends.
 
     Args:
         config: The run.
@@ -107,7 +111,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
             models = load_models(config, progress.note)
             rejected = config.folder / "rejected.jsonl" if is_main else None
             data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, report=progress.note)
-            for note in (*models.notes, *notes(config)):
+            for note in (*models.notes, *notes(config), *_unscorable(config, data)):
                 progress.note(f"note: {note}")
             opened = assemble(config, accelerator, models, data, progress)
             if models.states is not None:
@@ -118,7 +122,19 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
 
 
 def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: Progress) -> OpenRun:
-    """Place the models on their device, and build engine, teacher and placement."""
+    """Move the models to their device, and build the other components of a run.
+
+    Args:
+        config: The run.
+        accelerator: The accelerator of the job.
+        models: The models, on the CPU; they are moved in place.
+        data: The tokenised data.
+        progress: Progress and messages on the terminal.
+
+    Raises:
+        ConfigError: an external component cannot be built.
+        DataError: the text for the pre-training term of the loss cannot be read.
+    """
     settings, device = config.training, accelerator.device
     micro_batch = Halving("training.micro_batch_size", settings.micro_batch_size)
     text_batch = Halving("training.generation_batch_size", settings.generation_batch_size)
@@ -182,7 +198,7 @@ def _build_teacher(
         models: The models, with the store of a cached teacher.
         tools: Tools of the student's engine; their attribute `teacher` is the language model of a local teacher, or None.
         device: The device.
-        count: Function that is called with the number of tokens that the teacher has generated, after each generation.
+        count: Function that is called each time the teacher has generated text, with the number of generated tokens.
     """
     node, vocabulary = config.teacher, tools.vocabulary
     if tools.teacher is not None:
@@ -200,7 +216,7 @@ def _build_teacher(
 
 
 def notes(config: Run) -> Iterator[str]:
-    """Yield notes on valid settings whose effects may be unintended."""
+    """Yield a sentence for each valid setting whose effect may be unintended."""
     if method(config.method).start == "finetuned" and config.student.start == "method" and config.student.finetune is None:
         yield f"{config.method} usually starts from a fine-tuned student; set student.finetune for that"
     for name, usual in method(config.method).optimiser.items():
@@ -212,10 +228,16 @@ def notes(config: Run) -> Iterator[str]:
         yield f"policy adaptive uses student text {when}; set training.evaluate_every"
 
 
-def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
-    """Return how the student's parameters are distributed over the processes.
+def _unscorable(config: Run, data: DataSets) -> Iterator[str]:
+    """Yield notes on validation and test records that a metric cannot score."""
+    yield from unscorable_notes({"validation": data.validation}, {"validation": config.validation_metrics})
+    yield from unscorable_notes(data.tests, config.test_metrics, limit=config.evaluation.limit)
 
-    With several processes, they are sharded if `kind` is "sharded", and replicated otherwise.
+
+def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
+    """Return the object that distributes the student's parameters over processes.
+
+    With several processes, the parameters are sharded if `kind` is "sharded", and replicated otherwise.
     """
     if kind == "sharded" and num_processes > 1:
         return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
@@ -227,8 +249,8 @@ def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
 
     The precision "bf16" enables autocast.
 
-    Accelerate's state is global: a second run in the same process would inherit the precision of the first run, or fail if its
-    own precision differs.  So this function resets the state, but not the process group, which is stored separately.
+    Accelerate keeps the precision in a global state.  Without a reset, a second run in the same process would fail or have the
+    precision of the first run.  So this function resets that state.  The process group stays unchanged.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     autocast, handlers = "no" if precision == "fp32" else precision, [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]

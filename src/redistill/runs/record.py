@@ -1,4 +1,4 @@
-"""Writes the records of a run: run.json, and the identity of its checkpoints."""
+"""Writes run.json, the description of a run, and identity.json."""
 
 import importlib.metadata
 import os
@@ -16,6 +16,7 @@ from redistill.config.run import Run, encode_run
 from redistill.config.schema import SCHEMA
 from redistill.processes.memory import machine_bytes
 from redistill.records import Json
+from redistill.reports.folders import mapping
 from redistill.runs.commit import own_commit
 from redistill.runs.disk_space import check_space, needed_space
 from redistill.runs.folder import RUN_FILE
@@ -44,13 +45,14 @@ PACKAGES = (
 def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> None:
     """Check the disk space and existing checkpoints; write run.json and identity.json.
 
-    If an earlier version wrote the checkpoints, they lack hashes of this version.  A note is then printed, and the current
-    hashes are stored.
+    The file identity.json, in the folder of the checkpoints, contains hashes of the settings, models and data of the run.
+    An earlier version of redistill may have stored fewer hashes with its checkpoints.  If so, the missing hashes are added to
+    identity.json, and a note is logged.
 
     Args:
         run: The run.
-        command: As in `write_run_file`.
-        identity: The result of `checked_identity`.
+        command: Command that repeats the run, for run.json; if None, the command line of this process is stored.
+        identity: Hashes of the settings, models and data of the run, from `checked_identity`.
 
     Raises:
         CheckpointError: the folder has checkpoints of another run.
@@ -67,9 +69,9 @@ def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> Non
 
 
 def cost(config: Run, state: TrainingState) -> dict[str, float]:
-    """Return the cost of training by name, for comparisons.
+    """Return the cost of training: updates, sequences, tokens, seconds, peak bytes.
 
-    Times are in seconds, sizes in bytes.  Tokens are summed over processes; peak memory is the maximum over processes.
+    Numbers of tokens are sums over all processes, and the peak memory is the maximum over all processes.
     """
     return {
         "updates": state.step,
@@ -84,11 +86,12 @@ def cost(config: Run, state: TrainingState) -> dict[str, float]:
 def write_run_file(
     run: OpenRun, command: str | None, identity: Mapping[str, str], status: str, cost: Mapping[str, float] | None = None
 ) -> None:
-    """Write run.json, without secrets.
+    """Write run.json; secrets, such as access tokens, are masked.
 
     Args:
-        command: Command that repeats the run, shown in reports; if None, it is the command line of this process.
-        identity: The result of `checked_identity`.
+        run: The run.
+        command: Command that repeats the run, shown in reports; if None, the command line of this process is stored.
+        identity: Hashes of the settings, models and data of the run, from `checked_identity`.
         status: "running" or "trained".
         cost: Cost of training, as the function `cost` returns it; None before training.
     """
@@ -112,7 +115,7 @@ def write_run_file(
         "stages": {
             name: {
                 "folder": str(stage.folder),
-                "cost": files.read_json(stage.folder / RUN_FILE).get("cost"),
+                "cost": mapping(files.read_json(stage.folder / RUN_FILE)).get("cost"),
                 "sha256": {path.name: file_hash(path, note) for path in sorted((stage.folder / "model").glob("*.safetensors"))},
             }
             for name, stage in stages(config).items()
@@ -130,7 +133,10 @@ def write_run_file(
 
 
 def machine() -> dict[str, Json]:
-    """Describe the machine, its accelerators, Python, and the number of torch threads."""
+    """Return a description of the machine and its accelerators, for run.json.
+
+    It has the versions of Python and of the platform and the number of torch threads as well.
+    """
     return {
         "cpu": _processor(),
         "cores": cores(),
@@ -143,9 +149,9 @@ def machine() -> dict[str, Json]:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use.
+    """Return the number of processor cores that this process may use.
 
-    In a container, this number can be smaller than that of the machine.
+    The machine can have more cores, for example if the process runs in a container.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -1,7 +1,7 @@
-"""Writes revisions.jsonl: the corrections of student text.
+"""Writes revisions.jsonl, the log of corrections of student text.
 
-SCRG (sequence correction and re-generation) makes them: it replaces the token at which the student disagrees most with the
-teacher, and the student generates the rest of the text again.
+The corrections are made by SCRG (sequence correction and re-generation): the token at which the student disagrees most with
+the teacher is replaced, and the student generates the text after this token again.
 """
 
 from redistill.config.run import Run
@@ -13,10 +13,15 @@ FILE = "revisions.jsonl"
 
 
 def log_revision(config: Run, tokenizer: Tokenizer, revision: Revision) -> None:
-    """Append a correction to revisions.jsonl if `training.log_every` divides its step.
+    """Append a correction of student text to revisions.jsonl in the run folder.
 
-    `tokenizer` is that of the student.  Only the main process calls this function, and only for corrections in its own part of
-    the batch.
+    Nothing is appended if the number of earlier updates is not a multiple of `training.log_every`.  Only the main process calls
+    this function, so corrections of texts that other processes train on are not logged.
+
+    Args:
+        config: The run.
+        tokenizer: The student's tokenizer.
+        revision: The correction.
     """
     if revision.step % config.training.log_every:
         return

@@ -1,8 +1,7 @@
 """The Python API: train, evaluate and report a run.
 
-The run folder is the interface between these three steps: each step reads the files of the previous one, and can be repeated
-alone.
-A call with the same configuration and folder resumes the run.
+Each of these three steps reads files that the previous step wrote to the run folder, and can be repeated without the others.
+A function that is called again with the same configuration and folder resumes the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.evaluation.folder import SETTINGS
+from redistill.evaluation.scorable import unscorable_notes
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.families import head
 from redistill.models.load import ModelConfig, load_model
@@ -80,10 +80,10 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
     Args:
         config: The run.
         baselines: Folders of finished runs to compare with in the report.
-        command: Command shown in the report under "repeat this run"; if None, it is the command line of this process.
+        command: Command shown in the report under "repeat this run"; if None, the command line of this process is shown.
 
     Returns:
-        The folder, model, scores and report of the run.
+        The paths of the run folder, the model and the report, and the student's scores.
 
     Raises:
         BusyError: another process uses the run folder.
@@ -109,13 +109,14 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 
 @signals.handled()
 def train_student(config: Run, *, command: str | None = None) -> Path:
-    """Train the stages and the student of a run, and export the best student.
+    """Train the student of a run, and export its best checkpoint.
 
-    A stage is a fine-tuning of the teacher or of the student before the run.  An unfinished run is resumed.
+    If the recipe fine-tunes the teacher or the student before distillation, this is done first.  An unfinished run is resumed.
+    The best checkpoint has the best validation score.
 
     Args:
         config: The run.
-        command: Command shown in the report under "repeat this run"; if None, it is the command line of this process.
+        command: Command shown in the report under "repeat this run"; if None, the command line of this process is shown.
 
     Returns:
         The folder of the student, `<run folder>/model`.
@@ -142,7 +143,10 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
 
 
 def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
-    """Train the stages and the student, unless the folder has a trained student."""
+    """Train the models of the stages (the fine-tunings before the run), then the student.
+
+    If the run folder has a trained student, nothing is trained.
+    """
     if check_owner(config):  # another process may have trained the student before this one got the lock
         return
     for name, stage in stages(config).items():
@@ -165,7 +169,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
 
 
 def _evaluate_before(run: OpenRun) -> None:
-    """Evaluate the student before training, if `evaluation.compare` has "before"."""
+    """Evaluate the student before it is trained, if the recipe lists "before" in `evaluation.compare`."""
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
     folder, metrics = run.config.folder / "before", run.config.test_metrics
@@ -177,7 +181,7 @@ def _evaluate_before(run: OpenRun) -> None:
 
 
 def _fit(run: OpenRun) -> TrainingState:
-    """Train the student, and load the weights of its best checkpoint.
+    """Train the student, load the weights of its best checkpoint, and return the final state of training.
 
     Training resumes from the newest valid checkpoint, if there is one.
     """
@@ -226,9 +230,9 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
         The student's scores, as in scores.json.
 
     Raises:
-        CheckpointError: the run has no trained student, or its answers were generated with other settings.
+        CheckpointError: the run has no trained student, or its folder contains texts that were generated with other settings.
         BusyError: another process uses the run folder.
-        DataError: a test set cannot be read, or has no reference.
+        DataError: a test set cannot be read, or a row has no reference answer.
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes.
 
     Example:
@@ -260,9 +264,9 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
 
 
 def tokens_of(model: str) -> TokenizeConfig:
-    """Return the template and the length limits for prompts of `model`.
+    """Return the prompt template and the length limits for a model.
 
-    If `model` is a run folder, the result has the values that the run was trained with; otherwise it has the default values.
+    If `model` is a run folder, they are those that the run was trained with; otherwise they are the default values.
 
     Raises:
         ConfigError: run.json in the run folder has no valid config.data.tokens.
@@ -290,18 +294,19 @@ def evaluate_model(
     teacher: ModelConfig | None = None,
     allow_code: Sequence[str] = (),
 ) -> Mapping[str, Any]:
-    """Evaluate any model that transformers can load on test sets.
+    """Evaluate a model on test sets; transformers must be able to load the model.
 
-    The answers and scores are written to `out`.
+    The generated texts and the scores are written to `out`.
 
     Args:
         model: The model.  If it names a run folder, the student of this run is loaded.
         tests: Name of a test set -> its file, or None for its data on the hub.
-        evaluation_config: How answers are sampled and scored.
-        tokens: Template and length limits of prompts; `tokens_of(model)` returns those that a run was trained with.
-        out: The folder for answers and scores.
-        teacher: Teacher for KL and agreement on the gold answers; if None, these scores are omitted.
-        allow_code: Modules whose code may run if a metric or a test set is named `module:NAME`.
+        evaluation_config: How texts are sampled and scored.
+        tokens: Prompt template and length limits; `tokens_of(model)` returns those that a run was trained with.
+        out: The output folder.
+        teacher: Teacher with which the model is compared on the reference answers, by KL and by agreement (whether both
+            have the same most probable token); if None, these scores are omitted.
+        allow_code: Modules that may be imported for metrics and test sets with names of the form `module:NAME`.
 
     Returns:
         The content of scores.json.
@@ -309,7 +314,7 @@ def evaluate_model(
     Raises:
         ConfigError: a metric or a test set is unknown.
         ModelError, DataError, VocabularyError: the models or the data cannot be used.
-        CheckpointError: `out` contains answers of another model or of other settings.
+        CheckpointError: `out` contains texts that another model generated, or that were generated with other settings.
         BusyError: another process uses `out`.
 
     Example:
@@ -341,13 +346,17 @@ def _evaluate(
     label: str,
     accelerator: Accelerator,
 ) -> Mapping[str, Json]:
-    """Load and evaluate a model; return its scores, as in scores.json.
+    """Load a model, evaluate it on the test sets in `data`, and return the content of scores.json.
 
-    If `teacher_source` is not None, the scores include KL and agreement with this teacher.
+    `source` and `teacher_source` name the model and the teacher to load.  Without a teacher, the scores that compare the model
+    with it are omitted.  `label` names the model in messages, and `folder` is the output folder.
     """
     metrics = metrics_of(data.tasks, config.metrics)
     with signals.handled(at_once=True):
-        tests = load_tests(data, report if accelerator.is_main_process else lambda line: None)
+        note = report if accelerator.is_main_process else lambda line: None
+        tests = load_tests(data, note)
+        for line in unscorable_notes(tests, metrics, limit=config.limit):
+            note(f"note: {line}")
         model, tokenizer = load_model(source)
         check_positions(model, data.tokens, label)
         size, teacher = head(model).num_classes, None

@@ -1,7 +1,7 @@
-"""Stages of a run: supervised fine-tuning of its teacher or of its student.
+"""Stages of a run: fine-tuning of its teacher or student before distillation.
 
-A stage is a run with its own folder.  This module trains nothing: it builds the configurations of the stages, and the paths of
-the models that the run loads.
+A stage is a run with its own folder, and its method is supervised fine-tuning.  This module trains nothing.  It returns the
+configurations of the stages, and the settings for loading the fine-tuned models.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ from redistill.training.schedule import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
-    """Return the runs that must be trained before the run `config`, in this order.
+    """Return the fine-tunings that must be done before a run, as runs.
 
-    The keys are "teacher" for the fine-tuning of the teacher, and "start" for the fine-tuning of the student.
+    The keys are "teacher" for the fine-tuning of the teacher, and "start" for the fine-tuning of the student.  If both exist,
+    "teacher" is first and must be trained first.
     """
     found: dict[str, Run] = {}
     if isinstance(config.teacher, TeacherConfig) and config.teacher.finetune is not None:
@@ -29,10 +30,9 @@ def stages(config: Run) -> dict[str, Run]:
 
 
 def teacher_source(config: Run) -> TeacherConfig | None:
-    """Return the settings from which the local teacher of a run is loaded.
+    """Return the settings for loading the local teacher of a run; None if it has none.
 
-    If a stage fine-tunes the teacher, they name the folder of the fine-tuned model.  The function returns None for a run
-    without a local teacher.
+    If the run fine-tunes the teacher before distillation, `model` in the result is the folder of the fine-tuned teacher.
     """
     teacher = config.teacher if isinstance(config.teacher, TeacherConfig) else None
     if teacher is None or teacher.finetune is None:
@@ -42,9 +42,9 @@ def teacher_source(config: Run) -> TeacherConfig | None:
 
 
 def student_source(config: Run) -> StudentConfig:
-    """Return the settings from which the student of a run is loaded before training.
+    """Return the settings for loading the student with which distillation starts.
 
-    If a stage fine-tunes the student, they name the folder of the fine-tuned model.
+    If the run fine-tunes the student before distillation, `model` in the result is the folder of the fine-tuned student.
     """
     if not config.starts_finetuned or config.student.finetune is None:
         return config.student
@@ -76,9 +76,14 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
 
 
 def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None) -> Run:
-    """Return the run of the stage `name`: supervised fine-tuning of `student`.
+    """Return the configuration of a supervised fine-tuning, with the data and the precision of `config`.
 
-    It uses the data and the precision of the run `config`.
+    Args:
+        config: The run that needs the fine-tuned model.
+        finetune: Settings of the fine-tuning.
+        name: "teacher" or "start" (the student).
+        student: The model to fine-tune.
+        teacher: The teacher, if `student` is made of its layers; otherwise None.
     """
     seed, choose_by = (Run.seed, TrainingConfig.choose_by) if name == "teacher" else (config.seed, CROSS_ENTROPY)
     choose_by = finetune.choose_by or choose_by

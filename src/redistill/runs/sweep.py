@@ -1,7 +1,7 @@
 """Runs every row of a sweep recipe with every seed, and compares the runs.
 
-The settings of all runs are validated before the first run starts.  Each run is a separate process, so that its memory is freed
-and a crash ends only that run; the same command resumes the sweep.
+A row is a label with settings, such as a method or an ablation.  The settings of all runs are validated before the first run
+starts.  Each run is a separate process, so that a crash ends only that run.  The same command resumes the sweep.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,10 +43,11 @@ class Plan:
 
     Args:
         sweep: The sweep recipe.
-        folder: Folder that contains sweep.json, a folder for each run, `stages/`, and the comparisons.
-        entries: One entry for each row and seed, in the order of the rows.
+        folder: Folder of the sweep.  It contains sweep.json, a folder for each run, the folder `stages` with the fine-tuned
+            teachers and students, and the comparisons.
+        entries: The validated run of each row and seed, in the order of the rows.  A row is a label with settings.
         only: Labels of the rows to run.
-        allow_code: Modules whose code the runs may use.
+        allow_code: Modules that the runs may import for external components.
     """
 
     sweep: Sweep
@@ -57,20 +58,21 @@ class Plan:
 
     @property
     def selected(self) -> list[Entry]:
-        """The entries to run: one for each distinct run of the rows in `only`.
+        """The entries of the rows in `only`, without duplicates of a run.
 
-        Rows with equal settings share a run.
+        Rows with equal settings have the same run; only the first of their entries is returned.
         """
         return list({entry.run.folder: entry for entry in reversed(self.entries) if entry.label in self.only}.values())[::-1]
 
     def statuses(self) -> dict[Path, str]:
-        """Return the status of each run and of each stage, by its folder.
+        """Return the status of each run and of each fine-tuning before it, by folder.
 
-        A status is "waiting" (not started), "running" (started), "trained" (not evaluated yet) or "finished".
+        The status is read from the folders: "waiting" (not started), "running" (started and not trained yet), "trained" (not
+        evaluated yet) or "finished" (trained and evaluated).
 
         Raises:
             ConfigError: a folder contains another run or another sweep.
-            OutputError: the folder of a run or stage is outside of the folder of the sweep, through a link.
+            OutputError: a folder is a link that leads out of the folder of the sweep.
         """
         runs = [config for entry in self.entries for config in (*entry.stages, entry.run)]
         for config in runs:
@@ -82,7 +84,7 @@ class Plan:
         return {config.folder: _status(config) for config in runs}
 
     def describe(self) -> list[str]:
-        """Return one line of text per run: its folder, its status, and its rows and seeds."""
+        """Return one line of text per run: folder, status, and its rows and seeds."""
         statuses, rows = self.statuses(), dict[Path, list[str]]()
         for entry in self.entries:
             rows.setdefault(entry.run.folder, []).append(f"{entry.label} (seed {entry.seed})")
@@ -97,17 +99,17 @@ def plan_sweep(
     only: Sequence[str] = (),
     allow_code: Sequence[str] = (),
 ) -> Plan:
-    """Read and expand a sweep recipe; nothing is written or run.
+    """Read a sweep recipe and validate its runs; nothing is written or run.
 
     Args:
-        recipe: The sweep recipe, a YAML file.
+        recipe: The sweep recipe, a YAML file.  It lists rows; a row is a label with settings.
         overrides: Settings of every run, as `section.field=value`; they override those of the rows.
-        out: The folder of the sweep; if None, it is runs/NAME.
+        out: The folder of the sweep; if None, it is runs/NAME, where NAME is the name in the recipe.
         only: Labels of the rows to run; if empty, all rows are run.
         allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
 
     Raises:
-        ConfigError: the recipe or one of its runs is invalid; the message names the row.
+        ConfigError: the recipe or one of its runs is invalid, or a label in `only` is unknown.
     """
     sweep = read_sweep(recipe)
     for label in only:
@@ -128,14 +130,14 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
             the number of processor cores.
 
     Returns:
-        Paths of the comparisons: for each table an HTML page, and files in Markdown, LaTeX and CSV.
+        Paths of the comparisons.  Each comparison table is written as HTML, Markdown, LaTeX and CSV.
 
     Raises:
-        BusyError: another process runs the sweep.
+        BusyError: another process uses the folder of the sweep.
         ConfigError: the folder contains another sweep or other runs.
-        TrainingError: at least one run failed; the other runs are finished and compared.  The attribute `exit_code` of the
-            error is 75 if all failures are retryable.
-        Interrupted: the runs were stopped; the same plan resumes them.
+        TrainingError: at least one run failed; the finished runs have been compared.  The attribute `exit_code` of the error is
+            75 if all failed runs can be retried.
+        Interrupted: a signal arrived and the runs were stopped; the same call resumes them.
     """
     statuses = plan.statuses()
     with locked(plan.folder) as lock:  # the runs inherit the lock, so that the runs of a killed sweep keep the folder locked
@@ -158,16 +160,17 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
 
 def _status(config: Run) -> str:
-    """Read the status of a run from its folder.
+    """Read the status of a run from its folder; "waiting" if the run has not started.
 
     Raises:
-        ConfigError: the folder contains another run, or an unfinished run of an older schema.
+        ConfigError: the folder contains another run, or a run that another version of redistill wrote and that this version
+            cannot use.
     """
     path = config.folder / RUN_FILE
     if not path.is_file():
         return "waiting"
     held = mapping(files.read_json(path))
-    check_run_schema(config.folder, held, resumes=held.get("status") not in {TRAINED, FINISHED})
+    check_run_schema(config.folder, held, resumes=held.get("status") not in (TRAINED, FINISHED))
     mine, theirs = (settings_of(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
     if found := differences(mine, theirs):
         raise ConfigError(f"{config.folder}: contains another run ({found[0]}); choose another --out, or remove the folder")
@@ -178,7 +181,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """Write a recipe for each unfinished run and stage; return the jobs that run them."""
+    """Write a recipe for each unfinished run and each unfinished fine-tuning before it; return one job for each recipe."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     for entry in plan.selected:
@@ -201,10 +204,17 @@ def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
 def _run(
     plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: Sequence[int]
 ) -> tuple[list[str], set[int]]:
-    """Run the jobs `todo`; return a phrase for each failed job, and all exit codes.
+    """Run the jobs of a sweep.
 
-    `statuses` is updated in place.  `limit` is the number of parallel jobs, and `lock` has the file descriptors of the lock,
-    which the jobs inherit.
+    Args:
+        plan: The sweep.
+        todo: The jobs.
+        statuses: Status of each run by its folder; updated in place when a job starts or ends.
+        limit: Maximum number of parallel jobs.
+        lock: File descriptors that hold the lock on the folder of the sweep; the jobs inherit them.
+
+    Returns:
+        A phrase for each job that failed or was not started; and the set of all exit codes.
     """
     failed: list[str] = []
 
@@ -230,7 +240,7 @@ def _run(
 
 
 def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
-    """Write the tables of the sweep and the status of each run to sweep.json."""
+    """Write sweep.json: the rows of each comparison table, and the folder and status of each run."""
     sweep = plan.sweep
     runs = [
         {"label": entry.label, "seed": entry.seed, "folder": entry.run.folder.name, "status": statuses[entry.run.folder]}
@@ -248,15 +258,19 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 
 
 def _environment(limit: int) -> dict[str, str]:
-    """Return the environment of a run; `limit` parallel runs share the cores equally."""
+    """Return the environment variables of a run.
+
+    If `limit`, the maximum number of parallel runs, is greater than 1, OMP_NUM_THREADS is set to the number of cores divided by
+    `limit`, unless this variable is already set.
+    """
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
     return child_environment(threads)
 
 
 def _score(folder: Path) -> str:
-    """Format the mean score of a run over its data sets; "" for a run without scores.
+    """Return the mean score of a run over its test sets and seeds, as text; "" if it has no scores.
 
-    The score is the primary metric of the first data set.  Data sets without this metric are left out.
+    The score is the primary metric of the first test set.  Test sets without this metric are left out.
     """
     path = folder / "scores.json"
     held = mapping(files.read_json(path)) if path.is_file() else {}
@@ -273,9 +287,10 @@ def _score(folder: Path) -> str:
 
 
 def _write_comparisons(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
-    """Write a comparison of the finished runs for each table of the sweep.
+    """Write and print each comparison table of the sweep, with the rows that have a finished run.
 
-    Returns the paths of the written files.
+    Returns:
+        The paths of the written files.
     """
     finished = {entry.label for entry in plan.entries if statuses[entry.run.folder] == FINISHED}
     pages = []

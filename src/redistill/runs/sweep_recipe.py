@@ -1,7 +1,7 @@
-"""Reads sweep recipes: merges each row and each seed over one base recipe.
+"""Reads sweep recipes, and builds a run for each row and seed.
 
-A row of a sweep is a label and the settings in which its runs differ from the base.  This module neither writes files nor
-starts runs; sweep.py does.
+A row of a sweep is a label with the settings in which its runs differ from the base, the settings of all runs.  This module
+neither writes files nor starts runs; sweep.py does.
 """
 
 import hashlib
@@ -29,16 +29,16 @@ WHOLE = ("policy", "objective")  # sections that are replaced as a whole and not
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A table of the comparison, with some rows of a sweep.
+    """A comparison table of some rows of a sweep; a row is a label with settings.
 
     Args:
-        rows: Labels, in the order of the table.
-        baseline: The row that the others are compared with.  If None, it is the sweep's baseline if this is in `rows`, else the
-            first row.
-        published: Names of published tables of the MGSR paper (arXiv 2407.10068) to show beside this one.
+        rows: Labels of the rows, in the order of the table.
+        baseline: Label of the row that the others are compared with.  If None, it is the baseline of the sweep, or the first
+            row if the table does not contain that baseline.
+        published: Names of tables in the MGSR paper (arXiv 2407.10068) to show beside this table; if empty, those of the sweep.
 
     Raises:
-        ConfigError: there are no rows, the baseline is not one of them, or a published table is unknown.
+        ConfigError: `rows` is empty, `baseline` is not in `rows`, or the paper has no table with a name in `published`.
     """
 
     rows: tuple[str, ...]
@@ -51,23 +51,24 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep recipe: every row runs with every seed.
+    """A sweep recipe: every row (a label with settings) is run with every seed.
 
     Args:
-        name: Name of the sweep; its folder is runs/NAME unless the command line sets another.
-        rows: Label -> settings that are merged over the base.  A section is merged field by field, except `policy` and
-            `objective`, which replace the whole section of the method.  A dotted key, such as `objective.span_weight`, sets one
-            field.
+        name: Name of the sweep; its folder is runs/NAME, unless `--out` is given.
+        rows: Label of a row -> settings in which its runs differ from `base`.  A section of settings is merged with that of
+            `base` field by field; `policy` and `objective` are replaced as a whole.  A dotted key, such as
+            `objective.span_weight`, sets one field.
         base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe.
-        world: If "toy", the data and the teacher are those of `redistill demo`; if None, they are those of the base.
+        world: If "toy", fields that `base` does not set have the values of `redistill demo`, for example its data, teacher and
+            student; if None, they have the usual defaults.
         seeds: Training seeds.
-        baseline: The row that the others are compared with; if None, it is the first row.
-        published: Names of published tables of the MGSR paper (arXiv 2407.10068) to show beside the measured tables.
-        groups: Tables of some of the rows, by name; if empty, there is one table of all rows.
+        baseline: Label of the row that the others are compared with; if None, it is the first row.
+        published: Names of tables in the MGSR paper (arXiv 2407.10068) to show beside the measured tables.
+        groups: Comparison tables by name; if empty, there is one table of all rows.
 
     Raises:
-        ConfigError: there are no rows or no seeds, a name is not valid in file names, a label is unknown, or a row sets the
-            name, the seed or the folder.
+        ConfigError: there are no rows or no seeds, a name cannot be part of a file name, a label is unknown, or a row sets the
+            name, the seed or the output folder of its runs.
     """
 
     name: str
@@ -101,9 +102,9 @@ class Sweep:
 
     @property
     def tables(self) -> dict[str, Group]:
-        """The tables of the comparison by name, each with its baseline.
+        """The comparison tables by file name, with `baseline` and `published` filled in.
 
-        Without groups, there is one table "compare" with all rows.
+        The table of a group NAME is "compare-NAME".  Without groups, there is one table, "compare", with all rows.
         """
         groups = {f"compare-{name}": group for name, group in self.groups.items()} or {"compare": Group(rows=tuple(self.rows))}
         for name, group in groups.items():
@@ -113,13 +114,13 @@ class Sweep:
 
 
 class Cell(NamedTuple):
-    """One row of a sweep with one training seed.
+    """The settings of one row of a sweep with one seed, before they are validated.
 
     Args:
         label: The row's label.
         seed: The training seed.
-        tree: The settings of the run, as in a recipe, without its folder.
-        overrides: Single settings that replace settings of `tree`.
+        tree: The settings of the run as nested mappings, as in a recipe; the output folder is not set.
+        overrides: The row's settings with dotted keys; each replaces one field of `tree`.
     """
 
     label: str
@@ -129,13 +130,15 @@ class Cell(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A row with a seed, and its run; rows with equal settings share one run.
+    """The run of one row of a sweep with one training seed.
+
+    A row is a label with settings.  Rows with equal settings have the same run.
 
     Args:
         label: The row's label.
         seed: The training seed.
         run: The validated settings of the run.
-        stages: The fine-tuning stages that must finish before the run, in the order of training.
+        stages: The fine-tunings of teacher and student that must finish before the run, in the order of training.
     """
 
     label: str
@@ -145,7 +148,7 @@ class Entry(NamedTuple):
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep recipe from a YAML file, and the base recipe if it is a path.
+    """Read a sweep recipe from a YAML file; read its base as well if that is a path.
 
     Raises:
         ConfigError: a file is missing or not YAML, or a setting of the sweep is unknown, of the wrong type or out of range.
@@ -162,11 +165,11 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cell]:
-    """Yield every combination of a row and a seed, row by row.
+    """Yield the settings of every combination of a row and a seed, row by row.
 
     Args:
-        sweep: A sweep whose base has been read.
-        world: Settings of the toy world, over which the base is merged; None if the sweep does not use the toy world.
+        sweep: The sweep; its `base` must be a mapping, as `read_sweep` returns it.
+        world: Default settings, which those of `base` override; None if there are none.
     """
     assert isinstance(sweep.base, dict), "read_sweep reads a base that is a path"
     base = merged(world or {}, sweep.base)
@@ -178,10 +181,10 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
 
 
 def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a merged copy of two trees of settings.
+    """Return a copy of the settings `under`, updated with the settings `over`.
 
-    A value of `over` replaces the value of `under`.  Sections are merged field by field, but `policy` and `objective` are
-    replaced as a whole.
+    Both are nested mappings, as in a recipe.  A section that both contain is merged field by field, except that `policy` and
+    `objective` are replaced as a whole.
 
     Example:
         >>> merged({"a": {"b": 1, "c": 2}, "policy": {"kind": "mixed"}}, {"a": {"c": 3}, "policy": "fixed"})
@@ -198,16 +201,17 @@ def merged(under: Mapping[str, Json], over: Mapping[str, Json]) -> dict[str, Jso
 def expand(
     sweep: Sweep, recipe: Path, folder: Path, overrides: Sequence[str] = (), allow_code: Sequence[str] = ()
 ) -> tuple[Entry, ...]:
-    """Validate the runs of a sweep; return its entries in the order of the rows.
-
-    Rows with equal settings share one run.
+    """Build and validate the run of every row and seed of a sweep.
 
     Args:
-        sweep: The result of `read_sweep(recipe)`.
-        recipe: Path of the recipe, for error messages.
-        folder: Folder of the sweep, the parent of the folders of runs and stages.
+        sweep: The sweep, as `read_sweep` returns it.
+        recipe: Path of the sweep recipe, for error messages.
+        folder: Folder of the sweep, in which each run has its own folder.
         overrides: Settings of every run, as `section.field=value`; they override those of the rows.
         allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
+
+    Returns:
+        An entry for each row and seed, in the order of the rows.  Rows with equal settings have the same run.
 
     Raises:
         ConfigError: a run is invalid; the message names its row.
@@ -224,14 +228,18 @@ def expand(
 
 
 def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return the settings of a run without its name and its folders."""
+    """Return the settings of a run without its name and its output folders."""
     return {key: value for key, value in without_output_folders(tree).items() if key != "name"}
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
-    """Return a copy of a run whose stages have folders in `folder`, and these stages.
+    """Set the output folders of a run's stages, its fine-tunings of teacher and student before distillation.
 
-    The name of a folder contains a hash of the settings of the stage, so that runs with equal stages share them.
+    The folders are in `folder`.  The name of each contains a hash of the settings of the stage.  So a stage that several runs
+    need is trained only once.
+
+    Returns:
+        A copy of the run with these output folders; and the stages.
     """
     # The teacher first, because the student may start from layers of the fine-tuned teacher.
     for section, name in (("teacher", "teacher"), ("student", "start")):
@@ -243,7 +251,7 @@ def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]
 
 
 def _digest(config: Run) -> str:
-    """Return a hash of the settings of a run, except its name and its folders."""
+    """Return a hash of the settings of a run, except its name and its output folders."""
     return hashlib.sha256(json.dumps(settings_of(encode_run(config)), sort_keys=True).encode()).hexdigest()
 
 

@@ -1,7 +1,8 @@
-"""A cache of arrays on disk: one process computes a file, all processes map it.
+"""A cache of arrays on disk: one process writes a file, all memory-map it.
 
-An entry is a folder that contains `arrays.safetensors` and `manifest.json`.  The manifest is written last and contains the
-SHA-256 of the arrays.  An entry that is incomplete or damaged, or whose manifest has another key, is computed again.
+A cache entry is a folder that contains `arrays.safetensors` and `manifest.json`.  The manifest is written last, and contains
+the key of the entry and the SHA-256 of the arrays.  An entry that is incomplete or damaged, or has a wrong key, is computed
+again.
 """
 
 import os
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from redistill.errors import DataError, OutputError
 from redistill.records import Json
@@ -40,17 +40,18 @@ class Stored:
 def cached(
     kind: str, key: str, make: Callable[[], Stored], *, report: Callable[[str], None], poll: Callable[[], None] = lambda: None
 ) -> Stored:
-    """Return the result of `make`, read from the cache if it has an entry for `key`.
+    """Return the result of `make`, read from the cache if it is stored under `key`.
 
-    The first process that needs an entry calls `make` and writes the entry.  Other processes wait until it is written.  All
-    processes map the same file.  If the cache cannot be written, a note is reported and the result stays in memory.
+    The first process that needs the result calls `make` and writes the result to the cache.  Other processes wait until it is
+    written.  All processes memory-map the same file.  If the cache cannot be written, a note is reported and the result stays
+    in memory.
 
     Args:
-        kind: Subfolder of the cache.
+        kind: Name of the subfolder of the cache.
         key: Hexadecimal hash of everything that the result depends on.
         make: Function that computes the arrays.
-        report: Function that is called with a one-line note if the entry is damaged or cannot be written.
-        poll: Function that is called repeatedly while another process computes the entry; it may raise an exception to end the
+        report: Function that is called with a one-line note if the stored result is damaged or cannot be written.
+        poll: Function that is called repeatedly while another process computes the result; it may raise an exception to end the
             wait.
 
     Returns:
@@ -73,16 +74,16 @@ def cached(
 
 
 def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | None:
-    """Return an entry with memory-mapped arrays; None if it is missing or damaged."""
+    """Return the cache entry in `folder`, with memory-mapped arrays; None if it is missing or damaged."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
         manifest = files.read_json(folder / MANIFEST)
         if manifest["key"] != key or files.digest(folder / ARRAYS) != manifest["sha256"]:
-            raise DataError("its key or its hash differs from that in the manifest")
+            raise DataError("the key or the SHA-256 in manifest.json is wrong")
         arrays = {name: tensor.numpy() for name, tensor in read_tensors(folder / ARRAYS).items()}
         stored = Stored({name: arrays[name] for name in manifest["arrays"]}, dict(manifest["about"]))
-    except (DataError, SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+    except (DataError, OSError, LookupError, TypeError, ValueError) as error:
         report(f"note: {folder}: the cached data is damaged ({error}); it is computed again")
         with suppress(OSError):  # a folder that cannot be written to is reported when it is locked
             (folder / MANIFEST).unlink(missing_ok=True)
@@ -93,7 +94,7 @@ def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | N
 
 
 def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[str], None]) -> Stored:
-    """Compute an entry, write it to a folder locked by the caller, and return it."""
+    """Compute a cache entry, write it to `folder`, which the caller has locked, and return it."""
     folders.remove_leftovers(folder)
     made = make()
     try:
@@ -109,9 +110,9 @@ def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[
 
 
 def _remove_unused(current: Path) -> None:
-    """Remove entries that have not been used for `KEPT_DAYS`.
+    """Remove cache entries that have not been used for 30 days (`KEPT_DAYS`), except `current`.
 
-    A process that has mapped the arrays of a removed entry can still read them.
+    A process that has memory-mapped the arrays of a removed entry can still read them.
     """
     oldest = time.time() - KEPT_DAYS * 86_400
     for folder in current.parent.iterdir():

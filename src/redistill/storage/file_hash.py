@@ -1,7 +1,7 @@
 """Hashes of large files, which are cached until the file changes.
 
-Any change of a file changes its size, its modification time (mtime), its change time (ctime) or its inode.  The system sets the
-change time itself: `cp -p` and `os.utime`, which restore the modification time, cannot restore it.
+Any change of a file changes its size, its modification time (mtime), its change time (ctime) or its inode.  A program can
+restore the modification time, as `cp -p` and `os.utime` do.  No program can restore the change time, which the system sets.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ The timestamps of a file system have a limited resolution, so a second change co
 
 
 def file_hash(path: Path, report: Callable[[str], None], poll: Callable[[], None] = lambda: None) -> str:
-    """SHA-256 of a file, from the cache unless the file has changed since.
+    """Return the SHA-256 of a file, from the cache if the file is unchanged.
 
     If several processes of a machine need the same hash, one computes it and the others wait.
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from redistill.errors import DataError, OutputError
 from redistill.records import Json
+from redistill.storage.json_text import JsonError, parse_json
 from redistill.storage.paths import check_path
 
 TEMPORARY = ".tmp-"
@@ -42,10 +43,11 @@ class Disk:
     def open(self, path: Path, mode: str) -> io.FileIO:
         """Open a file for writing, without a buffer.
 
-        Without a buffer, a failed write leaves no data that would be written later.
+        A buffer would keep the data of a failed write, and try to write it again when the file is closed.
 
         Raises:
-            OSError: the file cannot be opened, is a symbolic link or no regular file, or has several hard links.
+            OSError: the file cannot be opened; the path is a symbolic link; the file is not a regular file; or the file has
+                several hard links.
         """
         file = io.FileIO(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_LINKS, 0o666))
         try:
@@ -80,7 +82,10 @@ class Disk:
                 path.unlink(missing_ok=True)
 
     def free_bytes(self, folder: Path) -> int:
-        """Return the free bytes on the disk of an existing folder; quotas are ignored."""
+        """Return the free space, in bytes, of the disk on which `folder` is.
+
+        `folder` must exist.  Quotas of the user are ignored.
+        """
         return shutil.disk_usage(folder).free
 
 
@@ -88,10 +93,12 @@ disk = Disk()
 
 
 def check_own_file(descriptor: int) -> None:
-    """Check that a write to an open file changes no file of another name.
+    """Check that an open file is a regular file that has only one name.
+
+    Therefore a write to it does not change a file with another name.
 
     Raises:
-        OSError: the file is not a regular file, or it has several hard links, so that another name refers to the same file.
+        OSError: the file is not a regular file, or it has several hard links.
     """
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
@@ -115,8 +122,8 @@ def inside(folder: Path, name: str) -> Path:
 def slug(text: str) -> str:
     """Return a valid file name that resembles `text`.
 
-    The name consists of letters, digits, `.`, `_` and `-`; it is not empty, has no leading dot, and has at most `MAX_NAME`
-    characters.
+    The name consists of letters, digits, `.`, `_` and `-`; it is not empty, has no leading dot, and has at most 100 characters
+    (`MAX_NAME`).
     """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:MAX_NAME] or "unnamed"
 
@@ -125,7 +132,7 @@ def make_folder(folder: Path) -> Path:
     """Create `folder` with its parents, check that it is writable, and return it.
 
     Raises:
-        OutputError: `check_path` rejects the path, or the folder cannot be created or written to.
+        OutputError: the path is invalid (see `check_path`), or the folder cannot be created or written to.
     """
     check_path(folder)
     probe = folder / f"{TEMPORARY}probe-{uuid.uuid4().hex}"
@@ -287,12 +294,12 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits raises ValueError, not JSONDecodeError
+    except JsonError as error:
         raise DataError(f"{path}: not JSON ({error})") from error
 
 
@@ -319,8 +326,8 @@ def scan_lines(path: Path) -> Iterator[tuple[bytes, Json]]:
         for number, line in enumerate(file, 1):
             text = line.removesuffix(b"\n")
             try:
-                value = json.loads(text) if text else None
-            except ValueError as error:
+                value = parse_json(text) if text else None
+            except JsonError as error:
                 if text == line:  # no newline follows: the write was interrupted
                     return
                 fault = f"not JSON ({error}); the file was edited or is damaged; restore or remove it"
@@ -344,7 +351,7 @@ def digest(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Sync the content of a file, or the renames in a folder, to the disk."""
+    """Write the content of a file, or the names in a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         disk.sync(descriptor)
@@ -353,7 +360,11 @@ def sync(path: Path) -> None:
 
 
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
-    """Return the exception for a failed write of `num_bytes` bytes (0 if unknown)."""
+    """Return the exception to raise after a write to `path` failed with `error`.
+
+    It is a `DiskFullError` if the disk is full or the quota is exhausted, otherwise an `OutputError`.  Its message contains
+    `num_bytes`, the number of bytes to be written; 0 if unknown.
+    """
     size = f"{num_bytes:,} bytes " if num_bytes else ""
     is_link = error.errno in {errno.ELOOP, errno.EMLINK}
     remedy = "remove the link" if is_link else "free space or choose another folder"

@@ -1,4 +1,4 @@
-"""Folders: atomic replacement, removal, and links that lead elsewhere."""
+"""Folders: atomic replacement, removal, and detection of links to other folders."""
 
 import contextlib
 import os
@@ -13,10 +13,11 @@ from redistill.storage.files import TEMPORARY, create_with_parents, sync, write_
 
 
 def linked_folder(folder: Path) -> Path | None:
-    """Return a symbolic link below `folder` that leads to a folder; None without one.
+    """Return the path of a symbolic link to a folder; None if `folder` contains none.
 
-    Files that are written below such a link would be written outside of `folder`.  Links with names of temporary files are
-    ignored, because `remove_leftovers` removes these links and not their targets.
+    The link is in `folder` or in a subfolder.  Files that are written below such a link would be written to another folder.
+    Links whose names begin like those of temporary files are ignored, because `remove_leftovers` removes these links and not
+    their targets.
     """
     for parent, names, _ in os.walk(folder):
         names[:] = [name for name in names if not name.startswith(TEMPORARY)]
@@ -35,14 +36,14 @@ def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
 
     Args:
         target: The final path of the folder.
-        num_bytes: Total size of the files in the folder, for the error message; 0 if unknown.
+        num_bytes: Total size of the files in the folder, which the error message states; 0 if unknown.
 
     Yields:
         The temporary folder.
 
     Raises:
-        OutputError: the folder cannot be written, by this module or by a library in the block; `DiskFullError` if the disk is
-            full.
+        OutputError: the folder cannot be written, by this function or by the code in the context; `DiskFullError` if the disk
+            is full.
     """
     number = uuid.uuid4().hex
     temporary, old = (target.with_name(f"{TEMPORARY}{name}-{number}") for name in (target.name, f"old-{target.name}"))

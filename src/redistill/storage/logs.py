@@ -23,7 +23,8 @@ def truncate(path: Path, size: int) -> bool:
         size: The size that `num_bytes` returned when the last line to be kept had been written, >= 0.
 
     Returns:
-        False if no line ends there, or the file is shorter: another program has changed it.  The file is then unchanged.
+        Whether the log was truncated.  The log is left unchanged if it is shorter than `size` bytes or no line ends at `size`,
+        which means that another program has changed the log.
 
     Raises:
         OutputError: the file cannot be written.
@@ -59,6 +60,6 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def _step(line: Json) -> float:
-    """The update of a line; 0 if it has none."""
+    """Return the number of the update that a log line belongs to; 0 if the line has none."""
     step = line.get("step") if isinstance(line, Mapping) else None
     return step if isinstance(step, int | float) else 0

@@ -1,4 +1,4 @@
-"""Check of output paths before a command computes anything.
+"""Check of paths before a command computes anything.
 
 Python accepts every path that the operating system accepts. Libraries that write and load models do not: those in Rust encode
 paths as UTF-8, and `from_pretrained` expands "~".
@@ -13,6 +13,29 @@ from redistill.storage.redaction import printable
 MAX_BYTES = 3800
 """Maximum length of an output path. Linux limits a path to 4,096 bytes, of which the files inside the folder need the rest."""
 
+MAX_PART_BYTES = 255
+"""Maximum length of a part of a path between "/". Python raises an error even if it only tests whether a longer one exists."""
+
+
+def unusable(text: str) -> str | None:
+    """Return the reason why no file can have a path, or None if a file can have it.
+
+    Args:
+        text: The path of a file or folder that is read. The disk is not read.
+
+    Example:
+        >>> unusable("data/train.jsonl"), unusable("x" * 300)
+        (None, 'a part of the path has 300 bytes; must be at most 255; use a shorter name or path')
+    """
+    parts = [len(part) for part in text.encode("utf-8", "surrogatepass").split(b"/")]
+    if "\0" in text:
+        return "contains a NUL character; remove it"
+    if max(parts) > MAX_PART_BYTES:
+        return f"a part of the path has {max(parts)} bytes; must be at most {MAX_PART_BYTES}; use a shorter name or path"
+    if sum(parts) + len(parts) > MAX_BYTES:
+        return f"the path has {sum(parts) + len(parts)} bytes; must be at most {MAX_BYTES}; use a shorter path"
+    return None
+
 
 def check_path(path: Path) -> None:
     """Check that all libraries can use an output path, and that it can be printed.
@@ -21,8 +44,8 @@ def check_path(path: Path) -> None:
         path: A folder, which need not exist. The disk is not read.
 
     Raises:
-        OutputError: the path has a control character, is not UTF-8 or is not encoded as UTF-8 in the locale of this process,
-            begins with "~", or has more than `MAX_BYTES` bytes.
+        OutputError: the path contains a control character; the path begins with "~"; the path has more than 3,800 bytes
+            (`MAX_BYTES`); or the encoding of the path, which depends on the locale of this process, is not UTF-8.
     """
     if (fault := _fault(str(path))) is not None:
         shown = repr(str(path))
@@ -30,7 +53,7 @@ def check_path(path: Path) -> None:
 
 
 def _fault(text: str) -> str | None:
-    """The rule that a path violates, with the remedy; None if the path can be used."""
+    """Return the rule that a path violates, with the remedy; None if the path can be used."""
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:

@@ -94,7 +94,7 @@ _LEAST_LENGTH = 8
 
 
 def plain(text: str) -> str:
-    r"""Make `text` safe for display with `printable` and `redacted`.
+    r"""Remove terminal escapes and control characters from `text`; mask secrets.
 
     Example:
         >>> plain("\x1b[31mred\x1b[0m\x07 \u202ednah https://me:pass@host/x")
@@ -104,9 +104,9 @@ def plain(text: str) -> str:
 
 
 def plain_line(text: str) -> str:
-    r"""Make `text` safe for display on one line.
+    r"""Make `text` one line, without terminal escapes, and with secrets masked.
 
-    This is `plain` with each run of white space replaced by one space.
+    Control characters are removed as well (see `plain`).  Each run of white space is replaced by one space.
 
     Example:
         >>> plain_line("a\n\tb ")
@@ -213,11 +213,13 @@ def _secrets_among(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=4096)
 def _names_secret(name: str) -> bool:
-    """Whether the name of a variable says that its value is secret.
+    """Return whether the name of an environment variable indicates that its value is secret.
 
-    A name consists of words separated by underscores.  It names a secret if its end does, such as DEPLOYKEY.  It also does if
-    it contains a word such as TOKEN, and does not end with a word for another value, such as TYPE.
+    This is so in two cases.  The name ends in KEY, TOKEN or a similar word, even without an underscore before it, such as
+    DEPLOYKEY.  Or one of the words between its underscores is TOKEN or a similar word, and the last word does not describe
+    another value, such as TYPE.
     """
     if name in {"PWD", "OLDPWD"}:
         return False

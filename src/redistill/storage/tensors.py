@@ -1,9 +1,10 @@
 """Safetensors files, written atomically and one tensor at a time.
 
-Therefore memory is needed for a copy of only one tensor.  Tied tensors, which have the same elements in memory, are stored once
-under one name.  The metadata lists their other names, and they are tied again after loading.  A file consists of 8 bytes with
-the length of the header; the header, which is JSON with the type, shape and offsets of each tensor; and the bytes of the
-tensors.
+A write therefore copies at most one tensor in memory at a time.  A file has three parts: 8 bytes with the length of the header,
+the header, and the bytes of the tensors.  The header is JSON with the type, the shape and the offsets of each tensor.
+
+Tied tensors, which have the same elements in memory, are stored once, under one of their names.  The header also lists their
+other names, so that the tensors are tied again after loading.
 """
 
 import json
@@ -14,7 +15,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from redistill.errors import DataError, first_line, is_failure
 from redistill.storage import files
+from redistill.storage.json_text import parse_json
+from redistill.storage.redaction import plain_line
 
 _FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _INTEGERS = {
@@ -26,6 +30,8 @@ _INTEGERS = {
     torch.bool: "BOOL",
 }
 _NAMES = _FLOATS | _INTEGERS | {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+
+_MAX_REASON = 300  # characters; a reason may quote names of tensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -44,13 +50,25 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     The tensors are memory-mapped; copy them before the file is removed or overwritten.
 
     Raises:
-        SafetensorError, OSError: the file is missing or not a safetensors file.
+        DataError: the file is missing, cannot be read, or is not a file that `write_tensors` wrote.
     """
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        for name, original in json.loads(file.metadata()["aliases"]).items():
-            tensors[name] = tensors[original]
-    return tensors
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return tensors | _aliases((file.metadata() or {})["aliases"], tensors)
+    except BaseException as error:  # a crafted header makes safetensors and torch raise exceptions of many types
+        if isinstance(error, MemoryError) or not is_failure(error):
+            raise
+        reason = plain_line(first_line(error))[:_MAX_REASON]
+        raise DataError(f"{path.name}: is not a complete safetensors file of redistill ({reason})") from error
+
+
+def _aliases(text: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tied tensors under their other names, which the metadata lists."""
+    listed = parse_json(text)
+    if not isinstance(listed, dict) or not all(isinstance(name, str) and name in tensors for name in listed.values()):
+        raise ValueError("the metadata lists names of tensors that are not in the file")
+    return {name: tensors[original] for name, original in listed.items()}
 
 
 def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
@@ -82,7 +100,7 @@ def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tens
 
 
 def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return the tensors under their first names, and a map from other names to these."""
+    """Return each tensor under the first of its names, and a map from its other names to the first."""
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():

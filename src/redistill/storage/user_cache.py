@@ -41,8 +41,8 @@ def check_compiler_cache() -> None:
     If the default folder cannot be created, a new temporary folder replaces it.
 
     Raises:
-        ConfigError: the folder cannot be created, is a link or no folder, belongs to another user, or is writable by other
-            users.
+        ConfigError: the folder cannot be created; the folder is a link; the folder belongs to another user; or other users can
+            write to the folder.
     """
     set_compiler_cache()
     folder = Path(os.environ[VARIABLE])

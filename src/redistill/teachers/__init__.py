@@ -1,1 +1,1 @@
-"""Teachers, which compute logits for the rows that distillation terms use."""
+"""Teachers, whose logits are the targets of the distillation terms."""

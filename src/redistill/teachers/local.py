@@ -1,8 +1,8 @@
 """The local teacher: a model in this process.
 
 The body of the model (all layers before the head) runs only on sequences that have distillation terms.  The hidden states are
-kept, and are multiplied by the head in slices of rows.  So no [rows, vocabulary] tensor of a whole batch exists.  A revised
-sequence begins like its draft, the text before the revision; the hidden states of this common prefix are reused.
+kept, and are multiplied by the head for a few positions at a time.  So the logits of a whole batch never exist in memory.  A
+revised sequence begins like its draft, the text before the revision; the hidden states of this common prefix are reused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ class LocalTeacher:
 
     Args:
         model: A causal language model; it is moved to `device`, and its parameters no longer require gradients.
-        vocabulary: Number of leading classes that the student has as well; probabilities are normalised over these classes.
+        vocabulary: Size of the vocabulary that student and teacher share.  Logits are computed only for token ids below it.
         device: Device of the model.
         engine: Generates the teacher's text; None if no policy uses teacher text.
 
@@ -67,8 +67,9 @@ class LocalTeacher:
     def rows(self, batch: Batch) -> TeacherTarget:
         """Return the function that computes teacher logits for rows of the batch.
 
-        The model without its head runs in this call, on the sequences that have distillation terms.  The returned function
-        (`contracts.TeacherTarget`) multiplies the hidden states of a slice of rows by the head.
+        A row is the prediction of one target, a token that the student is trained to predict.  This method runs the layers
+        before the head, on the sequences that have distillation terms.  The returned function (`contracts.TeacherTarget`)
+        receives a slice of rows, and multiplies their hidden states by the head.
         """
         first = slice(0, batch.num_sampled)
         weight_VD = self._rows.head.weight_VD
@@ -87,12 +88,12 @@ class LocalTeacher:
     def faults(self) -> int:
         """Return the number of rows with non-finite logits since `faults` was last called.
 
-        The loss of such rows is NaN.
+        A row is the prediction of one token.  The loss of such rows is NaN.
         """
         return self._rows.faults()
 
     def release(self) -> None:
-        """Free the hidden states that are kept for reuse in the update."""
+        """Free the states of texts that `rows` stored in the context `remembering`."""
         self._memory = None
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
@@ -102,10 +103,11 @@ class LocalTeacher:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Context in which the hidden states that `rows` computes are kept for reuse.
+        """Context in which `rows` stores the states of texts for reuse.
 
-        They are reused for a later text with the same prefix.  The states are kept until `release` is called, up to
-        `prefix.MEMORY_BYTES` in total.
+        The states are keys, values and hidden states; a later text with the same first tokens reuses them.  They are stored
+        inside this context only, and are reused until `release` is called, also after the context.  They need at most 1 GiB
+        (`prefix.MEMORY_BYTES`).
         """
         self._memory, self._remembers, self._in_autocast = PrefixMemory(), True, self._autocasts()
         try:

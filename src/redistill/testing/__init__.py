@@ -1,12 +1,13 @@
 """Checks of the properties (laws) that every divergence and policy must have.
 
-Use them in the tests of your own divergences and policies.  This package does not require pytest, and downloads nothing.
+A check raises an AssertionError if a law is violated.  This package does not require pytest, and downloads nothing.  A test of
+your own divergence `MyDivergence` and policy `MyPolicy`:
 
-from redistill.testing import check_divergence, check_policy
+    from redistill.testing import check_divergence, check_policy
 
-def test_the_laws():
-    check_divergence(MyDivergence())
-    check_policy(MyPolicy())
+    def test_the_laws():
+        check_divergence(MyDivergence())
+        check_policy(MyPolicy())
 """
 
 from redistill.testing.divergences import DIVERGENCE_LAWS, check_divergence

@@ -1,9 +1,9 @@
 """Laws of divergences.
 
-A law is a property that every divergence must have.  p is the teacher and q the student.  `check_divergence` and the functions
-of `DIVERGENCE_LAWS` raise an AssertionError that names the law, the input and the values.
+A law is a property that every divergence must have.  p is the teacher and q the student.  If a law is violated,
+`check_divergence` and the functions of `DIVERGENCE_LAWS` raise an AssertionError with the law, the input and the values.
 
-A divergence that cannot satisfy a law declares the law and a reason in a class attribute `disobeys = {"law": "reason"}`.
+If a divergence cannot satisfy a law, its class has an attribute `disobeys = {"law": "reason"}` with the name of the law.
 `check_divergence` skips this law.
 """
 
@@ -87,7 +87,7 @@ def finite_on_extreme_logits(divergence: Divergence) -> Findings:
 def excluded_classes_have_no_effect(divergence: Divergence) -> Findings:
     """Check that classes with probability 0 in both models have no effect.
 
-    Vocabularies are padded with such classes.
+    A padded vocabulary has such classes.
     """
     logq_NV, logp_NV = log_rows(10), log_rows(11)
     plain_N = divergence(logq_NV, logp_NV)
@@ -107,7 +107,7 @@ def nan_is_propagated(divergence: Divergence) -> Findings:
 def rows_are_independent(divergence: Divergence) -> Findings:
     """Check that the value of a row does not depend on the other rows.
 
-    The vocabulary pass evaluates the rows of a batch in several calls.
+    Training computes the loss in chunks of rows.  Their size must not change the values.
     """
     logq_NV, logp_NV = log_rows(12), log_rows(13)
     alone, among = divergence(logq_NV[1:3], logp_NV[1:3]), divergence(logq_NV, logp_NV)[1:3]
@@ -127,7 +127,10 @@ def inputs_are_not_modified(divergence: Divergence) -> Findings:
 
 
 def gradient_matches_finite_differences(divergence: Divergence) -> Findings:
-    """Check the gradient of the student's logits by finite differences in float64."""
+    """Check the gradient with respect to the student's logits by finite differences.
+
+    The gradient and the finite differences are computed in float64.
+    """
     logits_NV, logp_NV, step = log_rows(2), log_rows(3), 1e-6
 
     def value_N(moved_NV: torch.Tensor) -> torch.Tensor:
@@ -141,7 +144,7 @@ def gradient_matches_finite_differences(divergence: Divergence) -> Findings:
 
 
 def zero_gradient_when_equal(divergence: Divergence) -> Findings:
-    """Check that the gradient is 0 if student and teacher are equal."""
+    """Check that the gradient with respect to the student's logits is 0 if q = p."""
     logits_NV = log_rows(18)  # logits of both models, so that q and p are bitwise equal
     largest = float(_gradient(divergence, logits_NV, logits_NV.log_softmax(-1)).abs().max())
     yield largest < 1e-12, f"q = p = log_rows(18) has a gradient of {largest:g}"
@@ -156,9 +159,9 @@ def teacher_gets_no_gradient(divergence: Divergence) -> Findings:
 
 
 def accurate_close_to_the_teacher(divergence: Divergence) -> Findings:
-    """Check that the relative error of the float32 gradient is below 5e-3 near q = p.
+    """Check that the float32 gradient is accurate if q is close to p.
 
-    This case is frequent late in training.
+    This is the case late in training.  The error relative to the float64 gradient must be below 5e-3 (L2 norms).
     """
     logp_NV = log_rows(20, vocabulary=5000, scale=3.0).float()
     logits_NV = logp_NV + 0.08 * log_rows(21, vocabulary=5000, scale=1.0).float()
@@ -183,7 +186,10 @@ def half_precision_is_computed_in_float32(divergence: Divergence) -> Findings:
 
 
 def float64_stays_float64(divergence: Divergence) -> Findings:
-    """Check that float64 inputs give float64, for use as a reference in tests."""
+    """Check that float64 inputs give a float64 result.
+
+    Tests use float64 results as references.
+    """
     got = divergence(log_rows(8), log_rows(9)).dtype
     yield got == torch.float64, f"float64 rows gave {got}"
 
@@ -207,9 +213,10 @@ DIVERGENCE_LAWS = suite(
 
 
 def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 2.0) -> torch.Tensor:
-    """Return random log-probabilities [num_rows, vocabulary], float64, for a seed.
+    """Return random log-probabilities [num_rows, vocabulary], float64.
 
-    A larger scale gives distributions of lower entropy.
+    `seed` initialises the random numbers.  `scale` is the standard deviation of the logits; a larger value gives a lower
+    entropy.
     """
     logits_NV = scale * np.random.default_rng(seed).standard_normal((num_rows, vocabulary))
     return torch.log_softmax(torch.from_numpy(logits_NV), dim=-1)

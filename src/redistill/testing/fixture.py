@@ -38,7 +38,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Fixture:
-    """Random training examples, and the objects that policies use, for one process."""
+    """Random training examples, and the objects that policies use (`PolicyTools`).
+
+    The objects include an engine and a teacher, which generate text with two random models.  The objects are those of a run
+    with one process.
+    """
 
     examples: tuple[Example, ...]
     tools: PolicyTools
@@ -48,8 +52,8 @@ class Fixture:
 
         Args:
             node: Configuration of the policy.
-            processes: Rank and number of processes, which select this process's part of each batch of training examples.
-            tools: Fields of `PolicyTools` to replace.
+            processes: Rank and number of processes; each process gets different examples of a batch.
+            tools: Values that replace fields of `PolicyTools`, by name of the field.
         """
         gold = GoldBatches(self.examples, batch_size=BATCH_SIZE, seed=SEED, processes=processes)
         return Policy(gold, node.bind(PolicyTools(**vars(self.tools) | {"gold": gold, "processes": processes} | tools)))
@@ -59,7 +63,8 @@ class Fixture:
 def make_fixture() -> Fixture:
     """Return random training examples, and the objects that policies use.
 
-    Every call returns the same object.
+    The objects (`PolicyTools`) include an engine and a teacher, which generate text with two random models.  Every call returns
+    the same `Fixture`.
     """
     teacher, student = (fresh_model({**MODEL, "initializer_range": 0.5}, seed).eval() for seed in (1, 2))
     engine = partial(LocalEngine, vocabulary=VOCABULARY, end_ids=(END,), pad_id=END, batch_size=Halving("batch_size", 64))
@@ -83,8 +88,8 @@ def make_fixture() -> Fixture:
 def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Result]:
     """Run `work(rank, gather)` for each rank in threads that simulate processes.
 
-    `gather` is a collective operation: it waits until all ranks have called it, and concatenates their lists.  Each rank gets a
-    deep copy of the values, as from real processes.
+    `gather` is a collective operation: it waits until all ranks have called it, and returns their lists, concatenated in order
+    of rank.  Each rank gets its own deep copy of the values, since real processes share no objects.
 
     Args:
         world: Number of simulated processes.

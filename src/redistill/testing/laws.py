@@ -17,8 +17,9 @@ Findings = Iterator[tuple[bool, str]]
 def suite(*laws: Callable[[Part], Findings]) -> Mapping[str, Callable[[Part], None]]:
     """Return a mapping from the name of each law to a function that checks the law.
 
-    Each argument is a function of a divergence or policy that yields, for each case, whether the law holds and a text.  The
-    functions of the mapping raise an AssertionError if the law is violated.
+    Each argument is a function that tests a law of a divergence or policy on several cases.  For each case, it yields a bool
+    (whether the law holds) and a text with the input and values.  The functions of the mapping raise an AssertionError with
+    this text if the law is violated.  The mapping also has the law `is_a_frozen_dataclass`.
     """
     return {law.__name__: partial(_demand, law) for law in (is_a_frozen_dataclass, *laws)}
 
@@ -47,7 +48,7 @@ def disobeyed(part: object, laws: Collection[str]) -> Mapping[str, str]:
         laws: Names of all laws of divergences, or of all laws of policies.
 
     Returns:
-        The reason for each of these laws; empty if the attribute is missing.
+        A mapping from the name of each of these laws to the reason; empty if the attribute is missing.
 
     Raises:
         AssertionError: the attribute contains an unknown law or an empty reason.
@@ -64,7 +65,7 @@ def disobeyed(part: object, laws: Collection[str]) -> Mapping[str, str]:
 def is_a_frozen_dataclass(part: object) -> Findings:
     """Check that the divergence or policy is a frozen dataclass.
 
-    Its fields are the configuration in recipes, and must not change.
+    Its fields are the settings that a recipe contains.  They must not change after the recipe is read.
     """
     parameters = getattr(type(part), "__dataclass_params__", None)
     yield is_dataclass(part) and parameters is not None and parameters.frozen, "must be a dataclass with frozen=True"

@@ -1,9 +1,9 @@
 """Laws of policies.
 
-A law is a property that every policy must have.  `check_policy` and the functions of `POLICY_LAWS` raise an AssertionError that
-names the law, the step and the sequences.
+A law is a property that every policy must have.  If a law is violated, `check_policy` and the functions of `POLICY_LAWS` raise
+an AssertionError with the law, the step and the sequences.
 
-A policy that cannot satisfy a law declares the law and a reason in a class attribute `disobeys = {"law": "reason"}`.
+If a policy cannot satisfy a law, its class has an attribute `disobeys = {"law": "reason"}` with the name of the law.
 `check_policy` skips this law.
 """
 
@@ -34,7 +34,7 @@ def check_policy(node: PolicyNode) -> None:
     `redistill.testing.fixture`.
 
     Args:
-        node: A frozen dataclass with `bind`, `sampling` and `needs`.
+        node: Configuration of the policy: a frozen dataclass that implements `PolicyNode`.
 
     Raises:
         AssertionError: a law is violated; the message names the law, the step and the sequences.
@@ -49,7 +49,8 @@ def check_policy(node: PolicyNode) -> None:
 def declares_what_it_needs(node: PolicyNode) -> Findings:
     """Check the types of `sampling` (Sampling or None) and `needs` (Needs).
 
-    If `needs.teacher` is False, the policy must work without a teacher and without a scorer.
+    If `needs.teacher` is False, the policy must work without a teacher and without a scorer.  A scorer computes values for each
+    predicted token, such as the KL divergence between student and teacher.
     """
     text = f"sampling is {node.sampling!r}; must be a redistill.contracts.Sampling or None"
     yield isinstance(node.sampling, Sampling | None), text
@@ -78,8 +79,8 @@ def global_generators_are_not_used(node: PolicyNode) -> Findings:
 def resumes_where_it_stopped(node: PolicyNode) -> Findings:
     """Check that a restored policy draws the same sequences as an uninterrupted one.
 
-    The state is converted as in a checkpoint and loaded into a new policy.  After the last step, both policies must have the
-    same state.
+    After half of the steps, the policy's state is converted to the form that a checkpoint stores, and back, and loaded into a
+    new policy.  After the last step, both policies must have the same state.
     """
     uninterrupted, resumed, middle = make_fixture().policy(node), make_fixture().policy(node), STEPS // 2
     drawn(uninterrupted, range(middle))
@@ -91,9 +92,9 @@ def resumes_where_it_stopped(node: PolicyNode) -> Findings:
 
 
 def states_do_not_change(node: PolicyNode) -> Findings:
-    """Check that a state is not changed by later updates and can be restored.
+    """Check that a policy's saved state does not change later and can be restored.
 
-    The training loop takes a state before every update, and restores it if the update is interrupted.
+    The training loop calls `state_dict` before every update, and restores this state if the update is interrupted.
     """
     policy, states, plain, draws = make_fixture().policy(node), list[Mapping[str, StateValue]](), list[object](), list[Draw]()
     for step in range(STEPS):
@@ -111,8 +112,8 @@ def states_do_not_change(node: PolicyNode) -> Findings:
 def answers_in_order(node: PolicyNode) -> Findings:
     """Check that each step gives one sequence per training example, in order.
 
-    Additional sequences come after them.  Gold sequences must be unchanged, and responses must have at most RESPONSE_TOKENS
-    tokens.
+    A policy may return further sequences after these.  Sequences from the data set must be unchanged.  Generated responses must
+    not exceed the length limit of responses.
     """
     fixture = make_fixture()
     prompts = {example.sample: example.prompt_ids for example in fixture.examples}
@@ -130,9 +131,9 @@ def answers_in_order(node: PolicyNode) -> Findings:
 
 
 def accepts_an_empty_batch(node: PolicyNode) -> Findings:
-    """Check that an empty list of items gives no sequences.
+    """Check that an empty list of training examples gives no sequences.
 
-    A process may have no items in an update.
+    A process may have no training examples in an update.
     """
     source = node.bind(make_fixture().tools)
     for step in range(2):
@@ -177,7 +178,8 @@ POLICY_LAWS = suite(
 def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
     """Return the sequences that the policy draws at the given steps.
 
-    Before every even step, the policy observes a validation loss, which rises from step to step.
+    Before every even step, the policy receives a validation loss, since some policies adapt to it.  The loss rises with the
+    step.
     """
     draws = []
     for step in steps:
@@ -198,7 +200,7 @@ def plain_state(state: Mapping[str, StateValue]) -> tuple[str, Mapping[str, obje
     """The state of a policy as values that can be compared.
 
     Returns:
-        The JSON of a checkpoint, and the type and the values of each tensor by name.
+        The JSON text of all values that are not tensors, and the dtype and the values of each tensor by name.
     """
     stored = store(state)
     tensors = {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in stored.tensors.items()}
@@ -218,7 +220,8 @@ def _global_states() -> dict[str, object]:
 def _plain(sequence: TokenSequence) -> tuple[object, ...]:
     """Return a sequence as a tuple, for comparisons.
 
-    Roll-out values are rounded to 3 decimals, since they depend slightly on the batch.
+    The numbers that the policy-gradient loss uses (`TokenSequence.rollout`) are rounded to 3 decimals, since rounding errors
+    depend on the batch size.
     """
     columns = () if sequence.rollout is None else astuple(sequence.rollout)
     rounded = [tuple(round(value, 3) for value in column) for column in columns]

@@ -1,1 +1,1 @@
-"""The toy world: a generated data set that a tiny model learns in minutes."""
+"""The toy world: a generated data set that a tiny model can learn in minutes."""

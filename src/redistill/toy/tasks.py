@@ -1,8 +1,8 @@
-"""The tasks of the toy world.
+"""The tasks of the toy world, such as arithmetic or sorting.
 
-Each kind of task samples its content and inserts it into every phrasing of the question and of the answer. The phrasings are in
-phrasings.yaml. All phrasings of a question are equivalent, and so are all phrasings of an answer. Each phrasing of a question
-states all of the content, so that a prompt is unambiguous.
+Each task is a function that samples words and inserts them into sentence templates from phrasings.yaml. A task has several
+templates for the question and several for the answer. The questions with the same sampled words have the same meaning, and all
+answers with these words are correct.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ _PHRASINGS: dict[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_name(
 
 
 class Phrase(str):
-    """A word or phrase of a sentence, with attributes for its other forms.
+    """A word or phrase that can be formatted with an article or a capital letter.
 
     Example:
         >>> "{thing.a.capital} is here.".format(thing=Phrase("old basket"))
@@ -30,25 +30,31 @@ class Phrase(str):
 
     @property
     def a(self) -> "Phrase":
-        """The phrase after its indefinite article, as in "an apple"."""
+        """The phrase with its indefinite article, as in "an apple"."""
         return Phrase(f"{'an' if self[0] in 'aeiou' else 'a'} {self}")
 
     @property
     def capital(self) -> "Phrase":
-        """The phrase with a capital first letter, as at the start of a sentence."""
+        """The phrase with a capital first letter."""
         return Phrase(self[0].upper() + self[1:])
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question: phrasings as pairs (instruction, input), and all correct answers."""
+    """A question in several phrasings, and its correct answers.
+
+    Args:
+        asks: The phrasings of the question, each as an instruction and an input.  The input is the text that the instruction
+            refers to, or "".
+        answers: The correct answers; they answer every phrasing of the question.
+    """
 
     asks: tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
 
 
 def extraction(random: np.random.Generator) -> Question:
-    """Task: extract who, what, where or when from a passage of two sentences."""
+    """Sample a question about two given sentences: who, what, where or when?"""
     parts: dict[str, str | Verb] = {"verb": _one(random, VERBS), "thing": _word(random, "things")}
     parts["person"], parts["other"] = _some(random, WORDS["people"], 2)
     parts["place"], parts["elsewhere"] = _some(random, WORDS["places"], 2)
@@ -59,7 +65,7 @@ def extraction(random: np.random.Generator) -> Question:
 
 
 def sentiment(random: np.random.Generator) -> Question:
-    """Task: classify a sentence as positive or negative, and give the reason."""
+    """Sample a question: is a sentence positive or negative, and why?"""
     good = bool(random.integers(2))
     label, feeling = ("positive", "happy") if good else ("negative", "unhappy")
     return _question(
@@ -74,7 +80,7 @@ def sentiment(random: np.random.Generator) -> Question:
 
 
 def topic(random: np.random.Generator) -> Question:
-    """Task: name the topic of a sentence."""
+    """Sample a question: name the topic of a sentence."""
     subject = _one(random, TOPICS)
     actor, place = _one(random, subject.actors), _one(random, subject.places)
     when, action = _time(random), _one(random, subject.actions)
@@ -82,22 +88,22 @@ def topic(random: np.random.Generator) -> Question:
 
 
 def past_tense(random: np.random.Generator) -> Question:
-    """Task: change a sentence from the present to the past tense."""
+    """Sample a question: change a sentence from the present to the past tense."""
     return _question("past-tense", **_moved(random))
 
 
 def passive(random: np.random.Generator) -> Question:
-    """Task: change a sentence from active to passive."""
+    """Sample a question: change a sentence from the active to the passive voice."""
     return _question("passive", **_moved(random))
 
 
 def polite(random: np.random.Generator) -> Question:
-    """Task: change a command into a polite request."""
+    """Sample a question: change a command into a polite request."""
     return _question("polite", command=f"{_one(random, VERBS).base} the {_described(random)} to the {_word(random, 'places')}")
 
 
 def membership(random: np.random.Generator) -> Question:
-    """Task: find the words of a list that belong to a category."""
+    """Sample a question: which words of a list belong to a category?"""
     name, *others = _some(random, tuple(CATEGORIES), 3)
     members = _some(random, CATEGORIES[name], 2)
     listed = _some(random, (*members, *(_one(random, CATEGORIES[other]) for other in others)), 4)
@@ -106,7 +112,7 @@ def membership(random: np.random.Generator) -> Question:
 
 
 def arithmetic(random: np.random.Generator) -> Question:
-    """Task: calculate a sum, difference or product of small numbers, in words."""
+    """Sample a question: add, subtract or multiply two numbers written as words."""
     options = (("plus", "sum of", 20), ("minus", "difference between", 20), ("times", "product of", 6))
     sign, name, limit = _one(random, options)
     a, b = (int(number) for number in random.integers(limit + 1, size=2))
@@ -117,7 +123,7 @@ def arithmetic(random: np.random.Generator) -> Question:
 
 
 def story_sum(random: np.random.Generator) -> Question:
-    """Task: calculate how many things a person has after getting or giving some."""
+    """Sample a question: how many things has a person who got or gave away some?"""
     person, other = _some(random, WORDS["people"], 2)
     things = _word(random, "countable")
     a, b = sorted(_some(random, range(2, 21), 2), reverse=True)
@@ -128,13 +134,13 @@ def story_sum(random: np.random.Generator) -> Question:
 
 
 def opposite(random: np.random.Generator) -> Question:
-    """Task: replace the adjective of a sentence with its opposite."""
+    """Sample a question: replace the adjective of a sentence with its opposite."""
     old, new = _some(random, _one(random, OPPOSITES), 2)
     return _question("opposite", old=old, new=new, thing=_word(random, "things"), place=_word(random, "places"))
 
 
 def sorting(random: np.random.Generator) -> Question:
-    """Task: sort words alphabetically, or numbers from smallest to largest."""
+    """Sample a question: sort words alphabetically, or numbers by size."""
     if random.integers(2):
         letters = _some(random, sorted({thing[0] for thing in WORDS["things"]}), 3)
         given = [_one(random, [thing for thing in WORDS["things"] if thing[0] == letter]) for letter in letters]
@@ -148,7 +154,7 @@ def sorting(random: np.random.Generator) -> Question:
 
 
 def comparison(random: np.random.Generator) -> Question:
-    """Task: decide whether a comparison of two things is correct."""
+    """Sample a question: is a statement that compares two things true?"""
     scale, person = _one(random, SCALES), _word(random, "people")
     less, more = (Phrase(scale.things[index]).a for index in sorted(_some(random, range(len(scale.things)), 2)))
     facts = (f"{more} is {scale.more} than {less}", f"{less} is {scale.less} than {more}")
@@ -161,7 +167,7 @@ def comparison(random: np.random.Generator) -> Question:
 
 
 def scene(random: np.random.Generator) -> Question:
-    """Task: write a sentence with three given words."""
+    """Sample a question: write a sentence that contains three given words."""
     animal, place = _one(random, CATEGORIES["animals"]), _word(random, "places")
     return _question("scene", animal=animal, place=place, thing=_described(random))
 
@@ -171,11 +177,16 @@ _TASKS = (
     *(arithmetic, story_sum, opposite, sorting, comparison, scene),
 )
 KINDS: Mapping[str, Callable[[np.random.Generator], Question]] = {task.__name__.replace("_", "-"): task for task in _TASKS}
-"""Name of a kind of task -> function that generates a random question of this kind."""
+"""Name of a task -> function that samples a question of this task."""
 
 
 def _question(kind: str, /, **parts: str | Verb) -> Question:
-    """Insert `parts` into the phrasings of `kind`, and return the question."""
+    """Return the question that results when words are inserted into the templates of a task.
+
+    Args:
+        kind: Name of the task in phrasings.yaml.
+        parts: Placeholder in the templates -> the word or words to insert.
+    """
     filled = {name: Phrase(part) if isinstance(part, str) else part for name, part in parts.items()}
     texts = {name: text.format(**filled) for name, text in _PHRASINGS[kind].items()}
     given = texts.get("given", "")
@@ -187,7 +198,7 @@ def _one(random: np.random.Generator, choices: Sequence[T]) -> T:
 
 
 def _some(random: np.random.Generator, choices: Sequence[T], count: int) -> list[T]:
-    """Choose `count` distinct elements, in random order."""
+    """Sample `count` different elements of `choices`; return them in random order."""
     return [choices[int(index)] for index in random.choice(len(choices), size=count, replace=False)]
 
 
@@ -204,6 +215,6 @@ def _described(random: np.random.Generator) -> str:
 
 
 def _moved(random: np.random.Generator) -> dict[str, str | Verb]:
-    """Choose the words of a sentence in which a person moves a thing to a place."""
+    """Sample the words of a sentence in which a person moves a thing to a place; return them by placeholder."""
     person, verb, place = _word(random, "people"), _one(random, VERBS), _word(random, "places")
     return {"person": person, "verb": verb, "place": place, "thing": _described(random)}

@@ -8,7 +8,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Verb:
-    """Forms of a verb that moves an object: carry, carries, carried, has carried."""
+    """The forms of a verb of moving, such as carry, carries, carried, (has) carried."""
 
     base: str
     third: str
@@ -18,7 +18,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic of sentences: its name, and the actors, actions and places that occur."""
+    """A topic, and the words from which sentences about it are generated."""
 
     name: str
     actors: list[str]
@@ -28,9 +28,12 @@ class Topic:
 
 @dataclass(frozen=True)
 class Scale:
-    """Things in ascending order of a property.
+    """Things in ascending order of a property, such as size.
 
-    `more` and `less` are the comparatives of the property, such as "bigger" and "smaller".
+    Args:
+        more: Comparative for a thing that is later in the order, such as "bigger".
+        less: Comparative for a thing that is earlier in the order, such as "smaller".
+        things: The names of the things.
     """
 
     more: str

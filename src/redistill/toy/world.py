@@ -1,8 +1,8 @@
-"""The toy world: English instructions that a tiny model learns in minutes.
+"""The toy world: English instructions that a tiny model can learn in minutes.
 
-The text is generated, without a download. There are thirteen kinds of tasks, each with several phrasings of the question and of
-the answer. An answer in the data has one of the phrasings. A teacher that is trained on many answers learns the probability of
-each phrasing, and a student can learn these probabilities from the teacher.
+The text is generated, without a download. There are thirteen tasks, each with several phrasings of the question and of the
+answer. A teacher that is trained on many sampled answers learns the probability of each phrasing, and a student can learn these
+probabilities from the teacher.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ _BUCKETS: dict[Split, range] = {
 def toy_records(count: int, seed: int, split: Split) -> list[Record]:
     """Generate records of the toy world.
 
-    A record depends only on the seed, the split and the index of the record. All kinds of tasks are equally likely, and the
-    k-th phrasing of an answer has a probability proportional to 1/k. No question of one split occurs in another split, in any
-    phrasing and for any seeds.
+    A record depends only on the seed, the split and the index of the record. All tasks are equally likely, and the k-th
+    phrasing of an answer has a probability proportional to 1/k. A question of one split never occurs in another split, even in
+    another phrasing or with another seed.
 
     Args:
         count: Number of records.
@@ -42,7 +42,8 @@ def toy_records(count: int, seed: int, split: Split) -> list[Record]:
         split: "teacher" (a large set to train a teacher on), "train", "validation" or "test".
 
     Returns:
-        Records with one reference for "teacher" and "train", and with every correct answer for "validation" and "test".
+        The records. In the splits "teacher" and "train", a record has one reference answer. In "validation" and "test", it has
+        all correct answers as references; the sampled one is first.
 
     Example:
         >>> record = toy_records(5, 10, "train")[4]
@@ -57,12 +58,12 @@ def toy_records(count: int, seed: int, split: Split) -> list[Record]:
 def toy_tokenizer(vocabulary_size: int = 1536, seed: int = 0) -> Tokenizer:
     """Train a byte-level BPE tokenizer on the toy world.
 
-    The end token is "<|endoftext|>", and the padding token is "<|pad|>". The tokenizer encodes any text; text of the toy world
-    has little more than one token per word.
+    The end token is "<|endoftext|>", and the padding token is "<|pad|>". The tokenizer can encode any text. Text of the toy
+    world has little more than one token per word.
 
     Args:
         vocabulary_size: Number of tokens, including all bytes and the two special tokens; >= 258.
-        seed: Random seed of the text that the tokenizer is trained on.
+        seed: Random seed for generating the text that the tokenizer is trained on.
 
     Returns:
         A transformers `PreTrainedTokenizerFast`.
@@ -105,6 +106,6 @@ def _record(seed: int, split: Split, index: int) -> Record:
 
 
 def _bucket(question: Question) -> int:
-    """Hash a question to a bucket from 0 to 99; each bucket belongs to one split."""
+    """Return a number from 0 to 99 that is a hash of the question and determines its split."""
     key = "\x1f".join(question.asks[0]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % 100

@@ -7,7 +7,6 @@ The argument `folder` of a public function is the folder of all checkpoints of a
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError
 
 from redistill.errors import CheckpointError, DataError, OutputError
 from redistill.interfaces import Value
 from redistill.processes.placement import placed_like
 from redistill.storage import files, folders
 from redistill.storage import tensors as tensor_files
-from redistill.storage.redaction import plain
+from redistill.storage.json_text import JsonError, parse_json
+from redistill.storage.redaction import plain, plain_line
 from redistill.storage.tensors import read_tensors, write_tensors
 
 SCHEMA = 2
@@ -46,8 +45,8 @@ class Contents(dict[str, Value]):
 
     def __missing__(self, name: str) -> NoReturn:
         raise CheckpointError(
-            f"{self.owner}: has no '{name}' (it has {', '.join(sorted(self)) or 'nothing'}); "
-            "a run of another kind wrote it; start this run in a new folder"
+            f"{self.owner}: has no '{name}' (it has {plain_line(', '.join(sorted(self)))[:300] or 'nothing'}); "
+            "a run with other settings wrote it; set `out` to a new folder"
         )
 
 
@@ -102,7 +101,7 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> list[str]:
         mine: Hashes that identify this run, by name, such as "training data".
 
     Returns:
-        The names in `mine` of which the folder has checkpoints but no stored hash: an earlier version wrote the checkpoints.
+        Names in `mine` that cannot be checked: an earlier version wrote the checkpoints and stored no hash of this name.
 
     Raises:
         CheckpointError: a hash differs from the one that `write_identity` stored.
@@ -149,9 +148,9 @@ def save(
 ) -> Path:
     """Write the checkpoint `step-N`, then remove checkpoints that are not needed.
 
-    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  If there are checkpoints after `step`,
-    they are damaged, since the run resumed from an older one; they are removed unless protected.  Nothing is removed before the
-    new checkpoint has been read back and verified.
+    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  Checkpoints of later steps are removed
+    unless protected; the run skipped them when it resumed, since they are damaged.  Nothing is removed before the new
+    checkpoint has been read back and verified.
 
     Args:
         folder: The folder of the run's checkpoints, such as `<run folder>/checkpoints`.
@@ -234,7 +233,7 @@ def load(folder: Path) -> Checkpoint | None:
 
 
 def load_step(folder: Path, step: int) -> Checkpoint:
-    """Load the checkpoint of one step, such as the best.
+    """Load the checkpoint that was saved after `step` updates.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -254,7 +253,7 @@ def _read(folder: Path) -> Checkpoint:
     try:
         groups = {name.removesuffix(SUFFIX): read_tensors(folder / name) for name in names if name.endswith(SUFFIX)}
         state = files.read_json(folder / STATE)
-    except (DataError, SafetensorError, OSError) as error:
+    except DataError as error:
         raise _Damaged(plain(str(error))) from error
     if not isinstance(state, dict):
         raise _Damaged(f"{STATE} is not a JSON object")
@@ -291,8 +290,8 @@ def _parsed(manifest: bytes, folder: Path) -> Mapping[str, Any]:
     A manifest with a matching hash is not trusted: anyone can compute a hash.
     """
     try:
-        content = json.loads(manifest)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(manifest)
+    except JsonError as error:
         raise _Damaged(f"{MANIFEST} is not JSON") from error
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise _Damaged(f"{MANIFEST} has no schema")
@@ -340,8 +339,9 @@ def optimizer_tensors(
         parameters: `dict(module.named_parameters())` of all parameters that the optimizer updates.
 
     Returns:
-        The tensors by "<state>/<parameter>", such as "exp_avg/transformer.wte.weight"; and everything else as JSON: parameter
-        groups, scalars, and the names of the tensors.  Tensors of sharded parameters are sharded too (see `placement.full`).
+        Two mappings.  The first has the tensors by "<state>/<parameter>", such as "exp_avg/transformer.wte.weight".  The second
+        has everything else as JSON: parameter groups, scalars, and the names of the tensors.  Tensors of sharded parameters are
+        sharded too; `placement.full` gathers them.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     tensors: dict[str, torch.Tensor] = {}
@@ -377,11 +377,15 @@ def restore_optimizer(
     there = [group["params"] for group in state["groups"]]
     if [sorted(group) for group in here] != [sorted(group) for group in there]:
         odd = sorted(set(chain(*here)) ^ set(chain(*there)))
-        what = f"'{odd[0]}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
-        raise CheckpointError(f"optimizer: this run and the checkpoint have different parameters ({what}); use a new folder")
-    if missing := sorted(set(state["tensors"]) - set(tensors)):
+        name = plain_line(odd[0])[:100] if odd else ""
+        what = f"'{name}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
         raise CheckpointError(
-            f"optimizer: '{missing[0]}' is missing from the checkpoint ({len(missing)} in all); start in a new folder"
+            f"optimizer: this run and the checkpoint have different parameters ({what}); set `out` to a new folder"
+        )
+    if missing := sorted(set(state["tensors"]) - set(tensors)):
+        name = plain_line(missing[0])[:100]
+        raise CheckpointError(
+            f"optimizer: '{name}' is missing ({len(missing)} entries are missing in all); set `out` to a new folder"
         )
     entries = {name: dict(values) for name, values in state["scalars"].items()}
     for key in state["tensors"]:

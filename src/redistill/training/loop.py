@@ -1,9 +1,9 @@
 """The training loop: draw sequences, compute gradients, update, validate and save.
 
-Validation and saving happen between updates.  The caller builds the parts of the loop.  The loop itself depends on no
-distillation method.
-The coefficients of the loss terms are computed once per update, from the counts of the global batch.  Therefore one process
-with four micro-batches has the same gradient as two processes with two micro-batches each.
+Validation and saving happen between updates.  The caller builds the objects that the loop uses (`Parts`).  The code of the loop
+is the same for all distillation methods.
+The coefficients of the loss terms are computed once per update, from the numbers of tokens and sequences of the global batch.
+Therefore one process with four micro-batches has the same gradient as two processes with two micro-batches each.
 """
 
 import math
@@ -38,10 +38,10 @@ _FAULTS = "teacher rows that are not finite"  # a key of the terms' sums, which 
 
 
 def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, state: TrainingState) -> TrainingState:
-    """Train until the schedule is done or early stopping ends training.
+    """Train for the scheduled number of updates, or until early stopping.
 
     Args:
-        parts: The parts of the run.
+        parts: The objects that the loop uses, such as the student, the optimizer and the policy.
         settings: Which checkpoints are kept, and the metric that chooses the best one.
         optimiser: Learning rates and gradient clipping.
         state: State from which training starts or resumes; updated in place.
@@ -120,7 +120,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
 
 
 def _draw(parts: Parts, step: int) -> Draw:
-    """Return the sequences of an update, after the engine has got the current weights."""
+    """Pass the student's weights to the engine, and return the sequences of an update."""
     student = parts.learner.student
     with parts.learner.placement.unsharded(student):
         parts.engine.sync(student.model, step)
@@ -130,8 +130,8 @@ def _draw(parts: Parts, step: int) -> Draw:
 def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
     """Return this process's sequences as micro-batches of similar lengths.
 
-    A micro-batch has at most `micro_batch_size` gold and as many sampled sequences.  If it is None, the number of padded tokens
-    is limited instead (see `grouping.grouped`).
+    A micro-batch has at most `micro_batch_size` gold sequences and at most `micro_batch_size` sampled sequences.  If
+    `micro_batch_size` is None, the number of tokens including padding is limited instead (see `grouping.grouped`).
     """
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
@@ -144,10 +144,9 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 
 
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
-    """Return `batches` and empty ones, so that all processes have the same number.
+    """Return `batches` plus empty ones, so that all processes have the same number.
 
-    None are added unless forward and backward passes are collective operations.  Only such passes need the same number of
-    micro-batches in all processes.
+    Only forward and backward passes that are collective operations need this; otherwise `batches` is returned unchanged.
     """
     if not parts.learner.placement.passes_communicate:
         return batches
@@ -164,11 +163,12 @@ def global_counts(batches: Sequence[Batch]) -> Counts:
 def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts, dict[str, float]]:
     """Compute the gradient of the objective, in micro-batches.
 
-    If memory runs out on one process, all processes retry with half the micro-batch size.  The gradient is the same, since the
-    coefficients are computed from the global batch.
+    The gradient is accumulated in the attribute `grad` of the parameters.  If memory runs out on one process, all processes
+    retry with half the micro-batch size.  The gradient is the same, since the coefficients are computed from the global batch.
 
     Returns:
-        This process's micro-batches, the counts of the global batch, and each term's sum over the global batch.
+        This process's micro-batches, the counts of the global batch, and the sum of each loss term over the global batch, by
+        name of the term.
     """
     learner, micro_batch = parts.learner, parts.guards.micro_batch
     if learner.teacher is not None and learner.objective.uses_teacher:
@@ -190,9 +190,11 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
 def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float] | None:
     """Compute the gradient of the global batch from micro-batches of all processes.
 
-    Returns each term's sum over the global batch, or None if memory ran out on any process.  Gradients of replicas are reduced
-    after all passes.  Hooks of the backward pass could not reduce the gradients: if one process ran out of memory, the others
-    would wait for it.  If passes are collective operations, the run ends when one process runs out of memory.
+    Returns the sum of each loss term over the global batch, by name, or None if memory ran out on any process.
+
+    The gradients of all processes are summed after the last backward pass, and not by hooks during the passes: with hooks, all
+    other processes would wait for a process that ran out of memory.  If the passes themselves are collective operations,
+    because parameters are sharded, the run ends when one process runs out of memory.
     """
     learner, backward = parts.learner, partial(_backward, batches, counts, parts)
     gathered = signals.gather([backward() if learner.placement.passes_communicate else unless_out_of_memory(backward)])
@@ -204,7 +206,7 @@ def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts)
 
 
 def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
-    """Backpropagate this process's micro-batches; return each term's sum over them."""
+    """Backpropagate this process's micro-batches; return the sum of each loss term over them."""
     learner, objective, teacher = parts.learner, parts.learner.objective, parts.learner.teacher
     learner.student.train(objective.policy_gradient is None)
     sums: dict[str, torch.Tensor] = {}
@@ -233,7 +235,7 @@ def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
 
 
 def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, object]]:
-    """Return statistics of the logits of an update that ends the run, per micro-batch."""
+    """Return statistics of the logits of both models, one mapping per micro-batch."""
     learner = parts.learner
     with learner.placement.unsharded(learner.student):
         teacher = learner.teacher if learner.objective.uses_teacher else None
@@ -243,7 +245,7 @@ def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, obj
 def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], draw: Draw, whole: Draw) -> None:
     """Log an update and its events, and check the generated text for a collapse.
 
-    `whole` has all sequences that the policy returned; `draw` has those that the objective uses.
+    `whole` has all sequences that the policy returned; `draw` has only those that the objective uses.
     """
     sampled = draw.with_role("sft" if parts.learner.objective.sft_on == "sampled" else "distillation")
     changes_here = [change for size in parts.guards.sizes for change in size.take_changes()]
@@ -268,7 +270,10 @@ def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], d
 
 
 def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
-    """Return the student's scores, log them, and pass the cross entropy to the policy."""
+    """Validate the student; log and return its scores.
+
+    The cross entropy is also passed to the policy, which may adapt to it.
+    """
     with parts.learner.placement.unsharded(parts.learner.student):
         scores = parts.validate()
     parts.policy.observe(scores["cross_entropy"])

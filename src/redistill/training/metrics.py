@@ -22,9 +22,9 @@ class MetricsLog:
         self.path = path
 
     def write(self, line: Mapping[str, object]) -> None:
-        """Append `line`, whose entry "step" is the number of updates done.
+        """Append `line` to the file; `line["step"]` is the number of updates done.
 
-        Numbers must be finite, because JSON has no NaN; pass None instead of another number.
+        Numbers must be finite, because JSON has no NaN and no infinity; pass None instead of a number that is not finite.
         """
         files.append_line(self.path, line)
 
@@ -39,8 +39,8 @@ class MetricsLog:
 
         Args:
             step: Number of the last update whose lines are kept.
-            size: Size of the file in bytes after this update.  If it is None, or no line of the file ends there, all lines are
-                read to find those of later updates.
+            size: Size of the file in bytes after this update.  If it is None or not the end of a line of the file, all lines
+                are read to find those of later updates.
         """
         if self.path.exists() and (size is None or not logs.truncate(self.path, size)):
             logs.truncate_after(self.path, step)
@@ -57,7 +57,7 @@ class Meter:
         self._tokens += tokens
 
     def read(self) -> int:
-        """Return the number of tokens counted since the last call, and count from 0."""
+        """Return the number of tokens since the last call; reset the count to 0."""
         tokens, self._tokens = self._tokens, 0
         return tokens
 

@@ -1,15 +1,16 @@
-"""The objective: its terms, their weights, and the count that each is divided by.
+"""The objective: a weighted sum of loss terms, each of which is a mean.
 
 L = w_sft L_SFT(gold tokens) + w_div L_div(sampled tokens) + w_span L_span(sampled sequences with spans)    (paper, Eq. 11)
   + w_pg L_PG(sampled tokens)                                                                               (MiniLLM)
   + w_pt ((1 - d) L_CE(corpus tokens) + d L_KL(corpus tokens))                                              (pre-training term)
 
 L is the loss of an update, and each w is the weight of a term.  The terms are cross entropy (SFT), divergence, span loss,
-policy gradient (PG) and pre-training; d is the share of the divergence in the pre-training term.  The paper is MGSR (arXiv
+policy gradient (PG) and pre-training; d is the weight of L_KL within the pre-training term.  The paper is MGSR (arXiv
 2407.10068).
 
-Each term has its own count.  Counts are taken over the global batch - all micro-batches of all processes - before the first
-forward pass, so that the gradient does not depend on how the batch is split.  Only the loop divides by them.
+A mean is a sum divided by a number of tokens or sequences; each term has a divisor of its own.  The divisors are counted over
+the global batch - all micro-batches of all processes - before the first forward pass, so that the gradient does not depend on
+how the batch is split.
 """
 
 import math
@@ -39,8 +40,9 @@ class PolicyGradientConfig:
     importance weight.  q is the student's distribution and q_old that of the student that generated the roll-out; epsilon is
     `clip`.  The term of the objective is the mean of L_t over sampled tokens.  Source: MiniLLM (arXiv 2306.08543).
 
-    MiniLLM's single-step term is not included.  It is the divergence of the objective, summed exactly over the vocabulary.  The
-    student runs in evaluation mode, as when it generated the roll-outs, since dropout would change the ratio of probabilities.
+    MiniLLM's loss has a second term, the single-step term: the expected reward of the next token.  The reverse KL is the
+    negative of this expectation, so the divergence of the objective replaces the single-step term.  The student runs in
+    evaluation mode, as when it generated the roll-outs, since dropout would change the ratio of probabilities.
 
     Args:
         weight: Weight of the term, > 0.
@@ -80,7 +82,7 @@ class PretrainingConfig:
     Source: L_PT of MiniLLM (arXiv 2306.08543) and DistiLLM (arXiv 2402.03898).
 
     Args:
-        weight: Weight of the term, > 0; the reference code uses 1.
+        weight: Weight of the term, > 0; the public code of MiniLLM and of DistiLLM uses 1.
         divergence_share: Weight d of KL(p, q), in [0, 1]; the cross entropy has the weight 1 - d.  MiniLLM uses 0.5.
 
     Raises:
@@ -116,7 +118,7 @@ class Objective:
     (arXiv 2407.10068), Eq. 11, for the first three terms; MiniLLM (arXiv 2306.08543) for the others.
 
     Args:
-        sft_weight: Weight of the cross entropy, >= 0; 0 removes the term and the forward pass on gold answers for it.
+        sft_weight: Weight of the cross entropy, >= 0; 0 removes the term, and the student is not run on gold answers for it.
         sft_on: The answers that the cross entropy is computed on: "gold", or "sampled", such as the teacher's answers in SeqKD.
         divergence: The divergence between teacher and student on the tokens of sampled sequences; if None, there is no such
             term.
@@ -186,17 +188,17 @@ class Objective:
 
     @property
     def uses_sampled(self) -> bool:
-        """Whether a distillation term or the policy gradient uses sampled sequences."""
+        """Whether a term uses sampled sequences: divergence, span loss or policy gradient."""
         return self.uses_divergence or self.uses_spans or self.policy_gradient is not None
 
     @property
     def reads_sampled(self) -> bool:
-        """Whether any term uses sampled sequences, cross entropy included."""
+        """Whether any term, including the cross entropy, uses sampled sequences."""
         return self.uses_sampled or (self.sft_weight > 0 and self.sft_on == "sampled")
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether a term uses the teacher; a policy may need it even if no term does."""
+        """Whether a term uses the teacher; whether the policy uses it is not considered."""
         distils_corpus = self.pretraining is not None and self.pretraining.divergence_share > 0
         return self.uses_divergence or self.uses_spans or distils_corpus
 
@@ -220,14 +222,15 @@ class Objective:
     def select(self, draw: Draw) -> Draw:
         """Return the sequences of a draw that at least one term uses.
 
-        The roles of each sequence are replaced by the roles in which the terms of this objective use it.
+        The roles of a sequence in the result state which terms use it: "sft" is the cross entropy; "distillation" is all other
+        terms.
         """
         selected = ((item, self._roles(item)) for item in draw.items)
         items = tuple(DrawItem(item.sequence, roles) for item, roles in selected if roles)
         return Draw(items=items, corpus=() if self.pretraining is None else draw.corpus)
 
     def _roles(self, item: DrawItem) -> frozenset[Role]:
-        """Return the roles in which terms of this objective use an item of a draw."""
+        """Return the roles of a sequence in this objective; empty if no term uses it."""
         roles: set[Role] = set()
         if self.sft_weight and ("sft" if self.sft_on == "gold" else "distillation") in item.roles:
             roles.add("sft")
@@ -237,13 +240,17 @@ class Objective:
 
 
 def corpus_items(draw: Draw, pretraining: PretrainingConfig) -> tuple[DrawItem, ...]:
-    """Return the corpus sequences of a draw, with the roles for the pre-training term."""
+    """Return the corpus sequences of a draw, with roles for the pre-training term.
+
+    The role "sft" is for the cross entropy of the corpus.  The role "distillation" is for the divergence from the teacher, and
+    missing if `divergence_share` is 0.
+    """
     return items_of(draw.corpus, "sft", "distillation") if pretraining.divergence_share > 0 else items_of(draw.corpus, "sft")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of tokens and sequences of a batch, by which sums of terms are divided."""
+    """Numbers of tokens and sequences of a batch, by which loss sums are divided."""
 
     sft_tokens: float = 0
     sampled_tokens: float = 0
@@ -277,12 +284,12 @@ def terms(
 ) -> tuple[Term, ...]:
     """Return the loss terms of a micro-batch.
 
-    The coefficient of a term is its weight, divided by its count in the global batch.
+    The coefficient of a term is its weight, divided by the number of tokens or sequences over which the term is a mean.
 
     Args:
         objective: The terms and their weights.
-        counts: Counts of the global batch.
-        batch: The micro-batch whose rows the terms use.
+        counts: Numbers of tokens and sequences in the global batch.
+        batch: The micro-batch on which the terms are computed.
         divergence: The result of `objective.build_divergence`.
     """
     found: list[Term] = []
@@ -317,9 +324,9 @@ def terms(
 def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> dict[str, float]:
     """Compute the metrics of an update: "loss", and the mean of each term.
 
-    `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The mean of a term is its
-    sum divided by its count; the sum of a diagnostic is divided by the number of sampled tokens.  "loss" is the weighted sum of
-    the means of the terms.
+    `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The sum of a term is
+    divided by the number of tokens or sequences over which the term is a mean; the sum of a diagnostic is divided by the number
+    of sampled tokens.  "loss" is the weighted sum of the means of the terms.
     """
     divisors = {
         "sft": counts.sft_tokens,

@@ -20,17 +20,19 @@ class OptimiserConfig:
         \frac{1 + \cos(\pi t / T)}{2}
 
     eta_t is the learning rate of the next update when t of T updates are done.  eta_peak is the peak learning rate, eta_end is
-    `final_learning_rate`, and W is `warmup_updates`.  In a constant schedule the cosine is replaced by 1.
+    `final_learning_rate`, and W is `warmup_updates`.  If W is 0, the factor that contains W is 1.  In a constant schedule the
+    cosine is replaced by 1.
 
     The clip network is the network of DAC-KL that predicts which classes are kept.  The paper is MGSR (arXiv 2407.10068).
 
     Args:
         learning_rate: Peak learning rate of the student, > 0; the paper's value is 5e-4.
-        final_learning_rate: Learning rate at the end of the cosine schedule, >= 0 and at most the lower of the two peaks.
+        final_learning_rate: Learning rate at the end of the cosine schedule, >= 0; at most the peak learning rates of the
+            student and of the clip network.
         clip_network_learning_rate: Peak learning rate of the clip network, > 0; if None, it is the student's peak learning
             rate, as in the paper.
         schedule: "cosine" decay to final_learning_rate over all updates, or "constant".
-        warmup_updates: Number of updates of linear warm-up from final_learning_rate, >= 0; the reference code has none.
+        warmup_updates: Number of updates of linear warm-up from final_learning_rate, >= 0; DistiLLM's public code has none.
         weight_decay: Decoupled weight decay of matrices, >= 0; vectors (biases, norms) have none.
         betas: Decay rates of AdamW's moment estimates, each in [0, 1).
         max_grad_norm: Maximum norm of the student's gradient, > 0.  The gradient of the clip network is clipped separately, so
@@ -90,9 +92,9 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clip the total gradient norm to `max_norm`; return the norm before clipping.
+    """Clip the gradients of `parameters` in place; return the norm before clipping.
 
-    The parameters must be all sharded or all unsharded.
+    The norm of all gradients together is at most `max_norm` afterwards.  The parameters must be all sharded or all unsharded.
     """
     return scalar(nn.utils.clip_grad_norm_(parameters, max_norm))
 

@@ -1,6 +1,6 @@
-"""The parts that the training loop uses, and the state of training.
+"""The objects that the training loop uses (`Parts`), and the state of training.
 
-`redistill.runs.build` builds them.
+`redistill.runs.build` builds these objects.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -31,7 +31,7 @@ class TrainingState:
 
     Args:
         step: Number of updates done.
-        best_score: The `choose_by` metric of the best validation so far; negated if lower is better.
+        best_score: Value of the metric `training.choose_by` at the best validation so far; negated if lower is better.
         best_cross_entropy: Cross entropy of the best validation, in nats per token; None if it was not finite.
         best_step: Number of updates done at the best validation.
         stopped: Whether early stopping has ended training.
@@ -77,7 +77,7 @@ class Learner:
     def divergence(self) -> DivergenceCall | nn.Module | None:
         """The callable that computes the divergence; None if the objective has none.
 
-        For DAC-KL the callable is itself a trained module, which contains the network that predicts the clipping interval.  It
+        For DAC-KL the callable is a trained module: it contains the network that predicts which classes are kept.  The module
         is registered as a submodule of `student`, so that it is trained with the student.
         """
         divergence = self.objective.divergence
@@ -85,14 +85,17 @@ class Learner:
 
     @property
     def clip_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the network that predicts DAC-KL's clipping interval; else empty."""
+        """Parameters of `student.clip_network`; empty if there is no such network.
+
+        DAC-KL trains this network, which predicts the classes to keep.
+        """
         network = self.student.clip_network
         return [] if network is None else list(network.parameters())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guards:
-    """The guards of training.
+    """The guards of training, and the batch sizes that are halved if memory runs out.
 
     Args:
         update: The guard that skips updates that are not finite.
@@ -122,7 +125,7 @@ class Output:
 
     Args:
         log: metrics.jsonl.
-        revisions: revisions.jsonl; the policy's log of corrections.
+        revisions: revisions.jsonl, in which the policy logs its corrections of student text.
         progress: Progress and messages on the terminal.
         meter: The counter of the tokens that this process generates for training.
         checkpoints: The folder of the checkpoints.
@@ -136,19 +139,19 @@ class Output:
 
     @property
     def logs(self) -> tuple[MetricsLog, MetricsLog]:
-        """The logs, which are truncated to a checkpoint when a run resumes."""
+        """The logs; a resumed run removes their lines that are newer than the checkpoint."""
         return self.log, self.revisions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The parts that the training loop uses.
+    """The objects that the training loop uses.
 
     Args:
         policy: The object that returns the sequences of each update.
         engine: The object that generates the student's text; it receives the student's weights before each update.
         validate: Function that returns the current student's scores by name: each of `metrics`, "cross_entropy", and others.
-        metrics: Metrics of validation answers.
+        metrics: Metrics that `validate` computes from the student's responses.
         schedule: Numbers of updates: of the run, between validations, and between checkpoints.
         end_ids: Ids of the end tokens.
     """

@@ -144,9 +144,9 @@ class AnswerProgress:
         """Report progress.
 
         Args:
-            done: Number of answers that are done.
-            total: Number of all answers.
-            tokens: Number of tokens that this process has generated or read.
+            done: Number of answers of this process that are done.
+            total: Number of all answers of this process.
+            tokens: Number of tokens that this process has generated.
         """
         self._first = self._first or (done, self._clock())
         passed, answered = self._clock() - self._first[1], done - self._first[0]

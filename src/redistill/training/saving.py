@@ -5,14 +5,21 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any, cast, get_type_hints
 
+from redistill.errors import CheckpointError, RedistillError, one_line
 from redistill.models.lora import load_trainable_state, trainable_state
 from redistill.policies.state import StoredState, restore, store
+from redistill.processes.memory import is_out_of_memory
 from redistill.processes.placement import full
+from redistill.records import Json
+from redistill.storage.redaction import plain_line
 from redistill.training import checkpoint
 from redistill.training.metrics import MetricsLog
 from redistill.training.parts import Parts, TrainingState
 from redistill.training.schedule import TrainingConfig
+
+_MAX_REASON = 200  # characters; a reason may quote the state
 
 
 def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
@@ -49,12 +56,55 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
 
 
 def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingState:
-    """Restore the parts of training in place from a checkpoint; return its progress.
+    """Restore `parts` in place from a checkpoint; return the state of training.
+
+    The parts may be partly restored if an error is raised.
 
     Raises:
-        CheckpointError: `found` lacks tensors or values, or its optimizer state does not fit this run.
+        CheckpointError: `found` lacks tensors or values, has values of wrong types, or does not fit this run.
     """
+    try:
+        _restore_parts(parts, found)
+        return _training_state(found.state["training"])
+    except RedistillError:
+        raise
+    except Exception as error:  # each part, which may be external code, raises its own exceptions for a value of a wrong type
+        if is_out_of_memory(error):
+            raise
+        raise _unfit(found, plain_line(one_line(error))[:_MAX_REASON]) from error
+
+
+def log_size(found: checkpoint.Checkpoint, log: MetricsLog) -> int | None:
+    """Return the size of `log` in bytes at the time when `found` was saved.
+
+    Return None if the checkpoint does not contain the size, as in commit 3d89816 and earlier versions.
+
+    Raises:
+        CheckpointError: the size is not a whole number, or is negative.
+    """
+    sizes = found.state.get("log_bytes", {})
+    size = sizes.get(log.path.name) if isinstance(sizes, dict) else sizes
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
+        raise _unfit(found, f"the size of {log.path.name} is not a whole number")
+    return size
+
+
+def _unfit(found: checkpoint.Checkpoint, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{plain_line(str(found.folder))}: its state cannot be restored ({reason}); remove this checkpoint, or use a new folder"
+    )
+
+
+def _restore_parts(parts: Parts, found: checkpoint.Checkpoint) -> None:
     learner, student, guards = parts.learner, parts.learner.student, parts.guards
+    own = {
+        "policy": store(parts.policy.state_dict()).values,
+        "guard": guards.update.state_dict(),
+        "collapse": guards.collapse.state_dict(),
+        "early_stopping": guards.early_stopping.state_dict(),
+    }
+    for part, value in own.items():
+        _check_types(found.state[part], value, part)
     load_trainable_state(student.model, found.tensors["model"])
     if student.clip_network is not None and learner.clip_parameters:
         load_trainable_state(student.clip_network, found.tensors["clip_network"])
@@ -64,21 +114,45 @@ def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingSt
     guards.update.load_state_dict(found.state["guard"])
     guards.collapse.load_state_dict(found.state["collapse"])
     for size, held in zip(guards.sizes, found.state["memory"], strict=True):
+        _check_types(held, size.state_dict(), "memory")
         size.load_state_dict(held)
     guards.early_stopping.load_state_dict(found.state["early_stopping"])
-    return TrainingState(**found.state["training"])
 
 
-def log_size(found: checkpoint.Checkpoint, log: MetricsLog) -> int | None:
-    """Size of a log in bytes when the checkpoint `found` was saved.
+def _training_state(values: Mapping[str, Json]) -> TrainingState:
+    state = TrainingState(**cast("dict[str, Any]", values))
+    for name, expected in get_type_hints(TrainingState).items():
+        value = getattr(state, name)
+        is_number = isinstance(value, int) and not isinstance(value, bool) and isinstance(1.0, expected)
+        if not is_number and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
+            raise TypeError(f"training.{name} has a value of a wrong type")
+    return state
 
-    The size is None in checkpoints of commit 3d89816 and earlier versions.
+
+def _check_types(stored: object, own: object, path: str) -> None:
+    """Raise a TypeError if a stored scalar has another type than the value of the same name in this run.
+
+    All numbers are of one type. A value that is None in this run may be any scalar. A list or dict may differ in its contents.
     """
-    sizes: Mapping[str, int] = found.state.get("log_bytes", {})
-    return sizes.get(log.path.name)
+    if isinstance(own, Mapping) and isinstance(stored, Mapping):
+        for name in own.keys() & stored.keys():
+            _check_types(stored[name], own[name], f"{path}.{name}")
+    if isinstance(own, list | Mapping):
+        is_allowed = stored is None or isinstance(stored, list | Mapping)  # None: the value is stored as tensors
+    else:
+        is_allowed = _type(stored) is _type(own) or (own is None and not isinstance(stored, list | Mapping))
+    if not is_allowed:
+        raise TypeError(f"{path} has a value of a wrong type")
+
+
+def _type(value: object) -> type:
+    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
 
 
 def _policy_state(found: checkpoint.Checkpoint) -> StoredState:
-    """Read the policy's state; checkpoints of commit 3d89816 and earlier versions have it only as JSON."""
+    """Read the policy's state from a checkpoint.
+
+    In checkpoints of commit 3d89816 and earlier versions, it consists of JSON values without tensors.
+    """
     tensors, entries = found.tensors.get("policy", {}), found.state.get("policy_entries", [])
     return StoredState(tensors=tensors, values=found.state["policy"], entries=entries)

@@ -16,11 +16,11 @@ class TrainingConfig:
     """Duration of training, batch sizes, precision, and checkpoints.
 
     Args:
-        updates: Number of all updates (optimiser steps): a number >= 1, or passes over the training set such as "20 epochs".
+        updates: Duration of training: a number of updates (optimiser steps), >= 1, or of epochs, such as "20 epochs".
         batch_size: Number of sequences in one update over all processes, >= 1.
         micro_batch_size: Maximum number of sequences in one forward and backward pass on one process, >= 1; gold and sampled
-            sequences are counted separately.  If None, the tokens of a pass are limited to a number above which passes are not
-            faster.
+            sequences are counted separately.  If None, a micro-batch has at most as many tokens as saturate the device: with
+            more tokens, the time per token would not decrease.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
         evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after the
             last.  The best checkpoint is chosen among the validations.
@@ -33,9 +33,9 @@ class TrainingConfig:
         log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions (corrections
             of student text) are logged; >= 1.
         generation_batch_size: Sequences that one process generates or scores at once, >= 1; independent of the micro-batch.
-        compile: What torch.compile compiles: "none"; "rows", the loss terms as functions of logits; or "all", also the
-            student's body in training.  "auto" is "rows" if a compiler is installed and the vocabulary is large enough to
-            amortise compiling.
+        compile: What torch.compile compiles: "none"; "rows", the functions that compute loss terms from logits; or "all", these
+            functions and the student's body in training.  "auto" is "rows" if a compiler is installed and the vocabulary is
+            large enough to amortise compiling.
 
     Raises:
         ConfigError: a value is out of range.
@@ -86,9 +86,9 @@ class Schedule:
 
 
 def check_length(name: str, length: int | str, lowest: int) -> None:
-    """Check that a length is a valid number of updates or of epochs.
+    """Check that the setting `name` is a valid number of updates or of epochs.
 
-    Updates are a whole number >= `lowest`; epochs are a text such as "20 epochs", with a number > 0.
+    `length` is the value of the setting: an integer >= `lowest`, or a text such as "20 epochs" with a number > 0.
 
     Raises:
         ConfigError: the length is neither a valid number of updates nor a valid number of epochs.
@@ -101,9 +101,9 @@ def check_length(name: str, length: int | str, lowest: int) -> None:
 
 
 def in_updates(length: int | str, num_examples: int, batch_size: int) -> int:
-    """Convert a length in updates or epochs to a number of updates.
+    """Convert the value of a setting, in updates or epochs, to a number of updates.
 
-    A length in epochs gives at least 1 update.
+    A value in epochs gives at least 1 update.
 
     Example:
         >>> in_updates(50, 1000, 8), in_updates("2 epochs", 1000, 8)

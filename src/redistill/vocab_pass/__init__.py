@@ -1,11 +1,12 @@
-"""The vocabulary pass: LM head and objective in chunks of rows.
+"""The vocabulary pass: LM head and loss terms, computed in chunks of rows.
 
-No [N, V] tensor of a whole batch exists.
+A row is the prediction of one token.  A batch has N rows, and the vocabulary V classes.  Because of the chunks, no [N, V]
+tensor of a whole batch is allocated.
 
 `vocab_pass` computes all terms of the objective - cross entropy, a divergence, the span loss, a policy gradient - and their
-gradients in one pass over the rows.  `row_statistics` computes statistics of rows without gradients.  `dense_reference`
-computes the same as `vocab_pass` with plain autograd.  The sums over rows are not divided by the number of rows: the
-coefficients of the terms, which the caller sets, include this division.
+gradients in one pass over the rows.  `dense_reference` returns the same results with plain autograd, for tests.
+`row_statistics` returns a value for each row, such as the KL divergence, without gradients.  The terms are sums over rows.  For
+a mean, the caller divides the coefficient of a term by the number of rows.
 """
 
 from redistill.vocab_pass.core import Compile, compiles

@@ -1,9 +1,10 @@
-"""The elementwise core: from the raw logits of a tile to sums and their gradient.
+"""The loss terms of one tile of rows, and their gradient.
 
-A tile is a slice of rows that is processed at once.  Raw logits are the products of hidden states and the head, before they are
-scaled and bounded (softcap).  `Core` is plain PyTorch.  Without compilation, each operation reads the whole tile.  With
-compilation, log-softmax, all terms and their gradient are a few fused loops.  All compiled tiles have the same number of rows,
-so a set of terms is compiled once; the last tile is padded with rows that do not contribute to the sums.
+A tile is a slice of rows that is processed at once.  The gradient is taken with respect to the raw logits: the logits of the
+LM head before they are scaled and bounded (softcap).  `Core` is plain PyTorch.  Without compilation, each operation reads the
+whole tile.  With compilation, log-softmax, all terms and the gradient are a few fused loops.  All compiled tiles have the same
+number of rows, so each combination of terms is compiled once.  Shorter tiles are padded with rows that do not contribute to the
+sums.
 """
 
 import importlib.util
@@ -42,13 +43,13 @@ Visited = tuple[Sums, Tensor, tuple[Tensor | None, ...]]
 
 
 def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> bool:
-    """Return whether the functions that compute the terms are compiled.
+    """Return whether the functions that compute the loss terms are compiled.
 
-    The decision depends only on the arguments and the machine, so a resumed run makes the same decision.
+    The result depends only on the arguments and the machine, so it is the same in a resumed run.
 
     Args:
-        setting: "none" never compiles, "rows" and "all" always do.  "auto" compiles if there is a compiler and at least 16,384
-            classes.
+        setting: The setting `training.compile`.  With "none" they are not compiled, and with "rows" or "all" they are.  With
+            "auto" they are compiled if a compiler is installed and the vocabulary has at least 16,384 classes.
         num_classes: Vocabulary size.
         device: Device of the hidden states.
 
@@ -70,12 +71,12 @@ def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> 
 
 @dataclass(frozen=True)
 class Core:
-    """The function that computes all terms of the objective on a tile (some rows).
+    """The function that computes all terms of the objective on one tile.
 
-    Two objects with equal fields share one compilation.
+    A tile is a slice of rows.  The function is compiled only once for all `Core` objects with equal fields.
 
     Args:
-        rules: A function for each term that has rows in the tile; it computes the sum of the term.
+        rules: For each term that is computed in the tile, a function that returns the term's sum over the tile (rules.py).
         scale, softcap: Factor and bound of the student's logits; see `Head`.
     """
 
@@ -84,12 +85,15 @@ class Core:
     softcap: float | None
 
     def __call__(self, raw_CV: Tensor, target_rows: TargetRows | None, tensors: Tensors) -> Sums:
-        """Return the sum of each term and of each diagnostic over the tile, by name.
+        """Return the sum of each term and of each diagnostic over one tile, by name.
+
+        A tile is C rows (token positions) of the batch with the logits of all V classes.
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.
-            target_rows: Teacher logits of these rows, or the teacher's most probable classes; None for rows without a teacher.
-            tensors: The tensor arguments of each rule.
+            target_rows: Teacher logits of the rows of the tile, or the teacher's most probable classes there; None if no term
+                compares the tile with the teacher.
+            tensors: For each of `self.rules`, its tensor arguments, such as targets and weights.
         """
         logq_CV = torch.log_softmax(finished(raw_CV, self.scale, self.softcap), dim=-1)
         both = None if target_rows is None else log_probs(logq_CV, target_rows)
@@ -100,7 +104,10 @@ class Core:
 
 
 def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) -> TargetRows | None:
-    """Return the teacher target with `change` applied to its tensors; None stays None."""
+    """Return a copy of `target_rows` with `change` applied to each of its tensors.
+
+    If `target_rows` is None, the result is None.
+    """
     if isinstance(target_rows, TopClasses):
         return TopClasses(*map(change, target_rows))
     return None if target_rows is None else change(target_rows)
@@ -110,13 +117,14 @@ def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) 
 class Tile:
     """Rows that are processed at once, and a halo row if the span loss needs one.
 
-    The span loss compares the rows of each pair of neighbouring rows.  The halo row is the row after the tile.  It is added if
-    it may form a pair with the last row of the tile.
+    The span loss compares student and teacher at each pair of neighbouring rows.  The halo row is the row after the tile: the
+    second row of a pair whose first row is the last row of the tile.
 
     Args:
         raw_CV: Raw logits of the student, including the halo row.
-        target_rows: Teacher logits of these rows, or the teacher's most probable classes; None for rows without a teacher.
-        tensors: The tensor arguments of each rule, without the halo row.
+        target_rows: Teacher logits of these rows, or the teacher's most probable classes, including the halo row.  None if no
+            term compares these rows with the teacher.
+        tensors: For each term, its tensor arguments, such as targets and weights, without the halo row.
     """
 
     raw_CV: Tensor
@@ -124,9 +132,10 @@ class Tile:
     tensors: Tensors
 
     def padded(self, num_rows: int, halo: int) -> "Tile":
-        """Return a copy with `num_rows` rows and `halo` (0 or 1) halo rows.
+        """Return a copy that is padded to `num_rows` rows, plus `halo` (0 or 1) halo rows.
 
-        The copy is padded with rows of zeros, which do not contribute to the sums.
+        The halo row is the row after the tile, which the span loss needs.  The added rows are zeros in all tensors.  Masks and
+        weights of 0 exclude them from the sums.
         """
         target_rows = of_rows(self.target_rows, lambda tensor: _padded(tensor, num_rows + halo))
         tensors = tuple(tuple(_padded(tensor, num_rows) for tensor in own) for own in self.tensors)
@@ -138,17 +147,19 @@ def visit(
 ) -> Visited:
     """Return the sums of terms over a tile, and the gradients of their weighted sum.
 
+    A tile is a slice of rows.  The span loss compares each row with the next one, and therefore also needs the halo row: the
+    row after the tile.
+
     Args:
         core: The function that computes the terms of the tile.
-        tile: The rows, and the halo row if there is one: the row after the tile, which the span loss may compare with its last
-            row.
+        tile: The rows, with a halo row if the span loss needs one.
         coefficients: Weights of the sums.  They change between updates, and so are not part of the compiled code.
-        parameters: Parameters that the divergence learns.
+        parameters: Trainable parameters of the divergence.
         fill: Numbers of rows and halo rows to which a compiled tile is padded.  If None, the core is not compiled.
 
     Returns:
-        The sums by name, without coefficients; the gradient of the raw logits, including the halo row; and the gradient of each
-        parameter, None for an unused parameter.
+        The sum of each term and of each diagnostic by name, without coefficients; the gradient of the raw logits, including the
+        halo row; and the gradient of each parameter, None for an unused parameter.
     """
     if fill is not None and core not in _NOT_COMPILABLE:
         from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import

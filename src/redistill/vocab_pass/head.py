@@ -19,9 +19,9 @@ class Products:
     The operands are the two matrices that are multiplied, such as hidden states and weights.  They are rounded to bf16 only if
     the model runs in bf16.
 
-    Rounding the *results*, as a bf16 `linear` does, changes the gradient by tens of per cent when the student's distribution is
-    close to the teacher's; rounding the operands changes it by 0.15 %.  fp16 operands are converted to fp32, since gradients of
-    logits would underflow in fp16.
+    A bf16 `linear` of torch also rounds the *results*.  When the student's distribution is close to the teacher's, this changes
+    the gradient by tens of per cent; rounding only the operands changes the gradient by 0.15 %.  fp16 operands are converted to
+    fp32, since the gradient with respect to the logits would underflow in fp16.
 
     Args:
         device: Device type, such as "cuda".
@@ -35,9 +35,10 @@ class Products:
 
     @classmethod
     def like(cls, hidden_ND: torch.Tensor) -> "Products":
-        """Return `Products` with the precision of the model that computed `hidden_ND`.
+        """Return `Products` with the precision in which the model computed `hidden_ND`.
 
-        Call this method before autocast is disabled, since autocast is part of this precision.
+        Operands are rounded to bf16 if `hidden_ND` is bf16, or if autocast to bf16 is active and `hidden_ND` is not float64.
+        So call this method before autocast is disabled.
         """
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
@@ -48,8 +49,8 @@ class Products:
     def storage(self) -> torch.dtype:
         """The dtype in which the operands of the matrix products are stored.
 
-        It is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is the dtype
-        `self.result`.  Autograd cannot differentiate products of mixed dtypes.
+        It is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is
+        `self.result`.  Autograd is excluded, since it cannot differentiate a product of bf16 operands with a float32 result.
         """
         return torch.bfloat16 if self.bf16 and self.device == "cuda" and not torch.is_grad_enabled() else self.result
 
@@ -70,7 +71,7 @@ class Products:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Context in which autocast is disabled, and in which a CPU rounds fp32 operands to bf16 if `self.bf16`."""
+        """Context that disables autocast; on a CPU, products in it round fp32 operands to bf16 if `self.bf16` is True."""
         matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not annotated in torch
         before = matmul.fp32_precision
         with torch.autocast(self.device, enabled=False):
@@ -92,10 +93,10 @@ class Head:
 
     Args:
         weight_VD, bias_V: The output embedding W and its bias b; `bias_V` is None for a head without bias.
-        softcap: The bound c, > 0, of model families that cap their logits; None if logits are not capped.
-        scale: The factor s of model families that scale their logits.
-        vocabulary: Number of leading classes that are used, for padded vocabularies.  Probabilities are normalised over these
-            classes.  If None, all classes are used.
+        softcap: The bound c of the absolute logits, > 0; None if the model does not bound its logits.
+        scale: The factor s of the logits.
+        vocabulary: Number V of classes, if W has more rows (a padded vocabulary).  Only the first V rows of W are used, and
+            probabilities are normalised over V classes.  If None, all rows of W are used.
 
     Example:
         >>> head = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]), scale=0.5, vocabulary=2)
@@ -111,12 +112,12 @@ class Head:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes that have a logit."""
+        """Number V of classes: `vocabulary`; all rows of the weight if that field is None."""
         return self.weight_VD[: self.vocabulary].shape[0]
 
     @property
     def num_bytes(self) -> int:
-        """Size of the weights of the used classes in float32, in bytes."""
+        """Size in bytes of the first `num_classes` rows of the weight, in float32."""
         return self.num_classes * self.weight_VD.shape[1] * torch.float32.itemsize
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
@@ -127,10 +128,11 @@ class Head:
         return self.finish(self.raw(hidden_ND, Products.like(hidden_ND)))
 
     def prepared(self, hidden_ND: torch.Tensor) -> "Head":
-        """Return a head whose weights are already converted, for many calls of `logits`.
+        """Return a detached copy of the head with a converted weight.
 
-        The returned head has detached weights of the used classes only, in the dtype that `logits` needs for hidden states like
-        `hidden_ND`.  Without this conversion, each call of `logits` would convert the whole weight.
+        `logits` converts the weight to the dtype of the matrix product in every call.  In the copy, the weight is already
+        converted, and has only its first `num_classes` rows.  So use the copy if `logits` is called often, with hidden states
+        that have the dtype of `hidden_ND`.
         """
         storage = Products.like(hidden_ND).storage
         bias_V = None if self.bias_V is None else self.bias_V.detach()[: self.vocabulary]
@@ -145,14 +147,14 @@ class Head:
         return raw_NV if self.bias_V is None else raw_NV.add_(self.bias_V[: self.vocabulary].to(raw_NV.dtype))
 
     def finish(self, raw_NV: torch.Tensor) -> torch.Tensor:
-        """Return the logits: the results of `raw`, scaled and then capped."""
+        """Return the logits: the result of `raw`, scaled and then bounded by `softcap`."""
         return finished(raw_NV, self.scale, self.softcap)
 
 
 def finished(raw_NV: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    """Return the logits: raw_NV times `scale`, then bounded by `softcap`.
+    """Return the logits: z = scale * raw_NV, then softcap * tanh(z / softcap).
 
-    Raw logits are the products of hidden states and the head.  If `softcap` is None, the logits are not bounded.
+    `raw_NV` is the result of `Head.raw`.  If `softcap` is None, the result is z.
     """
     logits_NV = raw_NV if scale == 1.0 else raw_NV * scale
     return logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)

@@ -1,8 +1,10 @@
-"""Rules: functions of log-probabilities that sum one term over the rows of a tile.
+"""Rules: functions that compute the sum of one term over the rows of a tile.
 
-A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  The fields of a rule are constant during
-a run.  Rules with equal fields are equal, so each is compiled once.  Values that change, such as targets, masks and weights,
-are tensor arguments.  If all tensor arguments are 0 for a row, the row does not contribute to the sum, whatever its logits are.
+A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  A rule is called with three
+kinds of arguments: the student's log-probabilities; the log-probabilities of both models over the same classes (`LogProbs`;
+None without a teacher); and tensors that change during a run, such as targets, masks and weights.  If all tensors of the third
+kind are 0 for a row, the row does not contribute to the sum, whatever its logits are.  The fields of a rule are constant during
+a run.  Rules with equal fields are equal, and share one compiled function.
 """
 
 from collections.abc import Callable
@@ -52,7 +54,10 @@ def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
 
 
 def whole(target_rows: TargetRows) -> Tensor:
-    """Return teacher log-probabilities, from logits over the whole vocabulary."""
+    """Return the teacher's log-probabilities of all classes.
+
+    `target_rows` must be logits, and not `TopClasses`.
+    """
     assert isinstance(target_rows, Tensor), "the teacher lists its most probable classes, but all classes are needed"
     return torch.log_softmax(target_rows, dim=-1)
 
@@ -61,7 +66,8 @@ def whole(target_rows: TargetRows) -> Tensor:
 class CrossEntropyRule:
     """Sum of -log q of the target tokens, over the rows where `counted_C` is True.
 
-    q is the student.  The result of a call is the sum by name.
+    q is the student.  The arguments of a call include `target_C`, the target token of each row, and `counted_C`, a bool mask of
+    the rows.  A call returns the sum, a scalar, in a dict with the key `name`.
     """
 
     name: str
@@ -73,10 +79,11 @@ class CrossEntropyRule:
 
 @dataclass(frozen=True)
 class DivergenceRule:
-    """Weighted sum of a divergence over the rows where `counted_C` is True.
+    """Sum of weight times divergence over the rows where `counted_C` is True.
 
-    The divergence may also return diagnostics: further values of each row, by name.  They are summed over these rows without
-    weights.
+    The arguments of a call include `weight_C`, the weight of each row, and `counted_C`, a bool mask of the rows.  A call
+    returns the sum in a dict with the key `name`.  If the divergence returns diagnostics (values of each row that are only
+    logged), the dict also has their sums over the same rows, without weights.
     """
 
     name: str
@@ -89,7 +96,8 @@ class DivergenceRule:
         divergence_C, diagnostics = result if isinstance(result, tuple) else (result, {})
         if divergence_C.shape != counted_C.shape:
             raise ConfigError(
-                f"{type(self.divergence).__name__}: returned shape {list(divergence_C.shape)}; must be [{num_rows}]"
+                f"{type(self.divergence).__name__}: returned shape {list(divergence_C.shape)}; must be [{num_rows}]; "
+                "return one value for each row, without a sum or mean over rows"
             )
         details = {name: value_C.detach().masked_fill(~counted_C, 0).sum() for name, value_C in diagnostics.items()}
         return {self.name: (divergence_C * weight_C).masked_fill(~counted_C, 0.0).sum(), **details}
@@ -97,10 +105,11 @@ class DivergenceRule:
 
 @dataclass(frozen=True)
 class SpanRule:
-    """The span loss: weighted sum of a distance over pairs of neighbouring rows.
+    """The span loss: sum of weight times distance over the pairs of neighbouring rows.
 
-    `losses.span.pair_distance` defines the distance.  The tile may have a halo row: the row after its last row.  It is the
-    second row of the last pair.
+    `losses.span.pair_distance` defines the distance between student and teacher.  If the tile has a halo row (the next row of
+    the batch, which follows the tile), the halo row is the second row of the last pair.  A call returns the sum in a dict with
+    the key `name`.
     """
 
     name: str
@@ -120,8 +129,9 @@ class SpanRule:
 class PolicyGradientRule:
     """Sum of the clipped policy-gradient loss over generated tokens.
 
-    The rule also returns the sum of the probability ratios, "ratio", and the number of tokens for which clipping is active,
-    "clipped"; see `losses.policy_gradient.clipped_surrogate`.
+    A call returns a dict.  It has the sum of the loss with the key `name`, the sum of the ratios rho with the key "ratio", and
+    the number of tokens for which clipping is active with the key "clipped".  `losses.policy_gradient.clipped_surrogate`
+    defines the loss and rho.
     """
 
     name: str

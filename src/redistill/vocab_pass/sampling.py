@@ -17,20 +17,20 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
     """Sample one class per row by descending a tree of ranges of classes.
 
     A range is a set of consecutive class ids.  The vocabulary is divided into ranges, each range is divided into eight smaller
-    ranges, and so on down to single classes.  On each of the six levels, one part of the range of the previous level is chosen.
-    Each level has its own uniform number u.  The chosen part is the first whose cumulative mass exceeds u times the mass of all
-    parts.
+    ranges, and so on down to single classes.  On each of the six levels, one smaller range of the range that
+    was chosen on the previous level is chosen: the first whose cumulative mass exceeds u times the total mass of these smaller
+    ranges.  Each level has its own uniform number u.
 
     A single uniform number for the whole vocabulary would also be correct, but less robust to rounding.  The intervals of a
     large vocabulary are narrow, and a different order of summation, as with a different batch size, shifts all intervals.  With
     one number per level, each number is compared with only a few boundaries, so rounding rarely changes the sampled class.
 
-    Masses of blocks of 64 classes have the dtype of the probabilities; sums of these masses are float64.  A class without mass
-    is never sampled.
+    Sums over 64 consecutive classes have the dtype of the probabilities; sums over more classes are float64.  A class with
+    probability 0 is never sampled.
 
     Args:
         probabilities_NV: Numbers >= 0.  Each row has a positive sum, which need not be 1.
-        uniforms_NK: Uniform numbers in [0, 1), coarsest level first; K is NUMBERS_PER_DRAW.
+        uniforms_NK: K = 6 uniform numbers in [0, 1) for each row, one for each level, coarsest level first.
 
     Returns:
         token_N, int64.
@@ -77,10 +77,10 @@ def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """Return the index of the first entry of each row whose cumulative mass exceeds a threshold.
+    """Return, for each row, the first index at which the cumulative mass exceeds a threshold.
 
-    The threshold is `uniform_N` times the largest cumulative mass of the row, so some entry always exceeds it.  Entries of mass
-    0 are excluded explicitly, since a parallel cumulative sum need not be monotonic.
+    The threshold is `uniform_N` times the largest cumulative mass of the row, so some index always exists.  An index with mass
+    0 is excluded explicitly, since a cumulative sum that is computed in parallel need not be monotonic.
     """
     cumulative_NK = masses_NK.cumsum(-1).masked_fill(masses_NK <= 0, -1.0)
     threshold_N = uniform_N * cumulative_NK.amax(-1)

@@ -1,6 +1,7 @@
-"""Statistics of rows: one number or token per row, without gradients.
+"""Statistics of student and teacher: one number or token for each row.
 
-Revision, policy gradients and reports use these statistics.
+They have no gradients.  A row is the next-token distribution of each model for one predicted token.  Policies that score
+generated text use the statistics, for example to find the token at which the models disagree most.
 """
 
 from collections.abc import Callable, Collection
@@ -41,20 +42,21 @@ def row_statistics(
     .. math:: \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}, \qquad H(p) = -\sum_v p_v \log p_v
 
     p is the teacher, q the student.  forward_kl is KL(p || q), and reverse_kl is KL(q || p).  student_logprob and
-    teacher_logprob are log q and log p of `token_N`, and cross_entropy is -log q of `token_N`.  student_entropy is H(q), and
-    teacher_entropy is H(p).  All these statistics are in nats.  agreement is True where both models have the same arg max.
-    student_argmax and teacher_argmax are the most probable tokens, and teacher_sample is a token sampled from p.  Logits that
-    no statistic needs are not computed.
+    teacher_logprob are log q and log p of the token that `token_N` gives for the row, and cross_entropy is -log q of it.
+    student_entropy is H(q), and teacher_entropy is H(p).  All these statistics are in nats.  agreement is True where both
+    models have the same arg max.  student_argmax and teacher_argmax are the most probable tokens, and teacher_sample is a token
+    sampled from p.  Logits that no statistic needs are not computed.
 
     Args:
         student_hidden_ND: Hidden states of the rows.
         student_head: The student's head.
-        target: Function that returns the teacher logits of a slice of rows; None if no statistic needs them.
+        target: Function that returns the teacher logits [rows, V] of a slice of rows; None if no statistic needs them.
         names: Names of the statistics to compute.
-        uniforms_NK: Uniform numbers in [0, 1) for teacher_sample, K = NUMBERS_PER_DRAW; None without teacher_sample.
+        uniforms_NK: Uniform numbers in [0, 1) for teacher_sample; see `sample_rows`.  None without teacher_sample.
         token_N: Token ids, int64, for student_logprob, teacher_logprob and cross_entropy; None if no such statistic is
             computed.
-        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.  If None, the limit is `chunk_budget`.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.  If None, `chunk_budget` computes it
+            from the size of the head.
 
     Returns:
         For each name, a tensor with one value per row.  Tokens are int64, and agreement is bool.  Other statistics are float32,
@@ -86,7 +88,7 @@ def row_statistics(
 
 @dataclass(eq=False)
 class _Chunk:
-    """The rows of one chunk, with log-probabilities that are computed on first use."""
+    """Rows that are processed at once; their log-probabilities are computed on first use."""
 
     hidden_CD: torch.Tensor
     head: Head

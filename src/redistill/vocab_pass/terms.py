@@ -1,7 +1,7 @@
-"""Terms of the objective: each is a sum over rows times a coefficient.
+"""Terms of the objective: a term is a coefficient times a sum over rows.
 
-The `rule` of a term is the function that computes its sum over some rows (rules.py).  The method `tensors` returns the tensor
-arguments of the rule for these rows.
+The property `rule` of a term is a function that computes the sum over a slice of the rows (rules.py).  The method `tensors`
+returns the tensors with which this function is called, such as targets and weights.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PolicyG
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropyTerm:
-    r"""Cross entropy of target tokens, in nats, summed over the rows in `mask_N`.
+    r"""Cross entropy of target tokens, in nats, summed where `mask_N` is True.
 
     .. math:: c \sum_{n} m_n \bigl(-\log q_n(y_n)\bigr)
 
     c is `coefficient`, m is `mask_N`, y is `target_N`, and q_n is the student's distribution of row n.
 
     Args:
-        coefficient: Weight of the term, divided by the number of targets in the global batch.
+        coefficient: Factor c.  Training uses the weight of the term divided by the number of targets in the global batch.
         target_N: Target tokens, int64.
         mask_N: bool, True for the rows that are summed.
         name: Name of this sum in the results.
@@ -41,20 +41,23 @@ class CrossEntropyTerm:
 
     @property
     def rule(self) -> CrossEntropyRule:
-        """The function that computes the sum of this term over some rows.
+        """The function that computes the sum of this term over a slice of rows.
 
-        Terms with equal settings share the function, so it is compiled once.
+        The functions of terms with equal settings are equal, so they are compiled once.
         """
         return CrossEntropyRule(self.name)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Return the tensors with which `rule` computes the sum over `rows`."""
+        """Return the tensor arguments of `rule` for the slice `rows`.
+
+        If new tensors are created, they are on `device`.
+        """
         return self.target_N[rows], self.mask_N[rows]
 
 
 @dataclass(frozen=True, eq=False)
 class DivergenceTerm:
-    r"""A divergence on rows 0 .. num_rows-1.
+    r"""A divergence between teacher and student, summed over the first `num_rows` rows.
 
     .. math:: c \sum_{n < \mathrm{num\_rows}} w_n\, D(p_n, q_n)
 
@@ -62,15 +65,16 @@ class DivergenceTerm:
     n.
 
     Args:
-        coefficient: Weight of the term, divided by the number of tokens or of sequences in the global batch.
+        coefficient: Factor c.  Training uses the weight of the term divided by the number of tokens or of sequences in the
+            global batch (the recipe's `objective.divergence_mean`).
         divergence: A function of (logq_NV, logp_NV), or a trainable module.  It returns divergence_N, or (divergence_N,
             diagnostics).  diagnostics maps names to tensors with one value per row; each tensor is summed under its name.
-        num_rows: Number of leading rows that have a teacher.
-        weight_N: Weight of each of these rows in the sum, float32.  If None, all rows have the weight 1.
+        num_rows: Number of rows on which the divergence is computed: the first rows of the batch.
+        weight_N: Weight of each of these rows in the sum, float32, `num_rows` long.  If None, all rows have the weight 1.
         name: Name of this sum in the results.
 
     Raises:
-        ConfigError: the divergence does not return one value for each row.  The vocabulary pass raises this error.
+        ConfigError: raised by `vocab_pass` if the divergence does not return one value for each row.
 
     Example:
         >>> from redistill.losses.divergences import ForwardKL
@@ -86,14 +90,17 @@ class DivergenceTerm:
 
     @property
     def rule(self) -> DivergenceRule:
-        """The function that computes the sum of this term over some rows.
+        """The function that computes the sum of this term over a slice of rows.
 
-        Terms with equal settings share the function, so it is compiled once.
+        The functions of terms with equal settings are equal, so they are compiled once.
         """
         return DivergenceRule(self.name, self.divergence)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Return the tensors with which `rule` computes the sum over `rows`."""
+        """Return the tensor arguments of `rule` for the slice `rows`.
+
+        If new tensors are created, they are on `device`.
+        """
         num_rows = max(0, min(rows.stop, self.num_rows) - rows.start)
         counted_C = torch.ones(num_rows, dtype=torch.bool, device=device)
         return (counted_C.float() if self.weight_N is None else self.weight_N[rows]), counted_C
@@ -109,13 +116,14 @@ class SpanTerm:
     products are elementwise.  The norm is squared if `squared` is True.  Source: MGSR (arXiv 2407.10068), Eq. 10.
 
     Args:
-        coefficient: Weight of the term, divided by the number of samples with spans in the global batch.
-        pair_weight_N: Weight of the pair of rows (n, n + 1), float32; 0 if no span contains both rows.  Without a
-            DivergenceTerm, its length is the number of leading rows that have a teacher.
+        coefficient: Factor c.  Training uses the weight of the term divided by the number of samples with spans in the global
+            batch.
+        pair_weight_N: Weight of the pair of rows (n, n + 1), float32; 0 if no span contains both rows.  If the
+            objective has no DivergenceTerm, the teacher is evaluated on the first len(pair_weight_N) rows.
         squared: Whether the distance is squared.
         keep: For clipped vectors, a function of (logq_NV, logp_NV) that returns keep_NV, bool: the classes that DAC-KL keeps.
-            If None, all classes are kept.  The classes of a row must depend on this row only, since some rows are computed
-            twice, together with different rows.
+            If None, all classes are kept.  The classes of a row must depend on this row only: rows are processed in
+            chunks, and a row may be in two chunks whose other rows differ.
 
     Example:
         >>> SpanTerm(1.0, torch.tensor([0.5, 0.0]), squared=False).tensors(slice(0, 2), torch.device("cpu"))
@@ -130,34 +138,37 @@ class SpanTerm:
 
     @property
     def rule(self) -> SpanRule:
-        """The function that computes the sum of this term over some rows.
+        """The function that computes the sum of this term over a slice of rows.
 
-        Terms with equal settings share the function, so it is compiled once.
+        The functions of terms with equal settings are equal, so they are compiled once.
         """
         return SpanRule(self.name, self.squared, self.keep)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Return the tensors with which `rule` computes the sum over `rows`."""
+        """Return the tensor arguments of `rule` for the slice `rows`.
+
+        If new tensors are created, they are on `device`.
+        """
         return (self.pair_weight_N[rows],)
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyGradientTerm:
-    r"""MiniLLM's clipped policy-gradient loss on the leading rows.
+    r"""MiniLLM's clipped policy-gradient loss, summed over the first rows of the batch.
 
     .. math:: c \sum_n \max\bigl(-A_n \rho_n,\; -A_n\, \mathrm{clip}(\rho_n, 1 - \epsilon, 1 + \epsilon)\bigr), \qquad
         \rho_n = w_n\, q_n(y_n) / q_{old}(y_n)
 
     c is `coefficient`, y the generated token, A its advantage, w its importance weight, and epsilon is `clip`.  q is the
-    student that is trained, and q_old the student that scored the generated text.  Source: MiniLLM (arXiv 2306.08543).
+    student that is trained, and q_old the student at the time of generation.  Source: MiniLLM (arXiv 2306.08543).
 
-    The vocabulary pass also returns the sum of the ratios rho, "ratio", and the number of tokens for which clipping is active,
-    "clipped".
+    `vocab_pass` also returns the sum of the ratios rho with the name "ratio", and the number of tokens for which clipping is
+    active with the name "clipped".
 
     Args:
-        coefficient: Weight of the term, divided by the number of sampled tokens in the global batch.
-        token_N: The generated token of each row, int64.  Its length is the number of leading rows that belong to generated
-            text.
+        coefficient: Factor c.  Training uses the weight of the term divided by the number of sampled tokens in the global
+            batch.
+        token_N: The generated tokens, int64; the term is computed on the first len(token_N) rows.
         old_logprob_N, advantage_N, importance_N: log q_old, A and w of these tokens, float32; see
             policy_gradient.clipped_surrogate.
         clip: epsilon of the clipped surrogate, in (0, 1): the ratio is clipped to [1 - clip, 1 + clip].
@@ -179,14 +190,17 @@ class PolicyGradientTerm:
 
     @property
     def rule(self) -> PolicyGradientRule:
-        """The function that computes the sum of this term over some rows.
+        """The function that computes the sum of this term over a slice of rows.
 
-        Terms with equal settings share the function, so it is compiled once.
+        The functions of terms with equal settings are equal, so they are compiled once.
         """
         return PolicyGradientRule(self.name, self.clip)
 
     def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Return the tensors with which `rule` computes the sum over `rows`."""
+        """Return the tensor arguments of `rule` for the slice `rows`.
+
+        If new tensors are created, they are on `device`.
+        """
         return self.token_N[rows], self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows]
 
 

@@ -1,6 +1,7 @@
-"""The vocabulary pass with gradients.
+"""The vocabulary pass: LM head, loss terms and gradients, in chunks of rows.
 
-The rows are divided into blocks, for matrix products with the head, and each block into tiles, on which the terms are computed.
+A row is the prediction of one token.  The rows are divided into blocks.  The logits of a block are one matrix product of its
+hidden states with the LM head.  Each block is divided into tiles, on which the loss terms are computed.
 """
 
 from collections.abc import Sequence
@@ -45,23 +46,23 @@ def vocab_pass(
 
     .. math:: L = \sum_k c_k \sum_n l_k(n) \quad \text{over terms } k \text{ with coefficients } c_k \text{ and rows } n
 
-    The forward pass also computes the gradients of the hidden states, the head and the parameters of the divergence, in chunks
-    of rows.  The backward pass multiplies these gradients by the incoming scalar.  Each input that requires a gradient gets
-    one, which may be 0, so all processes of a data-parallel group reduce gradients of the same tensors.  The span loss compares
-    pairs of rows.  If the two rows of a pair are in different chunks, the chunk of the first row computes the pair.  The second
-    row (the halo row) is then computed in both chunks, and its two gradients are added.
+    The forward pass also computes the gradients with respect to the hidden states, the head and the parameters of the
+    divergence, in chunks of rows.  The backward pass multiplies them by the incoming scalar.  Each input that requires a
+    gradient gets one, even if it is 0.  So in data-parallel training, all processes have gradients of the same tensors.  The
+    span loss compares neighbouring rows.  If two of them are in different chunks, the chunk of the first row computes the pair.
+    The second row (the halo row) is then computed in both chunks, and its two gradients are added.
 
     Args:
-        student_hidden_ND: Hidden states of the supervised rows only.
+        student_hidden_ND: Hidden states of the rows, the positions that predict a target token; leave out other positions.
         student_head: The student's head; no gradient is computed for frozen weights.
         target: Function that returns the teacher's logits of a slice of rows; None without divergence and span terms.
         terms: The terms of the objective; at most one of each class, each with its own name.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  If
-            None, the limit is `chunk_budget`.
-        compiled: Whether the terms and their gradients are compiled; see core.py.
-        into_grad: Whether the forward pass adds the gradient of the head's weight directly to `weight.grad`, which saves a
-            copy.  This is done only if the weight is an autograd leaf of dtype float32 or float64.  The backward pass must then
-            be called once, with a gradient of 1.
+            None, `chunk_budget` computes it from the size of the head.
+        compiled: Whether the loss terms and their gradients are compiled with torch.compile.
+        into_grad: Whether the forward pass adds the gradient of the head's weight directly to `weight.grad`, so that no
+            second tensor of this size is allocated.  This is done only if the weight is an autograd leaf of dtype float32 or
+            float64.  The backward pass must then be called once, with a gradient of 1.
 
     Returns:
         The objective (sum of coefficient x sum over rows; a scalar), and the sums of terms and diagnostics by name, detached
@@ -129,9 +130,8 @@ def dense_reference(
 def chunk_budget(head_bytes: int) -> int:
     """Return the default memory limit of all [rows, vocabulary] tensors together.
 
-    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.
-
-    Each block of rows reads the whole head and its gradient, so blocks should be larger for a larger head.
+    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.  Rows are processed in blocks, and each
+    block reads the whole head and its gradient.  A larger head gets larger blocks, so that it is read less often.
 
     Args:
         head_bytes: Bytes of the head's weight in float32.
@@ -149,7 +149,10 @@ def chunk_budget(head_bytes: int) -> int:
 
 
 class CutRows(NamedTuple):
-    """Maximum numbers of rows: of a block (matrix products) and of a tile (terms)."""
+    """Maximum numbers of rows of a block and of a tile.
+
+    A block is the rows of one matrix product; it is divided into tiles, on which the loss terms are computed.
+    """
 
     block: int
     tile: int
@@ -158,10 +161,12 @@ class CutRows(NamedTuple):
 def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
     """Return how many rows a block and a tile may have, at least one each.
 
+    A block is the rows of one matrix product; it is divided into tiles, on which the loss terms are computed.
+
     Args:
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.
         row_bytes: Bytes of one row of one such tensor.
-        compiled: Whether the terms are compiled.
+        compiled: Whether the terms are compiled; if so, a tile has a multiple of 8 rows.
     """
     block = 3 * (chunk_bytes // (4 * row_bytes)) // BLOCK_TENSORS
     rows = min(chunk_bytes, LEAST_CHUNK_BYTES) // (4 * row_bytes)
@@ -181,7 +186,7 @@ def cuts(rows: slice, num_rows: int) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """The arguments of one vocabulary pass, and values derived from them."""
+    """The arguments of one call of `vocab_pass` or `dense_reference`, and values derived from them."""
 
     hidden_ND: Tensor
     head: Head
@@ -193,7 +198,7 @@ class _Task:
 
     @property
     def num_distilled(self) -> int:
-        """Number of leading rows that have a teacher."""
+        """Number of rows on which terms compare student and teacher; these are the first rows of the batch."""
         divergences = [term.num_rows for term in self.terms if isinstance(term, DivergenceTerm)]
         spans = [len(term.pair_weight_N) for term in self.terms if isinstance(term, SpanTerm)]
         return next(iter(divergences + spans), 0)
@@ -214,16 +219,17 @@ class _Task:
         return cut_rows(self.chunk_bytes, self.head.num_classes * loss_dtype(self.hidden_ND).itemsize, self.compiled)
 
     def with_halo(self, rows: slice) -> slice:
-        """Return `rows`, extended by the halo row if there is a span term.
+        """Return `rows`, extended by the halo row: the next row, which forms a pair with the last row in a span term.
 
-        The halo row is the next row, if it has a teacher: the span loss may compare it with the last row of `rows`.
+        Without a span term, or if the next row is not one of the first `num_distilled` rows, `rows` is returned.
         """
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
     def target_rows(self, rows: slice) -> TargetRows | None:
-        """Return the teacher's logits (or most probable classes) for those of `rows` that have a teacher.
+        """Return the teacher's distributions of the rows in `rows` that are among the first `num_distilled` rows.
 
-        The result is None if no row has a teacher.
+        They are logits, or `TopClasses` if the teacher lists only its most probable classes.  If there are no such rows, the
+        result is None.
         """
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
@@ -232,9 +238,9 @@ class _Task:
         return self.target(rows)
 
     def core(self, rows: slice) -> tuple[Core, list[float], Tensors]:
-        """Return the function that computes the tile `rows`, and its arguments.
+        """Return the function that computes the terms of the tile `rows`, the coefficients and the tensor arguments.
 
-        The function has the terms that have rows in the tile; the arguments are their coefficients and tensors.
+        Only terms that include rows of the tile are computed; there is a coefficient and a tuple of tensors for each of them.
         """
         is_distilled = rows.stop <= self.num_distilled
         own = [term for term in self.terms if is_distilled or not isinstance(term, DivergenceTerm | SpanTerm)]
@@ -245,7 +251,7 @@ class _Task:
 
 
 class _Gradients(NamedTuple):
-    """Accumulated gradients of the inputs of a vocabulary pass; None for an input without gradient."""
+    """Gradients of hidden states, head weight, head bias and the divergence's parameters; None if not computed."""
 
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
@@ -253,9 +259,10 @@ class _Gradients(NamedTuple):
     parameters: tuple[Tensor, ...]
 
     def add_block(self, task: _Task, rows: slice, gradient_CV: Tensor) -> None:
-        """Backpropagate the gradient of one block's raw logits through the head.
+        """Backpropagate `gradient_CV`, the gradient of one block's raw logits, through the head.
 
-        The gradient of the block's hidden states is stored in place; those of weight and bias are added to their totals.
+        The gradient of the block's hidden states is stored in the rows `rows` of `self.hidden_ND`.  The gradients of weight and
+        bias are added to `self.weight_VD` and `self.bias_V`.
         """
         operand_CV = gradient_CV.to(task.products.storage)
         if self.hidden_ND is not None:
@@ -302,7 +309,7 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def _holds_gradient(weight_VD: Tensor) -> bool:
-    """Return whether gradients can be added to `weight_VD.grad`; if so, create a missing `grad`."""
+    """Return whether the weight is a trainable float32 or float64 leaf; if so, set a missing `weight_VD.grad` to zeros."""
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
     if weight_VD.grad is None:
@@ -312,7 +319,7 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """Return the objective; add the sums to `sums`, and the gradients to `gradients` if it is not None."""
+    """Return the objective; write the sums of the terms to `sums`, and add gradients to `gradients` if it is not None."""
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=task.products.result)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
@@ -323,16 +330,17 @@ def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
 
 
 def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, gradients: _Gradients | None) -> Tensor | None:
-    """Compute one block of rows; add its results to `sums` and `gradients` in place.
+    """Compute the terms on one block of rows; add their sums to `sums` and their gradients to `gradients` in place.
 
-    The halo row of a block is the row after it, which the span loss may compare with its last row.  Each block has its own
-    call, so that its tensors are freed before those of the next block are created.
+    The halo row of a block is the first row of the next block, if the span loss compares it with the block's last row.  The
+    block is computed in a function of its own, so that its tensors are freed before those of the next block are created.
 
     Args:
-        carry_V: Gradient of the block's first row from the previous block, which used this row as halo row; None if it did not.
+        carry_V: If this block's first row is the halo row of the previous block, the gradient of the row's raw logits that the
+            previous block computed; otherwise None.
 
     Returns:
-        The gradient of this block's halo row, which is the first row of the next block; None without a halo row.
+        The gradient of the raw logits of this block's halo row; None without a halo row or without gradients.
     """
     read = task.with_halo(block)
     logits_CV = task.head.raw(task.hidden_ND[read], task.products)
@@ -360,12 +368,13 @@ def _visit(
 ) -> tuple[Sums, Tensor | None]:
     """Return the sums of the terms over one tile, and the gradient of its raw logits.
 
-    The gradient includes the row after the tile (the halo row) if the span loss needs it, and is None if `gradients` is None.
-    The gradients of the divergence's parameters are added to `gradients` in place.
+    The gradient includes the halo row (the next row after the tile) if the span loss needs it, and is None if `gradients` is
+    None.  The gradients of the divergence's parameters are added to `gradients` in place.
 
     Args:
+        logits_CV, target_rows: Raw student logits and teacher distributions of the block that contains the tile.
         rows: Rows of the tile.
-        start: First row of the block that `logits_CV` and `target_rows` belong to.
+        start: First row of the block.
     """
     read = task.with_halo(rows)
     inside = slice(read.start - start, read.stop - start)
@@ -386,6 +395,6 @@ def _visit(
 
 
 def _parts(rows: slice, num_distilled: int) -> list[slice]:
-    """Return the slice of `rows` with a teacher and the slice without; empty slices are omitted."""
+    """Split the slice `rows` at the row `num_distilled`, and return the parts that are not empty."""
     middle = max(rows.start, min(rows.stop, num_distilled))
     return [part for part in (slice(rows.start, middle), slice(middle, rows.stop)) if part.start < part.stop]

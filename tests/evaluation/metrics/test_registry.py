@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import redistill
-from redistill.evaluation.metrics import METRICS
+from redistill.evaluation.metrics import DEFAULT, METRICS
 from redistill.records import Instruction, Record
 from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES
 
@@ -37,7 +37,7 @@ def test_a_metric_has_its_key_and_scores_a_right_answer_best(name):
 
 def test_default_metrics_have_the_titles_and_units_assumed_for_old_folders():
     assert [vars(measure) for measure in BEFORE_METRICS_HAD_NAMES] == [
-        {"name": metric.name, **metric.described} for metric in METRICS.values()
+        {"name": name, **METRICS[name].described} for name in DEFAULT
     ]
 
 

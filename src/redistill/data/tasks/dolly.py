@@ -2,8 +2,8 @@
 
 The instructions are of eight kinds, from open questions to summaries.
 
-The papers train on about 14,000 of its rows (`databricks/databricks-dolly-15k` has 15,011) and test on 500 others.  The 15,011
-rows on the hub include those 500: a run leaves out training rows with the prompt of a test row.
+The hub data set `databricks/databricks-dolly-15k` has 15,011 rows.  MiniLLM trains on about 14,000 of them and tests on 500
+others.  These 500 rows are also in the hub data set, so a run leaves out the training rows whose prompt is that of a test row.
 
     {"instruction": "Why do ships float although steel is heavier than water?", "input": "", "output": "A ship is mostly air, so
      on the whole it is lighter than the water that it pushes aside.", "category": "open_qa"}

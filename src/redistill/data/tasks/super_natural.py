@@ -1,13 +1,13 @@
-"""Super-NaturalInstructions: the test part of 1,600 tasks, each with a definition.
+"""Super-NaturalInstructions: the test tasks of a collection of 1,600 tasks.
 
-A row may have several references.
+Each task has a definition.  A row may have several references.
 
     {"instruction": "In this task, you are given a sentence and must write a question that it answers.", "input": "The lake
      froze on the third of January.", "output": ["When did the lake freeze?", "On which day did the lake freeze?"]}
 
-The papers evaluate 1,694 rows, which are in the hub folder `11_`: the rows whose references have a length of 11 or more.  This
-length is not counted in words: in a quarter of these rows, the references have fewer than 11 words.  So `min_reference_words`
-cannot select these rows.
+MiniLLM evaluates the 1,694 rows of the hub folder `11_`.  The name of the folder means that the references have a length of at
+least 11.  The unit of this length is not words: in a quarter of the rows, the references have fewer than 11 words.  The setting
+`min_reference_words`, which counts words, therefore cannot select the same rows.
 
 Source: Wang et al. 2022 (arXiv 2204.07705); Apache-2.0.
 

@@ -21,8 +21,9 @@ class Task:
         name: Name of the test set in recipes and files.
         description: Contents of the test set, in one line.
         hub_name: Name of the data set on the Hugging Face hub; None if the recipe gives a file.
-        hub_file: The hub file with the test rows.  A hub repository has several files for the same split.
-        hub_rows: Number of rows at the start of the hub file that the papers evaluate; if None, they evaluate all rows.
+        hub_file: The file of the hub repository that contains the test rows; the repository may have several files.
+        hub_rows: The test set consists of this number of rows at the start of the hub file, as in the literature.  If None, it
+            consists of all rows.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
 
     Raises:
@@ -51,7 +52,7 @@ class Task:
         """Read the test rows.
 
         Args:
-            path: A file, or a folder with test.jsonl.  If None, the rows of the hub file that the papers evaluate are read.
+            path: A file, or a folder with test.jsonl.  If None, the first `hub_rows` rows of the hub file are read.
             max_bad_rows: Maximum number of unusable rows, >= 0.
             rejected: A JSON Lines file that the unusable rows are written to; if None, no file is written.
 
@@ -69,7 +70,7 @@ class Task:
 
 
 def _with_line_breaks(record: Record) -> Record:
-    """Replace each "<n>" in an instruction and its input by a line break."""
+    """Return the record with a line break in place of each "<n>" in the instruction and its input."""
     if not isinstance(record.prompt, Instruction):
         return record
     instruction, given = (text.replace("<n>", "\n") for text in (record.prompt.instruction, record.prompt.input))

@@ -1,10 +1,14 @@
 """ROUGE-L: the longest common subsequence of words of a text and its references."""
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 
 from redistill.errors import DataError
+from redistill.evaluation.metrics.words import words
 from redistill.records import Metric, Record
+
+_LETTER, _LETTER_OR_DIGIT = re.compile("[a-z]"), re.compile("[a-z0-9]")
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
@@ -12,10 +16,14 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
     .. math:: F_1 = \frac{2\,|\mathrm{LCS}(\text{prediction}, \text{reference})|}{|\text{prediction}| + |\text{reference}|}
 
-    F1 is in percent, 0 <= F1 <= 100; it is 0 if either text has no word.  Words are sequences of [a-z0-9]
-    after lower-casing; words of more than three letters are Porter-stemmed.  LCS is the longest common subsequence of the whole
-    texts.  F1 is computed by the package `rouge-score`, which papers use as well.  The package supports Latin letters only:
-    text in other scripts scores 0.
+    F1 is in percent, 0 <= F1 <= 100; it is 0 if either text has no word.  LCS is the longest common subsequence of the whole
+    texts.  F1 is computed by the package `rouge-score`, which papers use as well.
+
+    The reference determines what a word is.  For English and other languages in Latin script, words are those of
+    `rouge-score`: sequences of [a-z0-9] after lower-casing; words of more than three letters are Porter-stemmed.  If more of
+    the reference's words are without a letter or digit of ASCII than with a letter of ASCII, both texts are divided into words
+    by `redistill.evaluation.metrics.words`, without stemming: a Chinese character is a word, and so is a Russian, Arabic or
+    Hindi word.  F1 of different tokenizers is not comparable.
 
     Args:
         prediction: The text to score.
@@ -30,26 +38,50 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     Example:
         >>> rouge_l("The cats sat down.", ["A dog ran.", "the cat sat"])
         85.71428571428571
+        >>> rouge_l("Столица — Париж", ["Столица Франции — Париж."])
+        80.0
     """
     if not references:
         raise DataError("rouge_l: references = []: must not be empty; remove the prompt from the data set")
-    return 100.0 * max(_scorer()(reference, prediction) for reference in references)
+    return 100.0 * max(_scorer(_needs_any_script(reference))(reference, prediction) for reference in references)
+
+
+def _needs_any_script(reference: str) -> bool:
+    """Whether the words of a reference are those of `words`, and not those of the package rouge-score."""
+    if reference.isascii():
+        return False
+    if not _LETTER_OR_DIGIT.search(reference.lower()):
+        return True
+    found = words(reference)
+    others = sum(not _LETTER_OR_DIGIT.search(word) for word in found)
+    return others > sum(bool(_LETTER.search(word)) for word in found)
 
 
 def _score(answer: str, record: Record) -> float:
     return rouge_l(answer, record.references)
 
 
+def _can_score(record: Record) -> bool:
+    return any(_LETTER_OR_DIGIT.search(reference.lower()) or words(reference) for reference in record.references)
+
+
+class _AnyScript:
+    """The tokenizer of `words`, as the package rouge-score calls a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
 @functools.cache
-def _scorer() -> Callable[[str, str], float]:
+def _scorer(is_any_script: bool) -> Callable[[str, str], float]:
     """Return a function that computes the F1 of (reference, prediction).
 
     It uses the package rouge-score, which is imported on first use, because it imports nltk.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    scorer = RougeScorer(["rougeL"], use_stemmer=True, tokenizer=_AnyScript() if is_any_script else None)
     return lambda reference, prediction: float(scorer.score(reference, prediction)["rougeL"].fmeasure)
 
 
-METRIC = Metric(name="rouge_l", title="ROUGE-L", unit="%", score=_score)
+METRIC = Metric(name="rouge_l", title="ROUGE-L", unit="%", score=_score, can_score=_can_score)

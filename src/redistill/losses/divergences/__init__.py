@@ -1,17 +1,18 @@
 """Divergences between the teacher's and the student's next-token distributions.
 
-Each divergence is a frozen dataclass.
+Each divergence is a frozen dataclass.  Its fields are hyper-parameters, and a call returns the divergence of each row
+(`contracts.Divergence`).  To add a divergence, write its class in a file of this package, define `examples()`, and add the
+class to the union `Divergence` in `__init__.py`.  Recipes accept the classes of this union, and tests check that each class has
+the properties that every divergence must have.
 
-The fields of a divergence are its hyper-parameters, and its call implements `contracts.Divergence`.  To add a divergence, write
-its class in a file of this package, define `examples()`, and add the class to the union `Divergence` below.  The configuration
-accepts the classes of this union, and the tests check on them the properties that every divergence must have.
+A log-probability of -inf marks a class that a model rules out (vocabulary padding, a mask):
 
-A log-probability of -inf marks a class that a model rules out (vocabulary padding, a mask).  A class that both models rule out
-contributes 0 to every divergence.  For a class that only one model rules out, there are two cases.  The formulas of forward,
-reverse, symmetric and adaptive KL, and of alpha-beta with an exponent of 0, can be infinite.  In these divergences the class
-contributes 0, since an infinite loss would end the run because of a class that cannot be predicted.  The formulas of
-Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are finite.  In these divergences the class
-contributes the value of the formula.
+- A class that both models rule out contributes 0 to every divergence.
+- If only one model rules out a class, forward, reverse, symmetric and adaptive KL, and alpha-beta with an exponent of 0, can be
+  infinite by their formulas.  Here the class contributes 0, since an infinite loss would end the run because of a class that
+  cannot be predicted.
+- Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are finite by their formulas.  Here the
+  class contributes the value of the formula.
 
 The divergences do not reduce over rows, have no trainable parameters, and do not depend on the origin of the text (data set,
 student or teacher).

@@ -52,18 +52,18 @@ class AlphaBeta(Softened):
     p is the teacher, q the student. For an exponent of 0, D is defined as the limit,
 
     .. math:: \beta = 0:\; \frac{1}{\alpha^2} \sum_v \Bigl( p_v^{\alpha} \log \frac{p_v^{\alpha}}{q_v^{\alpha}}
-              - p_v^{\alpha} + q_v^{\alpha} \Bigr),
+              - p_v^{\alpha} + q_v^{\alpha} \Bigr).
 
-    and, for alpha = 0, as the same formula with p and q, and alpha and beta, exchanged. Source: Cichocki et al. (2011); for
-    distillation, ABKD (arXiv 2505.04560), whose public implementations default to 0.2 and 0.7. D >= 0, and 0 exactly when
-    p = q. The unit is nats per token only if s = 1. The gradient flows through q only; with respect to log q it is q^beta
-    (q^alpha - p^alpha) / alpha.
+    For alpha = 0, D is given by the formula for beta = 0 if p and q are exchanged, and alpha is replaced by beta. Source:
+    Cichocki et al. (2011); for distillation, ABKD (arXiv 2505.04560), whose public implementations use alpha = 0.2 and
+    beta = 0.7 by default. D >= 0, and 0 exactly when p = q. The unit is nats per token only if s = 1. The gradient flows
+    through q only; with respect to log q it is q^beta (q^alpha - p^alpha) / alpha.
 
     Args:
-        alpha: Exponent of the teacher, 0 or at least 0.01. The gradient is proportional to q - p for alpha = 1, and to
-            log(q / p) for alpha = 0.
-        beta: Exponent of the student, 0 or at least 0.01; at least one exponent is above 0. The gradient of a class is
-            proportional to q^beta.
+        alpha: Exponent of the teacher, 0 or at least 0.01. The gradient with respect to log q has the factor
+            (q^alpha - p^alpha) / alpha, which is q - p for alpha = 1, and log(q / p) for alpha = 0.
+        beta: Exponent of the student, 0 or at least 0.01; at least one exponent is above 0. The gradient has the factor
+            q^beta.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -106,7 +106,7 @@ class AlphaBeta(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(alpha=0.5, beta=0.5), cls(alpha=1.0, beta=0.0), cls(alpha=0.0, beta=0.7, temperature=2.0))
 

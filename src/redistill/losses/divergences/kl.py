@@ -44,9 +44,9 @@ class ReverseKL(Softened):
 
     .. math:: D(p, q) = \mathrm{KL}(q \,\|\, p) = \sum_v q_v \log \frac{q_v}{p_v}
 
-    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here per token; "Reverse KL" in Table 3c of MGSR. Eq. 3
-    of MGSR also uses it as the score that selects the token to be corrected. D is in nats per token, D >= 0, and D = 0 exactly
-    when p = q. The gradient flows through q only; with respect to the student's logits it is q (log(q / p) - D).
+    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here per token; "Reverse KL" in Table 3c of MGSR. In
+    Eq. 3, MGSR uses D to select the token of a generated text that the teacher replaces. D is in nats per token, D >= 0, and
+    D = 0 exactly when p = q. The gradient flows through q only; with respect to the student's logits it is q (log(q / p) - D).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -70,7 +70,7 @@ class ReverseKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(temperature=0.5))
 
@@ -81,9 +81,9 @@ class SymmetricKL(Softened):
 
     .. math:: D(p, q) = a\,\mathrm{KL}(p \,\|\, q) + (1 - a)\,\mathrm{KL}(q \,\|\, p)
 
-    p is the teacher, q the student, a = `forward_weight`. Source: Jeffreys's divergence, halved; "Symmetric KL" in Table 3c of
-    MGSR. The published DistiLLM code defines a = 0.1, but none of its methods uses it. Other papers use equal weights, which
-    are the default here. D is in nats per token, D >= 0, and D = 0 exactly when p = q. The gradient flows through q only.
+    p is the teacher, q the student, a = `forward_weight`. Source: "Symmetric KL" in Table 3c of MGSR. With the default a = 0.5,
+    D is half of Jeffreys's divergence. The published DistiLLM code has a symmetric KL with a = 0.1, which none of its methods
+    uses. D is in nats per token, D >= 0, and D = 0 exactly when p = q. The gradient flows through q only.
 
     Args:
         forward_weight: Weight of the forward KL, in (0, 1).
@@ -119,7 +119,7 @@ class SymmetricKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(forward_weight=0.1), cls(temperature=2.0))
 
@@ -132,14 +132,14 @@ class AdaptiveKL(Softened):
               \qquad g_h = \sum_{v \in \mathrm{head}} |p_v - q_v|,\quad g_t = \sum_{v \in \mathrm{tail}} |p_v - q_v|
 
     p is the teacher, q the student; g_h and g_t are the absolute differences, summed over the head and over the tail. The head
-    consists of the teacher's most probable classes whose cumulative mass, including the class itself, is at most `head_mass`.
-    The most probable class always belongs to the head. All other classes form the tail. (The paper's prose defines the head as
-    the smallest set that reaches the mass, which has one class more; this class follows the paper's code.) Source: Wu et al.
-    (arXiv 2404.02657). D is in nats per token, D >= 0, and D = 0 exactly when p = q. The gradient flows through q only, and
-    treats the weights as constants.
+    is the largest set of the teacher's most probable classes whose total probability is at most `head_mass`. The most probable
+    class always belongs to the head, even if its probability is higher. All other classes form the tail. (The paper's prose
+    defines the head as the smallest set that reaches the mass, which has one class more; this implementation follows the
+    paper's code.) Source: Wu et al. (arXiv 2404.02657). D is in nats per token, D >= 0, and D = 0 exactly when p = q. The
+    gradient flows through q only, and treats the weights as constants.
 
     Args:
-        head_mass: Largest teacher mass of the head, in (0, 1); the paper's mu is 0.5.
+        head_mass: Limit on the total teacher probability of the head, in (0, 1); the paper's mu is 0.5.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -183,6 +183,6 @@ class AdaptiveKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(head_mass=0.9, temperature=2.0))

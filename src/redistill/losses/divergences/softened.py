@@ -1,6 +1,7 @@
-"""The base class of divergences, and functions for classes with probability 0.
+"""The base class of divergences, and functions that they share.
 
-The base class converts the inputs to the dtype of the loss and applies the temperature.
+The base class converts the inputs to float32 or float64 and applies the temperature.  The functions compute log-ratios and
+log-probabilities that are finite for classes with probability 0, and check settings.
 """
 
 import math
@@ -45,7 +46,7 @@ class Softened:
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks on each of them the properties that every divergence must have.
+        redistill.testing checks with each of them the properties that every divergence must have.
         """
         return (cls(), cls(temperature=2.0))
 
@@ -64,7 +65,8 @@ class Softened:
 def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
     """Return log(a / b); the result is 0 where log a or log b is -inf.
 
-    The difference is set to 0 before it is multiplied by a probability, so that no gradient is 0 * inf.
+    So a divergence can multiply the result by a probability of 0.  An infinite result would give 0 * inf = NaN, also in the
+    gradient.
 
     Args:
         log_a_NV, log_b_NV: Log-probabilities in nats; -inf marks a class that a model rules out.

@@ -1,4 +1,4 @@
-"""Events that guards report: a sentence and data for metrics.jsonl."""
+"""Events that guards report, such as a loss spike; metrics.jsonl contains them."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -21,22 +21,23 @@ ROWS_AT_ONCE = 64
 def read_again(
     batches: Sequence[Batch], student: StudentModule, teacher: Teacher | None, autocast: Autocast
 ) -> list[Mapping[str, object]]:
-    """Compute statistics of both models' outputs for each micro-batch.
+    """Run both models again after a faulty update; compute statistics of the outputs.
 
-    The outputs are the logits of the student, and the logits or log-probabilities of the teacher.
-
-    The student runs in evaluation mode, so a fault that only dropout causes is not reproduced.
+    The outputs are the logits of the student, and the logits or log-probabilities of the teacher.  The student runs in
+    evaluation mode, so a fault that only dropout causes is not reproduced.
 
     Args:
-        batches: This process's micro-batches.
+        batches: This process's micro-batches of the update.
         teacher: The teacher; None if the objective uses no teacher.
         autocast: Function that returns the autocast context of training.
 
     Returns:
-        One mapping per micro-batch, with "role", "samples", "origins", and statistics under "student".  Statistics of the
-        teacher are under "teacher" if the micro-batch has rows that the teacher scores.  The statistics are "min", "max" and
-        "mean" of the finite numbers; "not_finite", the number of NaN and +inf (-inf excludes a class and is valid); and
-        "samples_not_finite", the samples that contain NaN or +inf.
+        One mapping per micro-batch.  Its keys are "role" ("task" or "pretraining"); "samples", the indices of the training
+        examples; "origins", the origins of the sequences; and "student" and "teacher", the statistics of both models.
+        "teacher" is missing if the teacher is not run on any sequence of the micro-batch.
+
+        The statistics are "min", "max" and "mean" of the finite numbers; "not_finite", the number of NaN and +inf (-inf
+        excludes a class and is valid); and "samples_not_finite", the indices of training examples with NaN or +inf.
     """
     student.eval()
     found: list[Mapping[str, object]] = []

@@ -17,16 +17,16 @@ class GuardConfig:
         max_skips: Maximum number of consecutive updates that are skipped, >= 0; if one more update must be skipped, the run
             ends.
         on_spike: "warn" reports and applies an update whose loss spikes; "skip" reports and skips it.
-        spike_factor: Lower limit of a loss spike, as a multiple of the running median of |loss|, > 1; the limit is higher if
-            the loss varies widely.
+        spike_factor: An update is a loss spike if |loss| exceeds this multiple of the running median of |loss|, > 1.  A larger
+            multiple is required if the loss varies widely.
         on_collapse: "warn" reports a collapse of the student's text; "stop" ends the run.
-        collapse_window: Number of updates with generated text over which the running means are taken, >= 1.  The limits below
-            apply to these means.
-        min_length: Lower limit of the mean response length, divided by the mean length of gold answers, in [0, 1]; 0 disables
-            this check, and likewise the three checks below.
-        min_ended: Lower limit of the fraction of responses with an end token, divided by the largest such fraction so far, in
-            [0, 1].
-        min_distinct: Lower limit of the mean fraction of distinct bigrams in a response, divided by the mean fraction in gold
+        collapse_window: Number of updates with generated text, >= 1.  A collapse is detected from means over the responses of
+            the last `collapse_window` such updates; the settings `min_*` are limits of these means.
+        min_length: Lower limit of the ratio between the mean length of responses and that of gold answers, in [0, 1].  The
+            value 0 disables this check; the same holds for the three settings below.
+        min_ended: Lower limit of the ratio between the fraction of responses with an end token and the largest such fraction so
+            far, in [0, 1].
+        min_distinct: Lower limit of the ratio between the mean fraction of distinct bigrams in responses and that in gold
             answers, in [0, 1].
         min_kept_mass: Lower limit of the teacher probability mass of the classes that the divergence DAC-KL keeps, in [0, 1].
 

@@ -22,16 +22,16 @@ class SpikeDetector:
     .. math:: \log|L| - m > \min\bigl(\max(8 \cdot 1.4826\,\mathrm{MAD},\ \log f),\ \max(\log 15,\ \log f)\bigr)
 
     A loss L is a spike if this inequality holds.  m is the median and MAD the median absolute deviation of log|L| over the last
-    64 updates, and f is `factor`.  8 is the required number of standard deviations; for a normal distribution, 1.4826 MAD is
-    one standard deviation.
+    64 updates, and f is `factor`.  For a normal distribution, 1.4826 MAD is one standard deviation.  The threshold is therefore
+    8 standard deviations, but at least log f and at most max(log 15, log f).
 
     Logarithms are used because the deviation of a loss grows with the loss.  Medians are used so that a spike does not raise
-    the threshold for the next spike.  The threshold is at most max(15, f) times the median, so a loss of 100 times the median
-    is detected for f < 100 however large the deviation is.  The first 10 losses are not checked.  The 64 updates include
-    spikes: a loss that stays high is reported only until it fills half of these updates.
+    the threshold for the next spike.  Because of the upper bound, a loss of 100 times the median is detected for f < 100
+    however large the deviation is. The first 10 losses are not checked.  Spikes are included in the 64 updates: a loss that
+    stays high is reported only until half of these updates have such a loss.
 
     Args:
-        factor: Lower limit of a spike, as a multiple of the median of |L|, > 1.
+        factor: Lower bound of the ratio between a spike and the median of |L|, > 1.
 
     Example:
         >>> detector = SpikeDetector(factor=5.0)
@@ -67,4 +67,4 @@ class SpikeDetector:
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Restore a state that `state_dict` returned."""
-        self._recent = deque(cast(list[float], state["recent"]), maxlen=WINDOW)
+        self._recent = deque(map(float, cast(list[float], state["recent"])), maxlen=WINDOW)

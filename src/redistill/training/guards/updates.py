@@ -25,16 +25,16 @@ LISTED_SAMPLES = 8
 class Update:
     """An update that has not been applied yet.
 
-    Metrics, norms and rows are those of the global batch.
+    `metrics`, `norms` and `teacher_rows` are those of the global batch: all micro-batches of all processes.
 
     Args:
         step: Number of the update, from 1, as in metrics.jsonl.
         metrics: "loss", and the mean of each term of the loss, by name.
         norms: Gradient norms before clipping.
-        teacher_rows: Number of rows (target tokens) in which the teacher's logits were not finite.
-        samples: Indices of the training examples in this process's part of the batch.
-        read: Function that returns statistics of the logits, one mapping per micro-batch of this process, as
-            `readings.read_again` does.
+        teacher_rows: Number of target tokens for which the teacher's logits were not finite.
+        samples: Indices of the training examples in this process's micro-batches.
+        read: Function without arguments that returns statistics of the logits, as `readings.read_again` does: one mapping per
+            micro-batch of this process.
     """
 
     step: int
@@ -56,12 +56,13 @@ class UpdateGuard:
     The guard also reports updates with a loss spike, and skips them if `on_spike` is "skip".
 
     Args:
-        config: The limit of skips, and the handling of spikes.
+        config: Maximum number of consecutive skips, and the handling of spikes.
         folder: The run folder; details of the update that ended the run are written there, as guard-step-N.json.
         report_event: Function that is called with each event, on every process.
-        gather: Function that returns the concatenated lists of all processes, on every process.
+        gather: Collective operation: each process passes a list, and the result on every process is the concatenation of the
+            lists of all processes.
         is_main: Whether this process writes files.
-        record: Function that returns the row of data of a training example, such as "train.jsonl:318", from its index.
+        record: Function that maps the index of a training example to the id of its data record, such as "train.jsonl:318".
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class UpdateGuard:
             files.write_json(path, without_nan({**facts, "what": what, "records": records, "micro_batches": readings}))
         raise TrainingError(
             f"step {update.step}: {what}; {self._skips_in_a_row} updates in a row were skipped (guards.max_skips = "
-            f"{self._config.max_skips}); samples {_listed(samples)}; check these rows and {path}, or lower the learning "
+            f"{self._config.max_skips}); samples {_listed(samples)}; check these samples and {path}, or lower the learning "
             "rate, and resume from the last checkpoint"
         )
 
@@ -134,7 +135,7 @@ class UpdateGuard:
 def _fault(update: Update) -> str:
     """Describe the numbers of an update that are not finite.
 
-    Faulty teacher logits are named first, since a lower learning rate does not avoid them.
+    If the teacher's logits are not finite, the text names them as the fault, and gives the other numbers in parentheses.
     """
     numbers = f"loss {update.metrics['loss']} and gradient norm {' and '.join(map(str, update.norms.values()))}"
     if update.teacher_rows:

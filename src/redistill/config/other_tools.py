@@ -1,0 +1,155 @@
+"""Names of settings, options and values in other tools, with what to use here.
+
+The tools are TRL, transformers' Trainer, axolotl, LLaMA-Factory and lm-evaluation-harness. This module imports no module that
+takes long to import, because the command line imports it.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+SETTINGS: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("lr", "learning_rate"), ("optimiser.learning_rate", "")),
+    **dict.fromkeys(("warmup_steps", "num_warmup_steps"), ("optimiser.warmup_updates", "")),
+    "warmup_ratio": ("optimiser.warmup_updates", ", a number of updates"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type"), ("optimiser.schedule", ", cosine or constant")),
+    "weight_decay": ("optimiser.weight_decay", ""),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), ("optimiser.betas", ", a list of two numbers")),
+    **dict.fromkeys(("max_grad_norm", "gradient_clipping"), ("optimiser.max_grad_norm", "")),
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs"), ("training.updates", ", in the form '3 epochs'")),
+    **dict.fromkeys(("max_steps", "steps", "num_steps"), ("training.updates", ", a number of updates")),
+    **dict.fromkeys(
+        ("gradient_accumulation_steps", "gradient_accumulation"),
+        ("training.batch_size", " for the sequences of an update, and training.micro_batch_size for those of one pass"),
+    ),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_batch_size", "micro_batch_size"),
+        ("training.micro_batch_size", ", and training.batch_size for the sequences of an update over all processes"),
+    ),
+    **dict.fromkeys(("train_batch_size", "batch_size"), ("training.batch_size", ", the sequences of an update")),
+    **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), ("evaluation.batch_size", "")),
+    **dict.fromkeys(("bf16", "bfloat16", "mixed_precision"), ("training.precision", ", with the value bf16 or fp32")),
+    **dict.fromkeys(("fp16", "float16"), ("training.precision", ", with the value bf16; fp16 is not supported")),
+    **dict.fromkeys(
+        ("eval_steps", "eval_strategy", "evaluation_strategy"), ("training.evaluate_every", ", in updates or epochs")
+    ),
+    **dict.fromkeys(("save_steps", "save_strategy"), ("training.save_every", ", in updates or epochs")),
+    "save_total_limit": ("training.keep", ""),
+    "logging_steps": ("training.log_every", ""),
+    **dict.fromkeys(
+        ("metric_for_best_model", "load_best_model_at_end"), ("training.choose_by", "; the best model is always kept")
+    ),
+    "early_stopping_patience": ("training.patience", ""),
+    "torch_compile": ("training.compile", ""),
+    **dict.fromkeys(("model_name_or_path", "base_model", "model_id"), ("student.model", "")),
+    **dict.fromkeys(("model_revision", "model_name_revision"), ("student.revision", "")),
+    **dict.fromkeys(("teacher_model_name_or_path", "teacher_model"), ("teacher.model", "")),
+    **dict.fromkeys(("torch_dtype", "model_dtype"), ("student.dtype", "")),
+    **dict.fromkeys(("gradient_checkpointing",), ("student.gradient_checkpointing", "")),
+    **dict.fromkeys(("lora_r", "lora_rank"), ("student.lora.rank", "")),
+    "lora_alpha": ("student.lora.alpha", ""),
+    "lora_dropout": ("student.lora.dropout", ""),
+    **dict.fromkeys(("lora_target", "lora_target_modules"), ("student.lora.targets", "")),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit"), ("student.lora.quantise", ", nf4 or int8")),
+    **dict.fromkeys(("dataset", "datasets", "dataset_name", "train_file"), ("data.train", ", a list of files or hub names")),
+    **dict.fromkeys(("eval_dataset", "validation_file", "test_datasets"), ("data.validation", "")),
+    "val_set_size": ("data.validation_rows", ", a number of rows"),
+    "max_samples": ("data.max_train_rows", ""),
+    **dict.fromkeys(
+        ("max_length", "max_seq_length", "cutoff_len", "sequence_len"),
+        ("data.tokens.prompt_tokens", " and data.tokens.response_tokens"),
+    ),
+    "max_prompt_length": ("data.tokens.prompt_tokens", ""),
+    **dict.fromkeys(("max_new_tokens", "max_completion_length"), ("data.tokens.response_tokens", "")),
+    "chat_template": ("data.tokens.template", ", with the value chat"),
+    **dict.fromkeys(("output_dir", "output_path"), ("out", ", or the option --out")),
+    "run_name": ("name", ""),
+    "lmbda": ("", "use policy={kind: mixed, student_fraction: VALUE}"),
+    "resume_from_checkpoint": ("", "run the same command again; it resumes from the last checkpoint"),
+    "deepspeed": ("placement", ", with the value sharded, and start the command with torchrun"),
+    **dict.fromkeys(("fsdp", "fsdp_config"), ("placement", ", with the value sharded, and start the command with torchrun")),
+    **dict.fromkeys(("report_to", "wandb_project"), ("", "read metrics.jsonl in the run folder; no service is supported")),
+}
+"""Maps a name in another tool to the path of the setting here, and to the text that follows the path in a hint.
+
+If the path is "", the text is the whole hint.
+"""
+
+OPTIONS: Mapping[str, str] = {
+    **dict.fromkeys(("tasks", "include_path"), "--data TASK=PATH"),
+    **dict.fromkeys(("model_args", "pretrained"), "the model as the first argument, without 'pretrained='"),
+    "output_path": "--out DIR",
+    "batch_size": "--batch-size N",
+    "gen_kwargs": "--temperature and --top-p",
+    "num_fewshot": "prompts that contain the examples; few-shot examples are not inserted",
+    "apply_chat_template": "--template chat",
+}
+"""Maps an option of lm-evaluation-harness to what replaces it in `redistill evaluate`."""
+
+_VALUES = (("bf16", "bfloat16", "fp16", "float16", "half"), ("fp32", "float32", "float"), ("cosine", "linear"))
+_OPTION = re.compile(r"--?([A-Za-z]\w*(?:[-_]\w+)*)(=.*)?", re.ASCII | re.DOTALL)
+
+
+def setting_hint(name: str, known: Collection[str] = ()) -> str | None:
+    """Return a hint for the name of a setting in another tool: what to use here.
+
+    Args:
+        name: The name in the other tool; case and hyphens are ignored.
+        known: Names of the fields in the section where `name` was found. If the setting to use is one of these fields, the hint
+            names it without its section.
+
+    Returns:
+        A phrase that begins with a verb; None if no other tool uses the name.
+
+    Example:
+        >>> setting_hint("lr"), setting_hint("lr", ["learning_rate"]), setting_hint("nothing")
+        ('use optimiser.learning_rate', 'use learning_rate', None)
+    """
+    found = SETTINGS.get(name.lower().replace("-", "_"))
+    if found is None:
+        return None
+    path, text = found
+    last = path.rpartition(".")[2]
+    return f"use {last if last in known else path}{text}" if path else text
+
+
+def value_hint(value: object, allowed: Sequence[object]) -> str:
+    """Return the end of an error message for a value that other tools spell.
+
+    The text is "" if no other tool has the value, or if it has no equivalent among the allowed values.
+
+    Example:
+        >>> value_hint("bfloat16", ["fp32", "bf16"]), value_hint("fp16", ["fp32", "bf16"]), value_hint("x", ["fp32"])
+        ("; use 'bf16'", "; use 'bf16', since fp16 is not supported", '')
+    """
+    for group in _VALUES:
+        here = [other for other in group if other in allowed]
+        if value in group and here:
+            is_half = value in ("fp16", "float16", "half")
+            return f"; use '{here[0]}'" + (f", since {value} is not supported" if is_half else "")
+    return ""
+
+
+def option_hint(command: str, argument: str) -> str | None:
+    """Return what to use instead of an option of another tool on the command line.
+
+    Args:
+        command: The command, such as "run".
+        argument: The argument, such as "--learning_rate=1e-4".
+
+    Returns:
+        A phrase that begins with a verb; None if the argument is not such an option.
+
+    Example:
+        >>> option_hint("run", "--learning_rate")
+        'use optimiser.learning_rate=VALUE, without --'
+        >>> option_hint("evaluate", "--tasks")
+        'use --data TASK=PATH'
+    """
+    match = _OPTION.fullmatch(argument)
+    name = match[1].lower().replace("-", "_") if match else ""
+    if command == "evaluate":
+        return f"use {OPTIONS[name]}" if name in OPTIONS else None
+    if command not in ("run", "train", "sweep", "config", "estimate", "doctor") or name not in SETTINGS:
+        return None
+    path, text = SETTINGS[name]
+    return f"use {path}=VALUE{text}, without --" if path else text

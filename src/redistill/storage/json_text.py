@@ -1,0 +1,123 @@
+"""Decoding of JSON texts, which may be damaged or hostile.
+
+All modules that read JSON files use this module. It rejects what RFC 8259 does not permit, and values that other functions
+cannot process: numbers that are not finite as a float64, and values that are nested too deeply.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import NoReturn, TypeVar
+
+from redistill.records import Json
+
+Value = TypeVar("Value")
+
+MAX_DEPTH = 100
+"""Maximum number of lists and objects that contain one another; the files of redistill and of models have fewer than 20."""
+
+
+class JsonError(ValueError):
+    """A text is not JSON, or exceeds a limit.
+
+    The message is one line without the text, such as "Expecting value at column 1".
+    """
+
+
+def parse_json(text: str | bytes, *, any_number: bool = False) -> Json:
+    """Return the value of a JSON text.
+
+    Args:
+        text: The text. Bytes are decoded as UTF-8.
+        any_number: Whether NaN, infinities, and integers outside of the range of float64 are allowed, as in columns of data
+            sets that redistill does not use.
+
+    Raises:
+        JsonError: the text is not UTF-8 or not JSON, or a value is nested more than `MAX_DEPTH` levels deep. If `any_number` is
+            not set, also for a number that is not finite as a float64.
+
+    Example:
+        >>> parse_json('{"loss": [1.5, null]}')
+        {'loss': [1.5, None]}
+        >>> parse_json('{"loss": 1e999}')
+        Traceback (most recent call last):
+            ...
+        redistill.storage.json_text.JsonError: a number is not finite
+    """
+    try:
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise JsonError(f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}") from error
+    value: Json = _decoded(lambda: _DECODERS[any_number].decode(decoded))
+    _check_depth(value, decoded.count("[") + decoded.count("{"))
+    return value
+
+
+def parse_json_at(text: str, start: int) -> tuple[Json, int]:
+    """Decode the JSON value at an index of a text; return it and where it ends.
+
+    The value begins at the index `start`, and the second result is the index after its last character.
+
+    Numbers are not limited, as in `parse_json` with `any_number`.
+
+    Raises:
+        JsonError: there is no JSON value, or it is nested more than `MAX_DEPTH` levels deep.
+
+    Example:
+        >>> parse_json_at("[1, 23]", 4)
+        (23, 6)
+    """
+    value, end = _decoded(lambda: _DECODERS[True].raw_decode(text, start))
+    _check_depth(value, text.count("[", start, end) + text.count("{", start, end))
+    return value, end
+
+
+def _decoded(decode: Callable[[], Value]) -> Value:
+    """Return the result of `decode`, a call of the standard library, whose exceptions become a JsonError."""
+    try:
+        return decode()
+    except JsonError:
+        raise
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in error.doc else ""
+        raise JsonError(f"{error.msg} at {line}column {error.colno}") from error
+    except RecursionError as error:
+        raise JsonError(_TOO_DEEP) from error
+    except ValueError as error:  # Python converts no integer of more than 4,300 digits
+        raise JsonError("an integer has too many digits") from error
+
+
+_TOO_DEEP = f"a value is nested more than {MAX_DEPTH} levels deep"
+
+
+def _check_depth(value: object, num_brackets: int) -> None:
+    """Raise JsonError if `value` is nested too deeply; a text of few brackets is not."""
+    level, depth = [value], 0
+    while num_brackets > MAX_DEPTH and level:
+        if depth >= MAX_DEPTH:
+            raise JsonError(_TOO_DEEP)
+        parts = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level, depth = [item for part in parts for item in part if isinstance(item, dict | list)], depth + 1
+
+
+def _integer(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise JsonError("a number is not finite")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise JsonError(f"{name} is not a JSON number")
+
+
+_DECODERS: Mapping[bool, json.JSONDecoder] = {
+    False: json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=_no_constant),
+    True: json.JSONDecoder(),
+}
+"""The decoders without and with `any_number`."""
