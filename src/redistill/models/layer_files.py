@@ -36,8 +36,8 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
 
     Returns:
         A student with the weights of `student_from_layers`, in eval mode on the CPU.  None if the files of this teacher cannot
-        be read in parts: a GGUF file, an adapter, the dtype "auto", a multimodal model, or a family whose weights have other names
-        in files.
+        be read in parts: a GGUF file, an adapter, the dtype "auto", a multimodal model, or a family whose weights have other
+        names in files.
 
     Raises:
         ConfigError: the teacher does not have all of `layers`.
