@@ -21,7 +21,7 @@ from redistill.models.load import ModelConfig, base_and_adapter, read_config
 from redistill.models.quantised import keep_trainable
 from redistill.models.reading import reading
 from redistill.models.shorten import check_layers, one_kind_of_error, shortened_config
-from redistill.models.snapshots import GENERATION_CONFIG, ModelFolder, weight_names
+from redistill.models.snapshots import GENERATION_CONFIG
 from redistill.models.values import check_values
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,8 +58,7 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
     check_layers(student, teacher, chosen)
     name, _ = layer_list(student)
     with checked_model(base.model, base.revision, downloads=True) as checked:
-        names = weight_names(ModelFolder(base.model, checked.folder))
-        paths = [checked.folder / file for file in names if file.endswith(".safetensors")]
+        paths = sorted(checked.folder.glob("*.safetensors"))  # the checked folder has no other weights than the model's
         with reading(f"{source.model}: its weights", "the files may be cut or damaged: download them again"):
             weights = dict(_weights(paths, name.rpartition(".")[2], chosen))
             model = _filled(type(student), short, weights, _DTYPES[source.dtype])
