@@ -161,9 +161,9 @@ def weak_teacher(subject: Subject) -> Findings:
 
 
 def other_tokenizer(subject: Subject) -> Findings:
-    """Check 13: teacher and student must have equal end tokens and chat templates.
+    """Check 13: teacher and student must have the same end token and chat template.
 
-    The check fails if they differ, or if the student's first end token is not an end token of the teacher.
+    The check also fails if the student's model ends a text with a token that does not end a text of the teacher's model.
     """
     if subject.teacher_tokenizer is None:
         if subject.config.teacher is None:

@@ -26,8 +26,8 @@ def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
     If a response consists of end tokens only, the reference code trains on nothing; here the filler is the only target.
 
     Args:
-        sequence: Prompt and response of any length.  The sequence must have no `spans` and no `rollout`, since these are
-            computed for the targets of the result.
+        sequence: Prompt and response of any length.  `spans` and `rollout` must not be set yet: they refer to the targets,
+            which this function changes.
         end_id: Id of the end token, which is also the padding token in the reference code.
 
     Returns:

@@ -167,9 +167,10 @@ class RolloutsSource(Wrapping):
         self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
 
     def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
-        """Replace the pool: the roll-outs that were generated together for several epochs (a cycle).
+        """Replace the pool of roll-outs by another pool.
 
-        The state and the metrics of the pool are computed here once, and not at every update.
+        A pool is generated at once and used for several epochs, which are a cycle.  The pool's metrics and its state for
+        checkpoints are computed here once, and not at every update.
         """
         self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)
         self._pool_metrics: Mapping[str, Json] = {}
@@ -208,7 +209,7 @@ class RolloutsSource(Wrapping):
     # --- advantages ---
 
     def _order(self, cycle: int, inner_epoch: int) -> Sequence[int]:
-        """Return the indices of the sequences in the pool in the order of one epoch over the pool."""
+        """Return the order in which an epoch visits the pool, as indices of its sequences."""
         if inner_epoch == 0:
             return range(len(self._pool))
         return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)

@@ -2,7 +2,8 @@
 
 The body of the model (all layers before the head) runs only on sequences that have distillation terms.  The hidden states are
 kept, and are multiplied by the head for a few positions at a time.  So the logits of a whole batch never exist in memory.  A
-revised sequence begins like its draft, the text before the revision; the hidden states of this common prefix are reused.
+revised sequence shares its first tokens with its draft, the version before the revision.  The hidden states of these tokens are
+computed once and reused.
 """
 
 from collections.abc import Iterator, Sequence

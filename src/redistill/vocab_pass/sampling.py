@@ -17,9 +17,9 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
     """Sample one class per row by descending a tree of ranges of classes.
 
     A range is a set of consecutive class ids.  The vocabulary is divided into ranges, each range is divided into eight smaller
-    ranges, and so on down to single classes.  On each of the six levels, one smaller range of the range that
-    was chosen on the previous level is chosen: the first whose cumulative mass exceeds u times the total mass of these smaller
-    ranges.  Each level has its own uniform number u.
+    ranges, and so on down to single classes.  There are six levels, each with its own uniform number u.  On each level, the
+    search continues in one part of the current range: the first part for which the masses of the parts up to and including it
+    sum to more than u times the mass of all parts.
 
     A single uniform number for the whole vocabulary would also be correct, but less robust to rounding.  The intervals of a
     large vocabulary are narrow, and a different order of summation, as with a different batch size, shifts all intervals.  With
