@@ -112,8 +112,8 @@ class CachedTeacher:
         hidden_NE = self._store.rows(key)
         if hidden_NE is None:
             raise DataError(
-                f"{self._store.folder}: has no hidden states of the sequence of example {sample}; it stores the gold answers, and "
-                "with the policy teacher_generated the teacher's answers; use a live teacher for other text"
+                f"{self._store.folder}: has no hidden states of the sequence of example {sample}; it stores the gold "
+                "answers, and with the policy teacher_generated the teacher's answers; use a live teacher for other text"
             )
         return hidden_NE
 
