@@ -104,7 +104,7 @@ def test_the_local_copy_is_used_if_the_hub_does_not_answer(monkeypatch: pytest.M
     for path, text in (("refs/main", commit), (f"snapshots/{commit}/config.json", "{}")):
         (repository / path).parent.mkdir(parents=True)
         (repository / path).write_text(text)
-    assert hub.has_copy("owner/copied", "main") and not hub.has_copy("owner/other", "main")
+    assert snapshots._has_copy("owner/copied", "main") and not snapshots._has_copy("owner/other", "main")
     assert find_file("owner/copied", "config.json") == repository / "snapshots" / commit / "config.json"
     assert find_file("owner/copied", "adapter_config.json") is None
 

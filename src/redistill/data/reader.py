@@ -328,10 +328,7 @@ def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, bytes | None, 
 
 
 def _is_array(file: BinaryIO) -> bool:
-    """Return whether the first character of a file is the bracket that opens a JSON array.
-
-    A byte order mark and white space before the bracket are ignored.
-    """
+    """Return whether a file begins with a JSON array, after a byte order mark and white space."""
     start = file.read(len(_BOM))
     rest = start.removeprefix(_BOM).lstrip()
     while not rest and (block := file.read(4096)):

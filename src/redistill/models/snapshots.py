@@ -23,7 +23,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from redistill.errors import ModelError
 from redistill.models.reading import reading
 from redistill.models.weight_files import INDEX, SINGLE, check_pointers, shards
-from redistill.storage.hub import HUB_NAME, has_copy, is_local, unreachable
+from redistill.storage.hub import HUB_NAME, is_local, unreachable
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 TOKEN_FILES = ("special_tokens_map.json", "added_tokens.json")
@@ -134,13 +134,22 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
         raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
     key = (str(constants.HF_HUB_CACHE), name, revision or "main")
     if key not in _resolved or not _resolved[key].path.is_dir():
-        if (fault := unreachable()) and not has_copy(name, revision or "main"):
+        if (fault := unreachable()) and not _has_copy(name, revision or "main"):
             raise ModelError(
                 f"{name}: cannot be looked up on the hub ({fault}), and this machine has no copy of it; check the name and the "
                 "network, or give a model folder"
             )
         _resolved[key] = _downloaded(name, revision or "main", _SMALL_FILES)
     return _resolved[key]
+
+
+def _has_copy(name: str, revision: str) -> bool:
+    """Return whether this machine has a copy of a hub model, which may be incomplete."""
+    try:
+        snapshot_download(name, revision=revision, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def weight_names(folder: ModelFolder) -> list[str]:

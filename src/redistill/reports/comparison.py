@@ -240,10 +240,7 @@ def columns(models: Sequence[Entrant]) -> list[Column]:
 
 
 def by_primary(over: Sequence[Column]) -> list[list[Column]]:
-    """Return one list of columns per primary metric.
-
-    If a list has a column with the mean over its data sets, this column is the last one.
-    """
+    """Return one list of columns per primary metric; a column with the mean is the last one."""
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 

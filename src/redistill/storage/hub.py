@@ -99,21 +99,3 @@ def unreachable() -> str:
     if not answer.has_answered:
         constants.HF_HUB_OFFLINE = True
     return "" if answer.has_answered else answer.text
-
-
-def has_copy(name: str, revision: str) -> bool:
-    """Return whether this machine has a copy of a hub model.
-
-    The copy may be incomplete.
-
-    Args:
-        name: The hub name of the model.
-        revision: Branch, tag or commit.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(name, revision=revision, local_files_only=True)
-    except (OSError, ValueError):
-        return False
-    return True
