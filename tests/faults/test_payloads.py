@@ -407,7 +407,7 @@ def test_the_package_has_no_such_call(pattern: str) -> None:
 def test_transformers_gets_checked_models_only() -> None:
     sources = {path.name: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
     found = [call for text in sources.values() for call in re.findall(r"\.from_pretrained\(\s*([^,)]*)", text)]
-    assert found and set(found) <= {"**source", "**checked.source"}
+    assert found and set(found) <= {"**source", "**checked.source", "None"}  # None: weights from memory, no files
     downloads = re.compile(r"\b(?:snapshot_download|hf_hub_download|cached_file|load_dataset)\(")
     assert {name for name, text in sources.items() if downloads.search(text)} == {"snapshots.py", "reader.py", "corpus.py"}
 

@@ -120,7 +120,7 @@ class Loaded:
 
     @cached_property
     def gradient(self) -> Measured:
-        """Value and gradient of the objective on the sequences in `self.draw`, without dropout."""
+        """Value and gradient of the objective on `self.draw.items`, without dropout."""
         return measure(self.learning, self.draw, micro_batch_size=max(1, len(self.draw.items)))
 
     @cached_property

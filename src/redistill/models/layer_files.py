@@ -19,7 +19,7 @@ from redistill.models.families import check_split, layer_list
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig, base_and_adapter, read_config
 from redistill.models.quantised import keep_trainable
-from redistill.models.reading import reading
+from redistill.models.reading import json_object, reading
 from redistill.models.shorten import check_layers, one_kind_of_error, shortened_config
 from redistill.models.snapshots import GENERATION_CONFIG
 from redistill.models.values import check_values
@@ -65,7 +65,9 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
         if model is None:
             return None
         if (checked.folder / GENERATION_CONFIG).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(checked.folder)
+            what = f"{source.model}: {GENERATION_CONFIG}"
+            fields = json_object(what, checked.folder / GENERATION_CONFIG, "restore or remove it")
+            model.generation_config = GenerationConfig.from_dict(fields)
     keep_trainable(model)
     check_values(source.model, model)
     check_split(model, name=source.model)

@@ -240,7 +240,7 @@ def columns(models: Sequence[Entrant]) -> list[Column]:
 
 
 def by_primary(over: Sequence[Column]) -> list[list[Column]]:
-    """Return one list of columns per primary metric; a column with the mean is the last one."""
+    """Return one list of columns per primary metric; a mean is its last column."""
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 
