@@ -47,13 +47,13 @@ def inject(monkeypatch):
             return sums
 
         def broken_rows(self, batch):
-            whole = self._head
+            whole = self._rows.head
             if is_due():
-                self._head = dataclasses.replace(whole, scale=math.nan)
+                self._rows.head = dataclasses.replace(whole, scale=math.nan)
             try:
                 return rows(self, batch)
             finally:
-                self._head = whole
+                self._rows.head = whole
 
         monkeypatch.setattr(training, "cut", counted)
         if kind == "loss":
@@ -137,11 +137,12 @@ def test_a_broken_teacher_in_the_draw_ends_the_run_or_skips_the_update_and_touch
 
     def broken(self, batch):
         asked.append(batch)
-        whole, self._head = self._head, dataclasses.replace(self._head, scale=math.nan if len(asked) > 4 else 1.0)
+        whole = self._rows.head
+        self._rows.head = dataclasses.replace(whole, scale=math.nan if len(asked) > 4 else 1.0)
         try:
             return rows(self, batch)
         finally:
-            self._head = whole
+            self._rows.head = whole
 
     monkeypatch.setattr(LocalTeacher, "rows", broken)
     policy = {"kind": "revised", "source": "student_generated"}
