@@ -79,7 +79,7 @@ def test_inside_it_other_work_is_not() -> None:
         send(signal.SIGTERM)
         reached.append("ended")
         with signals.handled(at_once=True):
-            reached.append("begun anew")
+            reached.append("restarted")
     assert reached == ["ended"]
 
 
