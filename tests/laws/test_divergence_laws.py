@@ -13,12 +13,16 @@ from redistill.losses.divergences import (
     AdaptiveKL,
     AlphaBeta,
     Divergence,
+    EntropyAware,
     ForwardKL,
+    HybridAcceptance,
     JensenShannon,
+    NegativeLogAcceptance,
     ReverseKL,
     SkewForwardKL,
     SkewReverseKL,
     SymmetricKL,
+    ToDi,
     TotalVariation,
 )
 from redistill.testing.divergences import DIVERGENCE_LAWS, check_divergence, log_rows
@@ -55,6 +59,21 @@ def jensen_shannon(d, q, p):
     return w * kl(p, m) + (1 - w) * kl(q, m)
 
 
+def todi(d, q, p):
+    w = 1 / (1 + (q / p) ** d.sharpness)
+    return (w * p * np.log(p / q) + (1 - w) * q * np.log(q / p)).sum(-1)
+
+
+def entropy_aware(d, q, p):
+    return kl(q, p) + np.where(-(p * np.log(p)).sum(-1) > d.threshold_nats, kl(p, q), 0.0)
+
+
+def hybrid_acceptance(d, q, p):
+    acceptance = np.minimum(p, q).sum(-1)
+    w = np.exp(-d.decay * acceptance)
+    return w * kl(p, q) + (1 - w) * (1 - acceptance)
+
+
 ORACLES = {
     ForwardKL: lambda d, q, p: kl(p, q),
     ReverseKL: lambda d, q, p: kl(q, p),
@@ -65,6 +84,10 @@ ORACLES = {
     SkewReverseKL: lambda d, q, p: kl(q, (1 - d.alpha) * p + d.alpha * q),
     AdaptiveKL: adaptive,
     AlphaBeta: alpha_beta,
+    ToDi: todi,
+    EntropyAware: entropy_aware,
+    NegativeLogAcceptance: lambda d, q, p: -np.log(np.minimum(p, q).sum(-1)),
+    HybridAcceptance: hybrid_acceptance,
 }
 
 
@@ -108,12 +131,20 @@ def test_law(divergence, law):
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_equals_the_formula_in_numpy(divergence, seed, vocabulary, scale):
     logq_NV, logp_NV = (log_rows(seed + i, vocabulary=vocabulary, scale=scale) for i in (0, 1))
-    q_NV, p_NV = (np.exp(rows.numpy() / divergence.temperature) for rows in (logq_NV, logp_NV))
+    q_NV = np.exp(logq_NV.numpy() / divergence.temperature)
+    p_NV = np.exp(logp_NV.numpy() / divergence.temperature / divergence.teacher_temperature)
     q_NV, p_NV = (rows / rows.sum(-1, keepdims=True) for rows in (q_NV, p_NV))
     expected = ORACLES[type(divergence)](divergence, q_NV, p_NV)
     np.testing.assert_allclose(divergence(logq_NV, logp_NV).numpy(), expected, atol=1e-6)
     single = divergence(logq_NV.float(), logp_NV.float())
     np.testing.assert_allclose(single.numpy(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("member", get_args(Divergence))
+def test_a_sharpened_teacher_is_the_teacher_at_its_own_temperature(member):
+    logq_NV, logp_NV = log_rows(1), log_rows(2)
+    sharp_NV = torch.log_softmax(logp_NV / 0.65, dim=-1)
+    torch.testing.assert_close(member(teacher_temperature=0.65)(logq_NV, logp_NV), member()(logq_NV, sharp_NV))
 
 
 # --- violations are detected --------------------------------------------------------------------------------------------

@@ -10,12 +10,16 @@ from redistill.errors import ConfigError
 from redistill.losses.divergences import (
     AdaptiveKL,
     AlphaBeta,
+    EntropyAware,
     ForwardKL,
+    HybridAcceptance,
     JensenShannon,
+    NegativeLogAcceptance,
     ReverseKL,
     SkewForwardKL,
     SkewReverseKL,
     SymmetricKL,
+    ToDi,
     TotalVariation,
 )
 from redistill.testing.divergences import log_rows
@@ -144,7 +148,7 @@ def test_the_weights_of_adaptive_kl_are_constants_for_the_gradient():
 
 @pytest.mark.parametrize(
     "divergence",
-    [ForwardKL(), ReverseKL(), SymmetricKL(), AlphaBeta(alpha=1.0, beta=0.0), AlphaBeta(alpha=0.0, beta=0.7)],
+    [ForwardKL(), ReverseKL(), SymmetricKL(), AlphaBeta(alpha=1.0, beta=0.0), AlphaBeta(alpha=0.0, beta=0.7), ToDi()],
     ids=repr,
 )
 def test_a_class_that_one_model_rules_out_contributes_nothing_where_it_would_be_infinite(divergence):
@@ -178,6 +182,19 @@ def test_a_probability_that_underflows_counts_as_0():
             torch.testing.assert_close(divergence(*one), divergence(*other))
 
 
+def test_acceptance_of_distributions_without_a_common_class_is_finite_and_has_a_gradient_of_no_nan():
+    logits_NV = torch.tensor([[0.0, -float("inf")]]).requires_grad_()
+    value_N = NegativeLogAcceptance()(logits_NV.log_softmax(-1), torch.tensor([[-float("inf"), 0.0]]))
+    value_N.sum().backward()
+    assert 100 < value_N.item() < 200 and not logits_NV.grad.isnan().any()
+
+
+def test_the_hybrid_is_forward_kl_without_decay_and_total_variation_with_a_fast_one():
+    logq_NV, logp_NV = rows([0.2, 0.3, 0.5]), rows([0.1, 0.6, 0.3])
+    torch.testing.assert_close(HybridAcceptance(decay=0.0)(logq_NV, logp_NV), ForwardKL()(logq_NV, logp_NV))
+    torch.testing.assert_close(HybridAcceptance(decay=100.0)(logq_NV, logp_NV), TotalVariation()(logq_NV, logp_NV))
+
+
 # --- ranges -------------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +203,10 @@ def test_a_probability_that_underflows_counts_as_0():
     [
         (lambda: ForwardKL(temperature=0.0), "temperature = 0.0: must be > 0 and finite"),
         (lambda: AlphaBeta(temperature=float("nan")), "temperature = nan: must be > 0 and finite"),
+        (lambda: ForwardKL(teacher_temperature=0.0), "teacher_temperature = 0.0: must be > 0 and finite"),
+        (lambda: ToDi(sharpness=-1.0), "sharpness = -1.0: must be finite and at least 0; the paper uses 1"),
+        (lambda: EntropyAware(threshold_nats=float("nan")), "threshold_nats = nan: must be at least 0"),
+        (lambda: HybridAcceptance(decay=float("inf")), "decay = inf: must be finite and at least 0; 0 is forward KL"),
         (lambda: SymmetricKL(forward_weight=1.0), "forward_weight = 1.0: must lie in (0, 1); for one direction alone"),
         (lambda: JensenShannon(teacher_weight=0.0), "teacher_weight = 0.0: must lie in (0, 1)"),
         (lambda: SkewForwardKL(alpha=1.5), "alpha = 1.5: must lie in (0, 1); the paper uses 0.1"),

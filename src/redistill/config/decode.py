@@ -34,6 +34,8 @@ ALIASES = {
     "tvd": "total_variation",
     "akl": "adaptive_kl",
     "ab": "alpha_beta",
+    "nla": "negative_log_acceptance",
+    "lk_hybrid": "hybrid_acceptance",
 }
 
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}", re.ASCII)

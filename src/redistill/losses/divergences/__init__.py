@@ -8,7 +8,7 @@ the properties that every divergence must have.
 A log-probability of -inf marks a class that a model rules out (vocabulary padding, a mask):
 
 - A class that both models rule out contributes 0 to every divergence.
-- If only one model rules out a class, forward, reverse, symmetric and adaptive KL, and alpha-beta with an exponent of 0, can be
+- If only one model rules out a class, forward and reverse KL, their combinations, and alpha-beta with an exponent of 0 can be
   infinite by their formulas.  Here the class contributes 0, since an infinite loss would end the run because of a class that
   cannot be predicted.
 - Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are finite by their formulas.  Here the
@@ -18,25 +18,31 @@ The divergences do not reduce over rows, have no trainable parameters, and do no
 student or teacher).
 """
 
+from redistill.losses.divergences.acceptance import HybridAcceptance, NegativeLogAcceptance
+from redistill.losses.divergences.by_class import EntropyAware, ToDi
 from redistill.losses.divergences.distances import AlphaBeta, TotalVariation
 from redistill.losses.divergences.kl import AdaptiveKL, ForwardKL, ReverseKL, SymmetricKL
 from redistill.losses.divergences.mixtures import JensenShannon, SkewForwardKL, SkewReverseKL
 from redistill.losses.divergences.softened import Softened, bounded, fraction, log_ratio
 
 Table3c = ForwardKL | ReverseKL | SymmetricKL | JensenShannon | TotalVariation | SkewForwardKL | SkewReverseKL  # in MGSR
-Divergence = Table3c | AdaptiveKL | AlphaBeta
+Divergence = Table3c | AdaptiveKL | AlphaBeta | ToDi | EntropyAware | NegativeLogAcceptance | HybridAcceptance
 
 __all__ = [
     "AdaptiveKL",
     "AlphaBeta",
     "Divergence",
+    "EntropyAware",
     "ForwardKL",
+    "HybridAcceptance",
     "JensenShannon",
+    "NegativeLogAcceptance",
     "ReverseKL",
     "SkewForwardKL",
     "SkewReverseKL",
     "Softened",
     "SymmetricKL",
+    "ToDi",
     "TotalVariation",
     "bounded",
     "fraction",

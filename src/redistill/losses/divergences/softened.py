@@ -16,18 +16,20 @@ from redistill.tensors import loss_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Softened:
-    r"""Base class of divergences, which applies a temperature to both distributions.
+    r"""Base class of divergences, which applies temperatures to both distributions.
 
-    .. math:: D_T(p, q) = D\bigl(\mathrm{softmax}(\log p / T),\; \mathrm{softmax}(\log q / T)\bigr)
+    .. math:: D_T(p, q) = D\bigl(\mathrm{softmax}(\log p / (T\, T_p)),\; \mathrm{softmax}(\log q / T)\bigr)
 
     D is the divergence that the subclass defines, p the teacher and q the student.  The divergence is not multiplied by T^2, so
     gradients are smaller by about 1 / T^2; increase the weight of the divergence in the objective to compensate.
 
     Args:
         temperature: Temperature T of both distributions, > 0; T = 1 does not change them.
+        teacher_temperature: Temperature T_p of the teacher alone, > 0.  Below 1 it sharpens the teacher's distribution, which
+            the student then learns; 1 does not change it.
 
     Raises:
-        ConfigError: temperature is not above 0, or not finite.
+        ConfigError: a temperature is not above 0, or not finite.
 
     Example:
         >>> rows_NV = torch.tensor([[0.8, 0.2]]).log()
@@ -37,10 +39,11 @@ class Softened:
     """
 
     temperature: float = 1.0
+    teacher_temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        good = 0 < self.temperature < math.inf
-        check_field(self, "temperature", good, "must be > 0 and finite; 1 does not change the distributions")
+        for name, value in (("temperature", self.temperature), ("teacher_temperature", self.teacher_temperature)):
+            check_field(self, name, 0 < value < math.inf, "must be > 0 and finite; 1 does not change the distributions")
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
@@ -51,15 +54,17 @@ class Softened:
         return (cls(), cls(temperature=2.0))
 
     def softened(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logq_NV and logp_NV at the temperature; logp_NV is detached.
+        """Return logq_NV and logp_NV at their temperatures; logp_NV is detached.
 
         Both results are float64 if logq_NV is float64, and float32 otherwise.
         """
         dtype = loss_dtype(logq_NV)
         logq_NV, logp_NV = logq_NV.to(dtype), logp_NV.detach().to(dtype)
-        if self.temperature == 1.0:
-            return logq_NV, logp_NV
-        return torch.log_softmax(logq_NV / self.temperature, dim=-1), torch.log_softmax(logp_NV / self.temperature, dim=-1)
+        return _tempered(logq_NV, self.temperature), _tempered(logp_NV, self.temperature * self.teacher_temperature)
+
+
+def _tempered(log_NV: torch.Tensor, temperature: float) -> torch.Tensor:
+    return log_NV if temperature == 1.0 else torch.log_softmax(log_NV / temperature, dim=-1)
 
 
 def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
