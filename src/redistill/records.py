@@ -29,7 +29,8 @@ RESERVED = frozenset(
         *("length_tokens", "eos_rate", "distinct_1", "distinct_2", "cross_entropy", "kl", "agreement"),  # of scores.json
         *("kind", "step"),  # of metrics.jsonl
         *("model", "role", "column", "sd_over", "training_seeds", "evaluation_seeds", "prompts", "versus", "difference"),
-        *("lower", "upper", "p", "p_holm", "wins", "ties", "losses", "paired_seeds", "note"),  # of a comparison's CSV
+        *("lower", "upper", "p", "p_holm", "detectable", "about"),  # of a comparison's CSV
+        *("wins", "ties", "losses", "paired_seeds", "note"),  # of the same
         *("updates", "sequences", "trained_tokens", "generated_tokens", "seconds", "peak_bytes", "parameters"),
         *("dataset", "title", "metric", "num_seeds", "num_prompts"),  # of a run's summary
     }

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from redistill.reports.comparison import Entrant, Row, columns, comparison_rows, entrants
+from redistill.reports.inference import crossed
 from redistill.reports.lineup import Lineup, read_lineup
 from tests.reports.fabricated import write_method, write_sweep
 
@@ -70,8 +71,7 @@ def test_differences_are_paired_by_prompt_and_training_seed_and_agree_with_scipy
     found = rows["mgsr", "dolly"].contrast
     of_prompts = matrix("dolly").mean(axis=0)
     assert found.interval.difference == pytest.approx(of_prompts.mean()) and found.num_seeds == 3
-    theirs = stats.permutation_test((of_prompts,), np.mean, permutation_type="samples", n_resamples=np.inf)
-    assert found.p == pytest.approx(theirs.pvalue)
+    assert found.about == "methods" and found.p == pytest.approx(crossed([matrix("dolly")])[1])
     assert (found.wins, found.losses) == ((of_prompts > 0).sum(), (of_prompts < 0).sum())
     average = rows["mgsr", "average"].contrast
     assert average.interval.difference == pytest.approx((matrix("dolly").mean() + matrix("vicuna").mean()) / 2)
@@ -89,6 +89,15 @@ def test_with_one_training_seed_the_interval_agrees_with_scipy(tmp_path):
     slack = 4 * 0.06 * theirs.standard_error
     assert found.lower == pytest.approx(theirs.confidence_interval.low, abs=slack)
     assert found.upper == pytest.approx(theirs.confidence_interval.high, abs=slack)
+
+
+def test_with_one_training_seed_p_is_that_of_scipys_permutation_test(tmp_path):
+    a, b = scores(1, gain=3, prompts=9, datasets=["dolly"]), scores(2, prompts=9, datasets=["dolly"])
+    _, rows = rows_of(read_lineup([write_method(tmp_path / "b", b, "sft"), write_method(tmp_path / "a", a, "mgsr")]))
+    difference = np.mean(list(a["dolly"].values()), axis=0) - np.mean(list(b["dolly"].values()), axis=0)
+    theirs = stats.permutation_test((difference,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    found = rows["mgsr", "dolly"].contrast
+    assert found.about == "students" and found.p == pytest.approx(theirs.pvalue)
 
 
 def test_without_shared_training_seeds_all_seeds_are_averaged_and_none_are_paired(tmp_path):

@@ -67,7 +67,7 @@ def test_if_lower_is_better_the_lowest_is_best_and_a_decrease_is_a_win(lower: li
     assert marks == {"sft": "", "kd": "second", "mgsr": "best"}
     (line, _) = table(comparison, "difference-dolly").lines[::-1]
     assert line.label == "mgsr" and line.cells[0].text == "−20.00" and line.cells[0].tone == 1
-    better, equal, worse = cells(line)[4:7]
+    better, equal, worse = cells(line)[5:8]
     assert (better, equal, worse) == ("8", "0", "0")
 
 

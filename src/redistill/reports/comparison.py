@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from redistill.reports.folders import Evaluation, Measure, RunFolder, distinct_labels
+from redistill.reports.inference import Contrast, contrast
 from redistill.reports.lineup import Lineup
 from redistill.reports.statistics import (
     Interval,
@@ -18,11 +19,8 @@ from redistill.reports.statistics import (
     holm,
     mean,
     mean_of_all,
-    paired_bootstrap,
     paired_differences,
     prompt_means,
-    sign_flip,
-    win_tie_loss,
 )
 
 GENERATED = ("length_tokens", "eos_rate", "distinct_2")
@@ -96,30 +94,6 @@ class Estimate:
     deviation: float | None
     over: Literal["training seeds", "evaluation seeds"]
     num_trainings: int
-    num_seeds: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Difference between a model and the reference model on the same prompts.
-
-    Args:
-        interval: Score of the model minus score of the reference model in the primary metric, and the 95 % confidence interval
-            of this difference. The sign is not reversed for metrics where lower is better.
-        p: p-value of the sign-flip test over prompts.
-        p_holm: `p` corrected for multiple tests by Holm's method, over all trained students that are compared on these prompts;
-            None for the teacher and for the student before training.
-        wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
-        num_seeds: Number of training seeds that both models have. If it is > 0, there is one difference per prompt and seed,
-            and the bootstrap resamples prompts and seeds. If it is 0, each score is first averaged over all training seeds.
-    """
-
-    interval: Interval
-    p: float
-    p_holm: float | None
-    wins: int
-    ties: int
-    losses: int
     num_seeds: int
 
 
@@ -285,7 +259,7 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
         if not measured:
             continue
         other = None if model is reference else reference
-        contrast, note = (None, "") if other is None else _contrast(column, model, other)
+        difference, note = (None, "") if other is None else _difference(column, model, other)
         yield Row(
             column=column.name,
             measures=column.measures,
@@ -293,7 +267,7 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
             role=model.role,
             primary=estimate(model, column.datasets, column.primary.name),
             num_prompts=sum(max(found.num_prompts(name) for found in measured) for name in column.datasets),
-            contrast=contrast,
+            contrast=difference,
             versus=None if other is None else other.label,
             note=note,
             scores={name: _score(measured, column.datasets, name) for name in others},
@@ -309,7 +283,7 @@ def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) 
     )
 
 
-def _contrast(column: Column, model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
+def _difference(column: Column, model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
     """Return (contrast, ""), or (None, reason) if the models cannot be compared."""
     ours, theirs = model.measured_on(column.datasets), reference.measured_on(column.datasets)
     metric = column.primary.name
@@ -318,9 +292,7 @@ def _contrast(column: Column, model: Entrant, reference: Entrant) -> tuple[Contr
     if obstacle:
         return None, obstacle
     strata, num_seeds = _strata(column.datasets, metric, ours, theirs)
-    wins, ties, losses = win_tie_loss([column.primary.sign * stratum for stratum in strata])
-    interval, p = paired_bootstrap(strata), sign_flip(strata)
-    return Contrast(interval=interval, p=p, p_holm=None, wins=wins, ties=ties, losses=losses, num_seeds=num_seeds), ""
+    return contrast(strata, num_seeds, column.primary.sign), ""
 
 
 def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:

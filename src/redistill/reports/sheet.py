@@ -24,17 +24,17 @@ from redistill.reports.statistics import FLIPS, RESAMPLES, TIE
 from redistill.reports.tables import Table, contrast_table, cost_table, other_scores_table, published_table, score_table
 
 TESTS = (
-    "Differences are paired by prompt; the score of a prompt is its mean over evaluation seeds. The 95 % interval is a "
-    f"percentile bootstrap over prompts ({RESAMPLES:,} resamples). If a method shares two or more training seeds with the "
-    "baseline, these pairs of seeds are resampled as well, independently of the prompts; with two or three seeds the "
-    "interval underestimates the variation between seeds. p is from a two-sided sign-flip permutation test over prompts "
-    f"({FLIPS:,} flips) with training seeds averaged. It refers to the evaluated models only, so p may be small although the "
-    "interval, which also covers other training seeds, includes 0. Holm's correction is over the methods of a table. "
+    "Differences are paired by prompt; the score of a prompt is its mean over evaluation seeds. If a method shares two or more "
+    "training seeds with the baseline, interval and p are about the methods: training seeds and prompts are both random "
+    "samples in a crossed model, with a t distribution and Satterthwaite's degrees of freedom. Otherwise they are about the "
+    f"trained students alone: a percentile bootstrap over prompts ({RESAMPLES:,} resamples), and a two-sided sign-flip "
+    f"permutation test over prompts ({FLIPS:,} flips). Detectable is the smallest true difference that a comparison with these "
+    "seeds and prompts finds at the 5 % level with a probability of 80 %. Holm's correction is over the methods of a table. "
     f"Better, equal and worse count prompts; equal means a difference of at most {TIE:g}. The average gives every data set "
     "the same weight."
 )
 
-_TESTED = ("p", "p_holm", "wins", "ties", "losses")  # fields of `Contrast`
+_TESTED = ("p", "p_holm", "detectable", "about", "wins", "ties", "losses")  # fields of `Contrast`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,14 +101,11 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
     """Compute the mean difference with its percentile bootstrap interval.
 
     Prompts are resampled with replacement within each data set. The scores of a prompt stay paired, so that prompts which are
-    hard for both models do not widen the interval.  Two or more training seeds are resampled as well, independently of the
-    prompts and identically for all data sets: every seed is evaluated on every prompt, so the two sources of variation, seed
-    and prompt, are crossed and not nested.
-    The variation of sampled responses is included in the scores, which are means over evaluation seeds.
+    hard for both models do not widen the interval.  Training seeds are averaged first: the interval refers to the evaluated
+    models, not to other training seeds.  The variation of sampled responses is included in the scores, which are means over
+    evaluation seeds.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; for the crossed design Owen, The
-    pigeonhole bootstrap, Annals of Applied Statistics 1 (2007) 386-411.  With n training seeds the variance component
-    of the seeds is underestimated by the factor (n - 1) / n, which matters for two or three seeds.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 
     Args:
         strata: One array [training seeds, prompts] of differences per data set, as `paired_differences` returns it; all have
@@ -119,17 +116,12 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
     Returns:
         The mean difference in the unit of the scores, and the bounds of its 95 % interval.
     """
-    (num_seeds,) = {len(stratum) for stratum in strata}  # the same in all data sets
-    of_prompts, of_seeds = generator(seed, "bootstrap"), generator(seed, "bootstrap", "training seeds")
-    means: list[np.ndarray] = []
+    of_prompts, means = generator(seed, "bootstrap"), []
     for count in _blocks(resamples, max(stratum.shape[1] for stratum in strata)):
-        # Weight of a training seed: the fraction of the resample that it makes up; always 1 with a single seed.
-        weights = of_seeds.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=count) / num_seeds
         total = np.zeros(count)
         for stratum in strata:
             drawn = of_prompts.integers(stratum.shape[1], size=(count, stratum.shape[1]))
-            for of_seed, weight in zip(stratum, weights.T, strict=True):
-                total += weight * of_seed[drawn].mean(axis=1)
+            total += stratum.mean(axis=0)[drawn].mean(axis=1)
         means.append(total / len(strata))
     lower, upper = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(np.mean([stratum.mean() for stratum in strata])), float(lower), float(upper))

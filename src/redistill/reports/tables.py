@@ -128,7 +128,7 @@ def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_det
         caption=f"{_sentence(measure.heading)} minus that of {baseline}{unit}{_direction(measure)}, {_where(column)}, "
         f"{max(row.num_prompts for row in others):,} prompts; "
         f"p (Holm) is corrected over {tested} {'method' if tested == 1 else 'methods'}.",
-        columns=["", "difference", "95 % interval", "p", "p (Holm)", "better", "equal", "worse", "paired seeds"],
+        columns=["", "difference", "95 % interval", "p", "p (Holm)", "detectable", "better", "equal", "worse", "about"],
         lines=[Line(row.model, "method", _contrast_cells(row)) for row in others],
         is_detail=is_detail,
     )
@@ -228,10 +228,12 @@ def _cells(texts: Iterable[str]) -> list[Cell]:
 def _contrast_cells(row: Row) -> list[Cell]:
     found, unit = row.contrast, row.measures[0].unit
     if found is None:
-        return _cells([row.note, *[NOTHING] * 7])
+        return _cells([row.note, *[NOTHING] * 8])
     lower, upper = difference(found.interval.lower, unit), difference(found.interval.upper, unit)
     counts = (f"{count:,}" for count in (found.wins, found.ties, found.losses))
-    texts = (f"{lower} to {upper}", p_value(found.p), p_value(found.p_holm), *counts, str(found.num_seeds or "none"))
+    detectable = NOTHING if found.detectable is None else difference(found.detectable, unit).removeprefix("+")
+    about = f"methods, {found.num_seeds} seeds" if found.about == "methods" else "these students"
+    texts = (f"{lower} to {upper}", p_value(found.p), p_value(found.p_holm), detectable, *counts, about)
     return [Cell(difference(found.interval.difference, unit), tone=row.tone), *_cells(texts)]
 
 

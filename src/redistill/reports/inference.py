@@ -1,0 +1,148 @@
+"""Differences between two methods, or between two trained students, with intervals and p-values.
+
+A claim about a method must hold for training seeds that were not run, so training seeds are its unit.  With two or more common
+training seeds, `contrast` makes such a claim from a crossed model of seeds and prompts.  With fewer, it makes a claim about the
+students that were trained, and only prompts are a random sample.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from redistill.reports.statistics import LEVEL, Interval, paired_bootstrap, sign_flip, win_tie_loss
+
+POWER = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Difference between a model and the reference model on the same prompts.
+
+    Args:
+        interval: Score of the model minus score of the reference model in the primary metric, and the 95 % confidence interval
+            of this difference.  The sign is not reversed for metrics where lower is better.
+        p: p-value of the null hypothesis that the difference is 0.
+        p_holm: `p` corrected for multiple tests by Holm's method, over all trained students that are compared on these prompts;
+            None for the teacher and for the student before training.
+        wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
+        num_seeds: Number of training seeds that both models have.  With 2 or more, interval and p are about the methods.
+            Otherwise they are about the trained students.  With 0, each score is first averaged over all training seeds.
+        detectable: The smallest true difference, in the metric's unit, that a comparison with these numbers of seeds and
+            prompts and this variation finds at the 5 % level with a probability of 80 %; None with a single prompt.
+    """
+
+    interval: Interval
+    p: float
+    p_holm: float | None
+    wins: int
+    ties: int
+    losses: int
+    num_seeds: int
+    detectable: float | None
+
+    @property
+    def about(self) -> Literal["methods", "students"]:
+        """What interval and p refer to: the methods, or only the trained students."""
+        return "methods" if self.num_seeds > 1 else "students"
+
+
+def contrast(strata: Sequence[np.ndarray], num_seeds: int, sign: int) -> Contrast:
+    """Compute the difference between two models from their differences on each prompt.
+
+    Args:
+        strata: One array [training seeds, prompts] of differences per data set; all have the same seeds.
+        num_seeds: Number of training seeds that both models have.
+        sign: 1 if higher scores are better, -1 if lower scores are better.
+
+    Returns:
+        The difference, without Holm's correction.
+    """
+    wins, ties, losses = win_tie_loss([sign * stratum for stratum in strata])
+    if num_seeds > 1:
+        interval, p, detectable = crossed(strata)
+    else:
+        interval, p, detectable = paired_bootstrap(strata), sign_flip(strata), _detectable(*_error_of_prompts(strata))
+    counts = {"wins": wins, "ties": ties, "losses": losses, "num_seeds": num_seeds}
+    return Contrast(interval=interval, p=p, p_holm=None, detectable=detectable, **counts)
+
+
+def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None]:
+    r"""Compare two methods by a crossed model, in which training seeds and prompts are random samples.
+
+    .. math:: d_{si} = \Delta + a_s + g_i + e_{si}, \qquad
+              V = \max(A + B - C,\, A,\, B), \quad
+              \nu = V^2 \Bigl/ \Bigl( \frac{A^2}{S - 1} + \sum_k \frac{B_k^2}{P_k - 1} + \sum_k \frac{C_k^2}{(S - 1)(P_k - 1)}
+              \Bigr)
+
+    d_si is the difference on prompt i with training seed s, and V estimates the variance of its mean.  With one data set of P
+    prompts and S seeds, A, B and C are the mean squares of seeds, of prompts and of the residual, each divided by S P.  With
+    several data sets k, A is computed from the means of the seeds over all data sets, and B and C are sums over data sets.
+    The interval and p are those of a t distribution with nu degrees of freedom (Satterthwaite).
+
+    Source: the quasi-F ratio of Clark, Journal of Verbal Learning and Verbal Behavior 12 (1973) 335-359.  The maximum replaces
+    estimates of V that are too small by chance.  benchmarks/seed_inference.py simulates the error rates.
+
+    Args:
+        strata: One array [training seeds, prompts] of differences per data set; all have the same seeds, at least two.
+
+    Returns:
+        The mean difference with its 95 % interval, in the unit of the scores; the two-sided p-value; and the smallest
+        difference that this design detects (`Contrast.detectable`).
+
+    Example:
+        >>> interval, p, detectable = crossed([np.array([[1.0, 3.0, 2.0], [2.0, 4.0, 3.0], [0.0, 2.0, 4.0]])])
+        >>> [round(each, 2) for each in (interval.lower, interval.difference, interval.upper, p, detectable)]
+        [-0.81, 2.33, 5.48, 0.08, 3.87]
+    """
+    num_seeds = len(strata[0])
+    means_KS = np.array([stratum.mean(axis=1) for stratum in strata])
+    seeds = float(means_KS.mean(axis=0).var(ddof=1)) / num_seeds
+    prompts, residuals = [], []  # variance of the mean and degrees of freedom, for each data set with two or more prompts
+    for stratum in strata:
+        size = stratum.shape[1]
+        if size > 1:
+            of_prompt = stratum.mean(axis=0, keepdims=True)
+            rest = stratum - of_prompt - stratum.mean(axis=1, keepdims=True) + stratum.mean()
+            freedom, scale = (num_seeds - 1) * (size - 1), num_seeds * size * len(strata) ** 2
+            prompts.append((float(of_prompt.var(ddof=1)) / (size * len(strata) ** 2), size - 1))
+            residuals.append((float((rest**2).sum()) / freedom / scale, freedom))
+    of_prompts, of_residuals = (sum(variance for variance, _ in part) for part in (prompts, residuals))
+    variance = max(seeds + of_prompts - of_residuals, seeds, of_prompts)
+    spread = sum(part**2 / freedom for part, freedom in [(seeds, num_seeds - 1), *prompts, *residuals])
+    error, freedom = math.sqrt(variance), variance**2 / spread if spread else math.inf
+    difference = float(means_KS.mean())
+    margin = _quantile((1 + LEVEL) / 2, freedom) * error
+    interval = Interval(difference, difference - margin, difference + margin)
+    return interval, _p_value(difference, error, freedom), _detectable(error, freedom)
+
+
+def _error_of_prompts(strata: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, float]:
+    """Return the standard error of the mean over prompts, with training seeds averaged, and its degrees of freedom."""
+    means = [stratum.mean(axis=0) for stratum in strata]
+    if min(map(len, means)) < 2:
+        return None, math.inf
+    variances = [float(of_prompt.var(ddof=1)) / len(of_prompt) for of_prompt in means]
+    return math.sqrt(sum(variances)) / len(strata), float(sum(len(of_prompt) - 1 for of_prompt in means))
+
+
+def _detectable(error: float | None, freedom: float) -> float | None:
+    """Return the difference that is found with probability `POWER`, by the t approximation of the power."""
+    return None if error is None else (_quantile((1 + LEVEL) / 2, freedom) + _quantile(POWER, freedom)) * error
+
+
+def _quantile(probability: float, freedom: float) -> float:
+    from scipy import special  # here, since it takes a moment to import
+
+    return float(special.ndtri(probability) if math.isinf(freedom) else special.stdtrit(freedom, probability))
+
+
+def _p_value(difference: float, error: float, freedom: float) -> float:
+    from scipy import special
+
+    if error == 0:
+        return float(difference == 0)
+    statistic = -abs(difference) / error
+    return min(1.0, 2 * float(special.ndtr(statistic) if math.isinf(freedom) else special.stdtr(freedom, statistic)))
