@@ -1,4 +1,4 @@
-"""Differences between two methods, or between two trained students, with intervals and p-values.
+"""Differences between two methods or two students, with intervals and p-values.
 
 A claim about a method must hold for training seeds that were not run, so training seeds are its unit.  With two or more common
 training seeds, `contrast` makes such a claim from a crossed model of seeds and prompts.  With fewer, it makes a claim about the
@@ -70,7 +70,9 @@ def contrast(strata: Sequence[np.ndarray], num_seeds: int, sign: int) -> Contras
 
 
 def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None]:
-    r"""Compare two methods by a crossed model, in which training seeds and prompts are random samples.
+    r"""Compare two methods by a crossed model of training seeds and prompts.
+
+    Both are random samples.
 
     .. math:: d_{si} = \Delta + a_s + g_i + e_{si}, \qquad
               V = \max(A + B - C,\, A,\, B), \quad

@@ -10,7 +10,6 @@ from redistill.reports.comparison import (
     GENERATED,
     TEACHER_FORCED,
     Column,
-    Contrast,
     Row,
     by_primary,
     columns,
@@ -18,6 +17,7 @@ from redistill.reports.comparison import (
     entrants,
 )
 from redistill.reports.costs import PEAK, SUMMED, Cost, machines, method_cost, teacher_cost
+from redistill.reports.inference import Contrast
 from redistill.reports.lineup import read_lineup
 from redistill.reports.published import Published, read_published
 from redistill.reports.statistics import FLIPS, RESAMPLES, TIE

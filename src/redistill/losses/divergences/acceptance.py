@@ -1,7 +1,7 @@
-"""Divergences for draft models of speculative decoding, which minimise the rejection of draft tokens.
+"""Divergences for draft models of speculative decoding.
 
-In speculative decoding, the student drafts tokens and the teacher accepts or rejects them.  A token that is sampled from the
-student is accepted with probability alpha = sum_v min(p_v, q_v) = 1 - TV(p, q) (Leviathan et al., arXiv 2211.17192).
+The student drafts tokens, and the teacher accepts or rejects them.  A token that is sampled from the student is accepted with
+probability alpha = sum_v min(p_v, q_v) = 1 - TV(p, q) (Leviathan et al., arXiv 2211.17192).  The divergences raise alpha.
 """
 
 from collections.abc import Mapping
@@ -43,14 +43,14 @@ class NegativeLogAcceptance(Softened):
 
 @dataclass(frozen=True, kw_only=True)
 class HybridAcceptance(Softened):
-    r"""Forward KL and total variation; the weight of KL falls as the acceptance probability rises.
+    r"""Forward KL and total variation, weighted by the acceptance probability.
 
     .. math:: D(p, q) = \lambda\,\mathrm{KL}(p \,\|\, q) + (1 - \lambda)\,\mathrm{TV}(p, q),
               \qquad \lambda = e^{-\eta \alpha},\quad \alpha = \sum_v \min(p_v, q_v)
 
-    p is the teacher, q the student (the draft model), eta = `decay`. KL has large gradients where the models differ much, and
-    total variation is 1 - alpha. Source: the hybrid of LK losses (arXiv 2602.23881). D >= 0, and D = 0 exactly when p = q. The
-    gradient flows through q only, and treats lambda as a constant.
+    p is the teacher, q the student (the draft model), eta = `decay`. The weight of KL falls as alpha rises. KL has large
+    gradients where the models differ much; total variation is 1 - alpha. Source: the hybrid of LK losses (arXiv 2602.23881).
+    D >= 0, and D = 0 exactly when p = q. The gradient flows through q only, and treats lambda as a constant.
 
     Args:
         decay: Rate eta at which the weight of KL falls with alpha, >= 0 and finite; 0 is forward KL.

@@ -1,4 +1,4 @@
-"""Combinations of forward and reverse KL, weighted by class or by the teacher's entropy."""
+"""Forward and reverse KL, combined by class or by the teacher's entropy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,7 +106,7 @@ class EntropyAware(Softened):
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
         logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
         ratio_NV, p_NV = log_ratio(logp_NV, logq_NV), logp_NV.exp()
-        entropy_N1 = torch.special.entr(p_NV).sum(dim=-1, keepdim=True)
+        entropy_N1: torch.Tensor = torch.special.entr(p_NV).sum(dim=-1, keepdim=True)
         forward_NV = p_NV * (entropy_N1 > self.threshold_nats)
         return ((forward_NV - logq_NV.exp()) * ratio_NV).sum(dim=-1)
 
