@@ -1,6 +1,7 @@
 """The report of a synthetic run: values, escaping of hostile text, and missing files."""
 
 import html
+import json
 import re
 import shutil
 
@@ -168,6 +169,14 @@ def test_responses_with_missing_keys_are_shown_partially(run_folder):
     assert "dolly:0" in build_report(run_folder).read_text(encoding="utf-8")
     mine = next(row for row in summary_table(run_folder) if row["model"] == "mine")
     assert mine["difference"] is None and mine["note"] == "different prompts"
+
+
+@pytest.mark.parametrize("references", [-9223372036854775808, "one", {"a": 1}, True, None, [7, None]])
+def test_references_of_another_type_do_not_stop_the_report(run_folder, references):
+    for path in (run_folder / "responses").glob("*.jsonl"):
+        lines = [{**json.loads(line), "references": references} for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert "Responses by model" in build_report(run_folder).read_text(encoding="utf-8")
 
 
 def test_a_folder_that_is_not_a_run_is_rejected_in_one_line(run_folder, tmp_path):

@@ -305,11 +305,13 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
 def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[str, Json]:
     """Copy a line of a responses file, and add a hash of prompt and references.
 
-    If `names` is not None, only these fields are copied.
+    If `names` is not None, only these fields are copied.  References that are not a list are left out.
     """
     question = json.dumps([line.get("prompt"), line.get("references")])
     digest = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
-    return {**(line if names is None else {name: line.get(name) for name in names}), _QUESTION_HASH: digest}
+    fields = line if names is None else {name: line.get(name) for name in names}
+    kept = {name: value for name, value in fields.items() if name != "references" or isinstance(value, list)}
+    return {**kept, _QUESTION_HASH: digest}
 
 
 def _objects(path: Path) -> Iterator[Mapping[str, Json]]:

@@ -5,6 +5,9 @@ kinds of arguments: the student's log-probabilities; the log-probabilities of bo
 None without a teacher); and tensors that change during a run, such as targets, masks and weights.  If all tensors of the third
 kind are 0 for a row, the row does not contribute to the sum, whatever its logits are.  The fields of a rule are constant during
 a run.  Rules with equal fields are equal, and share one compiled function.
+
+The terms of each row are float32, but their sum is float64.  In float32, the sum over thousands of rows would depend on their
+division into tiles and micro-batches by about 1e-6.
 """
 
 from collections.abc import Callable
@@ -74,7 +77,7 @@ class CrossEntropyRule:
 
     def __call__(self, logq_CV: Tensor, both: LogProbs | None, target_C: Tensor, counted_C: Tensor) -> dict[str, Tensor]:
         logprob_C = logq_CV[: len(target_C)].gather(1, target_C[:, None])[:, 0]
-        return {self.name: -logprob_C.masked_fill(~counted_C, 0.0).sum()}
+        return {self.name: -logprob_C.masked_fill(~counted_C, 0.0).sum(dtype=torch.float64)}
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,10 @@ class DivergenceRule:
                 f"{type(self.divergence).__name__}: returned shape {list(divergence_C.shape)}; must be [{num_rows}]; "
                 "return one value for each row, without a sum or mean over rows"
             )
-        details = {name: value_C.detach().masked_fill(~counted_C, 0).sum() for name, value_C in diagnostics.items()}
-        return {self.name: (divergence_C * weight_C).masked_fill(~counted_C, 0.0).sum(), **details}
+        details = {
+            name: value_C.detach().masked_fill(~counted_C, 0).sum(dtype=torch.float64) for name, value_C in diagnostics.items()
+        }
+        return {self.name: (divergence_C * weight_C).masked_fill(~counted_C, 0.0).sum(dtype=torch.float64), **details}
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class SpanRule:
         logq_CV, logp_CV = both
         keep_CV = None if self.keep is None else self.keep(logq_CV[: num_pairs + 1], logp_CV[: num_pairs + 1])
         distance_C = pair_distance(logq_CV, logp_CV, num_pairs, self.squared, keep_CV)
-        return {self.name: (distance_C * pair_weight_C[:num_pairs]).sum()}
+        return {self.name: (distance_C * pair_weight_C[:num_pairs]).sum(dtype=torch.float64)}
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,8 @@ class PolicyGradientRule:
     ) -> dict[str, Tensor]:
         logprob_C = logq_CV[: len(token_C)].gather(1, token_C[:, None])[:, 0]
         loss_C, ratio_C, clipped_C = clipped_surrogate(logprob_C, old_logprob_C, advantage_C, importance_C, self.clip)
-        return {self.name: loss_C.sum(), "ratio": ratio_C.sum(), "clipped": clipped_C.sum(dtype=ratio_C.dtype)}
+        sums = {self.name: loss_C, "ratio": ratio_C, "clipped": clipped_C}
+        return {name: value_C.sum(dtype=torch.float64) for name, value_C in sums.items()}
 
 
 Rule = CrossEntropyRule | DivergenceRule | SpanRule | PolicyGradientRule

@@ -66,7 +66,7 @@ def vocab_pass(
 
     Returns:
         The objective (sum of coefficient x sum over rows; a scalar), and the sums of terms and diagnostics by name, detached
-        and without coefficients.  The diagnostics of a term are absent if no row belongs to the term.
+        and without coefficients, in float64.  The diagnostics of a term are absent if no row belongs to the term.
 
     Raises:
         ConfigError: a divergence does not return one value for each row.
@@ -78,7 +78,7 @@ def vocab_pass(
         >>> loss, sums = vocab_pass(hidden_ND.requires_grad_(), Head(weight_VD), None, [term])
         >>> loss.backward()
         >>> loss.detach(), sums["sft"], hidden_ND.grad.shape
-        (tensor(0.5514), tensor(1.1029), torch.Size([2, 2]))
+        (tensor(0.5514), tensor(1.1029, dtype=torch.float64), torch.Size([2, 2]))
 
     See also: dense_reference.
     """
@@ -117,14 +117,14 @@ def dense_reference(
     """
     task = _Task(student_hidden_ND, student_head, target, terms, Products.like(student_hidden_ND))
     raw_NV = student_head.raw(student_hidden_ND, task.products)
-    sums = {term.name: raw_NV.new_zeros(()) for term in terms}
+    sums = {term.name: raw_NV.new_zeros((), dtype=torch.float64) for term in terms}
     with torch.autocast(raw_NV.device.type, enabled=False):
         for rows in _parts(slice(0, len(raw_NV)), task.num_distilled):
             core, _, tensors = task.core(rows)
             for name, total in core(raw_NV[rows], task.target_rows(rows), tensors).items():
                 sums[name] = sums[name] + total if name in sums else total
-        objective = sum((term.coefficient * sums[term.name] for term in terms), start=raw_NV[:0].sum())
-    return objective, {name: total.detach() for name, total in sums.items()}
+        objective = sum((term.coefficient * sums[term.name] for term in terms), start=raw_NV[:0].sum(dtype=torch.float64))
+    return objective.to(raw_NV.dtype), {name: total.detach() for name, total in sums.items()}
 
 
 def chunk_budget(head_bytes: int) -> int:
@@ -320,13 +320,13 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
     """Return the objective; write the sums of the terms to `sums`, and add gradients to `gradients` if it is not None."""
-    storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=task.products.result)
+    storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=torch.float64)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
     carry_V: Tensor | None = None
     for block in cuts(slice(0, len(task.hidden_ND)), task.cut_rows.block):
         carry_V = _walk_block(task, block, carry_V, sums, gradients)
-    return sum((term.coefficient * sums[term.name] for term in task.terms), start=zero)
+    return sum((term.coefficient * sums[term.name] for term in task.terms), start=zero).to(task.products.result)
 
 
 def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, gradients: _Gradients | None) -> Tensor | None:
