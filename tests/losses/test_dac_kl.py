@@ -11,7 +11,7 @@ import torch
 from redistill.errors import ConfigError
 from redistill.losses.clip_network import ClipNetworkConfig, SortedInput
 from redistill.losses.clip_ranks import Mode, keep_mask, score_bounds
-from redistill.losses.dac_kl import DacKL, DacKLConfig, clipped_divergence
+from redistill.losses.dac_kl import DacKL, DacKLConfig, clipped_divergence, dropped_above
 from redistill.testing import check_divergence
 
 every_mode = pytest.mark.parametrize("mode", get_args(Mode))
@@ -203,12 +203,22 @@ def test_the_diagnostics_describe_the_kept_classes():
     logp_NV = torch.tensor([[0.6, 0.3, 0.1], [0.45, 0.45, 0.1], [0.2, 0.1, 0.7]]).log()
     _, rows = DacKL(DacKLConfig(fixed_interval=(0.15, 0.5)), 3, seed=9)(log_rows(35, 3, 3), logp_NV)
     torch.testing.assert_close(rows["kept_mass"], torch.tensor([0.9, 0.9, 0.9]))
+    torch.testing.assert_close(rows["top_mass"], torch.tensor([0.6, 0.45, 0.7]))
     assert rows["kept_classes"].tolist() == [2, 2, 2]
     assert rows["target_only"].tolist() == [0, 0, 0]
     assert {row_N.dtype for row_N in rows.values()} == {torch.float32}
     _, rows = DacKL(DacKLConfig(fixed_interval=(0.05, 0.25), keep_target=False), 3, seed=9)(log_rows(35, 3, 3), logp_NV)
     assert rows["kept_classes"].tolist() == [1, 1, 2]
     assert rows["target_only"].tolist() == [0, 0, 0]  # one class, but not the arg max
+
+
+def test_the_mass_dropped_above_a_kept_class_is_0_for_the_most_probable_classes_and_high_for_tail_and_arg_max():
+    p_NV = torch.log_softmax(log_rows(46, 5, 40), dim=-1).exp()
+    rank_NV = p_NV.argsort(dim=-1, descending=True).argsort(dim=-1)
+    assert dropped_above(p_NV, rank_NV < 7).tolist() == [0] * 5
+    tail_and_top = (rank_NV == 0) | (rank_NV >= 7)
+    torch.testing.assert_close(dropped_above(p_NV, tail_and_top), (p_NV * ((rank_NV > 0) & (rank_NV < 7))).sum(dim=-1))
+    assert dropped_above(p_NV, torch.zeros_like(p_NV, dtype=torch.bool)).tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("vocabulary", [7, 50_257])

@@ -127,7 +127,7 @@ COLLAPSED = {
     "length": (replace(HEALTHY, length=2), 0.9),
     "ended": (replace(HEALTHY, length=200, ended=False), 0.9),
     "distinct_2": (replace(HEALTHY, distinct=0.1), 0.9),
-    "kept_mass": (HEALTHY, 0.2),
+    "recovered": (HEALTHY, 0.05),
 }
 
 
@@ -170,13 +170,15 @@ def test_text_of_other_origins_is_ignored():
 
 def test_a_collapse_can_end_the_run():
     monitor = CollapseMonitor(GuardConfig(collapse_window=2, on_collapse="stop"), lambda event: None)
-    monitor.observe(1, [HEALTHY], GOLD, 0.1)
-    with pytest.raises(TrainingError, match=r"step 2: .*teacher mass kept by DAC-KL is 0\.1 over 2 updates, below 0\.5"):
-        monitor.observe(2, [HEALTHY], GOLD, 0.1)
+    monitor.observe(1, [HEALTHY], GOLD, 0.05)
+    with pytest.raises(
+        TrainingError, match=r"step 2: .*beside the arg max that DAC-KL keeps is 0\.05 over 2 updates, below 0\.1"
+    ):
+        monitor.observe(2, [HEALTHY], GOLD, 0.05)
 
 
 def test_a_threshold_of_zero_disables_the_check():
-    config = GuardConfig(collapse_window=1, min_length=0, min_ended=0, min_distinct=0, min_kept_mass=0)
+    config = GuardConfig(collapse_window=1, min_length=0, min_ended=0, min_distinct=0, min_recovered=0)
     monitor = CollapseMonitor(config, pytest.fail)
     for step, (text, kept) in enumerate(COLLAPSED.values()):
         monitor.observe(step, [text], GOLD, kept)

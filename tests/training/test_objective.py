@@ -162,6 +162,16 @@ def test_averages_are_means_over_each_terms_own_count_and_their_weighted_total()
     assert found == {"loss": 2 * 2.0 + 3 * 0.5 + 5 * 0.5, "sft": 2.0, "divergence": 0.5, "span": 0.5, "kept_mass": 0.25}
 
 
+def test_the_recovered_mass_is_the_kept_fraction_of_the_mass_beside_the_arg_max():
+    def recovered(kept: float, top: float) -> float:
+        sums = {"kept_mass": kept * COUNTS.sampled_tokens, "top_mass": top * COUNTS.sampled_tokens}
+        return averages(FULL, COUNTS, sums)["recovered"]
+
+    assert recovered(0.9, 0.6) == pytest.approx(0.75)
+    assert recovered(0.6, 0.6) == pytest.approx(0.0)  # the arg max alone: the kept mass of a sure teacher is high all the same
+    assert recovered(1.0, 1.0) == 1.0
+
+
 def test_a_term_with_a_count_of_zero_is_not_logged():
     found = averages(FULL, Counts(sft_tokens=10, sampled_tokens=0, span_samples=0), {"sft": 20.0, "divergence": 0.0})
     assert found == {"loss": 4.0, "sft": 2.0}

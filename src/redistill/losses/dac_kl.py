@@ -77,6 +77,28 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
     return dac_kl_options.normalised(divergence_N, kept_NV.sum(dim=-1), logq_NV, logp_NV, keep_NV, normalise)
 
 
+@torch.no_grad()
+def dropped_above(p_NV: Tensor, keep_NV: Tensor) -> Tensor:
+    """Return the mass of dropped classes that are more probable than a kept class.
+
+    It is 0 if the kept classes are the most probable ones, and high if only the tail and the arg max are kept.
+
+    Args:
+        p_NV: Probabilities of the teacher.
+        keep_NV: Mask of the kept classes.
+
+    Returns:
+        mass_N, in [0, 1]; 0 where no class is kept.
+
+    Example:
+        >>> p_NV = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
+        >>> dropped_above(p_NV, torch.tensor([[True, True, False], [True, False, True]]))
+        tensor([0.0000, 0.3000])
+    """
+    least_N1 = p_NV.masked_fill(~keep_NV, torch.inf).amin(dim=-1, keepdim=True)
+    return p_NV.masked_fill(keep_NV | (p_NV <= least_N1), 0.0).sum(dim=-1)
+
+
 # --- DAC-KL -------------------------------------------------------------------------------------------------------------
 
 
@@ -203,8 +225,8 @@ class DacKL(nn.Module):
 
     The unit is nats per token.  DAC-KL is not a divergence in the strict sense.  Without normalisation it may be negative.  The
     network f_sub, which predicts the interval, can reduce the loss by excluding every class with p > q (p is the teacher, q the
-    student).  Therefore monitor two of the diagnostics that `forward` returns: the kept teacher mass, `kept_mass`, and whether
-    only the arg max is kept, `target_only`.
+    student).  The minimum of both together keeps the tail and the arg max, and at last the arg max alone.  Therefore monitor
+    `recovered` of the metrics: the fraction of the mass beside the arg max that is kept.
 
     Args:
         config: Settings of DAC-KL.
@@ -236,8 +258,9 @@ class DacKL(nn.Module):
 
         Returns:
             divergence_N, including the mass-floor penalty; and the diagnostics by name, one float32 value per row: `kept_mass`
-            (sum of the teacher's probabilities over the set S of kept classes), `kept_classes` (size of S), `lower` and `upper`
-            (the interval), and `target_only` (1 if S consists of the teacher's arg max only, otherwise 0).
+            (sum of the teacher's probabilities over the set S of kept classes), `top_mass` (the largest probability),
+            `dropped_above` (mass of dropped classes more probable than a kept one), `kept_classes` (size of S), `lower` and
+            `upper` (the interval), and `target_only` (1 if S consists of the teacher's arg max only, otherwise 0).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -257,6 +280,8 @@ class DacKL(nn.Module):
         kept_N = keep_NV.sum(dim=-1)
         rows = {
             "kept_mass": (p_NV * keep_NV).sum(dim=-1),
+            "top_mass": p_NV.gather(-1, top_N1).squeeze(-1),
+            "dropped_above": dropped_above(p_NV, keep_NV),
             "kept_classes": kept_N,
             "lower": lower_N,
             "upper": upper_N,

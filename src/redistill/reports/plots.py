@@ -43,7 +43,7 @@ VALIDATION = {
     "eos_rate": "Responses that end with an end token, fraction",
 }
 _NOT_METRICS = ("kind", "step", "distinct_1", "distinct_2")
-CLIPPING = {"kept_mass": "kept mass", "upper": "u", "lower": "l", "target_only": "target only"}
+CLIPPING = {"kept_mass": "kept mass", "recovered": "recovered", "upper": "u", "lower": "l", "target_only": "target only"}
 
 KEPT_CLASSES = "kept_classes"
 TRAINING_NAMES = (*TRAINING, *CLIPPING, KEPT_CLASSES)

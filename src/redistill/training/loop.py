@@ -266,7 +266,7 @@ def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], d
         parts.output.progress.update(state.step, metrics)
     for change in dict.fromkeys(changes):
         parts.guards.report_event(Event(state.step, "out_of_memory", f"step {state.step}: {change}"))
-    parts.guards.collapse.observe(state.step, texts, gold_texts, metrics.get("kept_mass"))
+    parts.guards.collapse.observe(state.step, texts, gold_texts, metrics.get("recovered"))
 
 
 def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:

@@ -326,7 +326,8 @@ def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> di
 
     `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The sum of a term is
     divided by the number of tokens or sequences over which the term is a mean; the sum of a diagnostic is divided by the number
-    of sampled tokens.  "loss" is the weighted sum of the means of the terms.
+    of sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the fraction of the
+    teacher's mass beside its arg max that is kept, (kept - p_max) / (1 - p_max), from the means of both; 1 if p_max is 1.
     """
     divisors = {
         "sft": counts.sft_tokens,
@@ -337,6 +338,9 @@ def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> di
     }
     divided = ((name, value, divisors.get(name, counts.sampled_tokens)) for name, value in sums.items())
     means = {name: value / count for name, value, count in divided if count > 0}
+    if {"kept_mass", "top_mass"} <= means.keys():
+        rest = 1 - means["top_mass"]
+        means["recovered"] = (means["kept_mass"] - means["top_mass"]) / rest if rest > 0 else 1.0
     weights = {"sft": objective.sft_weight, "divergence": objective.divergence_weight, "span": objective.span_weight}
     if objective.policy_gradient is not None:
         weights["policy_gradient"] = objective.policy_gradient.weight

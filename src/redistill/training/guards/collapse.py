@@ -1,7 +1,7 @@
 """Detects a collapse of the student's generated text.
 
 The checked statistics are the length of responses, the fraction of responses with an end token, the fraction of distinct
-bigrams, and the teacher's probability mass of the classes that the divergence DAC-KL keeps.
+bigrams, and the fraction of the teacher's probability mass beside its most probable class that the divergence DAC-KL keeps.
 
 On-policy training can reinforce its own errors: a student that has learned to stop at once, never to stop, or to repeat itself
 generates more such text to learn from, while the loss falls.
@@ -96,14 +96,15 @@ class CollapseMonitor:
         self._best_ended = 0.0
         self._alarms: set[str] = set()
 
-    def observe(self, step: int, texts: Sequence[TextFacts], gold: Sequence[TextFacts], kept_mass: float | None) -> None:
+    def observe(self, step: int, texts: Sequence[TextFacts], gold: Sequence[TextFacts], recovered: float | None) -> None:
         """Add the responses of one update, and compare running means with their limits.
 
         Args:
             step: Number of the update, from 1.
             texts: Properties of the sampled sequences of all processes, of any origin.
             gold: Properties of the gold answers of all processes in this update.
-            kept_mass: Teacher probability mass of the classes that DAC-KL kept, in [0, 1]; None if it was not measured.
+            recovered: Fraction of the teacher's mass beside its most probable class that DAC-KL kept, at most 1; None if it was
+                not measured.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".
@@ -111,7 +112,7 @@ class CollapseMonitor:
         if not (own := [text for text in texts if text.origin in OWN]):
             return
         seen = {"gold_length": _mean(text.length for text in gold), "gold_distinct_2": _mean(text.distinct for text in gold)}
-        kept = {} if kept_mass is None else {"kept_mass": kept_mass}
+        kept = {} if recovered is None else {"recovered": recovered}
         self._window.append({"length": _mean(text.length for text in own), **text_metrics(own), **seen, **kept})
         if len(self._window) == self._config.collapse_window:
             self._check(step)
@@ -119,7 +120,7 @@ class CollapseMonitor:
     def _check(self, step: int) -> None:
         """Report each running mean that fell below its limit at this update."""
         config = self._config
-        names = set.intersection(*map(set, self._window))  # kept_mass may be missing at some updates
+        names = set.intersection(*map(set, self._window))  # recovered may be missing at some updates
         mean = {name: _mean(seen[name] for seen in self._window) for name in names}
         self._best_ended = max(self._best_ended, mean["ended"])
         usual = self._best_ended if self._best_ended > ENDED_AT_ALL else 0.0
@@ -128,8 +129,9 @@ class CollapseMonitor:
             "ended": (mean["ended"], config.min_ended * usual, "fraction with an end token"),
             "distinct_2": (mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "fraction of distinct bigrams"),
         }
-        if "kept_mass" in mean:
-            checks["kept_mass"] = (mean["kept_mass"], config.min_kept_mass, "teacher mass kept by DAC-KL")
+        if "recovered" in mean:
+            what = "fraction of the teacher's mass beside the arg max that DAC-KL keeps"
+            checks["recovered"] = (mean["recovered"], config.min_recovered, what)
         low = {name: check for name, check in checks.items() if check[0] < check[1]}
         for name in sorted(low.keys() - self._alarms):
             value, least, what = low[name]
