@@ -83,6 +83,13 @@ METHODS: dict[str, Method] = {
         source="Agarwal et al. 2024 (arXiv 2306.13649)",
         start="finetuned",
     ),
+    "opd": Method(
+        policy=StudentGenerated(),
+        objective=Objective(sft_weight=0.0, divergence=ReverseKL()),
+        summary="on-policy distillation: reverse KL per token on the student's own text",
+        source="Agarwal et al. 2024 (arXiv 2306.13649) with the reverse KL of Gu et al. 2024 (arXiv 2306.08543)",
+        start="finetuned",
+    ),
     "minillm": Method(
         policy=Rollouts(source=TeacherMixed(teacher_share=0.2)),
         objective=Objective(
