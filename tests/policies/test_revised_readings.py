@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from redistill.contracts import Batch, Example, Rollout, TokenSequence
+from redistill.errors import ConfigError
 from redistill.policies import GoldBatches, GoldItem, Mixed, Policy, PolicyTools, Revised, Revision, Scorer, gold_sequence
 from redistill.policies.revised import RevisedSource
 from redistill.policies.source import Stateless
@@ -36,10 +37,12 @@ class Script:
     requests: list[Any] = field(default_factory=list)
     readings: int = 0
     revisions: list[Revision] = field(default_factory=list)
+    teachers_tail: tuple[int, ...] = (7,)
 
     def tools(self) -> PolicyTools:
         return PolicyTools(
             engine=FakeEngine(self.generate),
+            teacher=FakeEngine(self.generate),
             scorer=Scorer(
                 lambda batch: (self.logits(batch, self.student), Head(torch.eye(VOCABULARY, dtype=torch.float64))),
                 SimpleNamespace(rows=self.rows, prepare=lambda sequences: None),
@@ -62,12 +65,14 @@ class Script:
         ]
 
     def generate(self, requests: Sequence[Any], sampling: Any) -> list[Any]:
-        self.requests += [request for request in requests if request.stream[0] == "tail"]
+        self.requests += [request for request in requests if request.stream[0] != "response"]
         return [SimpleNamespace(token_ids=self.text(request), finished=False) for request in requests]
 
     def text(self, request: Any) -> tuple[int, ...]:
         purpose, _, sample, *_ = request.stream
-        return self.drafts[sample] if purpose == "response" else (SAME,) * request.max_new_tokens
+        if purpose == "response":
+            return self.drafts[sample]
+        return ((SAME,) if purpose == "tail" else self.teachers_tail)[:1] * request.max_new_tokens
 
     def rows(self, batch: Batch) -> Any:
         self.readings += 1
@@ -171,6 +176,50 @@ def test_without_a_draft_no_model_runs(node, origins):
     assert script.readings == 0 and not script.requests and not script.revisions
 
 
+# --- tokens of the teacher ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "purposes"),
+    [
+        (1, (6, SAME, SAME, SAME), ["tail"]),
+        (2, (6, 7, SAME, SAME), ["teacher-tail", "tail"]),
+        (3, (6, 7, 7, SAME), ["teacher-tail", "tail"]),
+        (4, (6, 7, 7, 7), ["teacher-tail"]),
+        (9, (6, 7, 7, 7), ["teacher-tail"]),  # the response has four tokens at most
+        ("all", (6, 7, 7, 7), ["teacher-tail"]),
+    ],
+)
+def test_the_teacher_generates_the_given_number_of_tokens_from_the_error_on(count, wanted, purposes):
+    script = Script({0: (SAME,) * BUDGET}, {0: logits_of((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
+    node = replace(ARGMAX, teacher_tokens=count)
+    assert responses(script.sequences(node)) == [wanted]
+    assert [request.stream[0] for request in script.requests] == purposes
+    assert node.needs.teacher_text == (count != 1)
+
+
+def test_the_students_tail_begins_after_the_teachers_tokens():
+    script = Script({0: (SAME,) * BUDGET}, {0: logits_of((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))})
+    script.sequences(replace(ARGMAX, teacher_tokens=2))
+    assert [(request.prompt_ids, request.max_new_tokens) for request in script.requests] == [((1, 2, 6), 1), ((1, 2, 6, 7), 2)]
+
+
+def test_an_end_token_of_the_teacher_ends_the_response_without_a_tail():
+    script = Script({0: (SAME,) * BUDGET}, {0: logits_of((6, 9), (SAME, 1), (SAME, 1), (SAME, 1))}, teachers_tail=(EOS,))
+    assert responses(script.sequences(replace(ARGMAX, teacher_tokens=2))) == [(6, EOS)]
+    assert len(script.requests) == 1
+
+
+def test_a_token_of_the_nucleus_is_never_improbable():
+    teacher = np.log(np.tile([0.5, 0.45, 0.03, 0.02, 1e-9, 1e-9, 1e-9, 1e-9], (BUDGET, 1)))
+    tokens = set()
+    for step in range(40):
+        script = Script({0: (3,) * BUDGET}, {0: teacher})
+        script.sequences(Revised(teacher_token="nucleus"), step)
+        tokens |= {revision.after.response_ids[revision.position] for revision in script.revisions}
+    assert tokens == {0, 1}
+
+
 # --- rounds in order ----------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +310,36 @@ def test_each_detection_finds_the_error_of_its_definition():
         found[detection] = [(r.sample, r.position) for r in script.revisions]
         assert found[detection] == [(i, expected(detection, models[1][i], models[0][i], drafts[i])) for i in drafts]
     assert found["reverse"] != found["forward"] != found["surprise"]
+
+
+@pytest.mark.parametrize(("threshold", "position"), [(0.01, 0), (3.0, 2), (50.0, None)])
+def test_the_first_error_is_the_first_position_above_the_threshold(threshold, position):
+    script = Script({0: (SAME,) * BUDGET}, {0: TWO_ERRORS})
+    script.sequences(replace(ARGMAX, detection="first", threshold_nats=threshold))
+    assert [revision.position for revision in script.revisions] == ([] if position is None else [position])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher_tokens": 0}, "teacher_tokens = 0: must be >= 1, or all"),
+        ({"detection": "first"}, "threshold_nats = None: detection first needs a threshold"),
+        ({"threshold_nats": 1.0}, "threshold_nats = 1.0: detection reverse uses no threshold"),
+        ({"detection": "first", "threshold_nats": float("nan")}, "threshold_nats = nan: must be > 0 and finite"),
+    ],
+)
+def test_settings_that_do_not_fit_are_rejected(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Revised(**settings)
+
+
+def test_metrics_count_revisions_and_tails_that_did_not_change():
+    drafts = {0: (SAME,) * BUDGET, 1: (SAME, SAME, 3, 3), 2: (SAME,) * BUDGET}
+    right = logits_of(*[(SAME, 1)] * BUDGET)
+    script = Script(drafts, {0: TWO_ERRORS, 1: logits_of((6, 9), (SAME, 1), (3, 1), (3, 1)), 2: right})
+    source = ARGMAX.bind(script.tools())
+    source.sequences(0, [GoldItem(example, gold_sequence(example)) for example in script.examples()])
+    assert source.metrics() == {"revisions": 2, "unchanged_tails": 0.5}
 
 
 def test_a_token_with_teacher_probability_0_has_the_greatest_surprise():

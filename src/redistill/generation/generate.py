@@ -23,7 +23,7 @@ from redistill.generation.prefix import PrefixMemory
 from redistill.models.families import position_limit
 from redistill.processes import signals
 from redistill.tensors import pad
-from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
+from redistill.vocab_pass import NUMBERS_PER_DRAW, nucleus, sample_rows
 
 # Rows that have ended are removed from the cache if at most this fraction of its rows remains.  Removing rows reads about as
 # much memory as two decoding steps, so several rows are removed at once.
@@ -115,13 +115,7 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         probabilities_NV, in which each row sums to 1 and excluded tokens are exactly 0.
     """
     probabilities_NV = _softened(logits_NV, sampling).softmax(dim=-1)
-    if sampling.top_p < 1.0:
-        sorted_NV, class_NV = probabilities_NV.sort(dim=-1, descending=True, stable=True)
-        before_NV = sorted_NV.cumsum(dim=-1) - sorted_NV
-        kept_NV = sorted_NV.masked_fill(before_NV >= sampling.top_p, 0.0)
-        probabilities_NV = torch.zeros_like(probabilities_NV).scatter(-1, class_NV, kept_NV)
-        probabilities_NV = probabilities_NV / probabilities_NV.sum(dim=-1, keepdim=True)
-    return probabilities_NV
+    return nucleus(probabilities_NV, sampling.top_p) if sampling.top_p < 1.0 else probabilities_NV
 
 
 def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:

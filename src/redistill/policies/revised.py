@@ -6,30 +6,43 @@ teacher's token (redistill.policies.correction).  Then it generates the tail: th
 prefix.  Gold sequences that a source returns are not revised.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from redistill.contracts import GenerationRequest, Needs, TokenSequence
+from redistill.contracts import Generation, GenerationRequest, Needs, Sampling, StateValue, TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.correction import Correction, correct, locate_error
+from redistill.policies.correction import Correction, correct, is_finished, locate_error
 from redistill.policies.generated import answered
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyTools, Revision, Source, Wrapping, WrappingNode, check_student_text, replaced
 from redistill.randomness import generator
+from redistill.records import Json
 from redistill.tensors import pad
-from redistill.vocab_pass import NUMBERS_PER_DRAW, Statistic
+from redistill.vocab_pass import NUCLEUS, NUMBERS_PER_DRAW, Statistic
 
-Detection = Literal["reverse", "forward", "surprise", "random"]
+Detection = Literal["reverse", "forward", "surprise", "first", "random"]
+TeacherToken = Literal["sample", "nucleus", "argmax"]
 _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
     "reverse": ("reverse_kl",),
     "forward": ("forward_kl",),
     "surprise": ("teacher_logprob", "teacher_entropy"),
+    "first": ("reverse_kl",),
     "random": ("reverse_kl",),  # only logged; so this control costs as much as "reverse"
 }
+
+
+_ASKED: dict[TeacherToken, tuple[Statistic, Sampling]] = {
+    "sample": ("teacher_sample", Sampling()),
+    "nucleus": ("teacher_nucleus_sample", Sampling(top_p=NUCLEUS)),
+    "argmax": ("teacher_argmax", Sampling(temperature=0.0)),
+}
+"""How the teacher's token at the error is chosen, and how the teacher generates further tokens."""
+_COUNTS = "revision_counts"  # key of a checkpoint's state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +62,23 @@ class Revised(WrappingNode):
 
     Args:
         source: Generates the drafts.
-        teacher_token: "sample" samples the teacher's token from its distribution (y ~ p in the paper); "argmax" uses its most
-            probable token.
+        teacher_token: "sample" samples the teacher's token from its distribution (y ~ p in the paper); "nucleus" samples it
+            from the most probable classes that have 0.9 of the mass; "argmax" uses its most probable token.
+        teacher_tokens: Number of tokens that the teacher generates from the error token on, >= 1, before the student
+            continues; 1 is the paper's method.  With "all" the teacher generates the whole rest of the response.
         detection: The score that measures the disagreement.  The error token has the largest score among the positions where
             the teacher's token differs from the student's.  "reverse" is KL(q || p), with the student first as in Eq. 3, and
             "forward" is KL(p || q).  "surprise" is -log p(y) - H(p), where y is the student's token and H(p) the entropy of p.
-            "random" is a control with random scores.
+            "first" is the first position at which KL(q || p) exceeds `threshold_nats`, since later disagreement may be a
+            consequence of it; without such a position the draft is unchanged.  "random" is a control with random scores.
+        threshold_nats: Threshold of KL(q || p) for the detection "first", > 0; None for other detections.
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
         in_order: Whether a later round ignores the positions before the previous error token.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
 
     Raises:
-        ConfigError: rounds is below 1, or the source generates no student text.
+        ConfigError: rounds or teacher_tokens is below 1; threshold_nats is missing or not used; or the source generates no
+            student text.
 
     Example:
         >>> Revised(rounds=2).needs.statistics
@@ -73,8 +91,10 @@ class Revised(WrappingNode):
     See also: correction.locate_error, correction.correct.
     """
 
-    teacher_token: Literal["sample", "argmax"] = "sample"
+    teacher_token: TeacherToken = "sample"
+    teacher_tokens: int | Literal["all"] = 1
     detection: Detection = "reverse"
+    threshold_nats: float | None = None
     rounds: int = 1
     in_order: bool = False
     mode: Literal["replace", "append"] = "replace"
@@ -82,6 +102,15 @@ class Revised(WrappingNode):
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ConfigError(f"rounds = {self.rounds}: must be >= 1; remove `revised` to train on unrevised text")
+        if self.teacher_tokens != "all" and self.teacher_tokens < 1:
+            raise ConfigError(f"teacher_tokens = {self.teacher_tokens}: must be >= 1, or all; the paper uses 1")
+        if (self.detection == "first") != (self.threshold_nats is not None):
+            raise ConfigError(
+                f"threshold_nats = {self.threshold_nats}: detection {self.detection} "
+                + ("needs a threshold; 1 is usual" if self.detection == "first" else "uses no threshold; leave it out")
+            )
+        if self.threshold_nats is not None and not 0 < self.threshold_nats < math.inf:
+            raise ConfigError(f"threshold_nats = {self.threshold_nats}: must be > 0 and finite; 1 is usual")
         check_student_text("revised", self.source, "mixed with the source revised")
 
     @classmethod
@@ -95,11 +124,13 @@ class Revised(WrappingNode):
             cls(teacher_token="argmax", detection="forward", rounds=2),
             cls(detection="surprise", rounds=3, in_order=True),
             cls(detection="random", mode="append"),
+            cls(teacher_token="nucleus", teacher_tokens=3, detection="first", threshold_nats=0.1),
+            cls(teacher_tokens="all"),
         )
 
     @property
     def needs(self) -> Needs:
-        return self.source.needs | Needs(teacher=True, statistics=True)
+        return self.source.needs | Needs(teacher=True, statistics=True, teacher_text=self.teacher_tokens != 1)
 
     def bind(self, tools: PolicyTools) -> "RevisedSource":
         return RevisedSource(self, self.source.bind(tools), tools)
@@ -121,19 +152,39 @@ class RevisedSource(Wrapping):
         assert tools.scorer is not None and settings.sampling is not None, "checked by `needs` when the recipe was read"
         self._settings, self._source, self._tools = settings, source, tools
         self._scorer, self._sampling = tools.scorer, settings.sampling
+        self._counts = (0, 0)  # revisions of the last step, and those with an unchanged tail
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         sequences = self._source.sequences(step, items)
         indices = [index for index, sequence in enumerate(sequences) if sequence.origin in {"student", "mixture", "revised"}]
         drafts = [sequences[index] for index in indices]
-        revised, starts = drafts, [0] * len(drafts)
+        revised, starts, self._counts = drafts, [0] * len(drafts), (0, 0)
         for number in range(self._settings.rounds if drafts else 0):
             revised, errors = self._revise(step, number, revised, starts)
             if self._settings.in_order:
                 starts = [start if error < 0 else error for start, error in zip(starts, errors, strict=True)]
+        everywhere = self._tools.processes.gather([self._counts])
+        self._counts = (sum(count for count, _ in everywhere), sum(same for _, same in everywhere))
         if self._settings.mode == "append":
             return [*sequences, *(after for before, after in zip(drafts, revised, strict=True) if after is not before)]
         return replaced(sequences, indices, revised)
+
+    def metrics(self) -> Mapping[str, Json]:
+        """Return the number of revisions of the last step, and the fraction with an unchanged tail.
+
+        An unchanged tail follows the error token in the revised sequence as in the draft, so that only one token is new.
+        """
+        revisions, same = self._counts
+        fraction = {"unchanged_tails": same / revisions} if revisions else {}
+        return {**self._source.metrics(), "revisions": revisions, **fraction}
+
+    def state_dict(self) -> Mapping[str, StateValue]:
+        return {**self._source.state_dict(), _COUNTS: self._counts}
+
+    def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
+        revisions, same = cast("Sequence[int]", state.get(_COUNTS, (0, 0)))  # checkpoints of older versions have none
+        self._counts = (revisions, same)
+        self._source.load_state_dict({name: value for name, value in state.items() if name != _COUNTS})
 
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
@@ -147,6 +198,9 @@ class RevisedSource(Wrapping):
         student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
         is_searched_BT = valid_BT.bool() & (torch.arange(student_BT.shape[1]) >= torch.tensor(starts)[:, None])
         ranked_BT = self._random_scores(step, number, drafts) if self._settings.detection == "random" else score_BT
+        if self._settings.threshold_nats is not None:
+            is_searched_BT &= score_BT > self._settings.threshold_nats
+            ranked_BT = -torch.arange(score_BT.shape[1]).double().expand_as(score_BT)
         errors: list[int] = locate_error(ranked_BT, student_BT, teacher_BT, is_searched_BT).tolist()
         corrections = [
             correct(draft.response_ids, error, tokens[error], budget=self._tools.response_tokens, eos_ids=self._tools.end_ids)
@@ -159,6 +213,8 @@ class RevisedSource(Wrapping):
         ]
         for draft, sequence, error, scores in zip(drafts, revised, errors, score_BT.tolist(), strict=True):
             if sequence is not draft:
+                is_same = sequence.response_ids[error + 1 :] == draft.response_ids[error + 1 :]
+                self._counts = (self._counts[0] + 1, self._counts[1] + is_same)
                 self._tools.on_revision(Revision(step, draft.sample, error, scores[error], draft, sequence))
         return revised, errors
 
@@ -173,7 +229,7 @@ class RevisedSource(Wrapping):
         Both results are [B, T] tensors on the CPU.  Each model runs once on each draft.
         """
         statistics = _STATISTICS[self._settings.detection]
-        ask_token: Statistic = "teacher_sample" if self._settings.teacher_token == "sample" else "teacher_argmax"
+        ask_token, _ = _ASKED[self._settings.teacher_token]
         streams = [generator(self._tools.seed, "teacher-token", step, draft.sample, number) for draft in drafts]
         sizes = [(draft.num_targets, NUMBERS_PER_DRAW) for draft in drafts]
         uniforms = [stream.random(size) for stream, size in zip(streams, sizes, strict=True)]
@@ -189,17 +245,35 @@ class RevisedSource(Wrapping):
     ) -> list[tuple[int, ...]]:
         """Generate the tail of each corrected prefix; return the token ids.
 
-        The tail is the student's continuation.  It is empty if `tail_budget` of the correction is 0.
+        The tail begins with the teacher's further tokens, if the setting `teacher_tokens` is above 1.  The rest is generated by
+        the student.  The tail is empty if `tail_budget` of the correction is 0.
         """
-        unfinished = [index for index, correction in enumerate(corrections) if correction.tail_budget > 0]
-        requests = [
-            GenerationRequest(
-                prompt_ids=drafts[index].prompt_ids + corrections[index].prefix_ids,
-                max_new_tokens=corrections[index].tail_budget,
-                seed=self._tools.seed,
-                stream=("tail", step, drafts[index].sample, number),
-            )
-            for index in unfinished
-        ]
-        generations = self._tools.engine.generate(requests, self._sampling) if requests else []
-        return replaced([()] * len(drafts), unfinished, [generation.token_ids for generation in generations])
+        tails: list[tuple[int, ...]] = [()] * len(drafts)
+        count = self._settings.teacher_tokens
+        budgets = [correction.tail_budget for correction in corrections]
+        for purpose, limit in (("teacher-tail", None if count == "all" else count - 1), ("tail", None)):
+            if limit == 0 or (count == "all" and purpose == "tail"):
+                continue
+            unfinished = [index for index, budget in enumerate(budgets) if budget > 0]
+            requests = [
+                GenerationRequest(
+                    prompt_ids=drafts[index].prompt_ids + corrections[index].prefix_ids + tails[index],
+                    max_new_tokens=budgets[index] if limit is None else min(limit, budgets[index]),
+                    seed=self._tools.seed,
+                    stream=(purpose, step, drafts[index].sample, number),
+                )
+                for index in unfinished
+            ]
+            for index, generation in zip(unfinished, self._generate(purpose, requests), strict=True):
+                tails[index] += generation.token_ids
+                is_done = is_finished(tails[index], self._tools.end_ids)
+                budgets[index] = 0 if is_done else budgets[index] - len(generation.token_ids)
+        return tails
+
+    def _generate(self, purpose: str, requests: list[GenerationRequest]) -> list[Generation]:
+        if not requests:
+            return []
+        if purpose == "tail":
+            return self._tools.engine.generate(requests, self._sampling)
+        assert self._tools.teacher is not None, "checked by `needs` when the recipe was read"
+        return self._tools.teacher.generate(requests, _ASKED[self._settings.teacher_token][1])

@@ -11,12 +11,13 @@ a mean, the caller divides the coefficient of a term by the number of rows.
 
 from redistill.vocab_pass.core import Compile, compiles
 from redistill.vocab_pass.head import Head
-from redistill.vocab_pass.sampling import NUMBERS_PER_DRAW, sample_rows
+from redistill.vocab_pass.sampling import NUCLEUS, NUMBERS_PER_DRAW, nucleus, sample_rows
 from redistill.vocab_pass.statistics import Statistic, row_statistics
 from redistill.vocab_pass.terms import CrossEntropyTerm, DivergenceTerm, PolicyGradientTerm, SpanTerm, Term
 from redistill.vocab_pass.walk import chunk_budget, dense_reference, vocab_pass
 
 __all__ = [
+    "NUCLEUS",
     "NUMBERS_PER_DRAW",
     "Compile",
     "CrossEntropyTerm",
@@ -29,6 +30,7 @@ __all__ = [
     "chunk_budget",
     "compiles",
     "dense_reference",
+    "nucleus",
     "row_statistics",
     "sample_rows",
     "vocab_pass",

@@ -10,6 +10,8 @@ from redistill.errors import TrainingError
 
 FAN_OUT = 8
 NUMBERS_PER_DRAW = 6
+NUCLEUS = 0.9
+"""Total probability of the classes from which the statistic `teacher_nucleus_sample` is sampled."""
 BLOCK_CLASSES = FAN_OUT**2  # number of classes that are summed at once; sums of 8 neighbours over a whole vocabulary are slow
 
 
@@ -66,6 +68,29 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
     part_N = _invert(inside_NKK.sum(-1), uniforms[-2])
     class_N = _invert(inside_NKK[row_N, part_N], uniforms[-1])
     return node_N * BLOCK_CLASSES + part_N * FAN_OUT + class_N
+
+
+def nucleus(probabilities_NV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the most probable classes of each row, the fewest that reach a total probability.
+
+    Source: top-p sampling (Holtzman et al., arXiv 1904.09751).
+
+    Args:
+        probabilities_NV: Probabilities; each row sums to 1.
+        top_p: Total probability, in (0, 1].
+
+    Returns:
+        The probabilities of the kept classes, normalised; excluded classes are exactly 0.
+
+    Example:
+        >>> nucleus(torch.tensor([[0.5, 0.3, 0.2]]), 0.7)
+        tensor([[0.6250, 0.3750, 0.0000]])
+    """
+    sorted_NV, class_NV = probabilities_NV.sort(dim=-1, descending=True, stable=True)
+    before_NV = sorted_NV.cumsum(dim=-1) - sorted_NV
+    kept_NV = sorted_NV.masked_fill(before_NV >= top_p, 0.0)
+    found_NV = torch.zeros_like(probabilities_NV).scatter(-1, class_NV, kept_NV)
+    return found_NV / found_NV.sum(dim=-1, keepdim=True)
 
 
 def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:

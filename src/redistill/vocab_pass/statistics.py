@@ -15,12 +15,12 @@ from redistill.contracts import TeacherTarget
 from redistill.tensors import loss_dtype
 from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.rules import whole
-from redistill.vocab_pass.sampling import sample_rows
+from redistill.vocab_pass.sampling import NUCLEUS, nucleus, sample_rows
 from redistill.vocab_pass.walk import chunk_budget, cuts
 
 _OfBoth = Literal["forward_kl", "reverse_kl", "agreement"]
 _OfStudent = Literal["cross_entropy", "student_entropy", "student_argmax", "student_logprob"]
-_OfTeacher = Literal["teacher_entropy", "teacher_argmax", "teacher_logprob", "teacher_sample"]
+_OfTeacher = Literal["teacher_entropy", "teacher_argmax", "teacher_logprob", "teacher_sample", "teacher_nucleus_sample"]
 Statistic = Literal[_OfBoth, _OfStudent, _OfTeacher]
 
 LIVE_TENSORS = 6  # [rows, V] tensors at once: log-probabilities of both models, logits of one model, and three of a statistic
@@ -44,15 +44,16 @@ def row_statistics(
     p is the teacher, q the student.  forward_kl is KL(p || q), and reverse_kl is KL(q || p).  student_logprob and
     teacher_logprob are log q and log p of the token that `token_N` gives for the row, and cross_entropy is -log q of it.
     student_entropy is H(q), and teacher_entropy is H(p).  All these statistics are in nats.  agreement is True where both
-    models have the same arg max.  student_argmax and teacher_argmax are the most probable tokens, and teacher_sample is a token
-    sampled from p.  Logits that no statistic needs are not computed.
+    models have the same arg max.  student_argmax and teacher_argmax are the most probable tokens.  teacher_sample is a token
+    sampled from p, and teacher_nucleus_sample one sampled from the most probable classes of p, which have 0.9 of its mass
+    (`NUCLEUS`).  Logits that no statistic needs are not computed.
 
     Args:
         student_hidden_ND: Hidden states of the rows.
         student_head: The student's head.
         target: Function that returns the teacher logits [rows, V] of a slice of rows; None if no statistic needs them.
         names: Names of the statistics to compute.
-        uniforms_NK: Uniform numbers in [0, 1) for teacher_sample; see `sample_rows`.  None without teacher_sample.
+        uniforms_NK: Uniform numbers in [0, 1) for the sampled tokens; see `sample_rows`.  None if no token is sampled.
         token_N: Token ids, int64, for student_logprob, teacher_logprob and cross_entropy; None if no such statistic is
             computed.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.  If None, `chunk_budget` computes it
@@ -63,7 +64,7 @@ def row_statistics(
         or float64 for float64 hidden states.
 
     Raises:
-        TrainingError: for teacher_sample, if the probabilities of a row are not finite.
+        TrainingError: for a sampled token, if the probabilities of a row are not finite.
 
     Example:
         >>> hidden_ND, head = torch.eye(2), Head(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
@@ -118,9 +119,9 @@ class _Chunk:
         assert self.token_N is not None, "row_statistics: a log-probability needs token_N"
         return logprob_CV.gather(1, self.token_N[self.rows, None])[:, 0]
 
-    def teacher_sample_C(self) -> torch.Tensor:
-        assert self.uniforms_NK is not None, "row_statistics: teacher_sample needs uniforms_NK"
-        return sample_rows(self.logp_CV.exp(), self.uniforms_NK[self.rows])
+    def sampled(self, probabilities_CV: torch.Tensor) -> torch.Tensor:
+        assert self.uniforms_NK is not None, "row_statistics: a sampled token needs uniforms_NK"
+        return sample_rows(probabilities_CV, self.uniforms_NK[self.rows])
 
 
 def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
@@ -140,5 +141,6 @@ _STATISTICS: dict[Statistic, Callable[[_Chunk], torch.Tensor]] = {
     "agreement": lambda chunk: chunk.student_argmax_C == chunk.teacher_argmax_C,
     "student_logprob": lambda chunk: chunk.of_token(chunk.logq_CV),
     "teacher_logprob": lambda chunk: chunk.of_token(chunk.logp_CV),
-    "teacher_sample": _Chunk.teacher_sample_C,
+    "teacher_sample": lambda chunk: chunk.sampled(chunk.logp_CV.exp()),
+    "teacher_nucleus_sample": lambda chunk: chunk.sampled(nucleus(chunk.logp_CV.exp(), NUCLEUS)),
 }
