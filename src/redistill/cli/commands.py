@@ -312,6 +312,41 @@ def fetch(options: argparse.Namespace) -> None:
     _print(options, {"path": str(path)}, path)
 
 
+# --- deployment ---------------------------------------------------------------------------------------------------------
+
+
+def export(options: argparse.Namespace) -> None:
+    """Export a student for transformers and vLLM, PEFT, llama.cpp or Ollama."""
+    from redistill.deploy.export import export
+
+    found = export(
+        options.model,
+        options.to,
+        options.out,
+        dtype=options.dtype,
+        repository=options.push,
+        allow_code=options.allow_code,
+    )
+    document = {"path": str(found.folder), "files": list(found.files), "notes": list(found.notes)}
+    _print(
+        options,
+        {**document, "command": found.command, "url": found.url},
+        f"exported: {found.folder} ({', '.join(found.files)})",
+        *(f"note: {note}" for note in found.notes),
+        *(() if found.url is None else (f"uploaded: {found.url}",)),
+        f"use it:   {found.command}",
+    )
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Chat with a student; without a terminal, answer each line of standard input."""
+    from redistill.cli.chat_loop import chat_loop
+    from redistill.deploy.chat import ChatConfig, load_speakers
+
+    config = ChatConfig(temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed)
+    chat_loop(options, load_speakers(options.model, options.teacher, options.dtype), config)
+
+
 def _print(options: argparse.Namespace, document: dict[str, object], *lines: object) -> None:
     """Print the result of a command: `document` if --json is set, otherwise `lines`."""
     if options.json:
