@@ -1,6 +1,7 @@
 """Parsers of the values of arguments.
 
-Each function parses the text of one argument, and is the `type` of an option. A function raises `argparse.ArgumentTypeError` for a text that is not allowed; its message is one line.
+Each function parses the text of one argument, and is the `type` of an option. A function raises
+`argparse.ArgumentTypeError` for a text that is not allowed; its message is one line.
 """
 
 import argparse

@@ -83,7 +83,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: ModelSettings) -> Family:
-    """Return the family of a model, and check that llama.cpp computes what the config describes.
+    """Return the family of a model; check that llama.cpp computes its settings.
 
     Raises:
         UnsupportedError: the family has no entry in `FAMILIES`, or a setting has a value that llama.cpp does not compute.
@@ -105,7 +105,7 @@ def family_of(config: ModelSettings) -> Family:
 
 
 def context_length(config: ModelSettings) -> int:
-    """Return the longest text, in tokens, that llama.cpp computes in the same way as transformers.
+    """Return the longest text, in tokens, that llama.cpp computes correctly.
 
     llama.cpp ignores sliding windows of these families, so that texts are limited to the length of the window.
     """
@@ -143,7 +143,7 @@ def write_settings(writer: "GGUFWriter", config: ModelSettings) -> None:
 
 
 def weights_of(model: CausalModel, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the name of each tensor in GGUF, and the tensor in the layout of llama.cpp.
+    """Yield each tensor in the layout of llama.cpp, with its name in GGUF.
 
     A head that is tied to the embeddings is left out: llama.cpp then uses the embeddings.
 

@@ -1,4 +1,7 @@
-"""Upload of an exported folder to the model hub. Nothing else in this package uses the network."""
+"""Upload of an exported folder to the model hub.
+
+Nothing is contacted unless a function of this module is called.
+"""
 
 from pathlib import Path
 from typing import Protocol

@@ -17,7 +17,7 @@ _MAX_BYTES = 1_000_000  # a larger card is not read
 
 
 def licences_of(source: Source) -> Mapping[str, str]:
-    """Return the licences of the models that a student was made from, by name of the model.
+    """Return the licence of each model that a student was made from.
 
     Args:
         source: The student.

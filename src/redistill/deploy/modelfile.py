@@ -1,8 +1,8 @@
-"""The Modelfile of Ollama, with the prompt template that the model was trained with.
+"""The Modelfile of Ollama, with the prompt template of the training.
 
 Ollama does not render the Jinja template of a GGUF file: it compares this template with those that it knows, and without a
-match it sends the text of the user verbatim. The template is therefore written in Ollama's own language, Go's text/template. It is
-derived from rendered conversations, and compared with the rendering of further conversations.
+match it sends the text of the user verbatim. The template is therefore written in Ollama's own language, Go's text/template. It
+is derived from rendered conversations, and compared with the rendering of further conversations.
 """
 
 import json
@@ -59,9 +59,11 @@ class Pieces:
         if self.before_system is not None:
             given = f"{_go(self.before_system)}{{{{ .System }}}}{_go(self.after_system)}"
             system = f"{{{{ if .System }}}}{given}{{{{ else }}}}{system}{{{{ end }}}}"
-        last = f"{{{{ if $last }}}}{_go(self.prompt)}{{{{ else }}}}{_go(self.answer)}{{{{ end }}}}"
+        last = _go(self.prompt)
+        if self.answer != self.prompt:
+            last = f"{{{{ if eq (len (slice $.Messages $i)) 1 }}}}{last}{{{{ else }}}}{_go(self.answer)}{{{{ end }}}}"
         return (
-            f"{system}{{{{ range $i, $_ := .Messages }}}}{{{{ $last := eq (len (slice $.Messages $i)) 1 }}}}"
+            f"{system}{{{{ range $i, $_ := .Messages }}}}"
             f'{{{{ if eq .Role "user" }}}}{_go(self.user)}{{{{ .Content }}}}{last}'
             f'{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{_go(self.after_answer)}{{{{ end }}}}{{{{ end }}}}'
         )

@@ -1,4 +1,4 @@
-"""The model that a command exports or talks to: the student of a run, or any other model."""
+"""The student of a run, or another model, by the name that a user gives."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -95,7 +95,8 @@ def vocabulary_of(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     vocabulary = {number: token for token, number in model["vocab"].items()}
     merges = [(first, second) for first, second in model["merges"]]
     is_sentencepiece = bool(model.get("byte_fallback"))
-    unknown = model.get("unk_token")
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    unknown = None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
     tokens, types = [], []
     for number in range(rows):
         token = added[number]["content"] if number in added else vocabulary.get(number)
@@ -151,18 +152,18 @@ def write_vocabulary(writer: "GGUFWriter", vocabulary: Vocabulary, tokenizer: To
 
 
 def added_ends(tokenizer: Tokenizer) -> tuple[bool, bool]:
-    """Return whether a tokenizer puts its begin token before a text, and its end token after it."""
+    """Return whether a tokenizer adds its begin token and its end token to a text."""
     ids = list(tokenizer("a")["input_ids"])
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     return bos is not None and ids[:1] == [bos], eos is not None and len(ids) > 1 and ids[-1:] == [eos]
 
 
 def _type(
-    number: int, token: str | None, added: Mapping[int, Mapping[str, Any]], unknown: str | None, is_sentencepiece: bool
+    number: int, token: str | None, added: Mapping[int, Mapping[str, Any]], unknown: int | None, is_sentencepiece: bool
 ) -> TokenType:
     if token is None:
         return TokenType.UNUSED
-    if is_sentencepiece and token == unknown:
+    if is_sentencepiece and number == unknown:
         return TokenType.UNKNOWN
     if is_sentencepiece and _BYTE.fullmatch(token):
         return TokenType.BYTE

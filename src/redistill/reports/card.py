@@ -1,4 +1,4 @@
-"""The model card of an exported student: method, data, licences, scores, limits, command."""
+"""The model card of an exported student."""
 
 import re
 from collections.abc import Iterator, Mapping
