@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from redistill.cli.main import main
 from redistill.deploy.export import export
 from redistill.deploy.source import find_source, template_of
 from redistill.errors import CheckpointError, ConfigError, ModelError, OutputError
@@ -135,3 +136,15 @@ def test_a_run_without_a_student_and_a_missing_model_are_rejected(tmp_path):
     with pytest.raises(ModelError, match="no such folder"):
         export(str(tmp_path / "missing"), "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_files_notes_and_the_next_command(run, capsys, tmp_path):
+    assert main(["export", str(run), "--to", "ollama", "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"exported: {tmp_path / 'out'} (Modelfile, README.md, model.gguf)"
+    assert lines[-1].startswith("use it:   ollama create ")
+    assert main(["export", str(run), "--to", "gguf", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["files"] == ["README.md", "model.gguf"] and document["url"] is None
+    assert main(["export", str(run), "--to", "adapter"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -135,7 +135,7 @@ def test_a_sliding_window_limits_the_length(tmp_path):
 )
 def test_what_llama_cpp_computes_otherwise_is_rejected_with_the_command_of_its_converter(kind, changes, reason, tmp_path):
     folder = write_kind(tmp_path / "model", kind, **changes)
-    with pytest.raises(ModelError, match="convert_hf_to_gguf.py") as raised:
+    with pytest.raises(ModelError, match=r"convert_hf_to_gguf\.py") as raised:
         export(str(folder), "gguf", tmp_path / "out")
     assert reason in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()

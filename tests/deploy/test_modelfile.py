@@ -24,7 +24,8 @@ TEMPLATES = {
         "{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
     ),
     "other prompt than in the history": (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\\{% endfor %}{% if add_generation_prompt %}[assistant]<think>{% endif %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}\\{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
     ),
     "Alpaca as Jinja": (
         "{% for m in messages if m.role == 'system' %}{{ m.content }}\n\n{% endfor %}Below is an instruction.\n\n"

@@ -32,7 +32,7 @@ def is_main_process() -> bool:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Train toy students with the methods mgsr and sft in minutes, and compare them."""
+    """Train toy students in minutes, and compare mgsr with sft."""
     from redistill.runs.demo import demo
 
     result = demo(options.out, fresh=options.fresh)
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a student without evaluating it, and save it in OUT/model."""
+    """Train a student without evaluating it; save it in OUT/model."""
     from redistill.runs.run import train_student
 
     student = train_student(_load(options))
@@ -316,7 +316,7 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Export a student for transformers and vLLM, PEFT, llama.cpp or Ollama."""
+    """Export a student for vLLM, PEFT, llama.cpp or Ollama."""
     from redistill.deploy.export import export
 
     found = export(
@@ -339,7 +339,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def chat(options: argparse.Namespace) -> None:
-    """Chat with a student; without a terminal, answer each line of standard input."""
+    """Chat with a student, or answer each line of standard input."""
     from redistill.cli.chat_loop import chat_loop
     from redistill.deploy.chat import ChatConfig, load_speakers
 
