@@ -3,8 +3,8 @@
     python tests/first_hour.py FOLDER             every command; hours on one core
     python tests/first_hour.py FOLDER --short     2 updates instead of 60, 2 prompts of each test set
 
-The command `redistill` is the one on PATH. The commands that install are left out (`make first-hour` executes them before), as is
-what follows "Other models" in the README, which needs the hub; tests/test_docs.py executes that with a small model.
+The command `redistill` is the one on PATH. The commands that install are left out (`make first-hour` executes them before), as
+is what follows "Other models" in the README, which needs the hub; tests/test_docs.py executes that with a small model.
 """
 
 import argparse
@@ -21,8 +21,8 @@ SHORT = ["training.updates=2", "evaluation.seeds=[10]", "evaluation.limit=2"]
 def quick_start_commands(text: str) -> list[list[str]]:
     """Return the words of each `redistill` command between "Quick start" and "Other models" in the README."""
     section = text.partition("## Quick start")[2].partition("**Other models**")[0]
-    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
-    found = [shlex.split(line, comments=True) for line in lines]
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL))
+    found = [shlex.split(line, comments=True) for line in shell.splitlines()]
     return [words for words in found if words[:1] == ["redistill"]]
 
 

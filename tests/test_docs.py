@@ -200,7 +200,8 @@ def page_modules(text: str) -> dict[str, str]:
 
 def test_every_row_of_the_readme_and_the_page_of_data_is_read():
     page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
-    forms = [parse_row(json.loads(line)).form for text in (README, page) for block in blocks(text, "json") for line in block.splitlines()]
+    lines = "".join([*blocks(README, "json"), *blocks(page, "json")]).splitlines()
+    forms = [parse_row(json.loads(line)).form for line in lines]
     assert forms[0] == "messages"
     assert set(forms) == {"instruction/input/output", "prompt/completion", "messages", "conversations"}
 

@@ -13,6 +13,7 @@ from redistill.cli.main import main
 from redistill.cli.parsers import build_parser, parse_arguments
 from redistill.config.recipes import packaged_recipes
 
+
 def pages(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """The parser and the parsers of its commands, at every depth."""
     yield parser

@@ -83,5 +83,5 @@ def test_the_base_of_a_sweep_is_a_file_beside_it_or_else_a_recipe_of_the_package
 
 
 def test_the_recipe_of_a_run_is_not_a_sweep():
-    with pytest.raises(ConfigError, match="smollm2-small: rows: missing; this is the recipe of one run, so use `redistill run`"):
+    with pytest.raises(ConfigError, match="smollm2-small: rows: missing; this is the recipe of one run, so use"):
         read_sweep(Path("smollm2-small"))

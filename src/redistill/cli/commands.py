@@ -223,9 +223,7 @@ def doctor(options: argparse.Namespace) -> None:
             report(f"doctor: {text}")
 
     if options.recipe is None and options.row is not None:
-        raise ConfigError(
-            f"doctor: --row {options.row}: needs a sweep; also give the sweep, such as table1-toy"
-        )
+        raise ConfigError(f"doctor: --row {options.row}: needs a sweep; also give the sweep, such as table1-toy")
     if options.recipe is None:
         from redistill.doctor.machine import examine_machine
         from redistill.doctor.table import print_machine

@@ -19,6 +19,7 @@ from redistill.config.shown import line, shown
 from redistill.storage.paths import unusable
 
 WIDTH = 80
+RECIPE = "a YAML file, a name of `recipes list`, or a run.json"
 EXIT_CODES = """\
 exit codes:
   0           success
@@ -179,7 +180,7 @@ def _train(group: Group) -> None:
 def _cache_teacher(group: Group) -> None:
     example = "redistill cache-teacher smollm2-dolly method=kd --out kd"
     parser = _command(group, "cache-teacher", commands.cache_teacher, example)
-    _add_recipe(parser, "a YAML file, a name of `recipes list`, or a run.json", "settings to change, such as teacher.cache_dtype=bfloat16")
+    _add_recipe(parser, RECIPE, "settings to change, such as teacher.cache_dtype=bfloat16")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cached teacher; teacher.path of later runs")
     _add_private(parser)
     _add_json(parser)
@@ -187,7 +188,7 @@ def _cache_teacher(group: Group) -> None:
 
 def _sweep(group: Group) -> None:
     parser = _command(group, "sweep", commands.sweep, "redistill sweep table1-toy --only sft --only mgsr --jobs 2")
-    _add_recipe(parser, "a YAML file, or the name of a sweep, such as table1-toy", "settings to change in all runs of the sweep")
+    _add_recipe(parser, "a YAML file, or a name, such as table1-toy", "settings to change in all runs of the sweep")
     parser.add_argument("--out", type=_path, help="output folder (default: runs/NAME)")
     parser.add_argument(
         "--jobs", type=_count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)"
@@ -258,15 +259,13 @@ def _compare(group: Group) -> None:
 
 def _config(group: Group) -> None:
     parser = _command(group, "config", commands.config, "redistill config smollm2-dolly method=gkd")
-    _add_recipe(parser, "a YAML file, a name of `recipes list`, or a run.json", "settings to change")
+    _add_recipe(parser, RECIPE, "settings to change")
     _add_json(parser, "print JSON instead of YAML; `redistill run` accepts both")
 
 
 def _estimate(group: Group) -> None:
-    parser = _command(
-        group, "estimate", commands.estimate, "redistill estimate smollm2-dolly training.batch_size=8"
-    )
-    _add_recipe(parser, "a YAML file, a name of `recipes list`, a run.json, or a sweep if --row is set", "settings to change")
+    parser = _command(group, "estimate", commands.estimate, "redistill estimate smollm2-dolly training.batch_size=8")
+    _add_recipe(parser, f"{RECIPE}; or a sweep if --row is set", "settings to change")
     parser.add_argument("--row", metavar="LABEL", help="estimate the first run with this label in the sweep")
     _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
@@ -353,7 +352,7 @@ def _page(group: Group, name: str, text: str, example: str) -> _Parser:
 
 
 def _add_run(parser: _Parser) -> None:
-    _add_recipe(parser, "a YAML file, a name of `recipes list`, or a run.json", "settings to change, such as training.updates=50")
+    _add_recipe(parser, RECIPE, "settings to change, such as training.updates=50")
     parser.add_argument("--out", type=_path, help="run folder (default: `out` of the recipe, or runs/NAME)")
     _add_private(parser)
 

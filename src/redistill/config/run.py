@@ -227,8 +227,8 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
     r"""Read a recipe, and return the configuration of the run.
 
     Args:
-        path: Path of the recipe: a YAML file, or the run.json that an earlier run wrote to its folder. If there is no such file,
-            the name of a recipe of the package, such as `Path("smollm2-dolly")`.
+        path: Path of the recipe: a YAML file, or the run.json that an earlier run wrote to its folder. If there is no such
+            file, the name of a recipe of the package, such as `Path("smollm2-dolly")`.
         overrides: Settings to change, each as `section.field=value`.
         allow_code: Modules that may be imported for external components, such as `my_module` for `my_module:MyDivergence`.
 

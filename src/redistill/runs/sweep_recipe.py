@@ -59,8 +59,8 @@ class Sweep:
         rows: Label of a row -> settings in which its runs differ from `base`.  A section of settings is merged with that of
             `base` field by field; `policy` and `objective` are replaced as a whole.  A dotted key, such as
             `objective.span_weight`, sets one field.
-        base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe; or, if there is no such
-            file, the name of a recipe of the package.
+        base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe; or, if there is no
+            such file, the name of a recipe of the package.
         world: If "toy", fields that `base` does not set have the values of `redistill demo`, for example its data, teacher and
             student; if None, they have the usual defaults.
         seeds: Training seeds.
