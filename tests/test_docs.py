@@ -103,7 +103,7 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path, monkeypatch, capsys
         assert main([*words[1:], *changes]) == 0, (words, capsys.readouterr().err)
         done.append(words[1])
     assert {"models", "data", "run", "report"} <= set(done)
-    assert "runs/sft" in (tmp_path / "runs/smollm2-sample/report.html").read_text(encoding="utf-8")
+    assert "difference to sft" in (tmp_path / "runs/smollm2-sample/report.html").read_text(encoding="utf-8")
 
 
 def test_the_readme_is_short_and_its_picture_is_a_png():
