@@ -15,6 +15,7 @@ import subprocess
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
+WRITTEN = ["runs/smollm2-sample/report.html", "runs/mine/export/ollama/Modelfile", "runs/mine/export/ollama/model.gguf"]
 SHORT = ["training.updates=2", "evaluation.seeds=[10]", "evaluation.limit=2"]
 
 
@@ -45,7 +46,7 @@ def main() -> None:
         print("$", shlex.join(words), flush=True)
         changes = SHORT if options.short and words[1] == "run" else []
         subprocess.run([*words, *changes], cwd=options.folder, check=True)
-    missing = [name for name in ("runs/smollm2-sample/report.html", "runs/mine/model") if not (options.folder / name).exists()]
+    missing = [name for name in WRITTEN if not (options.folder / name).exists()]
     if missing:
         raise SystemExit(f"the quick start has not written {', '.join(missing)}")
 

@@ -97,12 +97,12 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path, monkeypatch, capsys
     done = []
     for words in commands(README):
         if words[0] != "redistill":
-            assert words[0] in {"python3", "pip", "make"}, words
+            assert words[0] in {"python3", "pip", "make", "ollama"}, words
             continue
         changes = [*HUB.get(words[2], []), *SHORT] if words[1] == "run" else []
         assert main([*words[1:], *changes]) == 0, (words, capsys.readouterr().err)
         done.append(words[1])
-    assert {"models", "data", "run", "report"} <= set(done)
+    assert {"models", "data", "run", "report", "export"} <= set(done)
     assert "difference to sft" in (tmp_path / "runs/smollm2-sample/report.html").read_text(encoding="utf-8")
 
 

@@ -32,7 +32,7 @@ def is_main_process() -> bool:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Train toy students in minutes, and compare them."""
+    """Train toy students in minutes, and compare mgsr with sft."""
     from redistill.runs.demo import demo
 
     result = demo(options.out, fresh=options.fresh)
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a student without evaluating it."""
+    """Train a student without evaluating it; save it in OUT/model."""
     from redistill.runs.run import train_student
 
     student = train_student(_load(options))
@@ -308,6 +308,41 @@ def fetch(options: argparse.Namespace) -> None:
 
     path = fetch_smollm2(options.to or Path("models") / options.name)
     _print(options, {"path": str(path)}, path)
+
+
+# --- deployment ---------------------------------------------------------------------------------------------------------
+
+
+def export(options: argparse.Namespace) -> None:
+    """Export a student for vLLM, PEFT, llama.cpp or Ollama."""
+    from redistill.deploy.export import export
+
+    found = export(
+        options.model,
+        options.to,
+        options.out,
+        dtype=options.dtype,
+        repository=options.push,
+        allow_code=options.allow_code,
+    )
+    document = {"path": str(found.folder), "files": list(found.files), "notes": list(found.notes)}
+    _print(
+        options,
+        {**document, "command": found.command, "url": found.url},
+        f"exported: {found.folder} ({', '.join(found.files)})",
+        *(f"note: {note}" for note in found.notes),
+        *(() if found.url is None else (f"uploaded: {found.url}",)),
+        f"use it:   {found.command}",
+    )
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Chat with a student, or answer each line of standard input."""
+    from redistill.cli.chat_loop import chat_loop
+    from redistill.deploy.chat import ChatConfig, load_speakers
+
+    config = ChatConfig(temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens, seed=options.seed)
+    chat_loop(options, load_speakers(options.model, options.teacher, options.dtype), config)
 
 
 def _print(options: argparse.Namespace, document: dict[str, object], *lines: object) -> None:

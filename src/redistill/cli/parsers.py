@@ -5,7 +5,6 @@ and ends with one example.
 """
 
 import argparse
-import math
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -14,9 +13,14 @@ from typing import NoReturn, TypeAlias
 
 import redistill
 from redistill.cli import commands, recipes
+from redistill.cli.values import count as _count
+from redistill.cli.values import finite_number as _finite_number
+from redistill.cli.values import name as _name
+from redistill.cli.values import path as _path
+from redistill.cli.values import seeds as _seeds
+from redistill.cli.values import whole_number as _whole_number
 from redistill.config.other_tools import option_hint
-from redistill.config.shown import line, shown
-from redistill.storage.paths import unusable
+from redistill.config.shown import line
 
 WIDTH = 80
 RECIPE = "a YAML file, a name of `recipes list`, or a run.json"
@@ -43,50 +47,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(line(message))
-
-
-def _whole_number(text: str, lowest: int = -(2**63)) -> int:
-    """Parse an argument that is a whole number from `lowest` to 2^63 - 1."""
-    try:
-        number = int(text)  # a text of more than 4,300 digits raises a ValueError
-    except ValueError:
-        number = lowest - 1
-    if not lowest <= number < 2**63:
-        allowed = "a whole number of at most 64 bits" if lowest < 0 else f"a whole number from {lowest} to 2^63 - 1"
-        raise argparse.ArgumentTypeError(f"{shown(text)}: must be {allowed}")
-    return number
-
-
-def _count(text: str) -> int:
-    return _whole_number(text, 1)
-
-
-def _finite_number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{shown(text)}: must be a number that is finite")
-    return number
-
-
-def _name(text: str) -> str:
-    """Parse an argument that may be the path of a file or folder to read."""
-    if (fault := unusable(text)) is not None:
-        raise argparse.ArgumentTypeError(f"{shown(text)}: {fault}")
-    return text
-
-
-def _path(text: str) -> Path:
-    return Path(_name(text))
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(map(_whole_number, text.split(",")))
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}; separate seeds by commas, such as 10,20,30") from error
 
 
 def _help(prog: str) -> argparse.HelpFormatter:
@@ -148,6 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
         _recipes,
         _data,
         _models,
+        _export,
+        _chat,
     ):
         add(group)
     return parser
@@ -322,6 +284,40 @@ def _models(group: Group) -> None:
     parser = _command(actions, "fetch", commands.fetch, "redistill models fetch smollm2 --to models/smollm2")
     parser.add_argument("name", choices=["smollm2"], help="smollm2: SmolLM2-135M-Instruct")
     parser.add_argument("--to", type=_path, metavar="DIR", help="output folder (default: models/NAME)")
+    _add_json(parser)
+
+
+# --- deployment ---------------------------------------------------------------------------------------------------------
+
+
+def _export(group: Group) -> None:
+    parser = _command(group, "export", commands.export, "redistill export runs/kd --to ollama")
+    parser.add_argument("model", type=_name, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
+    targets = ("transformers", "adapter", "gguf", "ollama")
+    text = "transformers (also for vLLM), adapter (LoRA, for PEFT), gguf (llama.cpp) or ollama (GGUF and Modelfile)"
+    parser.add_argument("--to", choices=targets, required=True, metavar="TARGET", help=text)
+    parser.add_argument("--out", type=_path, metavar="DIR", help="new output folder (default: RUN/export/TARGET)")
+    text = "f16, bf16 or f32 (default: that of the model; f16 for GGUF)"
+    parser.add_argument("--dtype", choices=["f16", "bf16", "f32"], metavar="TYPE", help=text)
+    text = "upload the folder to this repository of the hub; a new repository is private"
+    parser.add_argument("--push", metavar="OWNER/NAME", help=text)
+    _allow_code(parser)
+    _add_json(parser)
+
+
+def _chat(group: Group) -> None:
+    parser = _command(group, "chat", commands.chat, "redistill chat runs/kd --teacher")
+    parser.add_argument("model", type=_name, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
+    text = "also print the answers of this model (default: the teacher of the run)"
+    parser.add_argument("--teacher", type=_name, nargs="?", const="", metavar="MODEL", help=text)
+    text = "0 is greedy decoding (default: %(default)s)"
+    parser.add_argument("--temperature", type=_finite_number, default=0.7, metavar="X", help=text)
+    parser.add_argument("--top-p", type=_finite_number, default=1.0, metavar="X", help="top-p sampling (default: 1)")
+    text = "maximum length of an answer in tokens (default: %(default)s)"
+    parser.add_argument("--max-tokens", type=_count, default=512, metavar="N", help=text)
+    parser.add_argument("--seed", type=_whole_number, default=0, metavar="N", help="seed of sampling (default: 0)")
+    text, dtypes = "dtype: auto (default), float32 or bfloat16", ("auto", "float32", "bfloat16")
+    parser.add_argument("--dtype", choices=dtypes, default="auto", metavar="TYPE", help=text)
     _add_json(parser)
 
 

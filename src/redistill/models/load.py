@@ -223,12 +223,12 @@ def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
     """
     listed = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
-    candidates = [tokenizer.eos_token_id, *listed, _end_of_turn(tokenizer)]
+    candidates = [tokenizer.eos_token_id, *listed, end_of_turn(tokenizer)]
     return tuple(dict.fromkeys(int(i) for i in candidates if i is not None))
 
 
-def _end_of_turn(tokenizer: Tokenizer) -> int | None:
-    """Return the id of the special token that ends an answer in the chat template, or None."""
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
+    """Return the id of the token that ends an answer in the chat template, or None."""
     text = two_turns(tokenizer).rstrip()
     if not text:
         return None

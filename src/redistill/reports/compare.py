@@ -13,7 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from redistill.errors import ConfigError
-from redistill.reports.pages import render
+from redistill.reports.pages import markdown_text, render
 from redistill.reports.sheet import Comparison, comparison_of
 from redistill.storage import files
 from redistill.storage.redaction import plain_line
@@ -43,7 +43,7 @@ def markdown(comparison: Comparison) -> str:
 
     The best value of each column is bold, the second best is underlined.
     """
-    return render("compare.md", {"comparison": comparison}, _md) + "\n"
+    return render("compare.md", {"comparison": comparison}, markdown_text) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
@@ -108,10 +108,6 @@ def build_comparison(
     for path in outputs:
         files.write_text(path, FORMATS[path.suffix](comparison))
     return comparison
-
-
-def _md(text: str) -> Markup:
-    return Markup(re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", plain_line(text)))
 
 
 def _tex(text: str) -> Markup:

@@ -4,6 +4,7 @@ Model text is untrusted: all values are escaped, control characters are removed,
 page forbids loading resources and running scripts.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -44,6 +45,16 @@ def render(template: str, page: Mapping[str, object], escaped: Callable[[str], s
     filters = (score, difference, fixed, percent, large, short, visible, plain_line, files.slug)
     environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(template).render(page)
+
+
+def markdown_text(text: str) -> Markup:
+    r"""Escape a text for Markdown, as one line without control characters.
+
+    Example:
+        >>> str(markdown_text("a|b *c* <img>"))
+        'a\\|b \\*c\\* \\<img\\>'
+    """
+    return Markup(re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", plain_line(text)))
 
 
 def score(value: object, unit: str, digits: int = 2) -> str:

@@ -1,0 +1,114 @@
+"""The loop of `redistill chat`: reads prompts and prints the generated answers.
+
+Answers are untrusted text. Standard output removes terminal escapes from each part before it is printed.
+"""
+
+import argparse
+import contextlib
+import io
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from redistill.cli.output import print_json
+from redistill.errors import DataError, Interrupted
+from redistill.records import Turn
+from redistill.storage.redaction import plain
+
+if TYPE_CHECKING:
+    from redistill.deploy.chat import ChatConfig, Speaker
+
+HELP = "/reset starts a new conversation, /quit ends the chat"
+
+
+def chat_loop(options: argparse.Namespace, speakers: "list[Speaker]", config: "ChatConfig") -> None:
+    """Answer the prompts of standard input until it ends, or until /quit or Ctrl-C.
+
+    On a terminal, the prompts form one conversation.  Otherwise each line is a prompt of its own.  The answers are printed
+    while they are generated, or at the end as one JSON document with --json.
+
+    Args:
+        options: The options of the command.
+        speakers: The models that answer, in order.
+        config: How answers are generated.
+
+    Raises:
+        DataError: some prompts could not be answered, and standard input is not a terminal.
+    """
+    is_terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    exchanges: list[dict[str, object]] = []
+    failed = 0
+    if is_terminal:
+        print(f"{' and '.join(plain(each.label) for each in speakers)}: {HELP}", file=sys.stderr)
+    with _quiet_interrupt() if is_terminal else contextlib.nullcontext():
+        histories: list[tuple[Turn, ...]] = [() for _ in speakers]
+        for prompt in _prompts(is_terminal):
+            if prompt == "/reset" or not is_terminal:
+                histories = [() for _ in speakers]
+            if prompt == "/reset":
+                continue
+            answers: dict[str, str] = {}
+            for index, speaker in enumerate(speakers):
+                turns = (*histories[index], Turn("user", prompt))
+                answer = _answered(speaker, turns, config, named=len(speakers) > 1, shown=not options.json)
+                if answer is None:
+                    failed += 1
+                else:
+                    answers[plain(speaker.label)] = plain(answer)
+                    histories[index] = (*turns, Turn("assistant", answer))
+            exchanges.append({"prompt": plain(prompt), "answers": answers})
+    if options.json:
+        print_json(options, {"exchanges": exchanges})
+    if failed and not is_terminal:
+        raise DataError(f"chat: {failed} answers could not be generated; see the messages above")
+
+
+def _answered(speaker: "Speaker", turns: tuple[Turn, ...], config: "ChatConfig", *, named: bool, shown: bool) -> str | None:
+    """Generate the answer of a model, and return it; None if the prompt cannot be answered.
+
+    The answer is printed while it is generated if `shown` is True, after the name of the model if `named` is True.
+    """
+
+    def printed(text: str) -> None:
+        if shown:
+            sys.stdout.write(plain(text))
+            sys.stdout.flush()
+
+    try:
+        printed(f"{speaker.label}: " if named else "")
+        return speaker.answer(turns, config, printed)
+    except DataError as error:
+        print(f"redistill: {plain(str(error))}", file=sys.stderr)
+        return None
+    finally:
+        printed("\n")
+
+
+def _prompts(is_terminal: bool) -> Iterator[str]:
+    """Yield the lines of standard input that are not empty, until it ends or a line is /quit."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - editing of the line, by `input`
+    while True:
+        try:
+            line = input("> ") if is_terminal else sys.stdin.readline()
+        except EOFError:
+            return
+        prompt = line.strip()
+        if prompt == "/quit" or (not is_terminal and not line):
+            return
+        if prompt:
+            yield prompt
+
+
+@contextlib.contextmanager
+def _quiet_interrupt() -> Iterator[None]:
+    """Context that Ctrl-C (SIGINT) ends without an error."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if isinstance(error, Interrupted) and error.exit_code != 128 + signal.SIGINT:
+            raise
+        sys.stdout.write("\n")

@@ -1,0 +1,177 @@
+"""Export of a student to a folder that other programs read.
+
+The folder is written atomically, with a model card. Models are read through the checks of `models`, so that only plain weights,
+settings and tokenizers reach the folder.
+"""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from redistill.deploy.adapter import write_adapter
+from redistill.deploy.families import UnsupportedError, context_length
+from redistill.deploy.gguf_file import Dtype, check_float16, write_gguf
+from redistill.deploy.hub import HubApi, check_push, push
+from redistill.deploy.licences import licences_of
+from redistill.deploy.modelfile import modelfile, pieces_of
+from redistill.deploy.source import Source, find_source, template_of
+from redistill.errors import ConfigError, ModelError, OutputError
+from redistill.interfaces import CausalModel, Tokenizer
+from redistill.models.initialise import cast_weights
+from redistill.models.load import end_token_ids, load_model
+from redistill.reports.card import model_card
+from redistill.storage import files, folders
+from redistill.storage.paths import check_path
+
+Target = Literal["transformers", "adapter", "gguf", "ollama"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+GGUF_NAME, CARD = "model.gguf", "README.md"
+_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported model.
+
+    Args:
+        folder: The folder.
+        files: Names of the files in the folder, in alphabetical order.
+        notes: Sentences about what other programs do differently.
+        command: Command line that uses the folder.
+        url: Address of the repository on the hub; None if nothing was uploaded.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+    command: str
+    url: str | None = None
+
+
+def export(
+    name: str,
+    target: Target,
+    out: Path | None = None,
+    *,
+    dtype: Dtype | None = None,
+    repository: str | None = None,
+    api: HubApi | None = None,
+    allow_code: Sequence[str] = (),
+) -> Exported:
+    """Export the student of a run, or another model, to a folder.
+
+    Args:
+        name: A run folder, or the name of a model, as in `find_source`.
+        target: "transformers" (safetensors, for vLLM as well), "adapter" (the LoRA adapters of PEFT), "gguf" (llama.cpp), or
+            "ollama" (GGUF with a Modelfile).
+        out: The folder to write, which must be new or empty.  If None, it is `export/TARGET` in the run folder, or
+            `exports/NAME-TARGET` for a model without a run; an earlier export there is replaced.
+        dtype: dtype of the weights; if None, it is that of the model's files for "transformers", and float16 for GGUF.
+        repository: Repository of the hub to upload the folder to, as owner/name; None uploads nothing.
+        api: The client of the hub; if None, it is created with the token of this user.
+        allow_code: Modules that may be imported for external components of the run's recipe; only "adapter" reads the recipe.
+
+    Returns:
+        The folder, and what to do with it.
+
+    Raises:
+        ConfigError: `target`, `dtype` and `repository` cannot be combined or are invalid.
+        CheckpointError: the run has no trained student, or its files are damaged.
+        ModelError: the model cannot be loaded; it has no adapters; or its family or tokenizer cannot be written as GGUF, in
+            which case the message has the command lines for the converter of llama.cpp.
+        OutputError: the folder is not empty, or cannot be written or uploaded.
+    """
+    if target == "adapter" and dtype is not None:
+        raise ConfigError(f"--dtype {dtype}: adapters are exported in float32; omit --dtype")
+    if repository is not None:
+        check_push(repository)
+    source = find_source(name)
+    folder = _default_folder(source, target) if out is None else out
+    check_path(folder)
+    if out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: is not empty; choose another --out, or remove it")
+    with folders.new_folder(folder.absolute()) as made:
+        if target == "adapter":
+            notes = write_adapter(source, made, allow_code)
+        elif target == "transformers":
+            notes = _write_transformers(source, made, dtype)
+        else:
+            notes = _write_gguf(source, made, target, dtype or "f16")
+        card = model_card(source.run, source.label, target=target, licences=licences_of(source))
+        files.write_text(made / CARD, card)
+    written = tuple(sorted(path.name for path in folder.iterdir()))
+    exported = Exported(folder=folder, files=written, notes=tuple(notes), command=_command(folder, target, source))
+    return exported if repository is None else replace(exported, url=push(folder, repository, api))
+
+
+def _write_transformers(source: Source, folder: Path, dtype: Dtype | None) -> list[str]:
+    model, tokenizer = load_model(source.config)
+    if dtype is not None:
+        _cast(source, model, dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return []
+
+
+def _write_gguf(source: Source, folder: Path, target: Target, dtype: Dtype) -> list[str]:
+    """Write a GGUF file, and for Ollama a Modelfile; return notes for the user."""
+    model, tokenizer = load_model(source.config)
+    try:
+        write_gguf(folder / GGUF_NAME, model, tokenizer, label=source.label, dtype=dtype)
+    except UnsupportedError as error:
+        raise ModelError(f"{source.name}: {error}; convert it with llama.cpp: {_converter(source, dtype)}") from error
+    notes = []
+    if (length := context_length(model.config)) < model.config.max_position_embeddings:
+        notes.append(f"llama.cpp has no sliding window for this family, so the file limits texts to {length} tokens")
+    if target == "ollama":
+        notes += _write_modelfile(source, folder, model, tokenizer)
+    elif not tokenizer.chat_template:
+        notes.append("the tokenizer has no chat template; llama.cpp's chat commands use another one, so send whole prompts")
+    return notes
+
+
+def _write_modelfile(source: Source, folder: Path, model: CausalModel, tokenizer: Tokenizer) -> list[str]:
+    pieces = pieces_of(tokenizer, template_of(source, tokenizer))
+    stops = [tokenizer.decode([number]) for number in end_token_ids(model, tokenizer)]
+    files.write_text(folder / "Modelfile", modelfile(GGUF_NAME, pieces, stops))
+    if pieces is None:
+        return ["the chat template cannot be written for Ollama, which chooses one itself; check `ollama show --modelfile`"]
+    if pieces.before_system is None:
+        return ["the chat template has no system message; Ollama ignores system messages for this model"]
+    return []
+
+
+def _cast(source: Source, model: CausalModel, dtype: Dtype) -> None:
+    if dtype == "f16":
+        for name, weight in model.named_parameters():
+            check_float16(source.name, name, weight)
+    cast_weights(model, _DTYPES[dtype])
+
+
+def _default_folder(source: Source, target: Target) -> Path:
+    if source.run is not None:
+        return source.run / "export" / target
+    return Path("exports") / files.slug(f"{source.label}-{target}")
+
+
+def _converter(source: Source, dtype: Dtype) -> str:
+    """Return the command lines that convert a model with llama.cpp."""
+    folder = shlex.quote(str(_default_folder(source, "transformers")))
+    first = f"redistill export {shlex.quote(source.name)} --to transformers"
+    return f"{first} && python convert_hf_to_gguf.py {folder} --outfile {GGUF_NAME} --outtype {dtype}"
+
+
+def _command(folder: Path, target: Target, source: Source) -> str:
+    """Return a command line that uses an exported folder."""
+    name, label = shlex.quote(str(folder)), files.slug(source.label).lower()
+    use: dict[Target, Callable[[], str]] = {
+        "transformers": lambda: f"vllm serve {name}",
+        "adapter": lambda: f"redistill chat {name}",
+        "gguf": lambda: f"llama-cli -m {shlex.quote(str(folder / GGUF_NAME))}",
+        "ollama": lambda: f"ollama create {label} -f {shlex.quote(str(folder / 'Modelfile'))} && ollama run {label}",
+    }
+    return use[target]()

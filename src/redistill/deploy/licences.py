@@ -1,0 +1,51 @@
+"""Licences that the folders of models name, for the model card.
+
+Nothing is looked up on the hub: for a hub model, only its card in the local cache is read.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from redistill.deploy.source import Source
+from redistill.reports.folders import at, read_object
+from redistill.runs.folder import RUN_FILE
+from redistill.storage.hub import HUB_NAME, is_local
+
+UNKNOWN = "unknown: check"
+_CARD = "README.md"
+_MAX_BYTES = 1_000_000  # a larger card is not read
+
+
+def licences_of(source: Source) -> Mapping[str, str]:
+    """Return the licence of each model that a student was made from.
+
+    Args:
+        source: The student.
+
+    Returns:
+        For the teacher and the base of the student, as named in run.json, or for the model itself: the licence in the model
+        card of its folder, or "unknown: check".
+    """
+    names = [source.model]
+    if source.run is not None:
+        config = at(read_object(source.run / RUN_FILE), "config")
+        named = [at(config, role, "model") for role in ("teacher", "student")]
+        names = [str(name) for name in named if name and name != "teacher"]
+    return {name: _licence(name) for name in dict.fromkeys(names)}
+
+
+def _licence(name: str) -> str:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.repocard import metadata_load
+
+    card = Path(name).expanduser() / _CARD
+    if not is_local(name) and not Path(name).exists() and HUB_NAME.fullmatch(name):
+        cached = try_to_load_from_cache(name, _CARD)
+        card = Path(cached) if isinstance(cached, str) else card
+    try:
+        if not card.is_file() or card.stat().st_size > _MAX_BYTES:
+            return UNKNOWN
+        named = (metadata_load(card) or {}).get("license")
+    except Exception:  # noqa: BLE001 - a card is an untrusted file, and the YAML in it may be damaged in any way
+        return UNKNOWN
+    return named if isinstance(named, str) and named.strip() else UNKNOWN
