@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+FIRST_HOUR_ARGS ?=
 
-.PHONY: demo test faults golden families oldest nightly lint bench clean
+.PHONY: demo test faults golden families oldest first-hour nightly lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -25,15 +26,24 @@ golden: $(VENV)/installed-dev
 families: $(VENV)/installed-dev
 	REDISTILL_FAMILIES=whole OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models/test_family_page.py $(PYTEST_ARGS)
 
-# Models, generation and every method with the lowest release of transformers in pyproject.toml.
+# Losses, data, models, generation, metrics and every method with the lowest releases of all dependencies in pyproject.toml.
 oldest:
-	$(MAKE) $(VENV)-oldest/torch VENV=$(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet -e '.[dev]' \
-	  "$$(grep -o 'transformers>=[0-9.]*' pyproject.toml | sed 's/>=/==/')"
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest tests/models tests/generation tests/integration/test_every_method.py $(PYTEST_ARGS)
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python tests/lowest_versions.py > $(VENV)-oldest/lowest.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint $(VENV)-oldest/lowest.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest tests/losses tests/vocab_pass tests/data tests/models tests/generation \
+	  tests/evaluation tests/integration/test_every_method.py $(PYTEST_ARGS)
+
+# The quick start of the README in a new environment, with the real model.
+first-hour:
+	$(MAKE) $(VENV)-first-hour/torch VENV=$(VENV)-first-hour
+	$(VENV)-first-hour/bin/python -m pip install --quiet '.[spans]'
+	rm -rf $(VENV)-first-hour/work
+	PATH=$(abspath $(VENV)-first-hour/bin):$$PATH python tests/first_hour.py $(VENV)-first-hour/work $(FIRST_HOUR_ARGS)
 
 # What is too long for every change.
-nightly: faults golden families oldest
+nightly: faults golden families oldest first-hour
 
 # Every benchmark of docs/performance.md against its rivals, an hour or two on one core: make bench MODEL=folder PROMPTS=rows.jsonl
 bench: $(VENV)/installed-dev
@@ -66,4 +76,4 @@ $(VENV)/installed-dev: $(VENV)/torch pyproject.toml
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest .ci-cache runs dist build
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-first-hour .ci-cache runs dist build

@@ -18,9 +18,11 @@ import torch
 import yaml
 
 import redistill
+from redistill.cli.main import main
 from redistill.cli.parsers import build_parser
 from redistill.config.decode import kind_of
-from redistill.config.run import decode_run, encode_run, load_config
+from redistill.config.recipes import packaged_recipes
+from redistill.config.run import decode_run, load_config
 from redistill.contracts import Sampling, TokenSequence
 from redistill.data.forms import parse_row
 from redistill.errors import RedistillError
@@ -33,8 +35,9 @@ from tests.worlds import LLAMA, rows, write_model, write_rows
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RECIPES = sorted((ROOT / "recipes").glob("[!t]*.yaml"))  # table*.yaml are sweeps: test_sweep.py
-RECIPE = "recipes/smollm2-dolly.yaml"
+COMMANDS = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+RECIPES = packaged_recipes()
+SHORT = ["training.updates=2", "evaluation.seeds=[10]", "evaluation.limit=2"]
 
 every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
@@ -53,25 +56,70 @@ def commands(text: str) -> Iterator[list[str]]:
                 yield words
 
 
-# --- the README's Python ------------------------------------------------------------------------------------------------
+# --- the README's commands and Python -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """The README's example with a model of 30 layers and width 16, for 2 updates instead of 30."""
+    """The README's example with a model of 30 layers and width 16, for 2 updates instead of 60."""
     (code,) = blocks(README, "python")
-    assert "updates: 30" in code
-    folder = tmp_path_factory.mktemp("readme")
-    for name in ("models", "dolly", "recipes"):
-        (folder / name).mkdir()
-    write_model(folder / "models/smollm2", LLAMA, 1, num_hidden_layers=30, hidden_size=16, intermediate_size=16)
-    write_rows(folder / "dolly/train.jsonl", rows(30))
-    write_rows(folder / "dolly/test.jsonl", rows(3, 30))
-    files.write_text(folder / RECIPE, (ROOT / RECIPE).read_text(encoding="utf-8"))
+    assert '"training.updates=60"' in code
+    folder = a_new_users_folder(tmp_path_factory.mktemp("readme"))
     printed = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-        exec(code.replace("updates: 30", "updates: 2"), {})  # noqa: S102 - our own README
-    return SimpleNamespace(folder=folder, printed=printed.getvalue())
+        assert main(["data", "sample"]) == 0
+        printed.truncate(0)
+        code = code.replace('"training.updates=60"', '"training.updates=2", "evaluation.limit=2"')
+        exec(code, {})  # noqa: S102 - our own README
+    return SimpleNamespace(folder=folder, printed=printed.getvalue().lstrip("\0"))
+
+
+def a_new_users_folder(folder: Path) -> Path:
+    """Make a folder with a small model in place of SmolLM2, and with data of a user; return it."""
+    (folder / "models").mkdir()
+    write_model(folder / "models/smollm2", LLAMA, 1, num_hidden_layers=30, hidden_size=16, intermediate_size=16)
+    write_rows(folder / "mine.jsonl", rows(40))
+    write_rows(folder / "mine-test.jsonl", rows(3, 40))
+    return folder
+
+
+# Settings that replace what a command of the README needs from the hub.
+HUB = {
+    "smollm2-dolly": [
+        *("teacher.model=models/smollm2", "data.train=[mine.jsonl]", "data.tests={mine: mine-test.jsonl}"),
+        *("data.validation_rows=2", "training.evaluate_every=0"),
+    ]
+}
+
+
+def test_every_command_of_the_readme_runs_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(a_new_users_folder(tmp_path))
+    done = []
+    for words in commands(README):
+        if words[0] != "redistill":
+            assert words[0] in {"python3", "pip", "make", "ollama"}, words
+            continue
+        changes = [*HUB.get(words[2], []), *SHORT] if words[1] == "run" else []
+        assert main([*words[1:], *changes]) == 0, (words, capsys.readouterr().err)
+        done.append(words[1])
+    assert {"models", "data", "run", "report", "export"} <= set(done)
+    assert "difference to sft" in (tmp_path / "runs/smollm2-sample/report.html").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short_and_its_picture_is_a_png():
+    assert len(README.splitlines()) <= 150
+    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    data = (ROOT / picture).read_bytes()
+    assert data.startswith(b"\x89PNG") and len(data) < 300_000
+
+
+def test_the_page_of_the_package_index_has_no_link_into_the_repository():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    page = README
+    for each in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        page = re.sub(each["pattern"], each["replacement"], page)
+    assert [target for target in re.findall(r"\]\(([^)]+)\)", page) if not target.startswith("https://")] == []
+    assert "docs/data.md" in page and ".png" not in page and "|---|" in page
 
 
 def test_the_example_prints_what_the_readme_shows(example):
@@ -83,8 +131,8 @@ def test_the_example_prints_what_the_readme_shows(example):
     assert shape(example.printed) == shape(shown)
 
 
-def test_every_file_of_the_example_is_in_the_readmes_tree(example):
-    (tree,) = (block for block in blocks(README, "text") if block.startswith("runs/first/"))
+def test_every_file_of_the_example_is_in_the_tree_of_the_page(example):
+    (tree,) = (block for block in blocks(COMMANDS, "text") if block.startswith("runs/first/"))
     shown = {name.strip("/,") for line in tree.splitlines()[1:] for name in re.split(r"\s{2,}", line.strip())[0].split()}
     found = {path.name for path in (example.folder / "runs/first").iterdir()}
     assert {name.split("/")[0] for name in shown} - {"rejected.jsonl"} == found
@@ -95,7 +143,7 @@ def test_the_architecture_page_names_every_field_of_the_run_folder(example):
     named = set(re.findall(r"`([\w.]+)`", text))
     run = example.folder / "runs/first"
     lines = [*files.read_lines(run / "metrics.jsonl"), *files.read_lines(run / "revisions.jsonl")]
-    lines += files.read_lines(run / "responses/dolly-seed10.jsonl")
+    lines += files.read_lines(run / "responses/sample-seed10.jsonl")
     lines += [files.read_json(run / "run.json"), files.read_json(run / "scores.json")]
     fields = {name for line in lines for name in line} - {"kind"}
     fields |= {path.name for path in (run / "checkpoints").glob("step-*/*")}
@@ -115,21 +163,18 @@ def test_every_command_parses(path):
             continue
         arguments = words[words.index("redistill") + 1 :]
         options = build_parser().parse_args(arguments)
-        if getattr(options, "recipe", None) in {Path(RECIPE), *(r.relative_to(ROOT) for r in RECIPES)}:
-            load_config(ROOT / options.recipe, options.overrides)
+        recipe = str(getattr(options, "recipe", None))
+        if "/" not in recipe and "." not in recipe and recipe not in {"None", "RECIPE", "SWEEP"}:
+            assert recipe in RECIPES, "the name of a recipe of the package, or a path with a suffix"
+            if RECIPES[recipe].kind == "run":
+                load_config(Path(recipe), options.overrides, options.allow_code)
         for name in re.findall(r"recipes/\S+", " ".join(arguments)):
             assert (ROOT / name).is_file(), name
 
 
 def test_the_table_of_commands_has_every_command():
     (choices,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, Mapping))
-    assert set(re.findall(r"^\| `redistill ([\w-]+)", README, re.MULTILINE)) == set(choices)
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_every_recipe_is_valid_and_survives_printing(path):
-    run = load_config(path)
-    assert decode_run(encode_run(run), "printed") == run
+    assert set(re.findall(r"^\| `redistill ([\w-]+)", COMMANDS, re.MULTILINE)) == set(choices)
 
 
 @every_page
@@ -153,10 +198,12 @@ def page_modules(text: str) -> dict[str, str]:
     return dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", text, re.DOTALL))
 
 
-def test_every_row_of_the_readme_is_read():
-    (block,) = blocks(README, "json")
-    forms = {parse_row(json.loads(line)).form for line in block.splitlines()}
-    assert forms == {"instruction/input/output", "prompt/completion", "messages", "conversations"}
+def test_every_row_of_the_readme_and_the_page_of_data_is_read():
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    lines = "".join([*blocks(README, "json"), *blocks(page, "json")]).splitlines()
+    forms = [parse_row(json.loads(line)).form for line in lines]
+    assert forms[0] == "messages"
+    assert set(forms) == {"instruction/input/output", "prompt/completion", "messages", "conversations"}
 
 
 # --- names, fields, links -----------------------------------------------------------------------------------------------

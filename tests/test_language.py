@@ -1,7 +1,6 @@
 """The English of sources, help pages and documentation: phrases that have a standard term are not used.
 
-README.md is added to `PAGES` when it no longer uses them. CHANGELOG.md and docs/lab-log.md quote earlier versions and are not
-searched.
+CHANGELOG.md and docs/lab-log.md quote earlier versions and are not searched.
 """
 
 import re
@@ -15,11 +14,8 @@ from tests.cli.test_help import pages
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in {".py", ".html"})
-PAGES = [
-    ROOT / "SECURITY.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("architecture", "adding", "notation", "reliability", "walkthrough")),
-    *sorted((ROOT / "docs" / "methods").glob("*.md")),
-]
+QUOTING = {"CHANGELOG.md", "lab-log.md"}
+PAGES = [path for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))) if path.name not in QUOTING]
 
 INSTEAD = {
     r"\bto the (letter|bit)\b": "verbatim, exactly; bitwise equal",

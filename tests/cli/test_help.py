@@ -6,14 +6,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from redistill.cli.main import main
 from redistill.cli.parsers import build_parser, parse_arguments
-
-ROOT = Path(__file__).parents[2]
+from redistill.config.recipes import packaged_recipes
 
 
 def pages(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -46,7 +44,7 @@ def page(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_every_command_is_among_the_pages() -> None:
-    assert len(PAGES) == 19 and ["data", "check"] in PAGES
+    assert len(PAGES) == 24 and ["data", "check"] in PAGES
 
 
 def test_a_page_fits_a_terminal(page: str) -> None:
@@ -61,7 +59,8 @@ def test_a_page_has_one_example_which_parses_and_whose_recipe_exists(words: list
     arguments = shlex.split(example)
     assert arguments[: 1 + len(words)] == ["redistill", *words]
     assert callable(parse_arguments(arguments[1:]).command)
-    assert all((ROOT / name).is_file() for name in arguments if name.startswith("recipes/"))
+    named = getattr(parse_arguments(arguments[1:]), "recipe", None)
+    assert named is None or str(named) in packaged_recipes()
 
 
 def test_every_argument_is_described() -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from redistill.errors import ConfigError, ModelError
-from redistill.models import checked_model, load, snapshots, tokenizers
+from redistill.models import load, snapshots, tokenizers
 from redistill.models.load import ModelConfig, compatibility_warnings, end_token_ids, load_model, load_tokenizer
 from tests.models.conftest import make_tokenizer
 
@@ -133,13 +133,6 @@ def test_an_unknown_hub_name_is_reported_in_one_line(name):
     assert re.match(f"{re.escape(name)}: (config.json )?cannot be ", str(caught.value)) and "\n" not in str(caught.value)
 
 
-def test_gguf_without_its_package_names_the_command(monkeypatch, tmp_path, no_hub):
-    (tmp_path / "m.gguf").touch()
-    monkeypatch.setattr(checked_model.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"pip install 'redistill\[gguf\]'"):
-        load_model(ModelConfig(model=str(tmp_path / "m.gguf")))
-
-
 @pytest.mark.parametrize("there", [(), ("sentencepiece",)])
 def test_a_sentencepiece_tokenizer_without_its_packages_names_the_extra(folder, monkeypatch, no_hub, there):
     def find_spec(name):
@@ -153,9 +146,8 @@ def test_a_sentencepiece_tokenizer_without_its_packages_names_the_extra(folder, 
         load_tokenizer(ModelConfig(model=str(folder)))
 
 
-def test_quantising_a_gguf_file_or_merged_model_is_rejected(tmp_path, no_hub, monkeypatch):
+def test_quantising_a_gguf_file_or_merged_model_is_rejected(tmp_path, no_hub):
     (tmp_path / "m.gguf").touch()
-    monkeypatch.setattr(checked_model.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match=r"must be none, since .* is a GGUF file or has an adapter to be merged"):
         load_model(ModelConfig(model=str(tmp_path / "m.gguf")), "nf4")
 

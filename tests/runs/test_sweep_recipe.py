@@ -14,6 +14,7 @@ from redistill.errors import ConfigError
 from redistill.losses.divergences import ForwardKL
 from redistill.runs.sweep import plan_sweep
 from redistill.runs.sweep_recipe import Cell, Sweep, cells, merged, read_sweep
+from redistill.storage.packaged import packaged
 
 MINIMAL: dict[str, Any] = {"name": "table", "rows": {"sft": {"method": "sft"}, "mgsr": {"method": "mgsr"}}}
 
@@ -125,7 +126,7 @@ def test_an_invalid_sweep_is_rejected_with_the_field(tmp_path: Path, case: str) 
 
 
 def test_a_missing_sweep_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file or directory; use the path of a sweep"):
+    with pytest.raises(ConfigError, match="No such file or directory; give the path of a recipe"):
         read_sweep(tmp_path / "none.yaml")
 
 
@@ -137,7 +138,7 @@ def test_the_page_of_sweeps_has_every_field() -> None:
 
 # --- the recipes --------------------------------------------------------------------------------------------------------
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = packaged("recipes")
 METHODS_OF_TABLE_1 = ["sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "mgsr", "mgsr-robust"]
 
 

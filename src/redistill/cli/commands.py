@@ -76,7 +76,7 @@ def cache_teacher(options: argparse.Namespace) -> None:
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """Train a student for each setting and seed of a sweep; compare the students."""
+    """Train the students of a sweep, and compare them."""
     from redistill.runs.sweep import plan_sweep, run_sweep
 
     if options.jobs is not None and options.jobs < 1:
@@ -215,7 +215,7 @@ def estimate(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """Check this machine, or check a recipe for failures that raise no error."""
+    """Check this machine, or a recipe for silent failures."""
     from redistill.training.progress import report
 
     def phase(text: str) -> None:
@@ -223,9 +223,7 @@ def doctor(options: argparse.Namespace) -> None:
             report(f"doctor: {text}")
 
     if options.recipe is None and options.row is not None:
-        raise ConfigError(
-            f"doctor: --row {options.row}: needs a sweep; also give the file of the sweep, such as recipes/table1-toy.yaml"
-        )
+        raise ConfigError(f"doctor: --row {options.row}: needs a sweep; also give the sweep, such as table1-toy")
     if options.recipe is None:
         from redistill.doctor.machine import examine_machine
         from redistill.doctor.table import print_machine

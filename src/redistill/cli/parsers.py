@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 import redistill
-from redistill.cli import commands
+from redistill.cli import commands, recipes
 from redistill.cli.values import count as _count
 from redistill.cli.values import finite_number as _finite_number
 from redistill.cli.values import name as _name
@@ -23,6 +23,7 @@ from redistill.config.other_tools import option_hint
 from redistill.config.shown import line
 
 WIDTH = 80
+RECIPE = "a YAML file, a name of `recipes list`, or a run.json"
 EXIT_CODES = """\
 exit codes:
   0           success
@@ -87,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="redistill",
         formatter_class=_help,
         description="Knowledge distillation of language models: MGSR and its baselines.",
-        epilog=f"{EXIT_CODES}\nexample: redistill run recipes/smollm2-dolly.yaml --out runs/first",
+        epilog=f"{EXIT_CODES}\nexample: redistill run smollm2-dolly --out runs/first",
     )
     parser.add_argument("--version", action="version", version=f"redistill {redistill.__version__}")
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -104,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
         _estimate,
         _doctor,
         _methods,
+        _recipes,
         _data,
         _models,
         _export,
@@ -125,30 +127,30 @@ def _demo(group: Group) -> None:
 
 
 def _run(group: Group) -> None:
-    parser = _command(group, "run", commands.run, "redistill run recipes/smollm2-dolly.yaml method=kd --out runs/kd")
+    parser = _command(group, "run", commands.run, "redistill run smollm2-dolly method=kd --out runs/kd")
     _add_run(parser)
     _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=_path)
     _add_json(parser)
 
 
 def _train(group: Group) -> None:
-    parser = _command(group, "train", commands.train, "redistill train recipes/smollm2-dolly.yaml training.updates=50")
+    parser = _command(group, "train", commands.train, "redistill train smollm2-dolly training.updates=50")
     _add_run(parser)
     _add_json(parser)
 
 
 def _cache_teacher(group: Group) -> None:
-    example = "redistill cache-teacher recipes/smollm2-dolly.yaml method=kd --out kd"
+    example = "redistill cache-teacher smollm2-dolly method=kd --out kd"
     parser = _command(group, "cache-teacher", commands.cache_teacher, example)
-    _add_recipe(parser, "a YAML recipe, or the run.json of a run", "settings to change, such as teacher.cache_dtype=bfloat16")
+    _add_recipe(parser, RECIPE, "settings to change, such as teacher.cache_dtype=bfloat16")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cached teacher; teacher.path of later runs")
     _add_private(parser)
     _add_json(parser)
 
 
 def _sweep(group: Group) -> None:
-    parser = _command(group, "sweep", commands.sweep, "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2")
-    _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in all runs of the sweep")
+    parser = _command(group, "sweep", commands.sweep, "redistill sweep table1-toy --only sft --only mgsr --jobs 2")
+    _add_recipe(parser, "a YAML file, or a name, such as table1-toy", "settings to change in all runs of the sweep")
     parser.add_argument("--out", type=_path, help="output folder (default: runs/NAME)")
     parser.add_argument(
         "--jobs", type=_count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)"
@@ -218,23 +220,21 @@ def _compare(group: Group) -> None:
 
 
 def _config(group: Group) -> None:
-    parser = _command(group, "config", commands.config, "redistill config recipes/smollm2-dolly.yaml method=gkd")
-    _add_recipe(parser, "a YAML recipe, or the run.json of a run", "settings to change")
+    parser = _command(group, "config", commands.config, "redistill config smollm2-dolly method=gkd")
+    _add_recipe(parser, RECIPE, "settings to change")
     _add_json(parser, "print JSON instead of YAML; `redistill run` accepts both")
 
 
 def _estimate(group: Group) -> None:
-    parser = _command(
-        group, "estimate", commands.estimate, "redistill estimate recipes/smollm2-dolly.yaml training.batch_size=8"
-    )
-    _add_recipe(parser, "a YAML recipe, the run.json of a run, or a sweep if --row is set", "settings to change")
+    parser = _command(group, "estimate", commands.estimate, "redistill estimate smollm2-dolly training.batch_size=8")
+    _add_recipe(parser, f"{RECIPE}; or a sweep if --row is set", "settings to change")
     parser.add_argument("--row", metavar="LABEL", help="estimate the first run with this label in the sweep")
     _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 
 def _doctor(group: Group) -> None:
-    parser = _command(group, "doctor", commands.doctor, "redistill doctor recipes/smollm2-dolly.yaml")
-    text = "a YAML recipe, the run.json of a run, or a sweep if --row is set (default: check this machine)"
+    parser = _command(group, "doctor", commands.doctor, "redistill doctor smollm2-dolly")
+    text = "a YAML file, a name of `recipes list`, a run.json, or a sweep if --row is set (default: check this machine)"
     _add_recipe(parser, text, "settings to change", is_optional=True)
     parser.add_argument("--row", metavar="LABEL", help="check the first run with this label in the sweep")
     _add_json(parser)
@@ -246,8 +246,22 @@ def _methods(group: Group) -> None:
     _add_json(parser)
 
 
+def _recipes(group: Group) -> None:
+    actions = _actions(group, "recipes", "List, show or copy the recipes of the package.", "redistill recipes list")
+    _add_json(_command(actions, "list", recipes.list_recipes, "redistill recipes list"))
+    show = _command(actions, "show", recipes.show, "redistill recipes show smollm2-dolly")
+    copy = _command(actions, "copy", recipes.copy, "redistill recipes copy smollm2-dolly --out mine.yaml")
+    for parser in (show, copy):
+        parser.add_argument("name", metavar="NAME", help="name of a recipe of the package")
+        _add_json(parser)
+    copy.add_argument("--out", type=_path, metavar="FILE", help="output file (default: NAME.yaml)")
+
+
 def _data(group: Group) -> None:
-    actions = _actions(group, "data", "Inspect data sets.", "redistill data check mine.jsonl")
+    actions = _actions(group, "data", "Inspect data sets, or copy sample rows.", "redistill data check mine.jsonl")
+    parser = _command(actions, "sample", recipes.copy_sample, "redistill data sample --out sample")
+    parser.add_argument("--out", type=_path, default=Path("sample"), help="output folder (default: %(default)s)")
+    _add_json(parser)
     parser = _command(actions, "check", commands.data_check, "redistill data check mine.jsonl --against dolly=dolly/test.jsonl")
     parser.add_argument(
         "sources", type=_name, nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set"
@@ -334,7 +348,7 @@ def _page(group: Group, name: str, text: str, example: str) -> _Parser:
 
 
 def _add_run(parser: _Parser) -> None:
-    _add_recipe(parser, "a YAML recipe, or the run.json of another run", "settings to change, such as training.updates=50")
+    _add_recipe(parser, RECIPE, "settings to change, such as training.updates=50")
     parser.add_argument("--out", type=_path, help="run folder (default: `out` of the recipe, or runs/NAME)")
     _add_private(parser)
 

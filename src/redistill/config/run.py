@@ -17,6 +17,7 @@ from redistill.config.capabilities import mismatch
 from redistill.config.external import check_policy_node, declared, teacher_capabilities
 from redistill.config.methods import METHODS, Method, as_in_reference, method
 from redistill.config.plugins import External, Slot
+from redistill.config.recipes import read_recipe
 from redistill.config.schema import current_tree, schema_of_run
 from redistill.config.scoring import check_choice, load_external, metrics, metrics_of, names_in
 from redistill.config.sections import DataConfig, StudentConfig, TeacherConfig
@@ -226,7 +227,8 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
     r"""Read a recipe, and return the configuration of the run.
 
     Args:
-        path: Path of the recipe: a YAML file, or the run.json that an earlier run wrote to its folder.
+        path: Path of the recipe: a YAML file, or the run.json that an earlier run wrote to its folder. If there is no such
+            file, the name of a recipe of the package, such as `Path("smollm2-dolly")`.
         overrides: Settings to change, each as `section.field=value`.
         allow_code: Modules that may be imported for external components, such as `my_module` for `my_module:MyDivergence`.
 
@@ -246,11 +248,7 @@ def load_config(path: Path, overrides: Iterable[str] = (), allow_code: Iterable[
         >>> run.method, run.training.updates
         ('sft', 50)
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the path of a recipe, such as recipes/smollm2-dolly.yaml") from error
-    tree = parse.parse_yaml(text, str(path))
+    tree = parse.parse_yaml(read_recipe(path), str(path))
     if path.suffix == ".json" and "config" in tree:
         schema_of_run(tree, str(path))
         config = tree["config"]

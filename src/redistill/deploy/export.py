@@ -14,7 +14,7 @@ import torch
 
 from redistill.deploy.adapter import write_adapter
 from redistill.deploy.families import UnsupportedError, context_length
-from redistill.deploy.gguf_file import Dtype, check_float16, check_gguf_package, write_gguf
+from redistill.deploy.gguf_file import Dtype, check_float16, write_gguf
 from redistill.deploy.hub import HubApi, check_push, push
 from redistill.deploy.licences import licences_of
 from redistill.deploy.modelfile import modelfile, pieces_of
@@ -94,8 +94,6 @@ def export(
     check_path(folder)
     if out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: is not empty; choose another --out, or remove it")
-    if target in ("gguf", "ollama"):
-        check_gguf_package(name)
     with folders.new_folder(folder.absolute()) as made:
         if target == "adapter":
             notes = write_adapter(source, made, allow_code)

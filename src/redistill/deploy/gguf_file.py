@@ -3,7 +3,6 @@
 The gguf package writes the file. One tensor at a time is converted, so that the memory in use is that of the model.
 """
 
-import importlib.util
 from pathlib import Path
 from typing import Literal
 
@@ -17,19 +16,6 @@ from redistill.interfaces import CausalModel, Tokenizer
 
 Dtype = Literal["f16", "bf16", "f32"]
 """dtype of exported weights: float16, bfloat16 or float32."""
-
-
-def check_gguf_package(name: str) -> None:
-    """Check that the gguf package is installed.
-
-    Args:
-        name: Name of the model for the error message.
-
-    Raises:
-        ModelError: the package is missing.
-    """
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{name}: writing GGUF needs the gguf package; pip install 'redistill[gguf]'")
 
 
 def write_gguf(path: Path, model: CausalModel, tokenizer: Tokenizer, *, label: str, dtype: Dtype) -> None:

