@@ -121,7 +121,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from redistill.runs.run import evaluate_model, tokens_of
 
     scores = evaluate_model(
-        ModelConfig(model=options.model, dtype=options.dtype),
+        ModelConfig(model=options.model, revision=options.revision, dtype=options.dtype),
         dict(_task(text) for text in options.data),
         EvaluationConfig(
             seeds=options.seeds,

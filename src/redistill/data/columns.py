@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from redistill.errors import ConfigError
+from redistill.storage.redaction import plain_line
 
 COLUMNS = ("prompt", "completion", "instruction", "input", "output", "messages", "conversations")
 """The keys of rows that a column can be mapped to."""
@@ -35,7 +36,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
         if key not in COLUMNS:
             near = difflib.get_close_matches(key, COLUMNS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"choose among {', '.join(COLUMNS)}"
-            raise ConfigError(f"columns.{key[:60]}: no such key of a row; {hint}")
+            raise ConfigError(f"columns.{plain_line(key)[:60]}: no such key of a row; {hint}")
         if not column:
             raise ConfigError(f"columns.{key} = '': must be the name of a column, as in {{prompt: question}}")
 

@@ -19,6 +19,7 @@ from redistill.data.forms import MAX_ROW_BYTES, BadRow
 from redistill.data.whole_file import HEAD_BYTES, fault_of_file
 from redistill.errors import DataError, first_line
 from redistill.storage.json_text import JsonError, parse_json, parse_json_at
+from redistill.storage.redaction import plain_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -308,7 +309,7 @@ def _table_rows(path: Path, name: str, kind: str) -> Iterator[FileRow]:
             ]
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
             what = {"parquet": "Parquet", "arrow": "Arrow"}[kind]
-            reason = first_line(error)[:150]
+            reason = plain_line(first_line(error))[:150]  # it may quote bytes of the file
             raise DataError(
                 f"{name}: is not a complete {what} file (after row {number}: {reason}); copy or download it again"
             ) from error

@@ -250,9 +250,9 @@ def _found_in(folder: Path, split: str) -> list[Path]:
             return parts
     if files and not any(_first_word(stem) in every for _, stem in files for every in _SPLITS.values()):
         return [path for path, _ in files]
-    found = ", ".join(path.name for path, _ in files[:6]) or "no such file"
+    found, name = ", ".join(plain_line(path.name) for path, _ in files[:6]) or "no such file", plain_line(split)[:60]
     raise DataError(
-        f"{folder}: has no {split}.jsonl or {split}.json (found: {found}) and no other data file of the split; name the file "
+        f"{folder}: has no {name}.jsonl or {name}.json (found: {found}) and no other data file of the split; name the file "
         "itself or another split"
     )
 

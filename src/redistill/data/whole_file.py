@@ -89,8 +89,9 @@ def _json_layout(start: bytes, is_whole: bool, kind: str) -> str | None:
     text = start.decode("utf-8", "replace")
     first, _, rest = text.partition("\n")
     if first.rstrip().endswith(",") and _is_object(first.rstrip()[:-1]):
-        second = rest.partition("\n")[0].strip()
-        if not second or _is_object(second.rstrip(",")):
+        second, _, others = rest.lstrip().partition("\n")
+        is_last = not others.strip() and is_whole
+        if (is_last and not second.strip()) or (_is_object(second.rstrip(", \r")) and (is_last or second.rstrip().endswith(","))):
             return "has a comma after its rows, as in a JSON array; remove the commas, or put the rows into [ ] in a .json file"
         return None
     try:

@@ -129,7 +129,8 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
             f"a folder that does not contain {first}"
         )
     if not is_local(name) and (match := _WITH_REVISION.fullmatch(name)):
-        raise ModelError(f"{name}: a hub name contains no revision; use {match[1]}, and set revision to {match[2]}")
+        remedy = f"use {match[1]}, and set revision (--revision of evaluate) to {match[2]}"
+        raise ModelError(f"{name}: a hub name contains no revision; {remedy}")
     if is_local(name) or path.exists() or name.endswith("/") or name.count("/") > 1:
         raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
     key = (str(constants.HF_HUB_CACHE), name, revision or "main")

@@ -249,7 +249,7 @@ class _ExampleBuilder(NamedTuple):
             raise DataError(f"{role}: the prompt of every row is also in a test set; use other data, or other test sets")
         found = first_usable(source, count, self.tokenizer, self.config.tokens, cache=self.report)
         if held is not None:
-            self._list_left_out(validation, found.rejected, found.too_long, "validation")
+            self._list_left_out(validation, found.rejected, found.too_long, "validation data")
             if not len(found.indices):  # reports why
                 tokenize_training(validation, self.tokenizer, self.config.tokens, self.seed, role="validation data")
             return train, validation.take(found.indices), leaked
