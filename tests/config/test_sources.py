@@ -32,7 +32,9 @@ def test_columns_apply_to_every_source_without_its_own() -> None:
 
 
 def test_a_recipe_with_sections_survives_printing() -> None:
-    run = decode_run({**RECIPE, "data": {"train": [SECTION, "a.csv"], "tests": {"x": SECTION}, "columns": {"prompt": "q"}}}, "r")
+    run = decode_run(
+        {**RECIPE, "data": {"train": [SECTION, "a.csv"], "tests": {"x": SECTION}, "columns": {"prompt": "q"}}}, "r"
+    )
     assert decode_run(encode_run(run), "again") == run
 
 

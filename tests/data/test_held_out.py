@@ -72,7 +72,9 @@ def test_the_rows_before_the_last_one_are_searched_in_growing_blocks(tmp_path: P
 
 def test_too_few_usable_rows_are_an_error_with_the_true_reason(tmp_path: Path, tokenizer: Any) -> None:
     path = write(tmp_path / "a.jsonl", [talk(k, system=k < 16) for k in range(18)])
-    with pytest.raises(ConfigError, match=r"validation can use 2 of them \(.*a\.jsonl:1: .*System role not supported.*lower") as caught:
+    with pytest.raises(
+        ConfigError, match=r"validation can use 2 of them \(.*a\.jsonl:1: .*System role not supported.*lower"
+    ) as caught:
         load(config(path), tokenizer)
     assert "prompt_tokens" not in str(caught.value)
 
@@ -85,7 +87,9 @@ def test_validation_data_is_called_so_and_its_rejected_rows_are_listed(tmp_path:
     assert [row["line"] for row in read_lines(tmp_path / "rejected.jsonl")] == [1, 3, 5]
     with pytest.raises(DataError, match=r"validation data: .*v\.jsonl:1: .*System role"):
         load(config(train, validation=held, max_bad_rows=2), tokenizer)
-    with pytest.raises(DataError, match=r"^validation data: none of 2 records is left: 2 were rejected \(first: w:1: .*System role"):
+    with pytest.raises(
+        DataError, match=r"^validation data: none of 2 records is left: 2 were rejected \(first: w:1: .*System role"
+    ):
         load(config(train, validation=write(tmp_path / "w.jsonl", [talk(k, system=True) for k in (60, 61)])), tokenizer)
 
 

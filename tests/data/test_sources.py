@@ -105,7 +105,7 @@ def test_a_compressed_line_that_does_not_fit_into_memory_is_an_error(tmp_path: P
 def test_a_truncated_file_is_an_error(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, ROWS * 400)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match="is not a complete (gzip|Parquet|Arrow) file") as caught:
+    with pytest.raises(DataError, match=r"is not a complete (gzip|Parquet|Arrow) file") as caught:
         read_records(path, max_bad_rows=10**6)
     assert "\n" not in str(caught.value)
 
@@ -126,9 +126,7 @@ def test_a_truncated_file_is_an_error(tmp_path: Path, name: str) -> None:
         (["VAL.JSONL", "train.jsonl"], "validation", ["VAL.JSONL"]),
     ],
 )  # fmt: skip
-def test_the_files_of_a_split_are_found_in_a_folder(
-    tmp_path: Path, names: list[str], split: str, expected: list[str]
-) -> None:
+def test_the_files_of_a_split_are_found_in_a_folder(tmp_path: Path, names: list[str], split: str, expected: list[str]) -> None:
     for name in names:
         write(tmp_path / name)
     found = single_sources(str(tmp_path), split, {"prompt": "question"})
@@ -221,7 +219,10 @@ def test_what_does_not_apply_is_an_error_of_one_line(
     ("fields", "reason"),
     [
         ({"path": " "}, "path = ''"),
-        ({"path": "a", "columns": {"completions": "b"}}, "columns.completions: no such key of a row; did you mean 'completion'"),
+        (
+            {"path": "a", "columns": {"completions": "b"}},
+            "columns.completions: no such key of a row; did you mean 'completion'",
+        ),
         ({"path": "a", "columns": {"prompt": ""}}, "columns.prompt = '': must be the name of a column"),
     ],
 )

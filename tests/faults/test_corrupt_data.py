@@ -29,7 +29,7 @@ from tests.worlds import gpt2_tokenizer
 
 CORRUPTIONS = trials(40, 200)
 LIMIT = 10**6
-ROWS = [{"prompt": f"Spell the number {k}: é, 数, \"{k}\",\n😀", "completion": f"It is {k}.", "id": str(k)} for k in range(60)]
+ROWS = [{"prompt": f'Spell the number {k}: é, 数, "{k}",\n😀', "completion": f"It is {k}.", "id": str(k)} for k in range(60)]
 LINES = b"".join(json.dumps(row, ensure_ascii=bool(k % 2)).encode() + b"\n" for k, row in enumerate(ROWS))
 
 # --- files of every format ----------------------------------------------------------------------------------------------

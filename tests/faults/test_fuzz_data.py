@@ -1,4 +1,4 @@
-"""Whatever a CSV, gzip, Parquet or Arrow file holds, and however a source is named: it is read, or refused in one typed line."""
+"""Whatever a CSV, gzip, Parquet or Arrow file contains, and however a source is named: it is read, or refused in one line."""
 
 import gzip
 import io
@@ -19,7 +19,9 @@ from redistill.data.sources import Source
 from tests.faults.noise import KEYS, TEXTS, VALUES, fuzzed, is_one_line, read_or_refused
 from tests.faults.test_fuzz import LINES, ROWS
 
-SOUND = [{"prompt": f"Spell {k}.", "completion": f"It is {k}.", "talk": [{"role": "user", "content": f"{k}"}]} for k in range(30)]
+SOUND = [
+    {"prompt": f"Spell {k}.", "completion": f"It is {k}.", "talk": [{"role": "user", "content": f"{k}"}]} for k in range(30)
+]
 EDITS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=12)), max_size=4)
 
 
@@ -56,7 +58,9 @@ def test_any_cells_as_csv(tmp_path: Path, rows: list[list[str]], separator: str,
 
 @given(st.lists(LINES, max_size=5), EDITS, ENDS)
 @fuzzed("a compressed file")
-def test_any_bytes_in_a_compressed_file(tmp_path: Path, lines: list[bytes], edits: list[tuple[float, bytes]], end: float) -> None:
+def test_any_bytes_in_a_compressed_file(
+    tmp_path: Path, lines: list[bytes], edits: list[tuple[float, bytes]], end: float
+) -> None:
     data = gzip.compress(b"\n".join([b'{"prompt": "a", "completion": "b"}', *lines]), mtime=0)
     read(tmp_path / "rows.jsonl.gz", edited(data, edits, end))
 
@@ -103,7 +107,9 @@ def test_any_columns(row: dict[str, Any], columns: dict[str, str]) -> None:
 NAMES = st.one_of(
     TEXTS,
     VALUES.map(str),
-    st.lists(st.sampled_from(["missing", "/", ".", "..", "@", ":", "[", "]", "1%", "owner", ".csv", "~", "-"]), max_size=9).map("".join),
+    st.lists(st.sampled_from(["missing", "/", ".", "..", "@", ":", "[", "]", "1%", "owner", ".csv", "~", "-"]), max_size=9).map(
+        "".join
+    ),
 )
 
 

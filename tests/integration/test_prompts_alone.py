@@ -43,7 +43,9 @@ def test_a_method_trains_on_prompts_alone_or_is_refused_by_name(world: Path, met
     run = tiny_run(world, method, out=f"{method}-{form}", data=tests, training={"updates": 2, "batch_size": 4, "log_every": 1})
     if method not in ALONE:
         needing = "objective|policy (fixed|mixed|adaptive)"
-        with pytest.raises(DataError, match=rf"({needing}) needs gold answers; of the methods, seqkd, imitkd and minillm train"):
+        with pytest.raises(
+            DataError, match=rf"({needing}) needs gold answers; of the methods, seqkd, imitkd and minillm train"
+        ):
             train_student(run)
         return
     assert (train_student(run) / "model.safetensors").is_file()
@@ -74,7 +76,9 @@ def test_rows_with_and_without_answers_are_both_used_and_validation_takes_those_
 
 def test_validation_without_answers_is_refused_by_name(world: Path) -> None:
     data: dict[str, Any] = {"train": [prompts(world, "prompt")], "validation": None, "validation_rows": 2, "tests": {}}
-    with pytest.raises(ConfigError, match=r"validation can use 0 of them .*prompt.jsonl:1: the record has no answer.*data.validation"):
+    with pytest.raises(
+        ConfigError, match=r"validation can use 0 of them .*prompt.jsonl:1: the record has no answer.*data.validation"
+    ):
         train_student(tiny_run(world, "imitkd", out="none", data=data))
     data["validation"] = data["train"][0]
     with pytest.raises(DataError, match=r"prompt.jsonl:1: 'completion' is missing; .*; validation needs answers"):

@@ -69,7 +69,9 @@ def test_another_name_is_looked_up(name: str) -> None:
 
 
 def test_a_revision_in_the_name_of_a_model_names_the_setting() -> None:
-    expected = "^owner/name@v1.0: a hub name contains no revision; use owner/name, and set revision .--revision of evaluate. to v1.0$"
+    expected = (
+        "^owner/name@v1.0: a hub name contains no revision; use owner/name, and set revision .--revision of evaluate. to v1.0$"
+    )
     with pytest.raises(ModelError, match=expected):
         find_file("owner/name@v1.0", "config.json")
     (Path("held") / "name@v1.0").mkdir()

@@ -170,12 +170,12 @@ class DataConfig:
     """Training, validation and test data.
 
     Args:
-        train: Files, folders or hub names, each as a text or as a section with the fields of `Source`; the training set is the
-            concatenation of their rows.
+        train: Files, folders or hub names, each as a text or as a section with the fields of `data.validation`; the training
+            set is the concatenation of their rows.
         validation: A file, folder or hub name. If None, the first `validation_rows` usable rows of the training set are used
             for validation instead of training. Validation needs rows with answers.
         validation_rows: Number of rows used for validation, >= 1.
-        tests: Mapping of the name of each test set to its file, or to null for the data set on the hub. `redistill methods`
+        tests: Mapping of the name of each test set to its source, or to null for the data set on the hub. `redistill methods`
             lists the known test sets. `module:NAME` is an external test set. Any other name defines a new test set, which needs
             a file.
         columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations) to columns with

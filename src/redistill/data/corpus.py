@@ -21,6 +21,7 @@ from redistill.interfaces import Tokenizer
 from redistill.processes import signals
 from redistill.storage.hub import is_local, unreachable
 from redistill.storage.json_text import JsonError, parse_json
+from redistill.storage.paths import expanded
 
 TOKENIZED_AT_ONCE = 256
 """Number of documents per call of the tokenizer."""
@@ -129,7 +130,7 @@ def _documents(source: str | Path) -> Iterator[str]:
 
     White space at both ends of a document is removed, and consecutive line breaks are replaced by one line break.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file() and path.suffix.lower() in _SUFFIXES:
         raw = _of_text(path) if path.suffix.lower() == ".txt" else _of_rows(path)
     elif path.exists():

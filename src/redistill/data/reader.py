@@ -136,7 +136,9 @@ def survey_records(
 
 
 def single_sources(source: str | Path | Source, split: str, columns: Mapping[str, str] | None = None) -> list[Source]:
-    """Return one source for each file of a folder, so that every file has its own report.
+    """Return one source for each file of a folder.
+
+    Every file then has its own report.
 
     Args:
         source: A file, a folder, or a hub name.

@@ -33,7 +33,10 @@ class RejectedRow:
     reason: str
 
     def in_file(self, name: str) -> "RejectedRow":
-        """Return the row with the name of its file in the reason, for a source of several files."""
+        """Return the row with the name of its file in the reason.
+
+        It is needed for a source of several files.
+        """
         return replace(self, reason=f"{name}: {self.reason}")
 
 

@@ -15,7 +15,7 @@ from redistill.data.columns import check_columns
 from redistill.data.formats import FORMATS, file_format
 from redistill.errors import ConfigError, DataError, first_line
 from redistill.storage.hub import HUB_NAME, is_local, unreachable
-from redistill.storage.paths import unusable
+from redistill.storage.paths import expanded, unusable
 from redistill.storage.redaction import plain_line
 
 ENDINGS = "a .jsonl, .json, .csv, .tsv, .parquet or .arrow file"
@@ -135,7 +135,7 @@ def located(source: Source, default: str) -> list[Located]:
     """
     if (fault := unusable(source.path)) is not None:
         raise DataError(f"{plain_line(source.path)[:100]}: {fault}")
-    path, split = Path(source.path).expanduser(), source.named_split(default)
+    path, split = expanded(source.path), source.named_split(default)
     if path.exists():
         _check_local(source, path)
         files = _files_of_split(path, split) if path.is_dir() else [path]
@@ -170,9 +170,10 @@ def download(source: Source, hub_file: str) -> Located:
 
 
 def hub_rows(place: Located) -> Iterator[tuple[int, None, object]]:
-    """Yield the rows of a split of a hub data set: position from 1, None, and the row as a dict.
+    """Yield the rows of a split of a hub data set.
 
-    The library `datasets` downloads the data.  It runs no code of a repository.
+    Each result is the position of the row from 1, None, and the row as a dict.  The library `datasets` downloads the data.  It
+    runs no code of a repository.
 
     Raises:
         DataError: the hub does not answer, or has no such data set, configuration, revision or split.
@@ -185,9 +186,9 @@ def hub_rows(place: Located) -> Iterator[tuple[int, None, object]]:
     unreachable()  # before the look-up, which would be repeated for minutes
     try:
         rows = load_dataset(source.path, **{name: value for name, value in options.items() if value is not None})
+        yield from ((number, None, row) for number, row in enumerate(rows, 1))
     except (DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise hub_failed(f"{source.name}, split {place.split}", error) from error
-    yield from ((number, None, row) for number, row in enumerate(rows, 1))
 
 
 def hub_failed(what: str, error: Exception, instead: str = ".jsonl or .parquet") -> DataError:

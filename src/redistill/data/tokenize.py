@@ -290,11 +290,13 @@ def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[
         yield first, batch
 
 
-def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[tuple[int, ...]]:
+def tokenize_prompts(
+    records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig, *, role: str = "prompts"
+) -> list[tuple[int, ...]]:
     """Tokenize the prompt of each record; truncate long prompts on the left.
 
     A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because the end of a prompt requests the
-    answer ("### Response:").
+    answer ("### Response:").  `role` is the name of the records in error messages.
 
     Returns:
         One tuple of token ids per record, in order.
@@ -308,9 +310,9 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: To
     for _, batch in _batches(records, "first"):
         for record, ids in zip(batch, encoder.prompts(batch)):
             if isinstance(ids, DataError):
-                raise DataError(f"{record.record_id}: {ids}") from ids
+                raise DataError(f"{role}: {record.record_id}: {ids}") from ids
             if not ids:
-                raise DataError(f"{record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
+                raise DataError(f"{role}: {record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
             if len(ids) > config.prompt_tokens:
                 front = ids[:1] if ids[0] == tokenizer.bos_token_id and config.prompt_tokens > 1 else []
                 ids = front + ids[len(ids) - config.prompt_tokens + len(front) :]

@@ -30,7 +30,7 @@ _WRAPPED = re.compile(r'\{\s*"([^"\\]{1,60})"\s*:\s*\[\s*\{')
 
 
 def fault_of_file(head: bytes, kind: str) -> str | None:
-    """Return the fault of a whole file with the remedy, in one line; None if none is found.
+    """Return the fault of a whole file with its remedy, or None.
 
     Args:
         head: The first bytes of the file; the whole file if it is not longer than `HEAD_BYTES`.
@@ -58,7 +58,10 @@ def fault_of_file(head: bytes, kind: str) -> str | None:
 
 
 def single_byte_fault(first: str) -> str:
-    """Return the fault of a file in a single-byte encoding; `first` is the reason of its first faulty row."""
+    """Return the fault of a file in a single-byte encoding.
+
+    `first` is the reason of its first faulty row.
+    """
     return f"is {first}, and most rows are not; it may be Windows-1252 or Latin-1: {_UTF8.format('WINDOWS-1252')}"
 
 
@@ -91,7 +94,9 @@ def _json_layout(start: bytes, is_whole: bool, kind: str) -> str | None:
     if first.rstrip().endswith(",") and _is_object(first.rstrip()[:-1]):
         second, _, others = rest.lstrip().partition("\n")
         is_last = not others.strip() and is_whole
-        if (is_last and not second.strip()) or (_is_object(second.rstrip(", \r")) and (is_last or second.rstrip().endswith(","))):
+        if (is_last and not second.strip()) or (
+            _is_object(second.rstrip(", \r")) and (is_last or second.rstrip().endswith(","))
+        ):
             return "has a comma after its rows, as in a JSON array; remove the commas, or put the rows into [ ] in a .json file"
         return None
     try:

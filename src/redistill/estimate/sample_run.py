@@ -23,6 +23,7 @@ from redistill.policies import Adaptive, GoldBatches, Mixed, PolicyConfig, Rollo
 from redistill.policies.order import coin, gold_sequence
 from redistill.records import RawPrompt, Record
 from redistill.runs.load import DataSets
+from redistill.storage.paths import expanded
 from redistill.training.schedule import in_updates
 
 SAMPLE_ROWS = 256
@@ -172,7 +173,7 @@ def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int
     """
     data, why = run.data, "the training data is not in local files"
     sources = [source for source, split in data.sources if split == "train"]
-    if all(Path(source.path).expanduser().exists() for source in sources):
+    if all(expanded(source.path).exists() for source in sources):
         try:
             needs_gold = bool(why_gold(run.resolved_method))
             read = partial(read_records, max_bad_rows=data.max_bad_rows, require_answer=needs_gold)

@@ -24,6 +24,7 @@ from redistill.errors import ModelError
 from redistill.models.reading import reading
 from redistill.models.weight_files import INDEX, SINGLE, check_pointers, shards
 from redistill.storage.hub import HUB_NAME, is_local, unreachable
+from redistill.storage.paths import expanded
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 TOKEN_FILES = ("special_tokens_map.json", "added_tokens.json")
@@ -119,7 +120,7 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
         ModelError: the folder, repository or revision does not exist; the name is not a valid hub name; or the hub cannot be
             reached, and no files of the model were downloaded before.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return ModelFolder(name, path)
     first = name.partition("/")[0]

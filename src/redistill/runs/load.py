@@ -30,6 +30,7 @@ from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Json, Record
 from redistill.storage import files
+from redistill.storage.paths import expanded
 
 MAX_CORPUS_BLOCKS = 200_000
 """Maximum number of blocks of a corpus.  With 512 tokens per block, it has 100 million tokens: 400 MB in every process."""
@@ -323,10 +324,7 @@ class _ExampleBuilder(NamedTuple):
             DataError: a prompt cannot be tokenised.
         """
         for name, records in tests.items():
-            try:
-                tokenize_prompts(records, self.tokenizer, self.config.tokens)
-            except DataError as error:
-                raise DataError(f"test set {name}: {error}") from error
+            tokenize_prompts(records, self.tokenizer, self.config.tokens, role=f"test set {name}")
 
     def count_special_in(self, tests: Mapping[str, Sequence[Record]]) -> None:
         """Count and report the special tokens in the prompts of the test sets."""
@@ -355,7 +353,7 @@ def _rejected(report: ReadReport) -> str:
 
 
 def _hash(source: Source | None) -> dict[str, str]:
-    path = None if source is None else Path(source.path).expanduser()
+    path = None if source is None else expanded(source.path)
     return {"sha256": files.digest(path)} if path is not None and path.is_file() else {}
 
 
