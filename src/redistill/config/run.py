@@ -372,3 +372,11 @@ def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
     """
     kept = {name: item for name, item in tree.items() if name != "out"}
     return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
+
+
+def without_length(tree: Mapping[str, Json]) -> dict[str, Json]:
+    """Return a copy of a run's configuration without the number of its updates, which may be raised later."""
+    training = tree.get("training")
+    if not isinstance(training, Mapping):
+        return dict(tree)
+    return {**tree, "training": {name: value for name, value in training.items() if name != "updates"}}

@@ -33,6 +33,7 @@ from redistill.processes.placement import full
 from redistill.records import Json
 from redistill.reports.report import build_report
 from redistill.runs.build import build_evaluator, build_parts
+from redistill.runs.extension import report_extension
 from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, sole_use
 from redistill.runs.identity import checked_identity
 from redistill.runs.load import load_tests
@@ -158,13 +159,12 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
     make_cache(config, accelerator)
     with open_run(config, accelerator) as run:
         identity = checked_identity(run)
-        if run.processes.is_main:
-            begin(run, command, identity)
+        extended = begin(run, command, identity) if run.processes.is_main else []
         _evaluate_before(run)
         state = _fit(run)
         _export(run)
         if run.processes.is_main:
-            write_run_file(run, command, identity, status=TRAINED, cost=cost(config, state))
+            write_run_file(run, command, identity, status=TRAINED, extended=extended, cost=cost(config, state))
         run.accelerator.wait_for_everyone()
 
 
@@ -197,6 +197,8 @@ def _fit(run: OpenRun) -> TrainingState:
         for log in parts.output.logs:  # without a checkpoint, nothing is kept, not even the validation at step 0
             log.truncate_after(state.step, 0 if found is None else log_size(found, log))
     run.accelerator.wait_for_everyone()
+    if found is not None:
+        report_extension(parts, found, run.config.optimiser)
     state = train(parts, run.config.training, run.config.optimiser, state)
     assert state.best_step is not None and state.best_score is not None, "the last update is always validated"
     best = checkpoint.load_step(checkpoints, state.best_step)
