@@ -67,7 +67,8 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
     "resume_from_checkpoint": ("", "run the same command again; it resumes from the last checkpoint"),
     "deepspeed": ("placement", ", with the value sharded, and start the command with torchrun"),
     **dict.fromkeys(("fsdp", "fsdp_config"), ("placement", ", with the value sharded, and start the command with torchrun")),
-    **dict.fromkeys(("report_to", "wandb_project"), ("", "read metrics.jsonl in the run folder; no service is supported")),
+    **dict.fromkeys(("report_to", "log_with"), ("tracking.to", ", a list such as [tensorboard]")),
+    "wandb_project": ("tracking.project", ", with tracking.to=[wandb]"),
 }
 """Maps a name in another tool to the path of the setting here, and to the text that follows the path in a hint.
 

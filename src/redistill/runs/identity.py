@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from redistill.config.run import Run, encode_run, without_length, without_output_folders
+from redistill.config.run import Run, encode_run, without_length, without_outputs
 from redistill.contracts import Example, TokenSequence
 from redistill.data.examples import digest_of
 from redistill.models.load import ModelConfig
@@ -82,7 +82,7 @@ def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tu
 
 def _identity(run: OpenRun) -> dict[str, str]:
     config, note = run.config, run.output.progress.note
-    settings = json.dumps(without_length(without_output_folders(encode_run(config))), sort_keys=True)
+    settings = json.dumps(without_length(without_outputs(encode_run(config))), sort_keys=True)
     found = {"settings": hashlib.sha256(settings.encode()).hexdigest()}
     for role, source in _sources(config).items():
         hashes = model_hashes(source, partial(file_hash, report=note, poll=signals.poll))

@@ -29,6 +29,7 @@ from redistill.processes import watch as ranks
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement, Replicated, Sharded, Single
 from redistill.runs import external
+from redistill.runs.launcher import check_launcher, launcher_note
 from redistill.runs.load import DataSets, load_data, read_corpus
 from redistill.runs.models import Models, load_models
 from redistill.runs.revisions import FILE as REVISIONS
@@ -37,7 +38,7 @@ from redistill.teachers.cached import CachedTeacher, CachedTeacherConfig
 from redistill.teachers.local import LocalTeacher
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.parts import Output
-from redistill.training.progress import Progress
+from redistill.training.progress import Progress, report
 from redistill.training.schedule import Schedule
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -251,7 +252,14 @@ def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
 
     Accelerate keeps the precision in a global state.  Without a reset, a second run in the same process would fail or have the
     precision of the first run.  So this function resets that state.  The process group stays unchanged.
+
+    Raises:
+        ConfigError: `accelerate launch` requests something that is not supported (see `check_launcher`).
     """
+    check_launcher()
     AcceleratorState._reset_state(reset_partial_state=False)
     autocast, handlers = "no" if precision == "fp32" else precision, [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=autocast, kwargs_handlers=handlers)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=autocast, kwargs_handlers=handlers)
+    if (note := launcher_note(accelerator.num_processes)) is not None:
+        report(f"note: {note}")
+    return accelerator

@@ -5,6 +5,7 @@ A function that is called again with the same configuration and folder resumes t
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 
 from redistill.config.decode import decode
 from redistill.config.plugins import External
-from redistill.config.run import Run
+from redistill.config.run import Run, encode_run
 from redistill.config.scoring import load_external, metrics_of
 from redistill.config.sections import DataConfig
 from redistill.contracts import Processes
@@ -49,6 +50,7 @@ from redistill.training.loop import train
 from redistill.training.parts import TrainingState
 from redistill.training.progress import AnswerProgress, report
 from redistill.training.saving import log_size, restore_checkpoint
+from redistill.training.trackers import check_packages, tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
 
     Raises:
         BusyError: another process uses the run folder.
-        ConfigError: the folder contains another run.
+        ConfigError: the folder contains another run, or the package of a tracker is missing.
         CheckpointError: the data or the models have changed since the run started.
         RanksDifferError: the ranks of the job have different data, models, settings or packages.
         DataError, ModelError, VocabularyError: the data or the models cannot be used.
@@ -150,6 +152,8 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
     """
     if check_owner(config):  # another process may have trained the student before this one got the lock
         return
+    if accelerator.is_main_process:
+        check_packages(config.tracking)
     for name, stage in stages(config).items():
         if name == "start":
             make_cache(config, accelerator)  # for this run, which may need more sequences than the stage
@@ -199,7 +203,8 @@ def _fit(run: OpenRun) -> TrainingState:
     run.accelerator.wait_for_everyone()
     if found is not None:
         report_extension(parts, found, run.config.optimiser)
-    state = train(parts, run.config.training, run.config.optimiser, state)
+    with _tracked(run, state.step):
+        state = train(parts, run.config.training, run.config.optimiser, state)
     assert state.best_step is not None and state.best_score is not None, "the last update is always validated"
     best = checkpoint.load_step(checkpoints, state.best_step)
     load_trainable_state(run.student.model, best.tensors["model"])
@@ -207,6 +212,17 @@ def _fit(run: OpenRun) -> TrainingState:
     score = shown.get(run.config.training.choose_by, f"cross entropy {-state.best_score:.3f}")
     note(f"best checkpoint: step {best.step}, validation {score}")
     return state
+
+
+def _tracked(run: OpenRun, step: int) -> AbstractContextManager[None]:
+    """Context in which the main process sends the metrics to the trackers of the recipe."""
+    config, output = run.config, run.output
+    if not (config.tracking.to and run.processes.is_main):
+        return nullcontext()
+    settings = encode_run(config)
+    return tracked(
+        config.tracking, output.log, name=config.name, settings=settings, step=step, note=output.progress.note
+    )
 
 
 def _export(run: OpenRun) -> None:
