@@ -10,7 +10,6 @@ import yaml
 
 from redistill.config.run import encode_run
 from redistill.errors import ConfigError
-from redistill.processes.children import child_environment
 from redistill.runs.launcher import check_launcher, launcher_note
 from redistill.storage import files
 from tests.training.test_trackers import FAKE_WANDB, calls
@@ -46,7 +45,7 @@ def test_accelerate_launch_trains_as_torchrun_and_rank_0_alone_has_trackers(tmp_
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
     accelerate = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"]
     accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     models = []
     for launcher in (accelerate, torchrun):
         out = tmp_path / launcher[1]
@@ -55,12 +54,12 @@ def test_accelerate_launch_trains_as_torchrun_and_rank_0_alone_has_trackers(tmp_
         models.append(files.digest(out / "model" / "model.safetensors"))
     assert models[0] == models[1]
     assert {call[-1] for call in calls(packages)} == {"0"}
-    assert [call[2] for call in calls(packages) if call[0] == "log"] == [1, 2, 2] * 2
+    assert [call[2] for call in calls(packages) if call[0] == "log"] == [0, 1, 2, 2] * 2
 
 
 def _launch(arguments: list[str], packages: Path) -> None:
     """Run Python with the arguments; tests of several processes need no GPU."""
     paths = os.pathsep.join([str(packages), *filter(None, sys.path)])
-    environment = child_environment({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths})
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -109,9 +109,11 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         raise ConfigError(f"training.batch_size = {size}: must be a multiple of the number of processes, {world}")
     with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
-            models = load_models(config, progress.note)
+            with progress.phase("loading models", in_log=True):
+                models = load_models(config, progress.note)
             rejected = config.folder / "rejected.jsonl" if is_main else None
-            data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, report=progress.note)
+            with progress.phase("tokenising", in_log=True):
+                data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, report=progress.note)
             for note in (*models.notes, *notes(config), *_unscorable(config, data)):
                 progress.note(f"note: {note}")
             opened = assemble(config, accelerator, models, data, progress)
@@ -119,7 +121,8 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
                 models.states.check(source_of(config, models.tokenizer, models.end_ids, data, opened.corpus, progress.note))
         signals.gather([])  # barrier: detects a rank that was interrupted above
         progress.expect(opened.schedule.updates)
-        yield opened
+        with progress.phase("fine-tuning" if config.method == "sft" else "training"):
+            yield opened
 
 
 def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: Progress) -> OpenRun:

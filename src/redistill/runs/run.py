@@ -48,7 +48,7 @@ from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
 from redistill.training.parts import TrainingState
-from redistill.training.progress import AnswerProgress, report
+from redistill.training.progress import AnswerProgress, Progress
 from redistill.training.saving import log_size, restore_checkpoint
 from redistill.training.trackers import check_packages, tracked
 
@@ -177,7 +177,8 @@ def _evaluate_before(run: OpenRun) -> None:
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
     folder, metrics = run.config.folder / "before", run.config.test_metrics
-    evaluator, progress = build_evaluator(run, run.models.student), AnswerProgress("before", run.output.progress.note)
+    bar, evaluator = run.output.progress, build_evaluator(run, run.models.student)
+    progress = AnswerProgress("evaluating before training", bar.note, bar=bar)
     if run.models.states is not None:
         evaluator = replace(evaluator, teacher=None)  # a cached teacher has no states of test data
     with run.placement.unsharded(run.student):
@@ -229,7 +230,7 @@ def _export(run: OpenRun) -> None:
     """Write the student to the folder `model`, in the format of transformers."""
     model, lora = run.models.student, run.config.student.lora
     state = full(trainable_state(model))  # gathered by all processes, written by the main process
-    with run.placement.unsharded(run.student):
+    with run.output.progress.phase("writing", in_log=True), run.placement.unsharded(run.student):
         if run.processes.is_main:
             with folders.new_folder(run.config.folder / "model") as folder:
                 save_student(model, run.models.tokenizer, folder, "merged" if lora is None else lora.export, state=state)
@@ -370,29 +371,29 @@ def _evaluate(
     with it are omitted.  `label` names the model in messages, and `folder` is the output folder.
     """
     metrics = metrics_of(data.tasks, config.metrics)
-    with signals.handled(at_once=True):
-        note = report if accelerator.is_main_process else lambda line: None
-        tests = load_tests(data, note)
-        for line in unscorable_notes(tests, metrics, limit=config.limit):
-            note(f"note: {line}")
-        model, tokenizer = load_model(source)
-        check_positions(model, data.tokens, label)
-        size, teacher = head(model).num_classes, None
-        if teacher_source is not None:
-            teacher_model, teacher_tokenizer = load_model(teacher_source)
-            size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
-            teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
-    model = model.to(accelerator.device)
-    evaluator = Evaluator(
-        model=model,
-        tokenizer=tokenizer,
-        engine=build_local_engine(model, tokenizer, config, size),
-        config=config,
-        tokens=data.tokens,
-        teacher=teacher,
-        vocabulary=size,
-        processes=Processes(accelerator.process_index, accelerator.num_processes, signals.gather),
-        autocast=accelerator.autocast,
-    )
-    progress = AnswerProgress(label, report) if accelerator.is_main_process else None
-    return evaluator.evaluate(tests, folder, label=label, metrics=metrics, progress=progress)
+    with Progress(enabled=accelerator.is_main_process) as bar:
+        with signals.handled(at_once=True):
+            tests = load_tests(data, bar.note)
+            for line in unscorable_notes(tests, metrics, limit=config.limit):
+                bar.note(f"note: {line}")
+            model, tokenizer = load_model(source)
+            check_positions(model, data.tokens, label)
+            size, teacher = head(model).num_classes, None
+            if teacher_source is not None:
+                teacher_model, teacher_tokenizer = load_model(teacher_source)
+                size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
+                teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
+        model = model.to(accelerator.device)
+        evaluator = Evaluator(
+            model=model,
+            tokenizer=tokenizer,
+            engine=build_local_engine(model, tokenizer, config, size),
+            config=config,
+            tokens=data.tokens,
+            teacher=teacher,
+            vocabulary=size,
+            processes=Processes(accelerator.process_index, accelerator.num_processes, signals.gather),
+            autocast=accelerator.autocast,
+        )
+        progress = AnswerProgress(f"evaluating {label}", bar.note, bar=bar) if accelerator.is_main_process else None
+        return evaluator.evaluate(tests, folder, label=label, metrics=metrics, progress=progress)
