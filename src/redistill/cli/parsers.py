@@ -16,6 +16,7 @@ import redistill
 from redistill.cli import commands
 from redistill.config.other_tools import option_hint
 from redistill.config.shown import line, shown
+from redistill.config.whole_numbers import whole_number
 from redistill.storage.paths import unusable
 
 WIDTH = 80
@@ -45,11 +46,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _whole_number(text: str, lowest: int = -(2**63)) -> int:
-    """Parse an argument that is a whole number from `lowest` to 2^63 - 1."""
+    """Parse an argument that is a whole number from `lowest` to 2^63 - 1, such as 1000 or 1e3."""
     try:
         number = int(text)  # a text of more than 4,300 digits raises a ValueError
     except ValueError:
-        number = lowest - 1
+        found = whole_number(text)
+        number = lowest - 1 if found is None else found
     if not lowest <= number < 2**63:
         allowed = "a whole number of at most 64 bits" if lowest < 0 else f"a whole number from {lowest} to 2^63 - 1"
         raise argparse.ArgumentTypeError(f"{shown(text)}: must be {allowed}")

@@ -145,11 +145,14 @@ def option_hint(command: str, argument: str) -> str | None:
         'use optimiser.learning_rate=VALUE, without --'
         >>> option_hint("evaluate", "--tasks")
         'use --data TASK=PATH'
+        >>> option_hint("evaluate", "--batch_size"), option_hint("evaluate", "--batch-size")
+        ('use --batch-size N', None)
     """
     match = _OPTION.fullmatch(argument)
     name = match[1].lower().replace("-", "_") if match else ""
     if command == "evaluate":
-        return f"use {OPTIONS[name]}" if name in OPTIONS else None
+        is_own = match is not None and OPTIONS.get(name, "").startswith(f"--{match[1]} ")
+        return f"use {OPTIONS[name]}" if name in OPTIONS and not is_own else None
     if command not in ("run", "train", "sweep", "config", "estimate", "doctor") or name not in SETTINGS:
         return None
     path, text = SETTINGS[name]
