@@ -72,7 +72,9 @@ def instants(world: World, kind: Literal["save", "commit", "write", "call"], cou
     counted = folder.with_suffix(f".{kind}")
     assert forked.run(recipe, Instant(kind), count_to=counted) == 0
     total = int(LAST * int(counted.read_text()))
-    moved = np.random.default_rng(count).choice(range(1, min(60, total)), size=count // 2, replace=False) if kind == "write" else []
+    moved = (
+        np.random.default_rng(count).choice(range(1, min(60, total)), size=count // 2, replace=False) if kind == "write" else []
+    )
     return sorted({*map(int, moved), *spread(total, count - len(moved))})
 
 

@@ -27,7 +27,9 @@ def test_a_table_in_a_pipe_fits_80_columns_and_long_labels_are_wrapped(
     assert max(map(len, lines)) <= 80 and "\x1b" not in "".join(lines)
     first = "".join(match[1].strip() for line in lines if (match := re.match(r"│([^│]*)│", line)))
     assert first == f"dolly{LABEL}"
-    heads = ["".join(parts).replace(" ", "") for parts in zip(*(line.split("┃")[1:-1] for line in lines if "┃" in line), strict=True)]
+    heads = [
+        "".join(parts).replace(" ", "") for parts in zip(*(line.split("┃")[1:-1] for line in lines if "┃" in line), strict=True)
+    ]
     assert heads[2:-2] == [f"metric_{number}_of_ours(%)" for number in range(metrics)] or heads[2:-2] == [
         f"metric_{number}_of_ours" for number in range(metrics)
     ]

@@ -20,7 +20,9 @@ from tests.worlds import rows, tiny_run, write_rows
 PEAK, END = 1e-3, 1e-7
 
 
-def longer(folder: Path, updates: int | str, method: str = "kd", training: dict[str, Any] | None = None, **sections: Any) -> Run:
+def longer(
+    folder: Path, updates: int | str, method: str = "kd", training: dict[str, Any] | None = None, **sections: Any
+) -> Run:
     return tiny_run(folder, method, training={"updates": updates, **(training or {})}, **sections)
 
 
@@ -174,8 +176,14 @@ def with_other_data(folder: Path) -> None:
 
 
 CASES: dict[str, tuple[Callable[[Path], Run], str]] = {
-    "fewer updates": (lambda folder: longer(folder, 3, "sft", training={"patience": 3}), "updates is 4 there and 3 here, and upd"),
-    "fewer epochs": (lambda folder: longer(folder, "0.5 epochs", "sft", training={"patience": 3}), "3 updates and .* has 4; upd"),
+    "fewer updates": (
+        lambda folder: longer(folder, 3, "sft", training={"patience": 3}),
+        "updates is 4 there and 3 here, and upd",
+    ),
+    "fewer epochs": (
+        lambda folder: longer(folder, "0.5 epochs", "sft", training={"patience": 3}),
+        "3 updates and .* has 4; upd",
+    ),
     "another seed": (lambda folder: longer(folder, 8, "sft", training={"patience": 3}, seed=4), "seed is 3 there and 4 here"),
     "another batch": (
         lambda folder: longer(folder, 8, "sft", training={"patience": 3, "batch_size": 8}),
@@ -210,7 +218,7 @@ def test_a_run_that_early_stopping_ended_is_not_extended(tmp_path: Path) -> None
     folder = train_student(longer(tmp_path, 6, "sft", training=training, optimiser=optimiser)).parent
     assert files.read_json(folder / "run.json")["cost"]["updates"] == 2
     before = hashes(folder)
-    with pytest.raises(ConfigError, match="early stopping ended the run at step 2 .training.patience = 1., so"):
+    with pytest.raises(ConfigError, match=r"early stopping ended the run at step 2 .training.patience = 1., so"):
         train_student(longer(tmp_path, 8, "sft", training=training, optimiser=optimiser))
     assert hashes(folder) == before
 

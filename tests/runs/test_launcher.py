@@ -27,7 +27,7 @@ def test_a_plugin_of_accelerate_is_rejected(plugin: str) -> None:
 
 def test_an_accumulation_of_gradients_is_rejected() -> None:
     check_launcher({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"})
-    with pytest.raises(ConfigError, match="training.micro_batch_size"):
+    with pytest.raises(ConfigError, match=r"training\.micro_batch_size"):
         check_launcher({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"})
 
 
@@ -61,5 +61,7 @@ def _launch(arguments: list[str], packages: Path) -> None:
     """Run Python with the arguments; tests of several processes need no GPU."""
     paths = os.pathsep.join([str(packages), *filter(None, sys.path)])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]

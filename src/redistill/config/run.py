@@ -369,7 +369,7 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a run's configuration without the paths of output folders and without trackers.
+    """Return a copy of a configuration without output folders and trackers.
 
     Two configurations that differ only in these describe the same training, since they do not affect the result.
     """
@@ -378,7 +378,10 @@ def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_length(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a run's configuration without the number of its updates, which may be raised later."""
+    """Return a copy of a configuration without `training.updates`.
+
+    This number may be raised later, and the run then continues.
+    """
     training = tree.get("training")
     if not isinstance(training, Mapping):
         return dict(tree)

@@ -54,7 +54,10 @@ class StudentModule(nn.Module):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the first passes with gradients compile functions, which takes seconds to minutes."""
+        """Whether the first training passes compile functions.
+
+        This takes seconds to minutes.
+        """
         device = next(self.parameters()).device
         return self._compile == "all" or compiles(self._compile, self._vocabulary, device)
 

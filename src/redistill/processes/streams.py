@@ -68,9 +68,10 @@ class TolerantStream(io.TextIOWrapper):
 
     @contextlib.contextmanager
     def lines_above(self, print_line: Callable[[str], None]) -> Iterator[None]:
-        """Context in which the lines of `write` are passed to a function, which prints them above a progress bar.
+        """Context in which a function prints the lines of `write`.
 
-        Libraries write warnings and log lines at any time.  Without this, they would be printed within the bar.
+        The function prints them above a progress bar.  Libraries write warnings and log lines at any time.  Without this, they
+        would be printed within the bar.
         """
         self._above = print_line
         try:
@@ -181,7 +182,10 @@ def _open_standard_descriptors() -> None:
 
 @contextlib.contextmanager
 def above_bar(console: "Console") -> Iterator[None]:
-    """Context in which what the program writes to a terminal is printed above the progress bar of `console`."""
+    """Context in which output is printed above the progress bar of `console`.
+
+    The output is that of the program and its libraries to streams that are terminals.
+    """
     from rich.text import Text
 
     def print_line(line: str) -> None:

@@ -26,9 +26,9 @@ RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS)
 
 
 def extend(run: OpenRun) -> list[Json]:
-    """Prepare the folder of a run whose `training.updates` was raised; keep the results of the shorter run.
+    """Prepare the folder of a run whose `training.updates` was raised.
 
-    The model, the scores, the answers and the report are moved to `step-N` in the run folder, with a copy of run.json and
+    The results of the shorter run are kept: the model, the scores, the answers and the report are moved to `step-N` in the run folder, with a copy of run.json and
     metrics.jsonl, so that `step-N` is a run folder as well.  If the run was not extended, nothing is changed.  A call that was
     interrupted at any moment can be repeated.
 
@@ -52,8 +52,8 @@ def extend(run: OpenRun) -> list[Json]:
     old = _in_updates(length, run)
     if new <= old:
         raise ConfigError(
-            f"{folder}: training.updates = {run.config.training.updates}: is {new} updates and the run in this folder has {old}; "
-            "updates can only be raised; choose another `out`, or remove the folder"
+            f"{folder}: training.updates = {run.config.training.updates}: is {new} updates and the run there has {old}, "
+            "and updates can only be raised; choose another `out`, or remove the folder"
         )
     found = checkpoint.load(run.output.checkpoints)
     if found is None:
@@ -86,7 +86,7 @@ def extensions(held: Json) -> list[Json]:
 
 
 def report_extension(parts: Parts, found: checkpoint.Checkpoint, optimiser: OptimiserConfig) -> None:
-    """Log the learning rates before and after an extension, as an event of metrics.jsonl.
+    """Log the learning rates before and after an extension as an event.
 
     Nothing is logged if the checkpoint was saved by a run of the same length.
 
@@ -109,7 +109,9 @@ def report_extension(parts: Parts, found: checkpoint.Checkpoint, optimiser: Opti
 def _in_updates(length: Json, run: OpenRun) -> int:
     """Convert the length of a run, as run.json stores it, to a number of updates."""
     if not isinstance(length, int | str) or isinstance(length, bool):
-        raise CheckpointError(f"{run.config.folder / RUN_FILE}: has no config.training.updates; restore the file that the run wrote")
+        raise CheckpointError(
+            f"{run.config.folder / RUN_FILE}: has no config.training.updates; restore the file that the run wrote"
+        )
     check_length("training.updates", length, 1)
     return in_updates(length, len(run.data.train), run.config.training.batch_size)
 

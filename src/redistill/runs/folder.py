@@ -34,9 +34,9 @@ def check_owner(config: Run) -> bool:
         True if the folder contains a trained student.  False if it was trained with fewer updates, and more can be made.
 
     Raises:
-        ConfigError: the folder contains another run, or the same run with more updates; run.json has a newer schema (version of the file format) than this version
-            of redistill writes; run.json has an older schema, and the folder has no trained student; or the folder
-            has checkpoints or a model, but no run.json.
+        ConfigError: the folder contains another run, or the same run with more updates; run.json has a newer schema (version of
+            the file format) than this version of redistill writes; run.json has an older schema, and the folder has no
+            trained student of this length; or the folder has checkpoints or a model, but no run.json.
         CheckpointError: run.json is not a JSON object.
         OutputError: the folder cannot be read.
     """
@@ -59,9 +59,9 @@ def check_owner(config: Run) -> bool:
 
 
 def is_extension(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:
-    """Return whether two settings of runs differ in `training.updates` only, and this number may be larger in `mine`.
+    """Return whether settings of runs differ in `training.updates` only.
 
-    A number of updates and a number of epochs are compared when the data have been read (see `extend`).
+    The number must be larger in `mine`.  A number of updates and a number of epochs are compared when the data have been read (see `extend`).
 
     Args:
         mine: Settings of the run.

@@ -24,18 +24,20 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
     for variable, option in _PLUGINS.items():
         if _is_true(environment.get(variable)):
             raise ConfigError(
-                f"accelerate launch {option}: is not supported; use --multi_gpu, or torchrun, and set placement=sharded to shard "
-                "the student"
+                f"accelerate launch {option}: is not supported; use --multi_gpu, or torchrun, and set placement=sharded to "
+                "shard the student"
             )
     if environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") != "1":
         raise ConfigError(
-            "accelerate launch --gradient_accumulation_steps: is not supported; use training.batch_size for the sequences of an "
-            "update, and training.micro_batch_size for those of one pass"
+            "accelerate launch --gradient_accumulation_steps: is not supported; use training.batch_size for the sequences of "
+            "an update, and training.micro_batch_size for those of one pass"
         )
 
 
 def launcher_note(num_processes: int, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return a note if `accelerate launch --cpu` was given several processes and started one; otherwise None.
+    """Return a note if `accelerate launch --cpu` started only one process.
+
+    Otherwise return None.  With --cpu, the launcher ignores the number of processes.
 
     Args:
         num_processes: Number of processes of the job.
@@ -44,8 +46,8 @@ def launcher_note(num_processes: int, environment: Mapping[str, str] = os.enviro
     if num_processes > 1 or not _is_true(environment.get("ACCELERATE_USE_CPU")) or "MASTER_ADDR" not in environment:
         return None
     return (
-        "accelerate launch --cpu started one process, whatever --num_processes is; for several, use --multi_gpu, which needs no GPU, "
-        "or torchrun --nproc-per-node N"
+        "accelerate launch --cpu started one process, whatever --num_processes is; for several, use --multi_gpu, which needs "
+        "no GPU, or torchrun --nproc-per-node N"
     )
 
 

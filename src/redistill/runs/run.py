@@ -221,9 +221,7 @@ def _tracked(run: OpenRun, step: int) -> AbstractContextManager[None]:
     if not (config.tracking.to and run.processes.is_main):
         return nullcontext()
     settings = encode_run(config)
-    return tracked(
-        config.tracking, output.log, name=config.name, settings=settings, step=step, note=output.progress.note
-    )
+    return tracked(config.tracking, output.log, name=config.name, settings=settings, step=step, note=output.progress.note)
 
 
 def _export(run: OpenRun) -> None:

@@ -67,8 +67,8 @@ class Plan:
     def statuses(self) -> dict[Path, str]:
         """Return the status of each run and of each fine-tuning before it, by folder.
 
-        The status is read from the folders: "waiting" (not started), "running" (started and not trained yet, or trained with fewer updates), "trained" (not
-        evaluated yet) or "finished" (trained and evaluated).
+        The status is read from the folders: "waiting" (not started), "running" (started and not trained yet, or
+        trained with fewer updates), "trained" (not evaluated yet) or "finished" (trained and evaluated).
 
         Raises:
             ConfigError: a folder contains another run or another sweep.

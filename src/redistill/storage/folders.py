@@ -87,7 +87,9 @@ def remove_folder(folder: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder with its files, to the new path `target`; symbolic links are left out.
+    """Copy a file, or a folder with its files, to the new path `target`.
+
+    Symbolic links are left out.
 
     Raises:
         OutputError: a file cannot be read or written; `DiskFullError` if the disk is full.

@@ -175,7 +175,7 @@ class Progress(TerminalBar):
 
 
 class AnswerProgress:
-    """Progress of an evaluation: a line after each tenth of the answers, or a bar on a terminal.
+    """Progress of an evaluation: a line after each tenth, or a bar on a terminal.
 
     An instance is passed as the argument `progress` of `Evaluator.evaluate`.
 

@@ -26,7 +26,15 @@ PACKAGES = {
     "trackio": ("trackio",),
 }
 """Packages of each tracker; one of them must be installed."""
-_WANDB = {"console": "off", "disable_git": True, "disable_code": True, "x_disable_meta": True, "silent": True}
+_WANDB = {
+    "console": "off",
+    "disable_git": True,
+    "disable_code": True,
+    "x_disable_meta": True,
+    "x_save_requirements": False,
+    "symlink": False,  # a run folder with links to folders is rejected when the run resumes
+    "silent": True,
+}
 """Weights & Biases receives metrics and settings only: no output, no code, no command line, no list of packages."""
 
 
@@ -73,8 +81,8 @@ def check_packages(config: TrackingConfig) -> None:
         if not any(find_spec(package) for package in PACKAGES[tracker]):
             package = PACKAGES[tracker][0]
             raise ConfigError(
-                f"tracking.to: {tracker} needs the package {package}, which is not installed; install it (pip install {package}), "
-                "or remove it from tracking.to"
+                f"tracking.to: {tracker} needs the package {package}, which is not installed; install it (pip install "
+                f"{package}), or remove it from tracking.to"
             )
 
 
@@ -153,13 +161,15 @@ class _Trackers:
     def _dropped_if_it_fails(self, tracker: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # each tracker raises exceptions of its own
+        except Exception as error:  # noqa: BLE001 - each tracker raises exceptions of its own
             self._running.pop(tracker, None)
             self._note(f"note: tracking: {tracker} failed and is not used any more: {plain(one_line(error))[:300]}")
 
 
 def flat(tree: Mapping[str, Json], separator: str = ".") -> dict[str, str | int | float | bool]:
-    """Return the values of nested mappings by their paths; a value that is neither a number nor a text is returned as text.
+    """Return the values of nested mappings by their paths.
+
+    A value that is neither a number nor a text is returned as text.
 
     Example:
         >>> flat({"training": {"updates": 4, "patience": None}, "betas": [0.9, 0.99]})
