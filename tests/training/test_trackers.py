@@ -67,6 +67,7 @@ def test_a_tracker_receives_the_settings_and_each_number_of_the_log(tmp_path: Pa
     folder = train_student(config).parent
     (_, options, _), (_, settings, _), *sent, last = calls(fake)
     assert (options["project"], options["name"], options["dir"]) == ("mine", "tiny", str(folder))
+    assert options["settings"]["console"] == "off" and not options["settings"]["symlink"]
     assert settings["training.updates"] == 4 and settings["student.lora"] == "null"
     assert last[0] == "finish" and {call[0] for call in sent} == {"log"}
     lines = [line for line in files.read_lines(folder / "metrics.jsonl") if line["kind"] in ("train", "validation")]

@@ -28,9 +28,9 @@ RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS)
 def extend(run: OpenRun) -> list[Json]:
     """Prepare the folder of a run whose `training.updates` was raised.
 
-    The results of the shorter run are kept: the model, the scores, the answers and the report are moved to `step-N` in the run folder, with a copy of run.json and
-    metrics.jsonl, so that `step-N` is a run folder as well.  If the run was not extended, nothing is changed.  A call that was
-    interrupted at any moment can be repeated.
+    The results of the shorter run are kept: the model, the scores, the answers and the report are moved to `step-N` in the run
+    folder, with a copy of run.json and metrics.jsonl, so that `step-N` is a run folder as well.  If the run was not extended,
+    nothing is changed.  A call that was interrupted at any moment can be repeated.
 
     Args:
         run: The run, whose checkpoints belong to it.  Called by the main process only, before run.json is written.
@@ -69,8 +69,8 @@ def extend(run: OpenRun) -> list[Json]:
             f"{run.config.training.patience}), so more updates would not be made; choose another `out`"
         )
     if has_model(folder):
-        done = at(held, "cost", "updates")
-        kept = folder / f"step-{done if isinstance(done, int) else found.step}"
+        done = at(held, "cost", "updates")  # the newest checkpoint may be damaged
+        kept = folder / f"step-{done if type(done) is int and 0 < done <= old else found.step}"
         _keep(folder, kept)
         run.output.progress.note(f"the results of the run of {old} updates are kept in {kept}")
     for name in RESULTS:

@@ -61,7 +61,8 @@ def check_owner(config: Run) -> bool:
 def is_extension(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:
     """Return whether settings of runs differ in `training.updates` only.
 
-    The number must be larger in `mine`.  A number of updates and a number of epochs are compared when the data have been read (see `extend`).
+    The number must be larger in `mine`.  A number of updates and a number of epochs are compared when the data have been read
+    (see `extend`).
 
     Args:
         mine: Settings of the run.

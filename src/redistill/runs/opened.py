@@ -121,7 +121,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
                 models.states.check(source_of(config, models.tokenizer, models.end_ids, data, opened.corpus, progress.note))
         signals.gather([])  # barrier: detects a rank that was interrupted above
         progress.expect(opened.schedule.updates)
-        with progress.phase("fine-tuning" if config.method == "sft" else "training"):
+        with progress.phase("fine-tuning" if config.method == "sft" else "training", in_log=True):
             yield opened
 
 
