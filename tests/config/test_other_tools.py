@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from redistill.cli.main import main
-from redistill.cli.parsers import build_parser
+from redistill.cli.parsers import build_parser, parse_arguments
 from redistill.config.other_tools import OPTIONS, SETTINGS
 from redistill.config.parse import parse_override
 from redistill.config.run import NAMES, Run, override_run
@@ -50,6 +50,8 @@ HABITS = {  # an override as in another tool -> a part of the error that names w
     "metric_for_best_model=loss": "use training.choose_by",
     "lmbda=0.5": "use policy={kind: mixed, student_fraction: VALUE}",
     "resume_from_checkpoint=true": "run the same command again; it resumes from the last checkpoint",
+    "report_to=wandb": "use tracking.to, a list such as [tensorboard]",
+    "wandb_project=mine": "use tracking.project, with tracking.to=[wandb]",
 }
 OPTION_HABITS = {  # a command line as in another tool -> the end of the error
     (
@@ -108,6 +110,21 @@ def test_a_number_with_an_exponent_is_a_number(habit: str) -> None:
     section, field, value = WORKS[habit]
     found = getattr(getattr(configured(habit), section), field)
     assert found == value and type(found) is type(value)
+
+
+def test_options_of_the_command_line_accept_an_exponent() -> None:
+    options = parse_arguments(
+        ["evaluate", "m", "--data", "dolly", "--out", "o", "--limit", "1e2", "--batch-size", "1.6e1", "--seeds", "1e1,20"]
+    )
+    assert (options.limit, options.batch_size, options.seeds) == (100, 16, (10, 20))
+    assert parse_arguments(["sweep", "r.yaml", "--jobs", "1e0"]).jobs == 1
+
+
+@pytest.mark.parametrize("text", ["1e-1", "1.5", "1e99", "inf", "nan", "e3", "1_0e1x"])
+def test_options_reject_other_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["evaluate", "m", "--data", "dolly", "--out", "o", "--limit", text])
+    assert "must be a whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1.5", "1e400", ".inf", ".nan", "true", "1e99"])

@@ -89,7 +89,7 @@ def test_a_run_whose_data_has_changed_does_not_go_on(tmp_path: Path) -> None:
     manifest = files.read_json(config.folder / "checkpoints" / "step-1" / "manifest.json")
     parts = ("weights", "adapter", "config", "tokenizer", "chat template")
     models = {f"{role} {part}" for role in ("teacher", "student") for part in parts}
-    assert manifest["run"].keys() == {"config", "training data", "validation data", "corpus"} | models
+    assert manifest["run"].keys() == {"settings", "training data", "validation data", "pre-training data"} | models
     assert manifest["run"] == checkpoint.identity(config.folder / "checkpoints")
 
     changed = rows(24)

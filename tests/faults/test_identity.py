@@ -241,7 +241,7 @@ def test_a_run_with_unchanged_models_ends_bitwise_equal(tmp_path: Path, capsys: 
 
 def without_hashes_of_models(folder: Path) -> None:
     """Write identity.json as versions did that did not hash models."""
-    held = {name: sha256 for name, sha256 in checkpoint.identity(folder).items() if name in ("config", "training data")}
+    held = {name: sha256 for name, sha256 in checkpoint.identity(folder).items() if name in ("settings", "training data")}
     files.write_json(folder / checkpoint.IDENTITY, checkpoint._sealed(held))
 
 

@@ -29,10 +29,10 @@ def test_the_identity_does_not_depend_on_the_output_folder(tmp_path: Path) -> No
 def test_settings_and_data_change_their_own_hashes_alone(tmp_path: Path) -> None:
     before = identity(tmp_path)
     other_seed = identity(tmp_path, seed=4)
-    assert {name for name in before if before[name] != other_seed[name]} == {"config"}
+    assert {name for name in before if before[name] != other_seed[name]} == {"settings"}
     write_rows(tmp_path / "other.jsonl", rows(4, 40))
     other_data = identity(tmp_path, data={"validation": str(tmp_path / "other.jsonl")})
-    assert {name for name in before if before[name] != other_data[name]} == {"config", "validation data"}
+    assert {name for name in before if before[name] != other_data[name]} == {"settings", "validation data"}
 
 
 def test_a_student_of_teacher_layers_has_no_files_of_its_own(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_run_without_a_teacher_has_hashes_of_its_student_alone(tmp_path: Path)
 
 def test_models_come_before_the_data_that_depend_on_them(tmp_path: Path) -> None:
     names = list(identity(tmp_path))
-    assert names[-3:] == ["training data", "validation data", "corpus"]
+    assert names[-3:] == ["training data", "validation data", "pre-training data"]
 
 
 def test_equal_ranks_are_accepted() -> None:

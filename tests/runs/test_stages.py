@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from redistill.config.run import Run, decode_run, encode_run, without_output_folders
+from redistill.config.run import Run, decode_run, encode_run, without_outputs
 from redistill.runs.stages import stages, student_source, teacher_source
 
 TUNING = {"updates": "3 epochs", "learning_rate": 5e-4}
@@ -79,4 +79,4 @@ def test_adapters_of_a_teacher_are_trained_over_its_weights_in_their_dtype() -> 
 def test_settings_exclude_folders_and_names() -> None:
     first, second = (run("mgsr", out=out) for out in ("here", "there"))
     assert encode_run(first) != encode_run(second)
-    assert without_output_folders(encode_run(first)) == without_output_folders(encode_run(second))
+    assert without_outputs(encode_run(first)) == without_outputs(encode_run(second))

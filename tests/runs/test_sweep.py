@@ -32,7 +32,7 @@ if (folder / "fail").exists():
     print("redistill: mine.jsonl: no such file", flush=True)
     raise SystemExit(int((folder / "fail").read_text() or 2))
 status = "trained" if command == "train" else "finished"
-(folder / "run.json").write_text(json.dumps({"schema": 1, "status": status, "config": config}))
+(folder / "run.json").write_text(json.dumps({"schema": 2, "status": status, "config": config}))
 scores = {"datasets": {"toy": {"seeds": {"10": {"rouge_l": 40.0}, "20": {"rouge_l": 60.0}}}}}
 if command == "run":
     (folder / "scores.json").write_text(json.dumps(scores))
@@ -354,8 +354,8 @@ def test_the_command_checks_lists_and_runs_a_sweep(tmp_path: Path, capsys: pytes
     assert main([*command, "--jobs", "1", "--only", "kd", "--only", "sft", "training.updates=3"]) == 0
     assert calls(out) == ["run kd-seed1", "run sft-seed1"]
     assert capsys.readouterr().out.splitlines() == [f"{out}/compare.{ending}" for ending in ("html", "md", "tex", "csv")]
-    assert main([*command, "--jobs", "1"]) == 2
-    assert "contains another run (training.updates is 3 there and 1000 here)" in capsys.readouterr().err
+    assert main([*command, "--jobs", "1", "training.updates=2"]) == 2
+    assert "contains another run (training.updates is 3 there and 2 here)" in capsys.readouterr().err
 
 
 def test_runs_inherit_the_allowed_code_of_the_sweep(plan: Callable[..., Plan]) -> None:
@@ -367,3 +367,17 @@ def test_runs_inherit_the_allowed_code_of_the_sweep(plan: Callable[..., Plan]) -
 def test_an_unknown_label_is_rejected(plan: Callable[..., Plan]) -> None:
     with pytest.raises(RedistillError, match="--only dkm: no such row; the rows are sft, kd, mgsr"):
         plan(only=("dkm",))
+
+
+def test_runs_with_more_updates_are_extended(plan: Callable[..., Plan]) -> None:
+    made = plan(base=BASE | {"training": {"updates": 4}})
+    run_sweep(made, jobs=1)
+    calls(made.folder)
+    longer = plan(base=BASE | {"training": {"updates": 8}})
+    assert set(longer.statuses().values()) == {"running"}
+    run_sweep(longer, jobs=1)
+    assert calls(longer.folder) == [f"run {label}-seed1" for label in ROWS]
+    with pytest.raises(ConfigError, match=r"training\.updates is 8 there and 4 here"):
+        made.statuses()
+    with pytest.raises(ConfigError, match="seed1: contains another run"):
+        plan(base=BASE | {"training": {"updates": 16, "batch_size": 2}}).statuses()

@@ -9,15 +9,17 @@ import math
 from pathlib import Path
 
 from redistill.config.shown import shown
+from redistill.config.whole_numbers import whole_number as with_exponent
 from redistill.storage.paths import unusable
 
 
 def whole_number(text: str, lowest: int = -(2**63)) -> int:
-    """Parse an argument that is a whole number from `lowest` to 2^63 - 1."""
+    """Parse an argument that is a whole number from `lowest` to 2^63 - 1, such as 1000 or 1e3."""
     try:
         number = int(text)  # a text of more than 4,300 digits raises a ValueError
     except ValueError:
-        number = lowest - 1
+        found = with_exponent(text)
+        number = lowest - 1 if found is None else found
     if not lowest <= number < 2**63:
         allowed = "a whole number of at most 64 bits" if lowest < 0 else f"a whole number from {lowest} to 2^63 - 1"
         raise argparse.ArgumentTypeError(f"{shown(text)}: must be {allowed}")

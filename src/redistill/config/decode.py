@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, cast
 from redistill.config.other_tools import setting_hint, value_hint
 from redistill.config.plugins import External, name_of
 from redistill.config.shown import MAX_WHOLE, line, nearest, shown
+from redistill.config.whole_numbers import whole_number
 from redistill.errors import ConfigError
 from redistill.records import Json
 from redistill.storage.redaction import plain_line, printable, redacted_tree, secret_in
@@ -38,7 +39,6 @@ ALIASES = {
     "lk_hybrid": "hybrid_acceptance",
 }
 
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}", re.ASCII)
 
 Tree = TypeVar("Tree", bound="DataclassInstance")
 Names = Mapping[str, object]
@@ -157,21 +157,12 @@ def _decode(expected: object, value: object, path: str, context: _Context) -> ob
             return float(value)  # YAML 1.1 parses 5e-4 as a string
         except ValueError:
             pass
-    elif expected is int and (whole := _whole(value)) is not None:
+    elif expected is int and (whole := whole_number(value)) is not None:
         return whole
     elif isinstance(expected, type) and isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
     allowed = " or ".join(map(repr, args)) if origin is Literal else _name(expected)
     raise ConfigError(f"{path} = {shown(value)}: must be {allowed}{value_hint(value, args) if origin is Literal else ''}")
-
-
-def _whole(value: object) -> int | None:
-    """Return the whole number that a number with an exponent, such as 1e3 or 2.5e3, stands for; None for another value."""
-    text = str(value) if isinstance(value, float | str) else ""
-    if isinstance(value, str) and not _EXPONENT.fullmatch(text):  # YAML 1.1 parses 1e3 as a string, and 1.0e+3 as a number
-        return None
-    number = float(text or "nan")
-    return int(number) if number.is_integer() and abs(number) < MAX_WHOLE else None
 
 
 def _decode_dataclass(cls: type[Tree], value: object, path: str, context: _Context) -> Tree:

@@ -75,7 +75,8 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
     "resume_from_checkpoint": ("", "run the same command again; it resumes from the last checkpoint"),
     "deepspeed": ("placement", ", with the value sharded, and start the command with torchrun"),
     **dict.fromkeys(("fsdp", "fsdp_config"), ("placement", ", with the value sharded, and start the command with torchrun")),
-    **dict.fromkeys(("report_to", "wandb_project"), ("", "read metrics.jsonl in the run folder; no service is supported")),
+    **dict.fromkeys(("report_to", "log_with"), ("tracking.to", ", a list such as [tensorboard]")),
+    "wandb_project": ("tracking.project", ", with tracking.to=[wandb]"),
 }
 """Maps a name in another tool to the path of the setting here, and to the text that follows the path in a hint.
 
@@ -152,11 +153,14 @@ def option_hint(command: str, argument: str) -> str | None:
         'use optimiser.learning_rate=VALUE, without --'
         >>> option_hint("evaluate", "--tasks")
         'use --data TASK=PATH'
+        >>> option_hint("evaluate", "--batch_size"), option_hint("evaluate", "--batch-size")
+        ('use --batch-size N', None)
     """
     match = _OPTION.fullmatch(argument)
     name = match[1].lower().replace("-", "_") if match else ""
     if command == "evaluate":
-        return f"use {OPTIONS[name]}" if name in OPTIONS else None
+        is_own = match is not None and OPTIONS.get(name, "").startswith(f"--{match[1]} ")
+        return f"use {OPTIONS[name]}" if name in OPTIONS and not is_own else None
     if command not in ("run", "train", "sweep", "config", "estimate", "doctor") or name not in SETTINGS:
         return None
     path, text = SETTINGS[name]

@@ -35,6 +35,7 @@ from redistill.training.guards import GuardConfig
 from redistill.training.objective import Objective
 from redistill.training.optimiser import OptimiserConfig
 from redistill.training.schedule import TrainingConfig
+from redistill.training.trackers import TrackingConfig
 
 NAMES = {"PolicyConfig": PolicyConfig}  # the fields of policies refer to this type by name
 
@@ -67,6 +68,7 @@ class Run:
         evaluation: How test answers are sampled and scored.
         compat: "distillm" selects the compatibility mode: methods behave as in DistiLLM's public code, which differs from the
             papers; see docs/methods/compat.md. If None, methods behave as in their papers.
+        tracking: Trackers, such as TensorBoard or Weights & Biases, that receive the metrics.
 
     Raises:
         ConfigError: the method is unknown, a required teacher is missing, or components are incompatible.
@@ -97,6 +99,7 @@ class Run:
     guards: GuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     compat: Literal["distillm"] | None = None
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         row = self.resolved_method
@@ -363,10 +366,21 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
         return dict(tree)
 
 
-def without_output_folders(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a run's configuration without the paths of output folders.
+def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
+    """Return a copy of a configuration without output folders and trackers.
 
-    Two configurations that differ only in these paths describe the same training, since the paths do not affect the result.
+    Two configurations that differ only in these describe the same training, since they do not affect the result.
     """
-    kept = {name: item for name, item in tree.items() if name != "out"}
-    return {name: without_output_folders(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
+    kept = {name: item for name, item in tree.items() if name not in ("out", "tracking")}
+    return {name: without_outputs(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
+
+
+def without_length(tree: Mapping[str, Json]) -> dict[str, Json]:
+    """Return a copy of a configuration without `training.updates`.
+
+    This number may be raised later, and the run then continues.
+    """
+    training = tree.get("training")
+    if not isinstance(training, Mapping):
+        return dict(tree)
+    return {**tree, "training": {name: value for name, value in training.items() if name != "updates"}}

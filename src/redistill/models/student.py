@@ -52,6 +52,15 @@ class StudentModule(nn.Module):
             check_compiler_cache()
         self._compiled_body = _compiled(body(model)) if compile == "all" else None
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the first training passes compile functions.
+
+        This takes seconds to minutes.
+        """
+        device = next(self.parameters()).device
+        return self._compile == "all" or compiles(self._compile, self._vocabulary, device)
+
     def forward(
         self,
         batch: Batch,

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from redistill.storage.redaction import plain
@@ -49,6 +49,8 @@ class TolerantStream(io.TextIOWrapper):
     def __init__(self, descriptor: int, like: TextIO | None) -> None:
         self._raw_stream = _Descriptor(descriptor, "w", closefd=False)
         encoding = "utf-8" if like is None else like.encoding
+        self._above: Callable[[str], None] | None = None
+        self._begun = ""  # the line that has no end yet, while a bar is shown
         super().__init__(io.BufferedWriter(self._raw_stream), encoding, "backslashreplace", line_buffering=True)
 
     def write(self, text: str, /) -> int:
@@ -56,8 +58,29 @@ class TolerantStream(io.TextIOWrapper):
 
         The messages that libraries print are also written in this way.  The result is the length of `text`.
         """
-        super().write(plain(text))
+        if self._above is None:
+            super().write(plain(text))
+        else:
+            *lines, self._begun = (self._begun + plain(text)).split("\n")
+            for line in lines:
+                self._above(line)
         return len(text)
+
+    @contextlib.contextmanager
+    def lines_above(self, print_line: Callable[[str], None]) -> Iterator[None]:
+        """Context in which a function prints the lines of `write`.
+
+        The function prints them above a progress bar.  Libraries write warnings and log lines at any time.  Without this, they
+        would be printed within the bar.
+        """
+        self._above = print_line
+        try:
+            yield
+        finally:
+            self._above = None
+            begun, self._begun = self._begun, ""
+            if begun:
+                print_line(begun)
 
     def write_styled(self, text: str) -> int:
         """Write `text` with its terminal escapes, which rich generates; return its length."""
@@ -155,6 +178,24 @@ def _open_standard_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)  # takes the lowest free number
+
+
+@contextlib.contextmanager
+def above_bar(console: "Console") -> Iterator[None]:
+    """Context in which output is printed above the progress bar of `console`.
+
+    The output is that of the program and its libraries to streams that are terminals.
+    """
+    from rich.text import Text
+
+    def print_line(line: str) -> None:
+        console.print(Text(line), soft_wrap=True)
+
+    with contextlib.ExitStack() as stack:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TolerantStream) and stream.isatty():
+                stack.enter_context(stream.lines_above(print_line))
+        yield
 
 
 def tolerant(stream: TextIO | None, descriptor: int) -> TextIO:

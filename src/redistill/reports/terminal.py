@@ -106,11 +106,11 @@ def _text(text: str) -> Text:
 def _table(columns: Iterable[str], texts: Sequence[str]) -> Table:
     """Create a table with the headings `columns` and without rows.
 
-    Columns whose heading is in `texts` are aligned left, all others right.
+    Columns whose heading is in `texts` are aligned left, all others right.  A label that is too long for its column is wrapped.
     """
     table = Table()
     for column in columns:
-        table.add_column(_text(column), justify="left" if column in texts else "right")
+        table.add_column(_text(column), justify="left" if column in texts else "right", overflow="fold")
     return table
 
 

@@ -8,15 +8,17 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from redistill import __version__
-from redistill.config.run import Run, encode_run, up_to_date, without_output_folders
+from redistill.config.run import Run, encode_run, up_to_date, without_length, without_outputs
 from redistill.config.schema import SCHEMA, schema_of_run, writer_of
 from redistill.config.shown import line, shown
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
-from redistill.reports.folders import mapping
+from redistill.records import Json
+from redistill.reports.folders import at, mapping
 from redistill.storage import files, folders
 from redistill.storage.lock import locked
+from redistill.training.schedule import longer
 
 RUN_FILE = "run.json"
 TRAINED, FINISHED = "trained", "finished"
@@ -29,12 +31,12 @@ def check_owner(config: Run) -> bool:
     """Check that the run folder, if it exists, belongs to this run.
 
     Returns:
-        True if the folder contains a trained student.
+        True if the folder contains a trained student.  False if it was trained with fewer updates, and more can be made.
 
     Raises:
-        ConfigError: the folder contains another run; run.json has a newer schema (version of the file format) than this version
-            of redistill writes; run.json has an older schema, and the folder has no trained student; or the folder
-            has checkpoints or a model, but no run.json.
+        ConfigError: the folder contains another run, or the same run with more updates; run.json has a newer schema (version of
+            the file format) than this version of redistill writes; run.json has an older schema, and the folder has no
+            trained student of this length; or the folder has checkpoints or a model, but no run.json.
         CheckpointError: run.json is not a JSON object.
         OutputError: the folder cannot be read.
     """
@@ -44,11 +46,38 @@ def check_owner(config: Run) -> bool:
         return False
     is_trained = held.get("status") in (TRAINED, FINISHED) and has_model(folder)
     check_run_schema(folder, held, resumes=not is_trained)
-    mine, theirs = (without_output_folders(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
+    mine, theirs = (without_outputs(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
+    if is_extension(mine, theirs):
+        check_run_schema(folder, held, resumes=True)
+        return False
     if different := sorted(differences(mine, theirs)):
         more = f", and {len(different) - 1} more fields differ" if len(different) > 1 else ""
+        if without_length(mine) == without_length(theirs):
+            more = ", and updates can only be raised"
         raise ConfigError(f"{folder}: contains another run ({different[0]}{more}); choose another `out`, or remove the folder")
     return is_trained
+
+
+def is_extension(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:
+    """Return whether settings of runs differ in `training.updates` only.
+
+    The number must be larger in `mine`.  A number of updates and a number of epochs are compared when the data have been read
+    (see `extend`).
+
+    Args:
+        mine: Settings of the run.
+        theirs: Settings of the run in the folder.
+
+    Example:
+        >>> is_extension({"training": {"updates": "5 epochs"}}, {"training": {"updates": "3 epochs"}})
+        True
+        >>> is_extension({"training": {"updates": 200}}, {"training": {"updates": 400}})
+        False
+    """
+    new, old = (at(tree, "training", "updates") for tree in (mine, theirs))
+    if new == old or without_length(mine) != without_length(theirs):
+        return False
+    return longer(new, old) is not False
 
 
 def differences(mine: object, theirs: object, path: str = "") -> list[str]:
@@ -95,7 +124,8 @@ def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool)
     if resumes and number < SCHEMA:
         names = {"redistill": writer_of(held), "commit": held.get("commit")}
         writer = ", ".join(f"{name} {shown(value)}" for name, value in names.items() if isinstance(value, str))
-        what = "a run without its model" if held.get("status") == FINISHED else "an unfinished run"
+        finished = "a shorter run" if has_model(folder) else "a run without its model"
+        what = finished if held.get("status") == FINISHED else "an unfinished run"
         raise ConfigError(
             f"{folder}: contains {what} of schema {number}; redistill {__version__} resumes schema {SCHEMA} only; "
             f"finish it with the version that wrote it ({writer or 'not recorded'}), or choose another `out`"

@@ -7,8 +7,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
-from redistill.config.run import Run, encode_run, without_output_folders
+from redistill.config.run import Run, encode_run, without_length, without_outputs
 from redistill.contracts import Example, TokenSequence
 from redistill.data.examples import digest_of
 from redistill.models.load import ModelConfig
@@ -46,7 +47,8 @@ def checked_identity(run: OpenRun) -> dict[str, str]:
     with signals.handled(at_once=True):
         mine = _identity(run)
         steps = ", ".join(map(str, checkpoint.steps(run.output.checkpoints)))
-        compared = {**mine, "test data": _records_hash(run.data.tests), "checkpoints": steps}
+        length = {"training.updates": str(run.config.training.updates), "corpus": digest_of(run.corpus)}
+        compared = {**mine, **length, "test data": _records_hash(run.data.tests), "checkpoints": steps}
     check_ranks(run.processes.gather([(compared, versions())]))
     return mine
 
@@ -80,8 +82,8 @@ def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tu
 
 def _identity(run: OpenRun) -> dict[str, str]:
     config, note = run.config, run.output.progress.note
-    settings = json.dumps(without_output_folders(encode_run(config)), sort_keys=True)
-    found = {"config": hashlib.sha256(settings.encode()).hexdigest()}
+    settings = json.dumps(without_length(without_outputs(encode_run(config))), sort_keys=True)
+    found = {"settings": hashlib.sha256(settings.encode()).hexdigest()}
     for role, source in _sources(config).items():
         hashes = model_hashes(source, partial(file_hash, report=note, poll=signals.poll))
         found |= {f"{role} {part}": sha256 for part, sha256 in hashes.items()}
@@ -90,9 +92,20 @@ def _identity(run: OpenRun) -> dict[str, str]:
     read: dict[str, Sequence[Example | TokenSequence]] = {
         "training data": run.data.train,
         "validation data": run.data.validation_examples,
-        "corpus": run.corpus,
     }
-    return found | {name: digest_of(sequences) for name, sequences in read.items()}
+    found |= {name: digest_of(sequences) for name, sequences in read.items()}
+    return found | {"pre-training data": _corpus_hash(run)}
+
+
+def _corpus_hash(run: OpenRun) -> str:
+    """Return a hash of the source files of the corpus, and of the blocks that every run reads, however long it is.
+
+    A longer run reads more blocks of the corpus, so a hash of all blocks would not be that of the shorter run.
+    """
+    note, sources = run.output.progress.note, [Path(source) for source in run.config.data.corpus if run.corpus]
+    hashes = [file_hash(source, report=note, poll=signals.poll) for source in sources if source.is_file()]
+    first = digest_of(run.corpus[: run.config.training.batch_size])
+    return hashlib.sha256(json.dumps([first, *hashes]).encode()).hexdigest()
 
 
 def _sources(config: Run) -> dict[str, ModelConfig]:

@@ -73,7 +73,7 @@ class JobProgress(TerminalBar):
         self._ended += 1
         line = self._line()
         self._print("  ".join(filter(None, (f"{name}: {duration(seconds)}", outcome, "" if self._bar else line))))
-        self._show(line, completed=self._ended)
+        self.show(line, completed=self._ended)
 
     def _line(self) -> str:
         """Return the number of ended jobs and an estimate of the remaining time, as text such as "2/5  3:00 left"."""

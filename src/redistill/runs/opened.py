@@ -30,6 +30,7 @@ from redistill.processes import watch as ranks
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement, Replicated, Sharded, Single
 from redistill.runs import external
+from redistill.runs.launcher import check_launcher, launcher_note
 from redistill.runs.load import DataSets, load_data, read_corpus
 from redistill.runs.models import Models, load_models
 from redistill.runs.revisions import FILE as REVISIONS
@@ -38,7 +39,7 @@ from redistill.teachers.cached import CachedTeacher, CachedTeacherConfig
 from redistill.teachers.local import LocalTeacher
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.parts import Output
-from redistill.training.progress import Progress
+from redistill.training.progress import Progress, report
 from redistill.training.schedule import Schedule
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
@@ -109,16 +110,18 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         raise ConfigError(f"training.batch_size = {size}: must be a multiple of the number of processes, {world}")
     with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
-            models = load_models(config, progress.note)
+            with progress.phase("loading models", in_log=True):
+                models = load_models(config, progress.note)
             rejected = config.folder / "rejected.jsonl" if is_main else None
-            data = load_data(
-                config.data,
-                models.tokenizer,
-                config.seed,
-                why_gold=why_gold(config.resolved_method),
-                rejected=rejected,
-                report=progress.note,
-            )
+            with progress.phase("tokenising", in_log=True):
+                data = load_data(
+                    config.data,
+                    models.tokenizer,
+                    config.seed,
+                    why_gold=why_gold(config.resolved_method),
+                    rejected=rejected,
+                    report=progress.note,
+                )
             for note in (*models.notes, *notes(config), *_unscorable(config, data)):
                 progress.note(f"note: {note}")
             opened = assemble(config, accelerator, models, data, progress)
@@ -126,7 +129,8 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
                 models.states.check(source_of(config, models.tokenizer, models.end_ids, data, opened.corpus, progress.note))
         signals.gather([])  # barrier: detects a rank that was interrupted above
         progress.expect(opened.schedule.updates)
-        yield opened
+        with progress.phase("fine-tuning" if config.method == "sft" else "training", in_log=True):
+            yield opened
 
 
 def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: Progress) -> OpenRun:
@@ -259,7 +263,14 @@ def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
 
     Accelerate keeps the precision in a global state.  Without a reset, a second run in the same process would fail or have the
     precision of the first run.  So this function resets that state.  The process group stays unchanged.
+
+    Raises:
+        ConfigError: `accelerate launch` requests something that is not supported (see `check_launcher`).
     """
+    check_launcher()
     AcceleratorState._reset_state(reset_partial_state=False)
     autocast, handlers = "no" if precision == "fp32" else precision, [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=autocast, kwargs_handlers=handlers)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=autocast, kwargs_handlers=handlers)
+    if (note := launcher_note(accelerator.num_processes)) is not None:
+        report(f"note: {note}")
+    return accelerator

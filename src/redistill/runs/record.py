@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from redistill.records import Json
 from redistill.reports.folders import mapping
 from redistill.runs.commit import own_commit
 from redistill.runs.disk_space import check_space, needed_space
+from redistill.runs.extension import extend
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.opened import OpenRun
 from redistill.runs.stages import stages
@@ -42,8 +43,10 @@ PACKAGES = (
 )
 
 
-def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> None:
+def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> list[Json]:
     """Check the disk space and existing checkpoints; write run.json and identity.json.
+
+    If `training.updates` was raised, the results of the shorter run are kept (see `extend`).
 
     The file identity.json, in the folder of the checkpoints, contains hashes of the settings, models and data of the run.
     An earlier version of redistill may have stored fewer hashes with its checkpoints.  If so, the missing hashes are added to
@@ -54,8 +57,12 @@ def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> Non
         command: Command that repeats the run, for run.json; if None, the command line of this process is stored.
         identity: Hashes of the settings, models and data of the run, from `checked_identity`.
 
+    Returns:
+        The extensions of the run, for `write_run_file`.
+
     Raises:
         CheckpointError: the folder has checkpoints of another run.
+        ConfigError, CheckpointError: the run cannot be extended to the new length.
         DiskFullError: the disk has too little free space.
     """
     config, checkpoints = run.config, run.output.checkpoints
@@ -64,8 +71,10 @@ def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> Non
     if unknown := checkpoint.check_identity(checkpoints, identity):
         fault = f"its checkpoints have no hashes of {', '.join(unknown)}, so a change of them cannot be detected"
         run.output.progress.note(f"note: {checkpoints}: {fault}; the current hashes are stored now")
-    write_run_file(run, command, identity, status="running")
+    extended = extend(run)
+    write_run_file(run, command, identity, status="running", extended=extended)
     checkpoint.write_identity(checkpoints, identity)
+    return extended
 
 
 def cost(config: Run, state: TrainingState) -> dict[str, float]:
@@ -84,7 +93,13 @@ def cost(config: Run, state: TrainingState) -> dict[str, float]:
 
 
 def write_run_file(
-    run: OpenRun, command: str | None, identity: Mapping[str, str], status: str, cost: Mapping[str, float] | None = None
+    run: OpenRun,
+    command: str | None,
+    identity: Mapping[str, str],
+    status: str,
+    *,
+    extended: Sequence[Json],
+    cost: Mapping[str, float] | None = None,
 ) -> None:
     """Write run.json; secrets, such as access tokens, are masked.
 
@@ -93,6 +108,7 @@ def write_run_file(
         command: Command that repeats the run, shown in reports; if None, the command line of this process is stored.
         identity: Hashes of the settings, models and data of the run, from `checked_identity`.
         status: "running" or "trained".
+        extended: The extensions of the run, from `begin`.
         cost: Cost of training, as the function `cost` returns it; None before training.
     """
     config, sources, corpus = run.config, run.config.data.corpus, dict[str, Json]()
@@ -112,6 +128,7 @@ def write_run_file(
         "machine": machine(),
         "processes": run.processes.world,
         "cost": cost,
+        "extended": list(extended),
         "stages": {
             name: {
                 "folder": str(stage.folder),

@@ -5,6 +5,7 @@ A function that is called again with the same configuration and folder resumes t
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 
 from redistill.config.decode import decode
 from redistill.config.plugins import External
-from redistill.config.run import Run
+from redistill.config.run import Run, encode_run
 from redistill.config.scoring import load_external, metrics_of
 from redistill.config.sections import DataConfig
 from redistill.contracts import Processes
@@ -33,6 +34,7 @@ from redistill.processes.placement import full
 from redistill.records import Json
 from redistill.reports.report import build_report
 from redistill.runs.build import build_evaluator, build_parts
+from redistill.runs.extension import report_extension
 from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, sole_use
 from redistill.runs.identity import checked_identity
 from redistill.runs.load import load_tests
@@ -46,8 +48,9 @@ from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
 from redistill.training.parts import TrainingState
-from redistill.training.progress import AnswerProgress, report
+from redistill.training.progress import AnswerProgress, Progress
 from redistill.training.saving import log_size, restore_checkpoint
+from redistill.training.trackers import check_packages, tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
 
     Raises:
         BusyError: another process uses the run folder.
-        ConfigError: the folder contains another run.
+        ConfigError: the folder contains another run, or the package of a tracker is missing.
         CheckpointError: the data or the models have changed since the run started.
         RanksDifferError: the ranks of the job have different data, models, settings or packages.
         DataError, ModelError, VocabularyError: the data or the models cannot be used.
@@ -149,6 +152,8 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
     """
     if check_owner(config):  # another process may have trained the student before this one got the lock
         return
+    if accelerator.is_main_process:
+        check_packages(config.tracking)
     for name, stage in stages(config).items():
         if name == "start":
             make_cache(config, accelerator)  # for this run, which may need more sequences than the stage
@@ -158,13 +163,12 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
     make_cache(config, accelerator)
     with open_run(config, accelerator) as run:
         identity = checked_identity(run)
-        if run.processes.is_main:
-            begin(run, command, identity)
+        extended = begin(run, command, identity) if run.processes.is_main else []
         _evaluate_before(run)
         state = _fit(run)
         _export(run)
         if run.processes.is_main:
-            write_run_file(run, command, identity, status=TRAINED, cost=cost(config, state))
+            write_run_file(run, command, identity, status=TRAINED, extended=extended, cost=cost(config, state))
         run.accelerator.wait_for_everyone()
 
 
@@ -173,7 +177,8 @@ def _evaluate_before(run: OpenRun) -> None:
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
     folder, metrics = run.config.folder / "before", run.config.test_metrics
-    evaluator, progress = build_evaluator(run, run.models.student), AnswerProgress("before", run.output.progress.note)
+    bar, evaluator = run.output.progress, build_evaluator(run, run.models.student)
+    progress = AnswerProgress("evaluating before training", bar.note, bar=bar)
     if run.models.states is not None:
         evaluator = replace(evaluator, teacher=None)  # a cached teacher has no states of test data
     with run.placement.unsharded(run.student):
@@ -197,7 +202,10 @@ def _fit(run: OpenRun) -> TrainingState:
         for log in parts.output.logs:  # without a checkpoint, nothing is kept, not even the validation at step 0
             log.truncate_after(state.step, 0 if found is None else log_size(found, log))
     run.accelerator.wait_for_everyone()
-    state = train(parts, run.config.training, run.config.optimiser, state)
+    if found is not None:
+        report_extension(parts, found, run.config.optimiser)
+    with _tracked(run, state.step):
+        state = train(parts, run.config.training, run.config.optimiser, state)
     assert state.best_step is not None and state.best_score is not None, "the last update is always validated"
     best = checkpoint.load_step(checkpoints, state.best_step)
     load_trainable_state(run.student.model, best.tensors["model"])
@@ -207,11 +215,20 @@ def _fit(run: OpenRun) -> TrainingState:
     return state
 
 
+def _tracked(run: OpenRun, step: int) -> AbstractContextManager[None]:
+    """Context in which the main process sends the metrics to the trackers of the recipe."""
+    config, output = run.config, run.output
+    if not (config.tracking.to and run.processes.is_main):
+        return nullcontext()
+    settings = encode_run(config)
+    return tracked(config.tracking, output.log, name=config.name, settings=settings, step=step, note=output.progress.note)
+
+
 def _export(run: OpenRun) -> None:
     """Write the student to the folder `model`, in the format of transformers."""
     model, lora = run.models.student, run.config.student.lora
     state = full(trainable_state(model))  # gathered by all processes, written by the main process
-    with run.placement.unsharded(run.student):
+    with run.output.progress.phase("writing", in_log=True), run.placement.unsharded(run.student):
         if run.processes.is_main:
             with folders.new_folder(run.config.folder / "model") as folder:
                 save_student(model, run.models.tokenizer, folder, "merged" if lora is None else lora.export, state=state)
@@ -352,29 +369,29 @@ def _evaluate(
     with it are omitted.  `label` names the model in messages, and `folder` is the output folder.
     """
     metrics = metrics_of(data.tasks, config.metrics)
-    with signals.handled(at_once=True):
-        note = report if accelerator.is_main_process else lambda line: None
-        tests = load_tests(data, note)
-        for line in unscorable_notes(tests, metrics, limit=config.limit):
-            note(f"note: {line}")
-        model, tokenizer = load_model(source)
-        check_positions(model, data.tokens, label)
-        size, teacher = head(model).num_classes, None
-        if teacher_source is not None:
-            teacher_model, teacher_tokenizer = load_model(teacher_source)
-            size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
-            teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
-    model = model.to(accelerator.device)
-    evaluator = Evaluator(
-        model=model,
-        tokenizer=tokenizer,
-        engine=build_local_engine(model, tokenizer, config, size),
-        config=config,
-        tokens=data.tokens,
-        teacher=teacher,
-        vocabulary=size,
-        processes=Processes(accelerator.process_index, accelerator.num_processes, signals.gather),
-        autocast=accelerator.autocast,
-    )
-    progress = AnswerProgress(label, report) if accelerator.is_main_process else None
-    return evaluator.evaluate(tests, folder, label=label, metrics=metrics, progress=progress)
+    with Progress(enabled=accelerator.is_main_process) as bar:
+        with signals.handled(at_once=True):
+            tests = load_tests(data, bar.note)
+            for line in unscorable_notes(tests, metrics, limit=config.limit):
+                bar.note(f"note: {line}")
+            model, tokenizer = load_model(source)
+            check_positions(model, data.tokens, label)
+            size, teacher = head(model).num_classes, None
+            if teacher_source is not None:
+                teacher_model, teacher_tokenizer = load_model(teacher_source)
+                size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
+                teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
+        model = model.to(accelerator.device)
+        evaluator = Evaluator(
+            model=model,
+            tokenizer=tokenizer,
+            engine=build_local_engine(model, tokenizer, config, size),
+            config=config,
+            tokens=data.tokens,
+            teacher=teacher,
+            vocabulary=size,
+            processes=Processes(accelerator.process_index, accelerator.num_processes, signals.gather),
+            autocast=accelerator.autocast,
+        )
+        progress = AnswerProgress(f"evaluating {label}", bar.note, bar=bar) if accelerator.is_main_process else None
+        return evaluator.evaluate(tests, folder, label=label, metrics=metrics, progress=progress)

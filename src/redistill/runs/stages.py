@@ -111,6 +111,7 @@ def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentCo
             choose_by=choose_by,
             precision=config.training.precision,
         ),
+        tracking=dataclasses.replace(config.tracking, name=None),
         evaluation=EvaluationConfig(compare=(), metrics=EvaluationConfig.metrics if has_usual else config.evaluation.metrics),
     )
 

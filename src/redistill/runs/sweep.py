@@ -23,7 +23,7 @@ from redistill.reports.pages import score
 from redistill.reports.statistics import mean
 from redistill.reports.terminal import print_comparison
 from redistill.runs.demo import toy_world
-from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, check_run_schema, differences
+from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, check_run_schema, differences, is_extension
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
 from redistill.runs.record import cores
 from redistill.runs.sweep_recipe import Entry, Sweep, expand, read_sweep, settings_of
@@ -67,8 +67,8 @@ class Plan:
     def statuses(self) -> dict[Path, str]:
         """Return the status of each run and of each fine-tuning before it, by folder.
 
-        The status is read from the folders: "waiting" (not started), "running" (started and not trained yet), "trained" (not
-        evaluated yet) or "finished" (trained and evaluated).
+        The status is read from the folders: "waiting" (not started), "running" (started and not trained yet, or
+        trained with fewer updates), "trained" (not evaluated yet) or "finished" (trained and evaluated).
 
         Raises:
             ConfigError: a folder contains another run or another sweep.
@@ -172,6 +172,9 @@ def _status(config: Run) -> str:
     held = mapping(files.read_json(path))
     check_run_schema(config.folder, held, resumes=held.get("status") not in (TRAINED, FINISHED))
     mine, theirs = (settings_of(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
+    if is_extension(mine, theirs):
+        check_run_schema(config.folder, held, resumes=True)
+        return "running"
     if found := differences(mine, theirs):
         raise ConfigError(f"{config.folder}: contains another run ({found[0]}); choose another --out, or remove the folder")
     return str(held.get("status"))

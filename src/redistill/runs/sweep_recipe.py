@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from redistill.config import decode as decoding
 from redistill.config import parse
 from redistill.config.recipes import read_recipe
-from redistill.config.run import Run, encode_run, override_run, without_output_folders
+from redistill.config.run import Run, encode_run, override_run, without_outputs
 from redistill.config.schema import current_tree
 from redistill.config.shown import shown
 from redistill.errors import ConfigError
@@ -239,7 +239,7 @@ def expand(
 
 def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
     """Return the settings of a run without its name and its output folders."""
-    return {key: value for key, value in without_output_folders(tree).items() if key != "name"}
+    return {key: value for key, value in without_outputs(tree).items() if key != "name"}
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:

@@ -5,11 +5,14 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from redistill.errors import OutputError
 from redistill.storage import files
 from redistill.storage.files import TEMPORARY, create_with_parents, sync, write_failed
+
+_COPIED_BYTES = 1 << 20  # read at once
 
 
 def linked_folder(folder: Path) -> Path | None:
@@ -66,7 +69,7 @@ def new_folder(target: Path, num_bytes: int = 0) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove `folder`.
+    """Remove `folder`, which may also be a file.
 
     The folder is renamed first, so that a crash leaves no incomplete folder under the original name.
 
@@ -81,6 +84,25 @@ def remove_folder(folder: Path) -> None:
         raise write_failed(folder, error) from error
     finally:
         files.disk.remove(renamed)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, or a folder with its files, to the new path `target`.
+
+    Symbolic links are left out.
+
+    Raises:
+        OutputError: a file cannot be read or written; `DiskFullError` if the disk is full.
+    """
+    paths = sorted(source.rglob("*")) if source.is_dir() else [source]
+    for path in paths:
+        if path.is_file() and not path.is_symlink():
+            copied = target / path.relative_to(source)
+            try:
+                with path.open("rb") as file:
+                    files.write_parts(copied, iter(partial(file.read, _COPIED_BYTES), b""), path.stat().st_size)
+            except OSError as error:
+                raise write_failed(copied, error) from error
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -54,17 +55,19 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
             discarded.
         TrainingError: a guard (a check of each update) ended the run.
     """
-    saved = state.step
+    saved = first = state.step
     try:
         if state.step == 0:
             _validate(parts, state)
         while state.validation_due or not _ends(parts, state):
             if not state.validation_due:
-                _step(parts, optimiser, state)
+                with _compiling(parts, is_first=state.step == first):
+                    _step(parts, optimiser, state)
             if state.validation_due:
                 _choose(parts, settings, state)
             if _is_due(state.step, parts.schedule.evaluate_every, parts.schedule.save_every) or _ends(parts, state):
-                save_checkpoint(parts, settings, state)
+                with parts.output.progress.phase("writing"):
+                    save_checkpoint(parts, settings, state)
                 saved = state.step
     except Interrupted:
         if state.step != saved:
@@ -73,6 +76,12 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
             parts.output.progress.note(f"stopped at step {state.step} of {parts.schedule.updates}, saved")
         raise
     return state
+
+
+def _compiling(parts: Parts, *, is_first: bool) -> AbstractContextManager[None]:
+    """Context of an update; progress names the compilation in the first one."""
+    compiles = is_first and parts.learner.student.is_compiled
+    return parts.output.progress.phase("compiling", in_log=True) if compiles else nullcontext()
 
 
 def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
@@ -122,7 +131,7 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
 def _draw(parts: Parts, step: int) -> Draw:
     """Pass the student's weights to the engine, and return the sequences of an update."""
     student = parts.learner.student
-    with parts.learner.placement.unsharded(student):
+    with parts.output.progress.phase("generating"), parts.learner.placement.unsharded(student):
         parts.engine.sync(student.model, step)
         return parts.policy.draw(step)
 
@@ -274,7 +283,7 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
 
     The cross entropy is also passed to the policy, which may adapt to it.
     """
-    with parts.learner.placement.unsharded(parts.learner.student):
+    with parts.output.progress.phase("validating"), parts.learner.placement.unsharded(parts.learner.student):
         scores = parts.validate()
     parts.policy.observe(scores["cross_entropy"])
     if parts.accelerator.is_main_process:

@@ -1,11 +1,12 @@
 """Measurements of training: metrics.jsonl, generated tokens, peak memory."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from redistill.records import Json
 from redistill.storage import files, logs
 
 
@@ -16,17 +17,23 @@ class MetricsLog:
 
     Args:
         path: The file; it need not exist.
+
+    Attributes:
+        observer: Function that is called with each line after it was written; None if there is none.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.observer: Callable[[Mapping[str, Json]], None] | None = None
 
-    def write(self, line: Mapping[str, object]) -> None:
+    def write(self, line: Mapping[str, Json]) -> None:
         """Append `line` to the file; `line["step"]` is the number of updates done.
 
         Numbers must be finite, because JSON has no NaN and no infinity; pass None instead of a number that is not finite.
         """
         files.append_line(self.path, line)
+        if self.observer is not None:
+            self.observer(line)
 
     def num_bytes(self) -> int:
         """Size of the file in bytes; 0 if it is missing."""

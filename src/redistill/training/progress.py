@@ -3,8 +3,10 @@
 This module only prints; it does not affect the results of a run.  metrics.py stores the metrics.
 """
 
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 import rich.progress
@@ -15,13 +17,16 @@ from redistill.processes import streams
 from redistill.records import rate
 from redistill.storage.redaction import plain_line
 
+_BAR_WIDTH, _ELAPSED_WIDTH, _MIN_WIDTH = 16, 9, 16
+"""Widths in characters: of the bar, of the elapsed time with spaces, and of the text beside them, which is truncated."""
 SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
 
 
 class TerminalBar:
     """A progress bar with a line of text; shown only if the output is a terminal.
 
-    The object is a context manager; the bar is updated until the context ends.
+    The object is a context manager; the bar is updated until the context ends.  Meanwhile the lines that libraries write are
+    printed above the bar.
 
     Args:
         console: The output.
@@ -34,31 +39,53 @@ class TerminalBar:
         self._console = console
         self._bar: rich.progress.Progress | None = None
         if console.is_terminal:
-            columns = (rich.progress.BarColumn(bar_width=24), rich.progress.TextColumn("{task.fields[line]}", markup=False))
-            self._bar = rich.progress.Progress(*columns, console=console, disable=not enabled)
-            self._task = self._bar.add_task("", total=total, line=line)
+            columns = (
+                rich.progress.BarColumn(bar_width=_BAR_WIDTH),
+                rich.progress.TimeElapsedColumn(),
+                rich.progress.TextColumn("{task.fields[line]}", markup=False),
+            )
+            through_streams = isinstance(sys.stderr, streams.TolerantStream)  # otherwise rich redirects the streams itself
+            self._bar = rich.progress.Progress(
+                *columns,
+                console=console,
+                disable=not enabled,
+                redirect_stdout=not through_streams,
+                redirect_stderr=not through_streams,
+            )
+            self._task = self._bar.add_task("", total=total or None, line=line)
+        self._open = ExitStack()
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the output is a terminal, so that there is a bar."""
+        return self._bar is not None and not self._bar.disable
 
     def __enter__(self) -> Self:
         if self._bar is not None:
-            self._bar.start()
+            self._open.enter_context(self._bar)
+            if self.is_shown:
+                self._open.enter_context(streams.above_bar(self._console))
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._open.close()
 
-    def _show(self, line: str, *, completed: int | None = None, total: int | None = None) -> None:
+    def show(self, line: str, *, completed: int | None = None, total: int | None = None) -> None:
+        """Change the text beside the bar, and the numbers of steps if they are given."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=completed, total=total, line=line)
+            text = Text(line)
+            text.truncate(max(_MIN_WIDTH, self._console.width - _BAR_WIDTH - _ELAPSED_WIDTH), overflow="ellipsis")
+            self._bar.update(self._task, completed=completed, total=total, line=text.plain)
 
     def _print(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)
 
 
 class Progress(TerminalBar):
-    """Progress of training: a bar on a terminal, lines in a log.
+    """Progress of a run: a bar on a terminal, lines in a log.
 
-    The object is a context manager; the bar is updated until the context ends.
+    The object is a context manager; the bar is updated until the context ends.  The bar always names the phase, such as
+    "loading models", "generating" or "validating".
 
     Args:
         total: Number of updates of the whole run; 0 if it is not known yet.  The method `expect` sets it later.
@@ -79,12 +106,33 @@ class Progress(TerminalBar):
     ) -> None:
         self._total, self._log_every, self._clock = total, log_every, clock
         self._first: tuple[int, float] | None = None
-        super().__init__(console or streams.console("stderr", quiet=not enabled), total, f"step 0/{total}", enabled=enabled)
+        self._phase, self._rest = "loading", ""
+        super().__init__(console or streams.console("stderr", quiet=not enabled), total, self._phase, enabled=enabled)
+
+    @contextmanager
+    def phase(self, name: str, *, in_log: bool = False) -> Iterator[None]:
+        """Context whose phase the bar names.
+
+        Args:
+            name: The phase, such as "validating".
+            in_log: Whether its beginning is a line of its own if the output is not a terminal.
+        """
+        if in_log and self._bar is None:
+            self._print(name)
+        before, self._phase = self._phase, name
+        self.show(self._shown())
+        if self._bar is not None:
+            self._bar.refresh()
+        try:
+            yield
+        finally:
+            self._phase = before
+            self.show(self._shown())
 
     def expect(self, total: int) -> None:
-        """Set the number of updates of the run."""
-        self._total = total
-        self._show(f"step 0/{total}", total=total)
+        """Set the number of updates of the run, which is loaded now."""
+        self._total, self._phase, self._rest = total, "", f"step 0/{total}"
+        self.show(self._shown(), total=total)
 
     def update(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Show the loss terms after `step` updates, the speed and the remaining time.
@@ -94,9 +142,11 @@ class Progress(TerminalBar):
         """
         self._first = self._first or (step, self._clock())
         if self._bar is not None:
-            self._show(self._line(step, metrics, self._first), completed=step)
+            count, *terms = self._parts(step, metrics)
+            self._rest = "  ".join([count, *self._left(step), *terms])  # the end may be truncated
+            self.show(self._shown(), completed=step, total=self._total)
         elif step % self._log_every == 0 or step == self._total:
-            self._print(self._line(step, metrics, self._first))
+            self._print("  ".join([*self._parts(step, metrics), *self._left(step)]))
 
     def note(self, text: str) -> None:
         """Print a line above the bar, without control characters.
@@ -105,19 +155,27 @@ class Progress(TerminalBar):
         """
         self._print(plain_line(text))
 
-    def _line(self, step: int, metrics: Mapping[str, float | None], first: tuple[int, float]) -> str:
+    def _shown(self) -> str:
+        return "  ".join(filter(None, (self._phase, self._rest)))
+
+    def _parts(self, step: int, metrics: Mapping[str, float | None]) -> list[str]:
+        """Return the number of updates, the loss terms and the speed, as texts."""
         values = ((name, metrics.get(name)) for name in SHOWN)
         parts = [f"step {step}/{self._total}", *(f"{name} {value:.4g}" for name, value in values if value is not None)]
         if (speed := metrics.get("tokens_per_s")) is not None:
             parts.append(f"{speed:,.0f} tokens/s")
-        if step > first[0]:
-            seconds = (self._clock() - first[1]) / (step - first[0]) * (self._total - step)
-            parts.append(f"{duration(seconds)} left")
-        return "  ".join(parts)
+        return parts
+
+    def _left(self, step: int) -> list[str]:
+        """Return the remaining time as text; nothing if it is unknown."""
+        if self._first is None or step <= self._first[0]:
+            return []
+        seconds = (self._clock() - self._first[1]) / (step - self._first[0]) * (self._total - step)
+        return [f"{duration(seconds)} left"]
 
 
 class AnswerProgress:
-    """Progress of an evaluation: a line after each tenth of the answers.
+    """Progress of an evaluation: a line after each tenth, or a bar on a terminal.
 
     An instance is passed as the argument `progress` of `Evaluator.evaluate`.
 
@@ -126,6 +184,7 @@ class AnswerProgress:
         report: Function that is called with each line.
         clock: Monotonic clock, in seconds.
         unit: Name of the items that are counted.
+        bar: Bar that shows the lines instead, if the output is a terminal.
     """
 
     def __init__(
@@ -135,7 +194,9 @@ class AnswerProgress:
         clock: Callable[[], float] = time.monotonic,
         *,
         unit: str = "answers",
+        bar: TerminalBar | None = None,
     ) -> None:
+        self._bar = bar
         self._label, self._report, self._clock, self._unit = label, report, clock, unit
         self._first: tuple[int, float] | None = None
         self._tenths = 0
@@ -151,9 +212,12 @@ class AnswerProgress:
         self._first = self._first or (done, self._clock())
         passed, answered = self._clock() - self._first[1], done - self._first[0]
         tenths = 10 * done // total if total else 10
-        if tenths > self._tenths and answered and (speed := rate(tokens, passed)) is not None:
-            left = duration(passed / answered * (total - done))
-            self._report(f"{self._label}: {done}/{total} {self._unit}  {speed:,.0f} tokens/s  {left} left")
+        if answered and (speed := rate(tokens, passed)) is not None:
+            count, left = f"{self._label}: {done}/{total} {self._unit}", f"{duration(passed / answered * (total - done))} left"
+            if self._bar is not None and self._bar.is_shown:
+                self._bar.show(f"{count}  {left}  {speed:,.0f} tokens/s", completed=done, total=total)
+            elif tenths > self._tenths:
+                self._report(f"{count}  {speed:,.0f} tokens/s  {left}")
         self._tenths = max(tenths, self._tenths)
 
 

@@ -40,6 +40,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
             tensors=tensors | ({"policy": policy.tensors} if policy.tensors else {}),
             state={
                 "training": asdict(state),
+                "updates": parts.schedule.updates,
                 "optimizer": optimizer_state,
                 "policy": policy.values,
                 "policy_entries": policy.entries,
@@ -87,6 +88,20 @@ def log_size(found: checkpoint.Checkpoint, log: MetricsLog) -> int | None:
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
         raise _unfit(found, f"the size of {log.path.name} is not a whole number")
     return size
+
+
+def planned_updates(found: checkpoint.Checkpoint) -> int | None:
+    """Return the length, in updates, of the run that saved a checkpoint.
+
+    Return None if the checkpoint does not contain it, as in earlier versions.
+
+    Raises:
+        CheckpointError: the length is not a whole number, or is below 1.
+    """
+    updates = found.state.get("updates")
+    if updates is not None and (not isinstance(updates, int) or isinstance(updates, bool) or updates < 1):
+        raise _unfit(found, "its number of updates is not a whole number")
+    return updates
 
 
 def _unfit(found: checkpoint.Checkpoint, reason: str) -> CheckpointError:

@@ -100,6 +100,23 @@ def check_length(name: str, length: int | str, lowest: int) -> None:
         raise ConfigError(f"{name} = {length!r}: must be a whole number of updates, or epochs such as '20 epochs'")
 
 
+def longer(length: object, other: object) -> bool | None:
+    """Return whether a length of training is larger than another.
+
+    Each length is a value of `training.updates`.  The result is None if the two cannot be compared: one of them is a number of
+    updates and the other a number of epochs, or one is no length.
+
+    Example:
+        >>> longer(200, 100), longer("3 epochs", "5 epochs"), longer(200, "5 epochs")
+        (True, False, None)
+    """
+    if isinstance(length, int) and isinstance(other, int):
+        return length > other
+    matches = [_EPOCHS.fullmatch(each) if isinstance(each, str) else None for each in (length, other)]
+    epochs = [float(match[1]) for match in matches if match]
+    return epochs[0] > epochs[1] if len(epochs) == 2 else None
+
+
 def in_updates(length: int | str, num_examples: int, batch_size: int) -> int:
     """Convert the value of a setting, in updates or epochs, to a number of updates.
 

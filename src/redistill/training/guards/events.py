@@ -1,4 +1,4 @@
-"""Events that guards report, such as a loss spike; metrics.jsonl contains them."""
+"""Events of training, such as a loss spike that a guard reports; metrics.jsonl contains them."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,11 +9,12 @@ from redistill.records import Json
 
 @dataclass(frozen=True)
 class Event:
-    """An event that a guard reports.
+    """An event of training, which a guard or an extension of the run reports.
 
     Args:
         step: Number of the update, from 1, as in metrics.jsonl.
-        name: The kind of event: "not_finite", "loss_spike", "out_of_memory", "collapse".
+        name: The kind of event: "not_finite", "loss_spike", "out_of_memory", "collapse", "extended" (the run was
+            given more updates).
         text: One sentence.
         facts: Numbers and names that describe the event.  Non-finite numbers are logged as null, since JSON has no such
             numbers.

@@ -1,0 +1,27 @@
+"""Whole numbers that are written with an exponent, such as 1e3."""
+
+import re
+
+from redistill.config.shown import MAX_WHOLE
+
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}", re.ASCII)
+
+
+def whole_number(value: object) -> int | None:
+    """Convert a number with an exponent to a whole number, if it is one.
+
+    Args:
+        value: A float, or a text such as "1e3" or "2.5e3".
+
+    Returns:
+        The whole number; None for any other value, also for a text without an exponent.
+
+    Example:
+        >>> whole_number("1e3"), whole_number(20.0), whole_number("1e-3"), whole_number("12")
+        (1000, 20, None, None)
+    """
+    text = str(value) if isinstance(value, float | str) else ""
+    if isinstance(value, str) and not _EXPONENT.fullmatch(text):  # YAML 1.1 parses 1e3 as a string, and 1.0e+3 as a number
+        return None
+    number = float(text or "nan")
+    return int(number) if number.is_integer() and abs(number) < MAX_WHOLE else None
