@@ -72,7 +72,7 @@ def cache_teacher(options: argparse.Namespace) -> None:
     size = sum(path.stat().st_size for path in options.out.iterdir())
     layout = store.layout
     document = {"path": str(options.out), "sequences": layout.sequences, "targets": layout.targets, "bytes": size}
-    _print(options, {**document, "dtype": layout.dtype}, f"cached teacher: {options.out}")
+    _print(options, {**document, "dtype": layout.dtype, "form": layout.form}, f"cached teacher: {options.out}")
 
 
 def sweep(options: argparse.Namespace) -> None:

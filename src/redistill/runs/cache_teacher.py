@@ -12,12 +12,12 @@ from redistill.runs.run import train_student
 from redistill.runs.stages import stages
 from redistill.runs.teacher_cache import fill_cache
 from redistill.storage.paths import check_path
-from redistill.teachers.hidden_states import HiddenStates
+from redistill.teachers.store import TeacherStore
 from redistill.training.progress import report
 
 
 @signals.handled()
-def cache_teacher(config: Run, out: Path) -> HiddenStates:
+def cache_teacher(config: Run, out: Path) -> TeacherStore:
     """Store the last hidden states of a recipe's teacher.
 
     They are stored for the targets of the training and validation data.  The head of the teacher is stored as well, so that
@@ -55,4 +55,4 @@ def cache_teacher(config: Run, out: Path) -> HiddenStates:
     if (stage := stages(cached).get("teacher")) is not None:
         train_student(stage)
     fill_cache(cached, accelerator, report)
-    return HiddenStates.open(out, report=report, poll=signals.poll)
+    return TeacherStore.open(out, report=report, poll=signals.poll)

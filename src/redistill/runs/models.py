@@ -29,7 +29,7 @@ from redistill.models.lora import add_lora, lora_notes
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source
-from redistill.teachers.hidden_states import HiddenStates
+from redistill.teachers.store import TeacherStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Models:
     end_ids: tuple[int, ...]
     manifest: Mapping[str, Json] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    states: HiddenStates | None = None
+    states: TeacherStore | None = None
 
     @property
     def pad_id(self) -> int:
@@ -81,7 +81,7 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
         VocabularyError: teacher and student have different vocabularies.
     """
     source, taught_by = student_source(config), teacher_source(config)
-    states = None if config.teacher_cache is None else HiddenStates.open(config.teacher_cache, report=report, poll=signals.poll)
+    states = None if config.teacher_cache is None else TeacherStore.open(config.teacher_cache, report=report, poll=signals.poll)
     taught = None if taught_by is None or states is not None else load_model(taught_by)
     if source.model == "teacher":
         assert taught_by is not None and source.initialise is not None
@@ -109,7 +109,7 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
             notes.append(f"the heads have {heads}; both are cut to {size}")
     if states is not None:
         vocab = tokenizer.get_vocab()  # the hash of the teacher's vocabulary is compared when the data has been read
-        size = vocabulary.match_vocabularies(vocab, vocab, states.head.num_classes, size).size
+        size = vocabulary.match_vocabularies(vocab, vocab, states.layout.classes, size).size
     if config.teacher is not None:
         name = kind_of(type(config.teacher)) if taught_by is None else taught_by.model
         manifest["teacher"] = {"name": name} if taught is None else _about(taught[0], name)

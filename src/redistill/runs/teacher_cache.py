@@ -37,8 +37,10 @@ from redistill.storage import files, folders
 from redistill.storage.cache import WAIT_S
 from redistill.storage.file_hash import file_hash
 from redistill.storage.lock import BusyError, locked
+from redistill.teachers.cached import CachedTeacherConfig
 from redistill.teachers.filling import Joined, Plan, Reader, Rows, StoreWriter, store_bytes
-from redistill.teachers.hidden_states import DTYPES, HiddenStates, is_complete
+from redistill.teachers.forms import Full, Sampled, label
+from redistill.teachers.store import DTYPES, TeacherStore, is_complete
 from redistill.training.progress import AnswerProgress, duration, report
 
 Report = Callable[[str], None]
@@ -97,7 +99,7 @@ def fill_cache(config: Run, accelerator: Accelerator, note: Report) -> None:
             signals.gather([])  # a signal that arrived above is raised here
             source = source_of(config, read.models.tokenizer, read.models.end_ids, read.data, read.corpus, note)
             if is_complete(folder):
-                HiddenStates.open(folder, report=note, poll=signals.poll).check(source)
+                TeacherStore.open(folder, report=note, poll=signals.poll).check(source)
                 note(f"cached teacher: {folder} is complete")
             else:
                 _fill(config, StoreWriter(folder, source), folder, read, accelerator, note)
@@ -161,29 +163,31 @@ def _fill(config: Run, writer: StoreWriter, folder: Path, read: _Read, accelerat
         rows.append(Rows(len(texts), lambda index: answered(read.data.train[index], texts[index].token_ids, "teacher")))
     if _distils_corpus(config):
         rows.append(Rows(len(read.corpus), read.corpus.__getitem__))
-    teacher = reader_of(config.teacher, model, models.pad_id, settings.micro_batch_size)
+    teacher = reader_of(config.teacher, model, models.vocabulary, models.pad_id, settings.micro_batch_size)
     plan = Plan(Joined(rows), teacher.row_bytes)
     _announce(plan, teacher, folder, note)
     writer.states(plan, teacher, AnswerProgress("cached teacher", note, unit="sequences"))
 
 
-def reader_of(config: TeacherConfig, model: CausalModel, pad_id: int, batch_size: int | None) -> Reader:
+def reader_of(config: TeacherConfig, model: CausalModel, vocabulary: int, pad_id: int, batch_size: int | None) -> Reader:
     """Return the reader that fills a store.
 
     Args:
-        config: The teacher, with the dtype of the stored states.
+        config: The teacher, with the form of the store and the dtype of the stored states.
         model: Its model, in eval mode and on its device.
+        vocabulary: Number of leading classes that the student has as well; a compact form has these classes only.
         pad_id: Padding token.
         batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited.
     """
-    hidden_states, classifier = body(model), head(model)
+    form, hidden_states = config.cache_form, body(model)
+    classifier = head(model, None if isinstance(form, Full) else vocabulary)
     dtype = classifier.weight_VD.dtype if config.cache_dtype == "auto" else DTYPES[config.cache_dtype]
 
     @torch.no_grad()
     def read(batch: Batch) -> torch.Tensor:
         return hidden_states(batch.input_ids_BT, batch.attention_mask_BT).flatten(0, 1)[batch.position_N]
 
-    return Reader(read=read, head=classifier, dtype=dtype, pad_id=pad_id, batch_size=batch_size)
+    return Reader(read=partial(map, read), head=classifier, form=form, dtype=dtype, pad_id=pad_id, batch_size=batch_size)
 
 
 def _announce(plan: Plan, teacher: Reader, folder: Path, note: Report) -> None:
@@ -201,8 +205,10 @@ def _announce(plan: Plan, teacher: Reader, folder: Path, note: Report) -> None:
             "choose another folder, or set teacher.cache_dtype to bfloat16"
         )
     seconds = duration(plan.seconds(teacher))
-    counts = f"{layout.sequences:,} sequences, {layout.targets:,} targets of {layout.width} x {layout.dtype}"
-    note(f"cached teacher: {counts}, {megabytes(needed)}, about {seconds} for all of it")
+    row = f"{layout.width} x {layout.dtype}" if isinstance(teacher.form, Full) else label(teacher.form)
+    size = f"{'at most ' if isinstance(teacher.form, Sampled) else ''}{megabytes(needed)}"
+    counts = f"{layout.sequences:,} sequences, {layout.targets:,} targets of {row}"
+    note(f"cached teacher: {counts}, {size}, about {seconds} for all of it")
 
 
 def _gold(examples: Sequence[Example], index: int) -> TokenSequence:
@@ -240,6 +246,9 @@ def source_of(
         hashes = model_hashes(teacher, partial(file_hash, report=note, poll=signals.poll))
         found |= {f"teacher {part}": sha256 for part, sha256 in hashes.items()}
         found |= {"teacher revision": teacher.revision, "teacher dtype": teacher.dtype, "cache_dtype": teacher.cache_dtype}
+    if isinstance(config.teacher, TeacherConfig | CachedTeacherConfig):
+        form = config.teacher.cache_form if isinstance(config.teacher, TeacherConfig) else config.teacher.form
+        found["cache_form"] = label(form)
     template = tokens.template if tokens.template != "chat" else _hash(tokenizer.chat_template)
     found |= {"tokenizer": _hash(tokenizer.get_vocab()), "template": template}
     found |= {"training data": digest_of(data.train), "validation data": digest_of(data.validation_examples)}
