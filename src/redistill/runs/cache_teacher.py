@@ -17,7 +17,7 @@ from redistill.training.progress import report
 
 
 @signals.handled()
-def cache_teacher(config: Run, out: Path) -> TeacherStore:
+def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> TeacherStore:
     """Store the last hidden states of a recipe's teacher.
 
     They are stored for the targets of the training and validation data.  The head of the teacher is stored as well, so that
@@ -27,6 +27,8 @@ def cache_teacher(config: Run, out: Path) -> TeacherStore:
     Args:
         config: The run.
         out: The folder to write.
+        stream_layers: Whether the teacher's layers are read from disk one after another, for a teacher that is larger than the
+            memory.  The folder is bitwise the same.
 
     Returns:
         The store.
@@ -54,5 +56,5 @@ def cache_teacher(config: Run, out: Path) -> TeacherStore:
     cached = replace(config, teacher=replace(config.teacher, cache=str(out)))
     if (stage := stages(cached).get("teacher")) is not None:
         train_student(stage)
-    fill_cache(cached, accelerator, report)
+    fill_cache(cached, accelerator, report, stream_layers=stream_layers)
     return TeacherStore.open(out, report=report, poll=signals.poll)

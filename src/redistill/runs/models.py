@@ -63,7 +63,11 @@ class Models:
         return self.tokenizer.pad_token_id or 0
 
 
-def load_models(config: Run, report: Callable[[str], None] = lambda line: None) -> Models:
+def load_models(
+    config: Run,
+    report: Callable[[str], None] = lambda line: None,
+    load_teacher: Callable[[ModelConfig], tuple[CausalModel, Tokenizer]] = load_model,
+) -> Models:
     """Load the models of a run on the CPU.
 
     If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.  A cached teacher is not
@@ -72,6 +76,7 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
     Args:
         config: The run.
         report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
+        load_teacher: Function that loads the teacher; if its layers are read one after another, it returns a part of it.
 
     Raises:
         ConfigError: a model has too few positions for the length limits, or the folder of a cached teacher has no complete
@@ -82,7 +87,7 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
     """
     source, taught_by = student_source(config), teacher_source(config)
     states = None if config.teacher_cache is None else TeacherStore.open(config.teacher_cache, report=report, poll=signals.poll)
-    taught = None if taught_by is None or states is not None else load_model(taught_by)
+    taught = None if taught_by is None or states is not None else load_teacher(taught_by)
     if source.model == "teacher":
         assert taught_by is not None and source.initialise is not None
         student, tokenizer = _teacher_layers(taught_by, taught, source.initialise.layers)

@@ -10,9 +10,9 @@ interrupted.  `store` describes the format.
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -49,6 +49,7 @@ SHARD_BYTES = 32_000_000
 TIMED_SEQUENCES = 4
 """Number of sequences of median length that are read before the work starts, to estimate its time."""
 
+Tick = Callable[[float], None]
 Progress = Callable[[int, int, int], None]
 """Function that is called with the number of items that are done, of all items, and of the tokens that this call has read."""
 
@@ -59,20 +60,24 @@ class Reader:
 
     Args:
         read: Function that yields, for each of several batches, the last hidden states of its rows, [N, E], without gradient.
+            Its second argument is a function that it calls repeatedly with the fraction of the work that is done.
         head: The head of the teacher: with all of its classes for hidden states, and with the classes that the student has as
             well for a compact form.
         form: The form of the rows.
         dtype: dtype of the stored states.
         pad_id: Padding token.
         batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited.
+        tokens_at_once: Smallest number of tokens for which `read` is called, if the remaining shards have that many.  A teacher
+            whose layers are read from disk in each call needs many.
     """
 
-    read: Callable[[Sequence[Batch]], Iterable[torch.Tensor]]
+    read: Callable[[Sequence[Batch], Tick], Iterable[torch.Tensor]]
     head: Head
     form: Form
     dtype: torch.dtype
     pad_id: int
     batch_size: int | None
+    tokens_at_once: int = 0
 
     @property
     def row_bytes(self) -> int:
@@ -92,15 +97,15 @@ class Reader:
         items, cost = items_of(sequences, "distillation"), read_cost(self.head.weight_VD.device)
         return [[item.sequence for item in group] for group in grouped(items, self.batch_size, cost)]
 
-    def rows(self, groups: Sequence[Sequence[TokenSequence]]) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the tensors of all targets of each group of sequences, on the CPU.
+    def rows(self, groups: Sequence[Sequence[TokenSequence]], tick: Tick) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the tensors of all targets of each group of sequences, on the CPU; see `read` for `tick`.
 
         Raises:
             ModelError: a finite state is not finite in `dtype`.
         """
         device = self.head.weight_VD.device
         batches = [collate(items_of(group, "distillation"), pad_id=self.pad_id, device=device) for group in groups]
-        return map(self._rows, groups, self.read(batches))
+        return map(self._rows, groups, self.read(batches, tick))
 
     def _rows(self, sequences: Sequence[TokenSequence], hidden_NE: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the tensors of the targets of some sequences, whose hidden states are given, on the CPU."""
@@ -225,7 +230,7 @@ class Plan:
         middle = [index for shard in self.shards for index in shard][self.num_sequences // 2 :][:TIMED_SEQUENCES]
         some = [self._sequences[index] for index in middle]
         began = clock()
-        for _ in teacher.rows(teacher.groups(some)):
+        for _ in teacher.rows(teacher.groups(some), lambda fraction: None):
             pass
         return (clock() - began) * self.num_tokens / sum(len(each.token_ids) for each in some)
 
@@ -330,28 +335,47 @@ class _Read:
         progress: Function that receives the progress.
         total: Number of sequences of all shards.
         num_tokens: Number of tokens that have been read.
+        ready: Shards that have been read and not been written, by their numbers.
     """
 
     teacher: Reader
     progress: Progress
     total: int
     num_tokens: int = 0
+    ready: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def shard(self, plan: Plan, number: int, done: int) -> dict[str, torch.Tensor]:
         """Return the tensors of a shard; `done` is the number of sequences of earlier shards."""
-        sequences, parts = plan.shard(number), list[Tensors]()
-        groups = self.teacher.groups(sequences)
-        for group, found in zip(groups, self.teacher.rows(groups), strict=True):
+        if number not in self.ready:
+            self.ready = self._shards(plan, number, done)
+        return self.ready.pop(number)
+
+    def _shards(self, plan: Plan, number: int, done: int) -> dict[int, dict[str, torch.Tensor]]:
+        """Return the tensors of a shard, and of the next ones that the teacher reads at once, by their numbers."""
+        shards, tokens = dict[int, list[TokenSequence]](), 0
+        while number + len(shards) < len(plan.shards) and (not shards or tokens < self.teacher.tokens_at_once):
+            shards[number + len(shards)] = sequences = plan.shard(number + len(shards))
+            tokens += sum(len(each.token_ids) for each in sequences)
+        groups = {each: self.teacher.groups(sequences) for each, sequences in shards.items()}
+        count = sum(map(len, shards.values()))
+
+        def tick(fraction: float) -> None:
             signals.poll()
-            self.progress(done, self.total, self.num_tokens)
-            parts.append(found)
-            done, self.num_tokens = done + len(group), self.num_tokens + sum(len(each.token_ids) for each in group)
-        keys = b"".join(sequence_key(each.token_ids, each.supervised) for each in sequences)
-        return {
-            **joined(parts),
-            "key_SK": torch.frombuffer(bytearray(keys), dtype=torch.uint8).reshape(len(sequences), -1),
-            "end_S": torch.tensor([each.num_targets for each in sequences]).cumsum(dim=0),
-        }
+            self.progress(done + int(fraction * count), self.total, self.num_tokens + int(fraction * tokens))
+
+        found = self.teacher.rows([group for some in groups.values() for group in some], tick)
+        made = {each: joined(list(islice(found, len(some)))) for each, some in groups.items()}
+        self.num_tokens += tokens
+        return {each: tensors | _index(shards[each]) for each, tensors in made.items()}
+
+
+def _index(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
+    """Return the tensors that describe the sequences of a shard: their keys, and the index after the last row of each."""
+    keys = b"".join(sequence_key(each.token_ids, each.supervised) for each in sequences)
+    return {
+        "key_SK": torch.frombuffer(bytearray(keys), dtype=torch.uint8).reshape(len(sequences), -1),
+        "end_S": torch.tensor([each.num_targets for each in sequences]).cumsum(dim=0),
+    }
 
 
 def store_bytes(layout: Layout, teacher: Reader) -> int:
