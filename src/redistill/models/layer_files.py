@@ -75,7 +75,7 @@ class LayerFiles:
             return self.with_weights(chosen, weights | dict(outside or {}))
 
     def with_weights(self, chosen: tuple[int, ...], weights: Mapping[str, torch.Tensor]) -> CausalModel | None:
-        """Create a model that consists of some of the layers from given weights; see `read`."""
+        """Create a model of some of the layers from given weights; see `read`."""
         short = shortened_config(self.settings, chosen)
         with one_kind_of_error(self.settings, chosen), torch.device("meta"):
             student = AutoModelForCausalLM.from_config(short)
@@ -161,9 +161,10 @@ def _weights(
 
 
 def layer_name(name: str) -> re.Pattern[str]:
-    """Return a pattern of the names of layers' weights, with three groups: before the index, the index, and after it.
+    """Return a pattern that matches the names of the weights of layers.
 
-    `name` is the name of the layer list, such as "layers".
+    Its three groups are the part before the index of the layer, the index, and the part after it.  `name` is the name of the
+    layer list, such as "layers".
     """
     return re.compile(rf"((?:^|.*?\.){re.escape(name)}\.)(\d+)(\..*)")
 

@@ -1,4 +1,7 @@
-"""The models of a cached teacher while its store is filled: the whole teacher, or its layers one after another."""
+"""The models from which the store of a cached teacher is filled.
+
+The teacher is loaded as a whole, or its layers are read from disk one after another.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +24,9 @@ from redistill.runs.stages import teacher_source
 
 
 class SourceModels(NamedTuple):
-    """The teacher, and what the data and the store need of the student, whose weights are not kept.
+    """The teacher, and what the data and the store need of the student.
+
+    The weights of the student are not kept in memory.
 
     Args:
         teacher: The whole model, or the body that reads its layers one after another.

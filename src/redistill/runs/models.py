@@ -8,6 +8,7 @@ from torch import nn
 
 from redistill.config.decode import kind_of
 from redistill.config.run import Run
+from redistill.config.sections import StudentConfig
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.interfaces import CausalModel, Tokenizer
@@ -88,14 +89,7 @@ def load_models(
     source, taught_by = student_source(config), teacher_source(config)
     states = None if config.teacher_cache is None else TeacherStore.open(config.teacher_cache, report=report, poll=signals.poll)
     taught = None if taught_by is None or states is not None else load_teacher(taught_by)
-    if source.model == "teacher":
-        assert taught_by is not None and source.initialise is not None
-        student, tokenizer = _teacher_layers(taught_by, taught, source.initialise.layers)
-    else:
-        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
-        if source.initialise is not None:
-            student = student_from_layers(student, source.initialise.layers)
-    cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    student, tokenizer = _load_student(source, taught_by, taught)
     notes: list[str] = []
     if source.lora is not None:
         student = add_lora(student, source.lora, config.seed)
@@ -128,6 +122,27 @@ def load_models(
         notes=notes,
         states=states,
     )
+
+
+def _load_student(
+    source: StudentConfig, taught_by: ModelConfig | None, taught: tuple[CausalModel, Tokenizer] | None
+) -> tuple[CausalModel, Tokenizer]:
+    """Return the student without adapters, in the dtype of the recipe, and its tokenizer.
+
+    Args:
+        source: The student.
+        taught_by: The teacher; None without a teacher.
+        taught: The teacher's model and tokenizer; None if they are not loaded.
+    """
+    if source.model == "teacher":
+        assert taught_by is not None and source.initialise is not None
+        student, tokenizer = _teacher_layers(taught_by, taught, source.initialise.layers)
+    else:
+        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
+        if source.initialise is not None:
+            student = student_from_layers(student, source.initialise.layers)
+    cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    return student, tokenizer
 
 
 def _teacher_layers(

@@ -1,6 +1,6 @@
-"""The cached teacher, which computes logits from stored hidden states, or reads its distributions from a compact form.
+"""The cached teacher, whose distributions come from a store.
 
-No teacher model is in memory.
+It computes logits from stored hidden states, or reads the classes of a compact form.  No teacher model is in memory.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ from redistill.vocab_pass.head import Head
 
 @dataclass(frozen=True, kw_only=True)
 class CachedTeacherConfig:
-    """A teacher whose head and last hidden states are stored in a folder, or its distributions in a compact form.
+    """A teacher whose distributions are stored in a folder.
 
-    No teacher model is loaded. With hidden states, the logits are exact, over the whole vocabulary, for the stored training and
-    validation data.
+    The folder has its head and its last hidden states, or its distributions in a compact form. No teacher model is loaded. With
+    hidden states, the logits are exact, over the whole vocabulary, for the stored training and validation data.
 
     Args:
         path: The folder that `redistill cache-teacher` wrote.
@@ -100,7 +100,7 @@ class CachedTeacher:
         return self._source.target([self._stored(key, sample) for key, sample in zip(_keys(batch), batch.samples)])
 
     def faults(self) -> int:
-        """Return the number of rows with distributions that are not finite since `faults` was last called."""
+        """Return the number of rows that were not finite since `faults` was last called."""
         return self._source.faults()
 
     def release(self) -> None:

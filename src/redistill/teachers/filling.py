@@ -81,7 +81,10 @@ class Reader:
 
     @property
     def row_bytes(self) -> int:
-        """Size of the stored row of one target; for sampled classes, the largest possible size."""
+        """Size of the stored row of one target in bytes.
+
+        For sampled classes, it is the largest possible size.
+        """
         return self.form.row_bytes(self.head.weight_VD.shape[1] * self.dtype.itemsize)
 
     @property
@@ -98,7 +101,9 @@ class Reader:
         return [[item.sequence for item in group] for group in grouped(items, self.batch_size, cost)]
 
     def rows(self, groups: Sequence[Sequence[TokenSequence]], tick: Tick) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the tensors of all targets of each group of sequences, on the CPU; see `read` for `tick`.
+        """Yield the tensors of all targets of each group of sequences, on the CPU.
+
+        `tick` is the second argument of `read`.
 
         Raises:
             ModelError: a finite state is not finite in `dtype`.

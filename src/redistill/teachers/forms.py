@@ -1,8 +1,9 @@
-"""Forms in which a cached teacher is stored: hidden states, the most probable classes, or sampled classes.
+"""Forms in which a cached teacher is stored.
 
-With hidden states, the teacher is exact over the whole vocabulary.  The compact forms need fewer bytes and no head, and only
-some divergences can be computed from them.  A row is the teacher's prediction of one target.  The tensors of a form have one
-entry for each row, except those of sampled classes, whose number differs between rows.
+The forms are hidden states, the most probable classes with the remaining mass, and sampled classes.  With hidden states, the
+teacher is exact over the whole vocabulary.  The compact forms need fewer bytes and no head, and only some divergences can be
+computed from them.  A row is the teacher's prediction of one target.  The tensors of a form have one entry for each row, except
+those of sampled classes, whose number differs between rows.
 """
 
 import math
@@ -26,7 +27,9 @@ CHUNK_BYTES = 64_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
-    """The last hidden states, from which the logits of all classes are computed with the teacher's head.
+    """The last hidden states.
+
+    The logits of all classes are computed from them with the teacher's head.
 
     Example:
         >>> Full().capabilities.full_vocabulary
@@ -37,7 +40,11 @@ class Full:
     capabilities: ClassVar[TeacherCapabilities] = TeacherCapabilities(full_vocabulary=True, generates=True, new_text=False)
 
     def row_bytes(self, state_bytes: int) -> int:
-        """Return the size of a stored row in bytes; `state_bytes` is that of a hidden state."""
+        """Return the size of a stored row in bytes.
+
+        Args:
+            state_bytes: Size of a hidden state.
+        """
         return state_bytes
 
     def rows(self, tensors: Tensors, rows: slice) -> dict[str, torch.Tensor]:
@@ -77,11 +84,16 @@ class TopK:
         return TeacherCapabilities(full_vocabulary=False, generates=True, new_text=False, top_k=self.k)
 
     def row_bytes(self, state_bytes: int) -> int:
-        """Return the size of a stored row in bytes, which is not that of a hidden state, `state_bytes`."""
+        """Return the size of a stored row in bytes; it does not depend on `state_bytes`."""
         return self.k * (torch.int32.itemsize + torch.float16.itemsize) + torch.float32.itemsize
 
     def stored(self, logp_NV: torch.Tensor, generators: Sequence[np.random.Generator]) -> dict[str, torch.Tensor]:
-        """Return the tensors of some rows, whose log-probabilities are given; the generators are not used."""
+        """Return the stored tensors of some rows.
+
+        Args:
+            logp_NV: The teacher's log-probabilities.
+            generators: Not used; `Sampled` uses them.
+        """
         # A vocabulary of fewer than k classes is padded with classes of probability 0.
         found = logp_NV.topk(min(self.k, logp_NV.shape[1]), dim=-1)
         log_rest_N = logp_NV.scatter(1, found.indices, -torch.inf).logsumexp(dim=-1)
@@ -104,7 +116,7 @@ class TopK:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    r"""Classes that were sampled from the teacher, with the weights of an unbiased estimate.
+    r"""Classes that were sampled from the teacher, with their weights.
 
     .. math:: c_1, \dots, c_n \sim r \propto p^t, \qquad w_c = \frac{p_c}{n\, r_c} \cdot |\{i : c_i = c\}|
 
@@ -143,13 +155,18 @@ class Sampled:
             raise ConfigError(f"power = {self.power}: must lie in (0, 2]; 1 samples from the teacher's distribution")
 
     def row_bytes(self, state_bytes: int) -> int:
-        """Return the largest size of a stored row in bytes: that of a row whose samples are all different."""
+        """Return the largest size of a stored row in bytes.
+
+        It is the size of a row whose samples are all different, and does not depend on `state_bytes`.
+        """
         return self.draws * (torch.int32.itemsize + torch.float32.itemsize) + torch.int32.itemsize + torch.float32.itemsize
 
     def stored(self, logp_NV: torch.Tensor, generators: Sequence[np.random.Generator]) -> dict[str, torch.Tensor]:
-        """Return the tensors of some rows, whose log-probabilities are given.
+        """Return the stored tensors of some rows.
 
-        The classes of row n are sampled with the random numbers of generator n, which rows of one sequence share.
+        Args:
+            logp_NV: The teacher's log-probabilities.
+            generators: For each row, the generator of its random numbers; the rows of one sequence share a generator.
         """
         logp_NV = logp_NV.double()
         log_proposal_NV = torch.log_softmax(self.power * logp_NV, dim=-1)
@@ -228,13 +245,18 @@ def label(form: Form) -> str:
 
 
 def chunks(num_rows: int, num_classes: int) -> Iterator[slice]:
-    """Divide rows into slices, so that a [rows, classes] tensor in float64 has at most `CHUNK_BYTES`."""
+    """Divide rows into slices that are processed at once.
+
+    A [rows, classes] tensor in float64 has at most `CHUNK_BYTES` bytes for each slice.
+    """
     size = max(1, CHUNK_BYTES // (num_classes * torch.float64.itemsize))
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
 def row_generators(seed: int, keys: Sequence[bytes], targets: Sequence[int]) -> list[np.random.Generator]:
-    """Return a random number generator for each row: one for each sequence, which its rows use one after another.
+    """Return a random number generator for each row.
+
+    The rows of a sequence share one generator, and use it one after another.
 
     Args:
         seed: Seed of the samples.

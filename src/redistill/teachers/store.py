@@ -1,8 +1,9 @@
-"""The store of a cached teacher: its head and its last hidden states, or its distributions in a compact form.
+"""The store of a cached teacher.
 
-A teacher's logits are its last hidden states times its head.  So the states of the targets of a data set, with the head, are an
-exact teacher for this data: 2 bytes x width per target in 16 bits, instead of 4 bytes x vocabulary for logits in float32.
-`forms` describes the compact forms, which need no head.
+It has the teacher's head and last hidden states, or its distributions in a compact form.  A teacher's logits are its last hidden
+states times its head.  So the states of the targets of a data set, with the head, are an exact teacher for this data: 2 bytes x
+width per target in 16 bits, instead of 4 bytes x vocabulary for logits in float32.  `forms` describes the compact forms, which
+need no head.
 
 The folder consists of `head.safetensors`; the shards `states-00000.safetensors` ... with the rows of some sequences each;
 `texts.jsonl`, if the teacher has generated text; `manifest.json`, which describes the store and has the SHA-256 of each other
@@ -67,7 +68,10 @@ class Layout:
 
     @property
     def state_bytes(self) -> int:
-        """Size of all rows and keys in bytes, without the headers of files; for sampled classes, the largest possible size."""
+        """Size of all rows and keys in bytes, without the headers of files.
+
+        For sampled classes, it is the largest possible size.
+        """
         row = form_from(self.form).row_bytes(self.width * DTYPES[self.dtype].itemsize)
         return self.targets * row + self.sequences * (KEY_BYTES + torch.int64.itemsize)
 

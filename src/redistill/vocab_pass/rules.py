@@ -36,7 +36,7 @@ class LogProbs(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """Student log-probabilities of classes that were sampled from the teacher, with their weights.
+    """Student log-probabilities of classes that were sampled from the teacher.
 
     Gradients flow through `logq_CK` only.  `contracts.SampledClasses` describes the weights and the entropy.
     """
@@ -51,7 +51,12 @@ Both = LogProbs | Sampled
 
 
 def both_models(logq_CV: Tensor, target_rows: TargetRows) -> Both:
-    """Return the student's log-probabilities with what the teacher provides of the same classes."""
+    """Return what a rule receives of both models for the rows of a tile.
+
+    Args:
+        logq_CV: Student log-probabilities.
+        target_rows: What the teacher provides of the same rows.
+    """
     if isinstance(target_rows, SampledClasses):
         logq_CK, dtype = logq_CV.gather(1, target_rows.class_NK), logq_CV.dtype
         return Sampled(logq_CK, target_rows.weight_NK.to(dtype), target_rows.entropy_N.to(dtype))
