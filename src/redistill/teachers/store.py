@@ -1,9 +1,9 @@
 """The store of a cached teacher.
 
-It has the teacher's head and last hidden states, or its distributions in a compact form.  A teacher's logits are its last hidden
-states times its head.  So the states of the targets of a data set, with the head, are an exact teacher for this data: 2 bytes x
-width per target in 16 bits, instead of 4 bytes x vocabulary for logits in float32.  `forms` describes the compact forms, which
-need no head.
+It has the teacher's head and last hidden states, or its distributions in a compact form.  A teacher's logits are its last
+hidden states times its head.  So the states of the targets of a data set, with the head, are an exact teacher for this data: 2
+bytes x width per target in 16 bits, instead of 4 bytes x vocabulary for logits in float32.  `forms` describes the compact
+forms, which need no head.
 
 The folder consists of `head.safetensors`; the shards `states-00000.safetensors` ... with the rows of some sequences each;
 `texts.jsonl`, if the teacher has generated text; `manifest.json`, which describes the store and has the SHA-256 of each other
