@@ -100,7 +100,7 @@ def stored(config: TeacherConfig, model: CausalModel, sequences: list[TokenSeque
     return CachedTeacher(TeacherStore.open(folder, report=print), vocabulary=vocabulary, device="cpu")
 
 
-def measured(work: Work, folder: Path) -> Mapping[str, Any]:
+def measured(work: Work, folder: Path, names: list[str]) -> Mapping[str, Any]:
     taught, _ = load_model(TeacherConfig(model=work.model))
     taught.requires_grad_(False)
     sequences = [with_spans(gold_sequence(example)) for example in examples(work)[: work.batch]]
@@ -116,7 +116,8 @@ def measured(work: Work, folder: Path) -> Mapping[str, Any]:
             print(rejected)
     student = student_from_layers(taught, 2).requires_grad_(True).eval()
     results = {}
-    for name, objective in OBJECTIVES.items():
+    for name in names:
+        objective = OBJECTIVES[name]
         found = {kind: loss_and_gradient(student, teacher, objective, batch) for kind, teacher in live.items()}
         pairs = {"float32": ("float32", "live"), "bfloat16, rounded": ("bfloat16", "rounded")}
         pairs |= {f"{dtype}, live": (dtype, "live") for dtype in DTYPES[1:] if dtype in found}
@@ -130,11 +131,13 @@ def measured(work: Work, folder: Path) -> Mapping[str, Any]:
 
 def main() -> None:
     chosen = measuring.arguments(
-        __doc__ or "", model={"default": "HuggingFaceTB/SmolLM2-135M", "help": "the teacher: a folder or a hub name"}
+        __doc__ or "",
+        model={"default": "HuggingFaceTB/SmolLM2-135M", "help": "the teacher: a folder or a hub name"},
+        objectives={"choices": [*OBJECTIVES], "nargs": "+", "default": [*OBJECTIVES], "help": "some alone; all without"},
     )
     work = Work(chosen.model, "fp32", batch=2, prompt=16, response=16 if chosen.quick else 48)
     with tempfile.TemporaryDirectory() as folder:
-        measuring.write("cached_error", measured(work, Path(folder)), quick=chosen.quick)
+        measuring.write("cached_error", measured(work, Path(folder), chosen.objectives), quick=chosen.quick)
 
 
 if __name__ == "__main__":
