@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 
+from redistill.contracts import Needs
 from redistill.errors import ConfigError, check_field
 from redistill.tensors import loss_dtype
 
@@ -44,6 +45,16 @@ class Softened:
     def __post_init__(self) -> None:
         for name, value in (("temperature", self.temperature), ("teacher_temperature", self.teacher_temperature)):
             check_field(self, name, 0 < value < math.inf, "must be > 0 and finite; 1 does not change the distributions")
+
+    @property
+    def needs(self) -> Needs:
+        """What the divergence requires of the teacher.
+
+        A temperature other than 1 changes the probability of each class by itself, so it needs all classes: the probability of
+        the classes that a teacher does not list cannot be computed from their total.
+        """
+        is_tempered = (self.temperature, self.teacher_temperature) != (1.0, 1.0)
+        return Needs(full_vocabulary=is_tempered, probabilities=True)
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
