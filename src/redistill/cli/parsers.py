@@ -187,6 +187,7 @@ def _cache_teacher(group: Group) -> None:
 def _sweep(group: Group) -> None:
     parser = _command(group, "sweep", commands.sweep, "redistill sweep recipes/table1-toy.yaml --only sft --only mgsr --jobs 2")
     _add_recipe(parser, "a YAML sweep, such as recipes/table1-toy.yaml", "settings to change in all runs of the sweep")
+    _allow_host(parser)
     parser.add_argument("--out", type=_path, help="output folder (default: runs/NAME)")
     parser.add_argument(
         "--jobs", type=_count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)"
@@ -274,6 +275,7 @@ def _doctor(group: Group) -> None:
     parser = _command(group, "doctor", commands.doctor, "redistill doctor recipes/smollm2-dolly.yaml")
     text = "a YAML recipe, the run.json of a run, or a sweep if --row is set (default: check this machine)"
     _add_recipe(parser, text, "settings to change", is_optional=True)
+    _allow_host(parser)
     parser.add_argument("--row", metavar="LABEL", help="check the first run with this label in the sweep")
     _add_json(parser)
 
@@ -339,6 +341,7 @@ def _page(group: Group, name: str, text: str, example: str) -> _Parser:
 
 def _add_run(parser: _Parser) -> None:
     _add_recipe(parser, "a YAML recipe, or the run.json of another run", "settings to change, such as training.updates=50")
+    _allow_host(parser)
     parser.add_argument("--out", type=_path, help="run folder (default: `out` of the recipe, or runs/NAME)")
     _add_private(parser)
 
@@ -347,6 +350,11 @@ def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bo
     parser.add_argument("recipe", type=_path, metavar="RECIPE", nargs="?" if is_optional else None, help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
     _allow_code(parser)
+
+
+def _allow_host(parser: _Parser) -> None:
+    text = "allow sending training data to this server that the recipe names"
+    _add_repeatable(parser, "--allow-host", "HOST", text)
 
 
 def _allow_code(parser: _Parser) -> None:

@@ -30,6 +30,7 @@ from redistill.processes import signals
 from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source
 from redistill.teachers.hidden_states import HiddenStates
+from redistill.teachers.served import ServedTeacherConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,8 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
         size = vocabulary.match_vocabularies(vocab, vocab, states.head.num_classes, size).size
     if config.teacher is not None:
         name = kind_of(type(config.teacher)) if taught_by is None else taught_by.model
+        if isinstance(config.teacher, ServedTeacherConfig):
+            name = config.teacher.model
         manifest["teacher"] = {"name": name} if taught is None else _about(taught[0], name)
     return Models(
         teacher=None if taught is None else taught[0],

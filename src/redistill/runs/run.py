@@ -39,6 +39,7 @@ from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
 from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
+from redistill.runs.served import check_servers
 from redistill.runs.stages import stages, teacher_source
 from redistill.runs.teacher_cache import make_cache
 from redistill.storage import files, folders
@@ -149,6 +150,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
     """
     if check_owner(config):  # another process may have trained the student before this one got the lock
         return
+    check_servers(config, accelerator, report)
     for name, stage in stages(config).items():
         if name == "start":
             make_cache(config, accelerator)  # for this run, which may need more sequences than the stage
