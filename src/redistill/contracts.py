@@ -317,6 +317,32 @@ class TopClasses(NamedTuple):
     log_rest_N: torch.Tensor
 
 
+class SampledClasses(NamedTuple):
+    r"""Classes that were sampled from teacher distributions, with weights.
+
+    .. math:: \mathbb{E} \sum_k w_k f(c_k) = \sum_v p_v f(v) \quad \text{for every function } f
+
+    c_k are the classes of a row and w_k their weights; p is the teacher's distribution.  So an expectation under the teacher,
+    such as the cross entropy, is estimated without bias.  Source: Anshumann et al. (arXiv 2503.16870).
+
+    A row is the prediction of one token, and a class is a token id of the vocabulary.
+
+    Args:
+        class_NK: int64; the classes of each row.  A row with fewer classes is padded with classes of weight 0.
+        weight_NK: float32; the weight of each class, >= 0.
+        entropy_N: float32; the entropy of the teacher's distribution over all classes, in nats.
+
+    Example:
+        >>> one_N = torch.tensor([0.6931])
+        >>> SampledClasses(torch.tensor([[3, 5]]), torch.tensor([[0.5, 0.5]]), one_N).weight_NK.sum()
+        tensor(1.)
+    """
+
+    class_NK: torch.Tensor
+    weight_NK: torch.Tensor
+    entropy_N: torch.Tensor
+
+
 class TeacherTarget(Protocol):
     """A function that returns teacher distributions for some rows of a batch.
 
@@ -330,7 +356,7 @@ class TeacherTarget(Protocol):
         torch.Size([2, 5])
     """
 
-    def __call__(self, rows: slice) -> torch.Tensor | TopClasses:
+    def __call__(self, rows: slice) -> torch.Tensor | TopClasses | SampledClasses:
         """Return the teacher distributions for a slice of rows, without gradient.
 
         Args:
@@ -338,7 +364,7 @@ class TeacherTarget(Protocol):
 
         Returns:
             float32 logits of shape [number of rows, V], which the caller normalises; log-probabilities are valid logits. A
-            teacher that does not provide all logits returns `TopClasses`.
+            teacher that does not provide all logits returns `TopClasses` or `SampledClasses`.
         """
 
 
@@ -363,7 +389,7 @@ class TeacherCapabilities(_Flags):
 
     Args:
         full_vocabulary: The teacher provides logits over the whole shared vocabulary; if False, it provides only the most
-            probable classes (`TopClasses`).
+            probable classes (`TopClasses`), or sampled ones.
         statistics: The teacher provides, for each position of newly generated text: divergences from the student, sampled
             tokens, and log-probabilities of given tokens.
         generates: The teacher generates text; it is a `TextTeacher`.
@@ -373,9 +399,12 @@ class TeacherCapabilities(_Flags):
         new_text: The teacher provides distributions for any text; if False, only for the training and validation data and for
             its own answers, which were stored before the run.
         top_k: Number of classes in `TopClasses`; None if it is unknown or if `full_vocabulary` is True.
+        sampled: The teacher provides only classes that were sampled from its distributions (`SampledClasses`), from which only
+            expectations under the teacher can be computed, such as the cross entropy.
 
     Raises:
-        ConfigError: a field other than `top_k` is not a bool; `statistics` is True, but `full_vocabulary` is False.
+        ConfigError: a field other than `top_k` is not a bool; `statistics` is True, but `full_vocabulary` is False; `sampled`
+            and `full_vocabulary` are both True.
 
     Example:
         >>> TeacherCapabilities(full_vocabulary=False, top_k=20).top_k
@@ -393,11 +422,14 @@ class TeacherCapabilities(_Flags):
     prefix_memory: bool = False
     new_text: bool = True
     top_k: int | None = None
+    sampled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.statistics and not self.full_vocabulary:
             raise ConfigError("statistics = True: needs full_vocabulary; statistics are computed from all logits")
+        if self.sampled and self.full_vocabulary:
+            raise ConfigError("sampled = True: needs full_vocabulary = False; a teacher with all logits samples no classes")
 
 
 class Teacher(Protocol):
@@ -786,6 +818,8 @@ class Needs(_Flags):
     Args:
         teacher: Requires a teacher.
         full_vocabulary: Requires teacher logits over the whole vocabulary.
+        probabilities: Requires the teacher's probabilities, of all classes or of the most probable ones; classes that were
+            sampled from its distributions are not sufficient.
         statistics: Requires values that the teacher computes for each position of newly generated text: divergences from the
             student, sampled tokens, or log-probabilities of given tokens.
         teacher_text: Requires text that the teacher generates.
@@ -803,6 +837,7 @@ class Needs(_Flags):
 
     teacher: bool = False
     full_vocabulary: bool = False
+    probabilities: bool = False
     statistics: bool = False
     teacher_text: bool = False
     mixture: bool = False

@@ -1,6 +1,7 @@
 """Compatibility of methods, teachers and engines: supported combinations, and one line with a remedy for the others."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -8,8 +9,8 @@ from redistill.config.capabilities import ENGINES, TEACHERS, mismatch
 from redistill.config.methods import METHODS, Method
 from redistill.contracts import EngineCapabilities, TeacherCapabilities
 from redistill.losses.dac_kl import DacKLConfig
-from redistill.losses.divergences import ForwardKL
-from redistill.policies import Mixed, Revised, Rollouts, StudentGenerated, TeacherGenerated, TeacherMixed
+from redistill.losses.divergences import Divergence, ForwardKL
+from redistill.policies import Fixed, Mixed, Revised, Rollouts, StudentGenerated, TeacherGenerated, TeacherMixed
 from redistill.training.objective import Objective
 
 FULL, TOP_K, NONE = "full vocabulary", "top-k with rest", "none"
@@ -82,6 +83,29 @@ def test_mgsr_needs_the_whole_vocabulary_of_the_teacher() -> None:
     without_weight = of(StudentGenerated(), sft_weight=1.0, divergence=DacKLConfig(), divergence_weight=0.0)
     assert found(without_weight, TOP_K) is None
     assert found(of(StudentGenerated()), TOP_K) is None
+
+
+def test_a_temperature_needs_the_whole_vocabulary() -> None:
+    line = found(of(StudentGenerated(), divergence=ForwardKL(temperature=2.0)), TOP_K)
+    assert line == (
+        "objective.divergence forward_kl with a temperature: needs teacher logits of the whole vocabulary, but the teacher "
+        "provides only its 64 most probable classes; use a local teacher, or the temperature 1"
+    )
+
+
+@pytest.mark.parametrize("cls", get_args(Divergence))
+def test_sampled_classes_are_sufficient_for_forward_kl_alone(cls: type[Divergence]) -> None:
+    sampled = TeacherCapabilities(full_vocabulary=False, generates=True, sampled=True)
+    line = mismatch(of(Fixed(), divergence=cls()), sampled, ENGINES[LOCAL])
+    if cls is ForwardKL:
+        assert line is None
+    else:
+        assert line is not None and "needs the teacher's probabilities, but the teacher provides only classes" in line
+        assert line.endswith("; use the divergence forward_kl, or another form of the cache")
+    for method in ("kd", "seqkd", "sft"):
+        assert mismatch(METHODS[method], sampled, ENGINES[LOCAL]) is None
+    for method in ("mgsr", "minillm", "distillm"):
+        assert mismatch(METHODS[method], sampled, ENGINES[LOCAL]) is not None
 
 
 def test_minillm_needs_mixtures_unless_its_source_is_the_student() -> None:

@@ -12,6 +12,7 @@ from redistill.config.methods import Method
 from redistill.contracts import EngineCapabilities, Needs, TeacherCapabilities
 from redistill.generation.local import LOCAL as LOCAL_ENGINE
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
+from redistill.training.objective import Objective
 
 TEACHERS: Mapping[str, TeacherCapabilities | None] = {
     "full vocabulary": LOCAL_TEACHER,
@@ -49,11 +50,15 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
     provided = "which the teacher does not provide"
     if teacher is not None and teacher.top_k:
         provided = f"but the teacher provides only its {teacher.top_k} most probable classes"
+    elif teacher is not None and teacher.sampled:
+        provided = "but the teacher provides only classes that were sampled from it"
     if needs.full_vocabulary and teacher is not None and not teacher.full_vocabulary:
-        part = "objective.span_weight" if row.objective.uses_spans else "objective.divergence dac_kl"
+        part, remedy = _part_with_remedy(row.objective)
+        yield f"{part}: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or {remedy}"
+    elif needs.probabilities and teacher is not None and teacher.sampled:
         yield (
-            f"{part}: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or a method without "
-            "DAC-KL and span loss, such as gkd"
+            f"objective.divergence {kind_of(type(row.objective.divergence))}: needs the teacher's probabilities, but the teacher "
+            "provides only classes that were sampled from it; use the divergence forward_kl, or another form of the cache"
         )
     if needs.statistics and teacher is not None and not teacher.statistics:
         yield (
@@ -90,3 +95,13 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
             f"{policy}: bans repeated n-grams, which the engine does not support; use the engine local, or set "
             "no_repeat_ngram to 0"
         )
+
+
+def _part_with_remedy(objective: Objective) -> tuple[str, str]:
+    """Return the setting that needs teacher logits of the whole vocabulary, and a change that does not need them."""
+    kind, remedy = kind_of(type(objective.divergence)), "a method without DAC-KL and span loss, such as gkd"
+    if objective.uses_spans:
+        return "objective.span_weight", remedy
+    if getattr(objective.divergence, "temperature", 1.0) != 1.0:
+        return f"objective.divergence {kind} with a temperature", "the temperature 1"
+    return f"objective.divergence {kind}", remedy

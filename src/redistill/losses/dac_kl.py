@@ -148,7 +148,7 @@ class DacKLConfig:
 
         A teacher that returns only its most probable classes cannot be used: f_sub needs all probabilities.
         """
-        return Needs(full_vocabulary=True)
+        return Needs(full_vocabulary=True, probabilities=True)
 
     def __post_init__(self) -> None:
         for name, kind in (("mode", Mode), ("normalise", Normalise), ("gate", Gate)):

@@ -205,8 +205,8 @@ class Objective:
     @property
     def needs(self) -> Needs:
         """What the terms, including the divergence, require of the teacher."""
-        needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans)
-        return needs | getattr(self.divergence, "needs", Needs()) if self.uses_divergence else needs
+        needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans, probabilities=self.uses_spans)
+        return needs | getattr(self.divergence, "needs", Needs(probabilities=True)) if self.uses_divergence else needs
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
         """Return the callable that computes the divergence; None without a divergence.

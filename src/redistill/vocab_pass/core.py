@@ -21,11 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from redistill.contracts import TopClasses
 from redistill.errors import first_line
 from redistill.storage.user_cache import check_compiler_cache
 from redistill.vocab_pass.head import finished
-from redistill.vocab_pass.rules import Rule, TargetRows, log_probs
+from redistill.vocab_pass.rules import Rule, TargetRows, both_models
 
 Compile = Literal["auto", "none", "rows", "all"]
 
@@ -91,12 +90,12 @@ class Core:
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.
-            target_rows: Teacher logits of the rows of the tile, or the teacher's most probable classes there; None if no term
+            target_rows: Teacher logits of the rows of the tile, or the classes that it provides there; None if no term
                 compares the tile with the teacher.
             tensors: For each of `self.rules`, its tensor arguments, such as targets and weights.
         """
         logq_CV = torch.log_softmax(finished(raw_CV, self.scale, self.softcap), dim=-1)
-        both = None if target_rows is None else log_probs(logq_CV, target_rows)
+        both = None if target_rows is None else both_models(logq_CV, target_rows)
         sums: Sums = {}
         for rule, own in zip(self.rules, tensors, strict=True):
             sums |= rule(logq_CV, both, *own)
@@ -108,9 +107,9 @@ def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) 
 
     If `target_rows` is None, the result is None.
     """
-    if isinstance(target_rows, TopClasses):
-        return TopClasses(*map(change, target_rows))
-    return None if target_rows is None else change(target_rows)
+    if target_rows is None or isinstance(target_rows, Tensor):
+        return None if target_rows is None else change(target_rows)
+    return type(target_rows)(*map(change, target_rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +121,7 @@ class Tile:
 
     Args:
         raw_CV: Raw logits of the student, including the halo row.
-        target_rows: Teacher logits of these rows, or the teacher's most probable classes, including the halo row.  None if no
+        target_rows: Teacher logits of these rows, or the classes that it provides, including the halo row.  None if no
             term compares these rows with the teacher.
         tensors: For each term, its tensor arguments, such as targets and weights, without the halo row.
     """

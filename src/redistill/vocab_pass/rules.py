@@ -1,8 +1,8 @@
 """Rules: functions that compute the sum of one term over the rows of a tile.
 
 A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  A rule is called with three
-kinds of arguments: the student's log-probabilities; the log-probabilities of both models over the same classes (`LogProbs`;
-None without a teacher); and tensors that change during a run, such as targets, masks and weights.  If all tensors of the third
+kinds of arguments: the student's log-probabilities; the log-probabilities of both models over the same classes, or those of the
+student for sampled classes (`Both`; None without a teacher); and tensors that change during a run, such as targets, masks and weights.  If all tensors of the third
 kind are 0 for a row, the row does not contribute to the sum, whatever its logits are.  The fields of a rule are constant during
 a run.  Rules with equal fields are equal, and share one compiled function.
 """
@@ -14,13 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from redistill.contracts import Divergence, TopClasses
+from redistill.contracts import Divergence, SampledClasses, TopClasses
 from redistill.errors import ConfigError
+from redistill.losses.divergences import ForwardKL
 from redistill.losses.policy_gradient import clipped_surrogate
 from redistill.losses.span import pair_distance
 
-TargetRows = Tensor | TopClasses
-"""Teacher logits, or the most probable classes of the teacher; see `contracts.TeacherTarget`."""
+TargetRows = Tensor | TopClasses | SampledClasses
+"""Teacher logits, the most probable classes of the teacher, or sampled ones; see `contracts.TeacherTarget`."""
 
 
 class LogProbs(NamedTuple):
@@ -33,7 +34,30 @@ class LogProbs(NamedTuple):
     logp_CV: Tensor
 
 
-def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
+class Sampled(NamedTuple):
+    """Student log-probabilities of classes that were sampled from the teacher, with their weights.
+
+    Gradients flow through `logq_CK` only.  `contracts.SampledClasses` describes the weights and the entropy.
+    """
+
+    logq_CK: Tensor
+    weight_CK: Tensor
+    entropy_C: Tensor
+
+
+Both = LogProbs | Sampled
+"""What a rule receives of student and teacher."""
+
+
+def both_models(logq_CV: Tensor, target_rows: TargetRows) -> Both:
+    """Return the student's log-probabilities with what the teacher provides of the same classes."""
+    if isinstance(target_rows, SampledClasses):
+        logq_CK, dtype = logq_CV.gather(1, target_rows.class_NK), logq_CV.dtype
+        return Sampled(logq_CK, target_rows.weight_NK.to(dtype), target_rows.entropy_N.to(dtype))
+    return log_probs(logq_CV, target_rows)
+
+
+def log_probs(logq_CV: Tensor, target_rows: Tensor | TopClasses) -> LogProbs:
     """Return the log-probabilities of both models over the same classes.
 
     If `target_rows` has only the teacher's most probable classes, the result has these classes, and one more class for all
@@ -56,9 +80,9 @@ def log_probs(logq_CV: Tensor, target_rows: TargetRows) -> LogProbs:
 def whole(target_rows: TargetRows) -> Tensor:
     """Return the teacher's log-probabilities of all classes.
 
-    `target_rows` must be logits, and not `TopClasses`.
+    `target_rows` must be logits.
     """
-    assert isinstance(target_rows, Tensor), "the teacher lists its most probable classes, but all classes are needed"
+    assert isinstance(target_rows, Tensor), "the teacher provides some classes, but all classes are needed"
     return torch.log_softmax(target_rows, dim=-1)
 
 
@@ -72,7 +96,7 @@ class CrossEntropyRule:
 
     name: str
 
-    def __call__(self, logq_CV: Tensor, both: LogProbs | None, target_C: Tensor, counted_C: Tensor) -> dict[str, Tensor]:
+    def __call__(self, logq_CV: Tensor, both: Both | None, target_C: Tensor, counted_C: Tensor) -> dict[str, Tensor]:
         logprob_C = logq_CV[: len(target_C)].gather(1, target_C[:, None])[:, 0]
         return {self.name: -logprob_C.masked_fill(~counted_C, 0.0).sum()}
 
@@ -89,10 +113,14 @@ class DivergenceRule:
     name: str
     divergence: Divergence | torch.nn.Module
 
-    def __call__(self, logq_CV: Tensor, both: LogProbs | None, weight_C: Tensor, counted_C: Tensor) -> dict[str, Tensor]:
+    def __call__(self, logq_CV: Tensor, both: Both | None, weight_C: Tensor, counted_C: Tensor) -> dict[str, Tensor]:
         assert both is not None, "a divergence needs a teacher"
         num_rows = len(counted_C)
-        result = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows])
+        if isinstance(both, Sampled):
+            assert isinstance(self.divergence, ForwardKL), "other divergences need the teacher's probabilities"
+            result = self.divergence.of_samples(*(tensor[:num_rows] for tensor in both))
+        else:
+            result = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows])
         divergence_C, diagnostics = result if isinstance(result, tuple) else (result, {})
         if divergence_C.shape != counted_C.shape:
             raise ConfigError(
@@ -116,8 +144,8 @@ class SpanRule:
     squared: bool
     keep: Callable[[Tensor, Tensor], Tensor] | None
 
-    def __call__(self, logq_CV: Tensor, both: LogProbs | None, pair_weight_C: Tensor) -> dict[str, Tensor]:
-        assert both is not None, "spans need a teacher"
+    def __call__(self, logq_CV: Tensor, both: Both | None, pair_weight_C: Tensor) -> dict[str, Tensor]:
+        assert isinstance(both, LogProbs), "spans need the probabilities of a teacher"
         num_pairs = min(len(pair_weight_C), len(logq_CV) - 1)
         logq_CV, logp_CV = both
         keep_CV = None if self.keep is None else self.keep(logq_CV[: num_pairs + 1], logp_CV[: num_pairs + 1])
@@ -140,7 +168,7 @@ class PolicyGradientRule:
     def __call__(
         self,
         logq_CV: Tensor,
-        both: LogProbs | None,
+        both: Both | None,
         token_C: Tensor,
         old_logprob_C: Tensor,
         advantage_C: Tensor,

@@ -1,11 +1,12 @@
 """Forward and reverse KL, and fixed and adaptive combinations of both."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
 
+from redistill.contracts import Needs
 from redistill.losses.divergences.softened import Softened, fraction, log_ratio
 
 
@@ -36,6 +37,33 @@ class ForwardKL(Softened):
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
         logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
         return (logp_NV.exp() * log_ratio(logp_NV, logq_NV)).sum(dim=-1)
+
+    @property
+    def needs(self) -> Needs:
+        """What the divergence requires of the teacher; with temperature 1, sampled classes are sufficient."""
+        return replace(super().needs, probabilities=False)
+
+    def of_samples(self, logq_NK: torch.Tensor, weight_NK: torch.Tensor, entropy_N: torch.Tensor) -> torch.Tensor:
+        r"""Estimate the divergence from classes that were sampled from the teacher.
+
+        .. math:: \hat D = -\sum_k w_k \log q_{c_k} - H(p), \qquad \mathbb{E}\,\hat D = \mathrm{KL}(p \,\|\, q)
+
+        The estimate and its gradient have no bias.  A single estimate can be negative.
+
+        Args:
+            logq_NK: Student log-probabilities of the sampled classes.
+            weight_NK: Weights w of these classes (`contracts.SampledClasses`); a class of weight 0 is ignored.
+            entropy_N: Entropy H(p) of the teacher's distribution, in nats.
+
+        Returns:
+            divergence_N, unreduced.
+
+        Example:
+            >>> logq_NK, weight_NK = torch.tensor([[0.25, 0.5]]).log(), torch.tensor([[0.75, 0.25]])
+            >>> ForwardKL().of_samples(logq_NK, weight_NK, torch.tensor([0.5]))
+            tensor([0.7130])
+        """
+        return -(weight_NK * logq_NK.masked_fill(weight_NK == 0, 0.0)).sum(dim=-1) - entropy_N
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 
+from redistill.contracts import Needs
 from redistill.errors import ConfigError, check_field
 from redistill.tensors import loss_dtype
 
@@ -41,6 +42,15 @@ class Softened:
     def __post_init__(self) -> None:
         good = 0 < self.temperature < math.inf
         check_field(self, "temperature", good, "must be > 0 and finite; 1 does not change the distributions")
+
+    @property
+    def needs(self) -> Needs:
+        """What the divergence requires of the teacher.
+
+        A temperature other than 1 changes the probability of each class by itself, so it needs all classes: the probability of
+        the classes that a teacher does not list cannot be computed from their total.
+        """
+        return Needs(full_vocabulary=self.temperature != 1.0, probabilities=True)
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from redistill.contracts import Batch, Teacher
+from redistill.contracts import Batch, SampledClasses, Teacher, TopClasses
 from redistill.interfaces import Autocast
 from redistill.models.student import StudentModule
-from redistill.vocab_pass.rules import whole
+from redistill.vocab_pass.rules import TargetRows, whole
 from redistill.vocab_pass.walk import cuts
 
 ROWS_AT_ONCE = 64
@@ -48,9 +48,16 @@ def read_again(
             read = {"student": _statistics(batch, ((rows, head.logits(hidden_ND[rows])) for rows in blocks))}
         if teacher is not None and batch.num_sampled_rows:
             target, blocks = teacher.rows(batch), cuts(slice(0, batch.num_sampled_rows), ROWS_AT_ONCE)
-            read["teacher"] = _statistics(batch, ((rows, whole(target(rows))) for rows in blocks))
+            read["teacher"] = _statistics(batch, ((rows, _numbers(target(rows))) for rows in blocks))
         found.append({"role": batch.role, "samples": batch.samples, "origins": batch.origins, **read})
     return found
+
+
+def _numbers(target_rows: TargetRows) -> torch.Tensor:
+    """Return the teacher's log-probabilities of the classes that it provides, or the weights of the classes that it sampled."""
+    if isinstance(target_rows, TopClasses):
+        return torch.cat([target_rows.logp_NK, target_rows.log_rest_N[:, None]], dim=1)
+    return target_rows.weight_NK if isinstance(target_rows, SampledClasses) else whole(target_rows)
 
 
 def _statistics(batch: Batch, blocks: Iterable[tuple[slice, torch.Tensor]]) -> Mapping[str, object]:
