@@ -17,6 +17,7 @@ from redistill.storage.redaction import MASK, plain_line
 MAX_URL = 500
 _SHOWN = 100  # characters of a rejected URL in an error message
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?)*", re.ASCII)
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:[0-9]{1,5})?", re.ASCII)
 _PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?", re.ASCII)
 _PORTS = {"http": 80, "https": 443}
 _EXAMPLE = "such as http://127.0.0.1:8000/v1 or https://teacher.example/v1"
@@ -96,7 +97,7 @@ def parse_url(url: str) -> Address:
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"{_shown(url)}: is not a URL ({error}); use one {_EXAMPLE}") from error
-    if parts.scheme not in _PORTS or not parts.hostname:
+    if parts.scheme not in _PORTS or not parts.hostname or not _HOST_AND_PORT.fullmatch(parts.netloc):
         raise ConfigError(f"{_shown(url)}: must be an http or https URL with a host, {_EXAMPLE}")
     if "?" in url or "#" in url:
         raise ConfigError(f"{_shown(url)}: must not have a query or a fragment; remove it")

@@ -88,7 +88,7 @@ class Reply(NamedTuple):
 
     Args:
         value: The JSON value.
-        server: Host and port of the server, for messages.
+        server: The server, for messages, such as "server 127.0.0.1:8000".
     """
 
     value: Json
@@ -96,7 +96,7 @@ class Reply(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """The body of a reply, and host and port of the server that sent it."""
+    """The body of a reply, and the server that sent it, as in `Reply`."""
 
     body: bytes
     server: str
@@ -253,7 +253,7 @@ class Client:
             self.num_attempts += 1
             try:
                 with anyio.fail_after(limits.total_s):
-                    return _Content(await self._attempt(http, server, request), server.origin)
+                    return _Content(await self._attempt(http, server, request), f"server {server.origin}")
             except _FailedAttempt as error:
                 failed = error
             except TimeoutError:
@@ -262,11 +262,13 @@ class Client:
             wait_s = min(max(limits.first_wait_s * 2 ** min(tries, 20), failed.wait_s), limits.longest_wait_s)
             if attempt >= limits.attempts or anyio.current_time() + wait_s > end:
                 raise ServerUnavailableError(
-                    f"{server.origin}: {failed}; gave up after {attempt} attempts; check the server, and run the same command "
+                    f"server {server.origin}: {failed}; gave up after {attempt} attempts; check the server, and run the same command "
                     "again to resume"
                 )
             if attempt == 1:
-                self._messages.put(f"{server.origin}: {failed}; the request is tried again for up to {limits.patience_s:g} s")
+                self._messages.put(
+                    f"server {server.origin}: {failed}; the request is tried again for up to {limits.patience_s:g} s"
+                )
             await anyio.sleep(wait_s)
         raise AssertionError("unreachable")
 
@@ -277,24 +279,30 @@ class Client:
             async with http.stream(method, f"{server}{request.path}", content=content, headers=headers) as reply:
                 encoding = reply.headers.get("content-encoding", "identity").strip().lower()
                 if encoding not in ("", "identity"):
-                    raise ServerError(f"{server.origin}: sent a compressed reply, which was not requested; use another server")
+                    raise ServerError(
+                        f"server {server.origin}: sent a compressed reply, which was not requested; use another server"
+                    )
                 if reply.status_code == 200:
                     return await _body(reply, request.max_bytes, server)
                 text = (await _body(reply, _REASON_BYTES, server)).decode("utf-8", errors="replace")
                 self._raise_status(server, reply, text)
         except httpx2.LocalProtocolError as error:
-            raise ServerError(f"{server.origin}: the request is not valid HTTP ({self.filtered(first_line(error))})") from error
+            raise ServerError(
+                f"server {server.origin}: the request is not valid HTTP ({self.filtered(first_line(error))})"
+            ) from error
         except (httpx2.RequestError, httpx2.StreamError, OSError, ValueError) as error:
             if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
                 reason = self.filtered(first_line(error))
-                raise ServerError(f"{server.origin}: its TLS certificate is invalid ({reason}); correct the server") from error
+                raise ServerError(
+                    f"server {server.origin}: its TLS certificate is invalid ({reason}); correct the server"
+                ) from error
             kind = type(error).__name__
             raise _FailedAttempt(f"no valid reply ({self.filtered(f'{kind}: {error}'.rstrip(': '))})") from error
 
     def _raise_status(self, server: Address, reply: httpx2.Response, text: str) -> NoReturn:
         """Raise the error of a reply whose status code is not 200."""
         status, said = reply.status_code, self.filtered(_message(text))
-        where = f"{server.origin}: status {status}"
+        where = f"server {server.origin}: status {status}"
         quoted = f" ({said})" if said else ""
         if status in RETRIED:
             raise _FailedAttempt(f"status {status}{quoted}", _seconds(reply.headers.get("retry-after", "")))
@@ -326,7 +334,7 @@ async def _body(reply: httpx2.Response, max_bytes: int, server: Address) -> byte
     async for part in reply.aiter_raw():
         size += len(part)
         if is_too_large or size > max_bytes:
-            raise ServerError(f"{server.origin}: its reply has more than {max_bytes:,} bytes; check the server")
+            raise ServerError(f"server {server.origin}: its reply has more than {max_bytes:,} bytes; check the server")
         parts.append(part)
     return b"".join(parts)
 

@@ -6,6 +6,7 @@ A prompt is a list of token ids.  `prompt_logprobs` asks for the most probable t
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def _logprob(value: Json) -> float:
     logprob = value.get("logprob") if isinstance(value, dict) else None
     if not isinstance(logprob, int | float) or isinstance(logprob, bool):
         raise InvalidReplyError("a log-probability is missing or not a number")
-    if not (math.isfinite(logprob) and logprob <= MAX_EXCESS):
+    if not -sys.float_info.max <= logprob <= MAX_EXCESS:
         raise InvalidReplyError("a log-probability is not finite, or is above 0")
     return min(float(logprob), 0.0)
 

@@ -64,7 +64,7 @@ def examine(client: Client, model: str, tokenizer: Tokenizer, *, top_k: int, tol
     for server, probe in zip(client.servers, probes, strict=True):
         if (difference := mean_difference(probe.logprobs, probes[0].logprobs)) > tolerance:
             raise ServerError(
-                f"{server.origin}: its log-probabilities differ by {difference:.3g} nats per token from those of "
+                f"server {server.origin}: its log-probabilities differ by {difference:.3g} nats per token from those of "
                 f"{client.servers[0].origin} (tolerance {tolerance:g}); serve the same model, or raise tolerance"
             )
     return probes[0]
@@ -153,6 +153,6 @@ def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer,
             theirs = (theirs or "").strip()
             if ours and theirs and "\ufffd" not in ours + theirs and ours != theirs:
                 raise VocabularyError(
-                    f"{client.servers[number].origin}: id {token} is {client.filtered(theirs)!r} there and {ours!r} in the "
+                    f"server {client.servers[number].origin}: id {token} is {client.filtered(theirs)!r} there and {ours!r} in the "
                     "student's tokenizer; use a teacher and a student with the same tokenizer"
                 )
