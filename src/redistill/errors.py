@@ -148,7 +148,7 @@ class ServerError(RedistillError):
 
 
 class ServerUnavailableError(ServerError):
-    """A server did not reply within the time limits, or reported a temporary failure until the last attempt.
+    """A server did not reply in time, or reported temporary failures only.
 
     Example:
         >>> issubclass(ServerUnavailableError, ServerError), ServerUnavailableError.exit_code

@@ -13,7 +13,7 @@ from redistill.losses.divergences import Divergence, ForwardKL
 from redistill.policies import Fixed, Mixed, Revised, Rollouts, StudentGenerated, TeacherGenerated, TeacherMixed
 from redistill.training.objective import Objective
 
-FULL, TOP_K, NONE = "full vocabulary", "top-k with rest", "none"
+FULL, TOP_K, NONE = "full vocabulary", "served, top-k with rest", "none"
 LOCAL, PLAIN, FIXED_TEXT = "local", "no mixtures, no n-gram bans", "fixed text"
 
 MISSING = "teacher: missing; set one"

@@ -12,11 +12,12 @@ from redistill.config.methods import Method
 from redistill.contracts import EngineCapabilities, Needs, TeacherCapabilities
 from redistill.generation.local import LOCAL as LOCAL_ENGINE
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
+from redistill.teachers.served import ServedTeacherConfig
 from redistill.training.objective import Objective
 
 TEACHERS: Mapping[str, TeacherCapabilities | None] = {
     "full vocabulary": LOCAL_TEACHER,
-    "top-k with rest": TeacherCapabilities(full_vocabulary=False, generates=True, top_k=64),
+    "served, top-k with rest": ServedTeacherConfig(url=("http://127.0.0.1:8000/v1",), model="teacher").capabilities,
     "none": None,
 }
 """The types of teachers that `redistill methods --matrix` lists, with their capabilities; None stands for no teacher."""

@@ -35,9 +35,9 @@ Report = Callable[[str], None]
 
 
 def check_servers(config: Run, accelerator: Accelerator, report: Report) -> None:
-    """Test the servers of a run's teacher before models are loaded and trained; do nothing for other teachers.
+    """Test the servers of a run's teacher before models are loaded and trained.
 
-    The main process prints which data are sent where.
+    For other teachers, nothing is done.  The main process prints which data are sent where.
 
     Raises:
         ConfigError: a server is not allowed.
@@ -56,7 +56,9 @@ def check_servers(config: Run, accelerator: Accelerator, report: Report) -> None
 
 
 def check_hosts(config: Run) -> None:
-    """Check that the servers of a run's teacher are allowed, and that the variable of the API key is set.
+    """Check that the servers of a run's teacher are allowed; connect to none.
+
+    The variable of the API key must be set as well.
 
     Raises:
         ConfigError: a server is not allowed, or the variable is not set.
@@ -89,9 +91,9 @@ def open_served(config: Run, settings: ServedTeacherConfig, tools: EngineTools, 
 
 
 def same_model(run: "OpenRun", teacher: ServedTeacher) -> str:
-    """Return a hash that identifies the model of a served teacher; all processes have the same.
+    """Return a hash that identifies the model of a served teacher.
 
-    The first start stores what the hash is computed from.  Every process must call this function.
+    All processes have the same.  The first start stores what the hash is computed from.  Every process must call this function.
 
     Raises:
         CheckpointError: the folder has checkpoints, and the server had another model when they were written.

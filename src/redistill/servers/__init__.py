@@ -1,1 +1,1 @@
-"""Clients of servers that a recipe names: permitted addresses, HTTP, and the completions API of OpenAI."""
+"""Clients of servers that a recipe names: addresses, HTTP, and completions."""

@@ -1,4 +1,4 @@
-"""Addresses of servers that a recipe may name, and the permission to connect to them.
+"""Addresses of servers in recipes, and the permission to connect to them.
 
 A recipe alone permits connections to this machine only, by a literal loopback address or the name localhost.  Any other host
 must be allowed by the user, on the command line or in Python, because training data are sent to it.
@@ -63,6 +63,11 @@ class Address:
         """Host and port, with brackets around an IPv6 address."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def label(self) -> str:
+        """The server in messages, such as "server 127.0.0.1:8000"."""
+        return f"server {self.origin}"
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.origin}{self.path}"
@@ -158,9 +163,9 @@ _allowed: list[_Allowed] = []  # of this process, as the user has given it; neve
 
 
 def allow_hosts(hosts: Iterable[str]) -> None:
-    """Set the hosts, other than this machine, to which this process may connect as a client of a server.
+    """Set the hosts to which this process may connect as a client of a server.
 
-    The option --allow-host of the command line calls this function.  Recipes cannot.  A later call replaces the hosts of an
+    This machine is always allowed.  The option --allow-host of the command line calls this function.  Recipes cannot.  A later call replaces the hosts of an
     earlier one.
 
     Args:

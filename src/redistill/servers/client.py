@@ -1,6 +1,6 @@
-"""The HTTP client of servers that a recipe names; no other module of redistill connects to them.
+"""The HTTP client of servers that a recipe names.
 
-Replies are untrusted.  Their size and time are limited, redirects are not followed, compressed replies are rejected, and the
+No other module of redistill connects to such a server.  Replies are untrusted.  Their size and time are limited, redirects are not followed, compressed replies are rejected, and the
 proxies that the environment names are not used.  The library is httpx2, which huggingface_hub needs as well: its asynchronous
 calls can be cancelled, so that a server which sends one byte at a time cannot exceed the limit of time.
 """
@@ -116,7 +116,9 @@ class _FailedAttempt(Exception):
 
 
 def api_key(variable: str | None) -> str | None:
-    """Return the API key that an environment variable contains; None if no variable is named.
+    """Return the API key that an environment variable contains.
+
+    If no variable is named, the result is None.
 
     Raises:
         ConfigError: the variable is not set, or its value is not a key of 8 to 4096 printable ASCII characters.
@@ -188,7 +190,10 @@ class Client:
         return [_parsed(content) for content in self._run(requests)]
 
     def filtered(self, text: str) -> str:
-        """Return text of a server for an error message: one short line without escapes and without the key."""
+        """Return text of a server for an error message.
+
+        The result is one short line, without terminal escapes and without the API key.
+        """
         line = plain_line(text if self._key is None else text.replace(self._key, MASK))
         return line if len(line) <= _REASON else f"{line[:_REASON]}..."
 
@@ -253,7 +258,7 @@ class Client:
             self.num_attempts += 1
             try:
                 with anyio.fail_after(limits.total_s):
-                    return _Content(await self._attempt(http, server, request), f"server {server.origin}")
+                    return _Content(await self._attempt(http, server, request), server.label)
             except _FailedAttempt as error:
                 failed = error
             except TimeoutError:
@@ -262,13 +267,11 @@ class Client:
             wait_s = min(max(limits.first_wait_s * 2 ** min(tries, 20), failed.wait_s), limits.longest_wait_s)
             if attempt >= limits.attempts or anyio.current_time() + wait_s > end:
                 raise ServerUnavailableError(
-                    f"server {server.origin}: {failed}; gave up after {attempt} attempts; check the server, and run the same command "
+                    f"{server.label}: {failed}; gave up after {attempt} attempts; check the server, and run the same command "
                     "again to resume"
                 )
             if attempt == 1:
-                self._messages.put(
-                    f"server {server.origin}: {failed}; the request is tried again for up to {limits.patience_s:g} s"
-                )
+                self._messages.put(f"{server.label}: {failed}; the request is tried again for up to {limits.patience_s:g} s")
             await anyio.sleep(wait_s)
         raise AssertionError("unreachable")
 
@@ -279,30 +282,24 @@ class Client:
             async with http.stream(method, f"{server}{request.path}", content=content, headers=headers) as reply:
                 encoding = reply.headers.get("content-encoding", "identity").strip().lower()
                 if encoding not in ("", "identity"):
-                    raise ServerError(
-                        f"server {server.origin}: sent a compressed reply, which was not requested; use another server"
-                    )
+                    raise ServerError(f"{server.label}: sent a compressed reply, which was not requested; use another server")
                 if reply.status_code == 200:
                     return await _body(reply, request.max_bytes, server)
                 text = (await _body(reply, _REASON_BYTES, server)).decode("utf-8", errors="replace")
                 self._raise_status(server, reply, text)
         except httpx2.LocalProtocolError as error:
-            raise ServerError(
-                f"server {server.origin}: the request is not valid HTTP ({self.filtered(first_line(error))})"
-            ) from error
+            raise ServerError(f"{server.label}: the request is not valid HTTP ({self.filtered(first_line(error))})") from error
         except (httpx2.RequestError, httpx2.StreamError, OSError, ValueError) as error:
             if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
                 reason = self.filtered(first_line(error))
-                raise ServerError(
-                    f"server {server.origin}: its TLS certificate is invalid ({reason}); correct the server"
-                ) from error
+                raise ServerError(f"{server.label}: its TLS certificate is invalid ({reason}); correct the server") from error
             kind = type(error).__name__
             raise _FailedAttempt(f"no valid reply ({self.filtered(f'{kind}: {error}'.rstrip(': '))})") from error
 
     def _raise_status(self, server: Address, reply: httpx2.Response, text: str) -> NoReturn:
         """Raise the error of a reply whose status code is not 200."""
         status, said = reply.status_code, self.filtered(_message(text))
-        where = f"server {server.origin}: status {status}"
+        where = f"{server.label}: status {status}"
         quoted = f" ({said})" if said else ""
         if status in RETRIED:
             raise _FailedAttempt(f"status {status}{quoted}", _seconds(reply.headers.get("retry-after", "")))
@@ -334,7 +331,7 @@ async def _body(reply: httpx2.Response, max_bytes: int, server: Address) -> byte
     async for part in reply.aiter_raw():
         size += len(part)
         if is_too_large or size > max_bytes:
-            raise ServerError(f"server {server.origin}: its reply has more than {max_bytes:,} bytes; check the server")
+            raise ServerError(f"{server.label}: its reply has more than {max_bytes:,} bytes; check the server")
         parts.append(part)
     return b"".join(parts)
 

@@ -1,4 +1,4 @@
-"""Requests and replies of a completions endpoint in the form of OpenAI, with the extensions of vLLM.
+"""Requests and replies of a completions endpoint, as OpenAI and vLLM have it.
 
 A prompt is a list of token ids.  `prompt_logprobs` asks for the most probable tokens at each of its positions, and
 `return_token_ids` for the ids of generated tokens.  Every value of a reply is checked before it is used.
@@ -45,12 +45,18 @@ _NEUTRAL: Mapping[str, Json] = {
 
 
 class InvalidReplyError(ValueError):
-    """A reply has another form than its request asks for; the message is the reason, without text of the server."""
+    """A reply has another form than its request asks for.
+
+    The message is the reason, without text of the server.
+    """
 
 
 @contextmanager
 def checked(reply: Reply) -> Iterator[Json]:
-    """Context that yields the value of a reply; an `InvalidReplyError` in it becomes a ServerError that names the server."""
+    """Context that yields the value of a reply.
+
+    An `InvalidReplyError` in the context becomes a ServerError that names the server.
+    """
     try:
         yield reply.value
     except InvalidReplyError as error:
@@ -248,7 +254,9 @@ def parse_text(reply: Json, request: GenerationRequest, end_ids: Sequence[int], 
 
 
 def prompt_token_ids(reply: Json) -> list[int] | None:
-    """Return the token ids of the only prompt of a request; None if the server does not return them.
+    """Return the token ids of the only prompt of a request.
+
+    The result is None if the server does not return them.
 
     Raises:
         InvalidReplyError: a value has a wrong type.
@@ -263,7 +271,9 @@ def prompt_token_ids(reply: Json) -> list[int] | None:
 
 
 def served_model(reply: Json, name: str) -> dict[str, str]:
-    """Return what the list of models states about one model: its id, its root and its limit of tokens.
+    """Return what the list of models states about one model.
+
+    The result has the id of the model, its root and its limit of tokens, if they are listed.
 
     Raises:
         InvalidReplyError: the list has another form, or lacks the model.
@@ -278,7 +288,7 @@ def served_model(reply: Json, name: str) -> dict[str, str]:
     return {key: str(value)[:500] for key, value in kept.items() if isinstance(value, str | int)}
 
 
-def _choices(reply: Json, number: int) -> list[Mapping[str, Json]]:
+def _choices(reply: Json, number: int) -> list[dict[str, Json]]:
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list):
         raise InvalidReplyError("choices are missing")

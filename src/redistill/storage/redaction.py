@@ -215,7 +215,7 @@ def _secrets_among(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
 
 @lru_cache(maxsize=4096)
 def names_secret(name: str) -> bool:
-    """Return whether the name of an environment variable indicates that its value is secret.
+    """Return whether the name of an environment variable is that of a secret.
 
     The value of such a variable is masked if it has at least eight characters and is not a path.  The result is True in two
     cases.  The name ends in KEY, TOKEN or a similar word, even without an underscore before it, such as

@@ -1,6 +1,6 @@
-"""The self-test of served teachers: the right model, tokenizer and log-probabilities, before a model is loaded.
+"""The self-test of served teachers: model, tokenizer and log-probabilities.
 
-A reply with status 200 does not show that a server has the expected weights.  Therefore a short text is scored by every server
+It precedes the loading of models.  A reply with status 200 does not show that a server has the expected weights.  Therefore a short text is scored by every server
 before the run and in every update, and the log-probabilities are compared with those of the start.
 """
 
@@ -43,7 +43,7 @@ class Probe:
 
 
 def examine(client: Client, model: str, tokenizer: Tokenizer, *, top_k: int, tolerance: float, longest: int) -> Probe:
-    """Test all servers of a teacher, and return what the first one returned for the probe text.
+    """Test all servers of a teacher; return the first one's reply to the probe text.
 
     Args:
         client: Client of the servers.
@@ -64,14 +64,17 @@ def examine(client: Client, model: str, tokenizer: Tokenizer, *, top_k: int, tol
     for server, probe in zip(client.servers, probes, strict=True):
         if (difference := mean_difference(probe.logprobs, probes[0].logprobs)) > tolerance:
             raise ServerError(
-                f"server {server.origin}: its log-probabilities differ by {difference:.3g} nats per token from those of "
+                f"{server.label}: its log-probabilities differ by {difference:.3g} nats per token from those of "
                 f"{client.servers[0].origin} (tolerance {tolerance:g}); serve the same model, or raise tolerance"
             )
     return probes[0]
 
 
 def mean_difference(logprobs: Sequence[float], others: Sequence[float]) -> float:
-    """Return the mean absolute difference of two lists of log-probabilities; infinity if their lengths differ."""
+    """Return the mean absolute difference of two lists of log-probabilities.
+
+    If their lengths differ, the result is infinity.
+    """
     if len(logprobs) != len(others):
         return float("inf")
     return float(np.abs(np.array(logprobs) - np.array(others)).mean()) if logprobs else 0.0
@@ -153,6 +156,6 @@ def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer,
             theirs = (theirs or "").strip()
             if ours and theirs and "\ufffd" not in ours + theirs and ours != theirs:
                 raise VocabularyError(
-                    f"server {client.servers[number].origin}: id {token} is {client.filtered(theirs)!r} there and {ours!r} in the "
+                    f"{client.servers[number].label}: id {token} is {client.filtered(theirs)!r} there and {ours!r} in the "
                     "student's tokenizer; use a teacher and a student with the same tokenizer"
                 )

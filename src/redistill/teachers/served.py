@@ -102,7 +102,7 @@ class ServedTeacherConfig:
 
     @property
     def capabilities(self) -> TeacherCapabilities:
-        """The features of the teacher: its `top_k` most probable classes for any text, and text that it generates."""
+        """The features of the teacher: `top_k` classes for any text, and generated text."""
         return TeacherCapabilities(full_vocabulary=False, generates=True, top_k=self.top_k)
 
     def connect(self, report: Report) -> Client:
@@ -181,7 +181,7 @@ class ServedTeacher:
 
     @property
     def tolerance(self) -> float:
-        """Mean difference of log-probabilities, in nats per token, that rounding may cause."""
+        """Mean difference of log-probabilities that rounding may cause, in nats."""
         return self._settings.tolerance
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:

@@ -47,7 +47,10 @@ class MetricsLog:
 
 
 class Meter:
-    """Counts the tokens that this process generates for training, and its requests to a served teacher."""
+    """Counts the tokens that this process generates for training.
+
+    The requests to a served teacher and their tokens are counted as well.
+    """
 
     def __init__(self) -> None:
         self._tokens, self._requests, self._sent = 0, 0, 0
@@ -67,7 +70,10 @@ class Meter:
         self._sent += tokens
 
     def read_requests(self) -> tuple[int, int]:
-        """Return the numbers of requests and of their tokens since the last call; reset both counts to 0."""
+        """Return the numbers of requests and tokens since the last call.
+
+        Both counts are reset to 0.
+        """
         found, self._requests, self._sent = (self._requests, self._sent), 0, 0
         return found
 
