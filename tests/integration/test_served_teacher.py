@@ -1,6 +1,9 @@
 """Whole runs with a served teacher: training, resuming, counting, and what the run folder contains."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,8 @@ def world(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("method", ["kd", "gkd", "distillm", "seqkd"])
 def test_a_run_with_a_served_teacher(world: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(ModelScript(world / "teacher")) as server:
-        assert main(["train", str(recipe(world, server.url, method))]) == 0, capsys.readouterr().err
+        command = "run" if method == "kd" else "train"
+        assert main([command, str(recipe(world, server.url, method))]) == 0, capsys.readouterr().err
     assert all(line["loss"] > 0 for line in lines(world))
     if method != "seqkd":
         assert all(line["divergence"] > 0 and line["teacher_requests"] >= 1 for line in lines(world))
@@ -163,6 +167,32 @@ def test_methods_that_need_all_classes_are_rejected(world: Path, capsys: pytest.
         (line,) = capsys.readouterr().err.splitlines()
         assert text in line and "16 most probable classes" in line
     assert not (world / "out").exists()
+
+
+def test_commands_that_need_no_teacher_connect_to_no_server(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(ModelScript(world / "teacher")) as server:
+        for command in ("config", "estimate"):
+            assert main([command, str(recipe(world, "https://teacher.example/v1"))]) == 0, capsys.readouterr().err
+            assert main([command, str(recipe(world, server.url))]) == 0
+    assert server.received == []
+
+
+@pytest.mark.distributed
+def test_two_processes_have_the_losses_of_one(world: Path) -> None:
+    with serving(ModelScript(world / "teacher")) as server:
+        assert main(["train", str(recipe(world, server.url))]) == 0
+        one = lines(world)
+        path = recipe(world, server.url, out=str(world / "two"))
+        launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*launcher, "-m", "redistill", "train", str(path)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("teacher: training data") == 1
+    two = [json.loads(line) for line in (world / "two" / "metrics.jsonl").read_text().splitlines()]
+    two = [line for line in two if line["kind"] == "train"]
+    assert [line["divergence"] for line in two] == pytest.approx([line["divergence"] for line in one], rel=1e-4)
+    assert [line["teacher_requests"] for line in two] == [2 * line["teacher_requests"] for line in one]
 
 
 def test_a_host_elsewhere_needs_the_option(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from redistill.cli.main import main
 from redistill.errors import ConfigError, OutputError, RedistillError, TrainingError
 from redistill.runs import sweep
 from redistill.runs.sweep import Plan, plan_sweep, run_sweep
+from redistill.servers.address import allow_hosts
 from redistill.storage import files
 from redistill.storage.lock import locked
 
@@ -367,3 +368,23 @@ def test_runs_inherit_the_allowed_code_of_the_sweep(plan: Callable[..., Plan]) -
 def test_an_unknown_label_is_rejected(plan: Callable[..., Plan]) -> None:
     with pytest.raises(RedistillError, match="--only dkm: no such row; the rows are sft, kd, mgsr"):
         plan(only=("dkm",))
+
+
+SERVED = {**BASE, "teacher": {"kind": "served", "url": "https://teacher.example/v1", "model": "teacher"}}
+
+
+def test_a_sweep_with_a_server_that_is_not_allowed_starts_no_run(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    found = plan(base=SERVED, rows={"kd": {"method": "kd"}})
+    with pytest.raises(ConfigError, match=r"--allow-host teacher\.example"):
+        run_sweep(found)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_runs_of_a_sweep_may_use_the_hosts_that_the_sweep_may_use(plan: Callable[..., Plan]) -> None:
+    found = plan(base=SERVED, rows={"kd": {"method": "kd"}})
+    allow_hosts(["teacher.example", "http://10.0.0.7:8000"])
+    try:
+        (job,) = sweep._jobs(found, found.statuses())
+    finally:
+        allow_hosts([])
+    assert [*job.command][-2:] == ["--allow-host=teacher.example", "--allow-host=http://10.0.0.7:8000"]
