@@ -29,6 +29,8 @@ _MODULES = {
     "DacKLConfig": "redistill.losses.dac_kl",
     "LoraConfig": "redistill.models.lora",
     "FinetuneConfig": "redistill.config.sections",
+    "ServedTeacherConfig": "redistill.teachers.served",
+    "allow_hosts": "redistill.servers.address",
     "RedistillError": "redistill.errors",
 }
 

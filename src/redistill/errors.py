@@ -138,6 +138,26 @@ class TrainingError(RedistillError):
     exit_code = 1
 
 
+class ServerError(RedistillError):
+    """A server rejected a request, or its reply is invalid.
+
+    Example:
+        >>> issubclass(ServerError, RedistillError), ServerError.exit_code
+        (True, 2)
+    """
+
+
+class ServerUnavailableError(ServerError):
+    """A server did not reply in time, or reported temporary failures only.
+
+    Example:
+        >>> issubclass(ServerUnavailableError, ServerError), ServerUnavailableError.exit_code
+        (True, 75)
+    """
+
+    exit_code = 75
+
+
 class FindingsError(RedistillError):
     """`redistill doctor` found at least one failure, and has printed its findings.
 

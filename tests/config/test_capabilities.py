@@ -13,7 +13,7 @@ from redistill.losses.divergences import Divergence, ForwardKL
 from redistill.policies import Fixed, Mixed, Revised, Rollouts, StudentGenerated, TeacherGenerated, TeacherMixed
 from redistill.training.objective import Objective
 
-FULL, CACHED, TOP_K, SAMPLED, NONE = "full vocabulary", "cached", "top-k with rest", "cached, sampled", "none"
+FULL, CACHED, TOP_K, SAMPLED, NONE = "full vocabulary", "cached", "served, top-k with rest", "cached, sampled", "none"
 LOCAL, PLAIN, FIXED_TEXT = "local", "no mixtures, no n-gram bans", "fixed text"
 
 MISSING = "teacher: missing; set one"

@@ -31,7 +31,7 @@ from redistill.teachers.local import LocalTeacher
 class TopKWithText(my_teacher.TopK):
     @property
     def capabilities(self):
-        return TEACHERS["top-k with rest"]
+        return TEACHERS["served, top-k with rest"]
 
     def build(self, tools):
         model, _ = load_model(ModelConfig(model=self.model))
@@ -58,7 +58,7 @@ class Restricted(LocalEngineConfig):
 class Fixed(my_engine.FixedText):
     capabilities: ClassVar = ENGINES["fixed text"]
 """
-TEACHERS: dict[str, Any] = {"full vocabulary": {}, "top-k with rest": {"kind": "parts:TopKWithText"}, "none": None}
+TEACHERS: dict[str, Any] = {"full vocabulary": {}, "served, top-k with rest": {"kind": "parts:TopKWithText"}, "none": None}
 ENGINES: dict[str, Any] = {
     "local": {"kind": "local"},
     "no mixtures, no n-gram bans": {"kind": "parts:Restricted"},

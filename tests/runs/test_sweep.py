@@ -15,6 +15,7 @@ from redistill.cli.main import main
 from redistill.errors import ConfigError, OutputError, RedistillError, TrainingError
 from redistill.runs import sweep
 from redistill.runs.sweep import Plan, plan_sweep, run_sweep
+from redistill.servers.address import allow_hosts
 from redistill.storage import files
 from redistill.storage.lock import locked
 
@@ -381,3 +382,23 @@ def test_runs_with_more_updates_are_extended(plan: Callable[..., Plan]) -> None:
         made.statuses()
     with pytest.raises(ConfigError, match="seed1: contains another run"):
         plan(base=BASE | {"training": {"updates": 16, "batch_size": 2}}).statuses()
+
+
+SERVED = {**BASE, "teacher": {"kind": "served", "url": "https://teacher.example/v1", "model": "teacher"}}
+
+
+def test_a_sweep_with_a_server_that_is_not_allowed_starts_no_run(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    found = plan(base=SERVED, rows={"kd": {"method": "kd"}})
+    with pytest.raises(ConfigError, match=r"--allow-host teacher\.example"):
+        run_sweep(found)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_runs_of_a_sweep_may_use_the_hosts_that_the_sweep_may_use(plan: Callable[..., Plan]) -> None:
+    found = plan(base=SERVED, rows={"kd": {"method": "kd"}})
+    allow_hosts(["teacher.example", "http://10.0.0.7:8000"])
+    try:
+        (job,) = sweep._jobs(found, found.statuses())
+    finally:
+        allow_hosts([])
+    assert [*job.command][-2:] == ["--allow-host=teacher.example", "--allow-host=http://10.0.0.7:8000"]

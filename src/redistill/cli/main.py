@@ -15,6 +15,7 @@ from redistill.cli.output import reserved_stdout
 from redistill.cli.parsers import parse_arguments
 from redistill.errors import Interrupted, OutputError, RedistillError
 from redistill.processes import signals, streams
+from redistill.servers.address import allow_hosts
 from redistill.storage.redaction import plain_line, print_traceback
 from redistill.storage.user_cache import set_compiler_cache
 
@@ -48,6 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         os.environ.setdefault(variable, "1")
     try:
         _check_current_folder()
+        allow_hosts(getattr(options, "allow_host", ()))
         with signals.handled(at_once=True), reserved_stdout(options):
             options.command(options)
     except RedistillError as error:

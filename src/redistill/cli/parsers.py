@@ -156,6 +156,7 @@ def _cache_teacher(group: Group) -> None:
 def _sweep(group: Group) -> None:
     parser = _command(group, "sweep", commands.sweep, "redistill sweep table1-toy --only sft --only mgsr --jobs 2")
     _add_recipe(parser, "a YAML file, or a name, such as table1-toy", "settings to change in all runs of the sweep")
+    _allow_host(parser)
     parser.add_argument("--out", type=_path, help="output folder (default: runs/NAME)")
     parser.add_argument(
         "--jobs", type=_count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)"
@@ -242,6 +243,7 @@ def _doctor(group: Group) -> None:
     parser = _command(group, "doctor", commands.doctor, "redistill doctor smollm2-dolly")
     text = "a YAML file, a name of `recipes list`, a run.json, or a sweep if --row is set (default: check this machine)"
     _add_recipe(parser, text, "settings to change", is_optional=True)
+    _allow_host(parser)
     parser.add_argument("--row", metavar="LABEL", help="check the first run with this label in the sweep")
     _add_json(parser)
 
@@ -355,6 +357,7 @@ def _page(group: Group, name: str, text: str, example: str) -> _Parser:
 
 def _add_run(parser: _Parser) -> None:
     _add_recipe(parser, RECIPE, "settings to change, such as training.updates=50")
+    _allow_host(parser)
     parser.add_argument("--out", type=_path, help="run folder (default: `out` of the recipe, or runs/NAME)")
     _add_private(parser)
 
@@ -363,6 +366,11 @@ def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bo
     parser.add_argument("recipe", type=_path, metavar="RECIPE", nargs="?" if is_optional else None, help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
     _allow_code(parser)
+
+
+def _allow_host(parser: _Parser) -> None:
+    text = "allow sending training data to this server that the recipe names"
+    _add_repeatable(parser, "--allow-host", "HOST", text)
 
 
 def _allow_code(parser: _Parser) -> None:

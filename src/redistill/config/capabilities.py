@@ -13,12 +13,13 @@ from redistill.contracts import EngineCapabilities, Needs, TeacherCapabilities
 from redistill.generation.local import LOCAL as LOCAL_ENGINE
 from redistill.teachers.forms import Full, Sampled
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
+from redistill.teachers.served import ServedTeacherConfig
 from redistill.training.objective import Objective
 
 TEACHERS: Mapping[str, TeacherCapabilities | None] = {
     "full vocabulary": LOCAL_TEACHER,
     "cached": Full().capabilities,
-    "top-k with rest": TeacherCapabilities(full_vocabulary=False, generates=True, top_k=64),
+    "served, top-k with rest": ServedTeacherConfig(url=("http://127.0.0.1:8000/v1",), model="teacher").capabilities,
     "cached, sampled": Sampled().capabilities,
     "none": None,
 }

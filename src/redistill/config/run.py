@@ -31,6 +31,7 @@ from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
 from redistill.records import Json, Metric
 from redistill.storage import files
 from redistill.teachers.cached import CachedTeacherConfig
+from redistill.teachers.served import ServedTeacherConfig
 from redistill.training.guards import GuardConfig
 from redistill.training.objective import Objective
 from redistill.training.optimiser import OptimiserConfig
@@ -87,7 +88,7 @@ class Run:
     method: str = "mgsr"
     seed: int = 10
     out: str | None = None
-    teacher: TeacherConfig | CachedTeacherConfig | None = None
+    teacher: TeacherConfig | CachedTeacherConfig | ServedTeacherConfig | None = None
     student: StudentConfig
     data: DataConfig = field(default_factory=DataConfig)
     engine: LocalEngineConfig = field(default_factory=LocalEngineConfig)
@@ -221,7 +222,7 @@ class Run:
 SLOTS = (
     Slot("divergence", get_args(Divergence), needs=("__call__",), has_laws=True),
     Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs"), has_laws=True),
-    Slot("teacher", (TeacherConfig, CachedTeacherConfig), needs=("capabilities", "build")),
+    Slot("teacher", (TeacherConfig, CachedTeacherConfig, ServedTeacherConfig), needs=("capabilities", "build")),
     Slot("engine", (LocalEngineConfig,), needs=("capabilities", "build")),
 )
 

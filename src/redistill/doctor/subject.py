@@ -32,6 +32,7 @@ from redistill.runs.models import load_models
 from redistill.runs.opened import OpenRun, assemble, make_accelerator
 from redistill.runs.stages import stages, student_source, teacher_source
 from redistill.teachers.cached import CachedTeacherConfig
+from redistill.teachers.served import ServedTeacherConfig, announcement
 from redistill.training.loop import cut
 from redistill.training.parts import Parts
 from redistill.training.progress import Progress
@@ -197,6 +198,8 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
     tokenizer = load_tokenizer(taught_by if taught_by is not None and source.model == "teacher" else source)
     other = load_tokenizer(taught_by) if taught_by is not None and source.model != "teacher" else None
     texts = read_texts(config, tokenizer)
+    if isinstance(config.teacher, ServedTeacherConfig):
+        report(announcement(config.teacher))
     report(f"loading the models ({source.model}{f', {taught_by.model}' if taught_by is not None else ''})")
     found: Loaded | RedistillError
     try:

@@ -19,8 +19,10 @@ from redistill.processes.watch import RanksDifferError
 from redistill.records import Record
 from redistill.runs.opened import OpenRun
 from redistill.runs.record import versions
+from redistill.runs.served import same_model
 from redistill.runs.stages import student_source, teacher_source
 from redistill.storage.file_hash import file_hash
+from redistill.teachers.served import ServedTeacher
 from redistill.training import checkpoint
 
 
@@ -89,6 +91,8 @@ def _identity(run: OpenRun) -> dict[str, str]:
         found |= {f"{role} {part}": sha256 for part, sha256 in hashes.items()}
     if run.models.states is not None:
         found["cached teacher"] = run.models.states.digest
+    if isinstance(run.teacher, ServedTeacher):
+        found["served teacher"] = same_model(run, run.teacher)
     read: dict[str, Sequence[Example | TokenSequence]] = {
         "training data": run.data.train,
         "validation data": run.data.validation_examples,

@@ -30,6 +30,7 @@ from redistill.models.lora import add_lora, lora_notes
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source
+from redistill.teachers.served import ServedTeacherConfig
 from redistill.teachers.store import TeacherStore
 
 
@@ -110,8 +111,7 @@ def load_models(
         vocab = tokenizer.get_vocab()  # the hash of the teacher's vocabulary is compared when the data has been read
         size = vocabulary.match_vocabularies(vocab, vocab, states.layout.classes, size).size
     if config.teacher is not None:
-        name = kind_of(type(config.teacher)) if taught_by is None else taught_by.model
-        manifest["teacher"] = {"name": name} if taught is None else _about(taught[0], name)
+        manifest["teacher"] = _about_teacher(config.teacher, taught_by, taught)
     return Models(
         teacher=None if taught is None else taught[0],
         student=student,
@@ -193,6 +193,12 @@ def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None
         raise ConfigError(
             f"prompt_tokens + response_tokens = {longest}: the {name} has {limit} positions; lower one of the two limits"
         )
+
+
+def _about_teacher(node: object, source: ModelConfig | None, loaded: tuple[CausalModel, Tokenizer] | None) -> dict[str, Json]:
+    """Describe a teacher, whose model has been loaded from `source` unless it is in another process or in a store."""
+    name = node.model if isinstance(node, ServedTeacherConfig) else kind_of(type(node)) if source is None else source.model
+    return {"name": name} if loaded is None else _about(loaded[0], name)
 
 
 def _about(model: nn.Module, name: str) -> dict[str, Json]:

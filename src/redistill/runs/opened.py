@@ -1,6 +1,6 @@
 """Opens a run: loads its models and data, and moves the models to their device."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -35,8 +35,10 @@ from redistill.runs.launcher import check_launcher, launcher_note
 from redistill.runs.load import DataSets, load_data, read_corpus
 from redistill.runs.models import Models, load_models
 from redistill.runs.revisions import FILE as REVISIONS
+from redistill.runs.served import open_served
 from redistill.teachers.cached import CachedTeacher, CachedTeacherConfig
 from redistill.teachers.local import LocalTeacher
+from redistill.teachers.served import ServedTeacherConfig
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.parts import Output
 from redistill.training.progress import Progress, report
@@ -172,7 +174,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         batch_size=text_batch,
         autocast=accelerator.autocast,
     )
-    teacher = _build_teacher(config, models, tools, device, meter.add)
+    teacher = _build_teacher(config, models, tools, device, output)
     engine = _build_engine(config, tools)
     placement = make_placement(accelerator.num_processes, config.placement)
     placement.wrap(student)
@@ -200,9 +202,7 @@ def _build_engine(config: Run, tools: EngineTools) -> Engine:
     return engine if isinstance(engine, LocalEngine) else CheckedEngine(engine, name, tools.vocabulary)
 
 
-def _build_teacher(
-    config: Run, models: Models, tools: EngineTools, device: torch.device, count: Callable[[int], None]
-) -> Teacher | None:
+def _build_teacher(config: Run, models: Models, tools: EngineTools, device: torch.device, output: Output) -> Teacher | None:
     """Build the run's teacher on its device; return None if the run uses none.
 
     Args:
@@ -210,16 +210,18 @@ def _build_teacher(
         models: The models, with the store of a cached teacher.
         tools: Tools of the student's engine; their attribute `teacher` is the language model of a local teacher, or None.
         device: The device.
-        count: Function that is called each time the teacher has generated text, with the number of generated tokens.
+        output: The counter of tokens and requests, and the messages on the terminal.
     """
     node, vocabulary = config.teacher, tools.vocabulary
     if tools.teacher is not None:
         engine = LocalEngineConfig().build(replace(tools, student=tools.teacher, teacher=None))
-        return LocalTeacher(tools.teacher, vocabulary=vocabulary, device=device, engine=MeteredEngine(engine, count))
+        return LocalTeacher(tools.teacher, vocabulary=vocabulary, device=device, engine=MeteredEngine(engine, output.meter.add))
     if models.states is not None:
         return CachedTeacher(models.states, vocabulary=vocabulary, device=device)
     if node is None or isinstance(node, TeacherConfig | CachedTeacherConfig):
         return None
+    if isinstance(node, ServedTeacherConfig):
+        return open_served(config, node, tools, output.meter, output.progress.note)
     teacher_tools = TeacherTools(
         tokenizer=tools.tokenizer, vocabulary=vocabulary, end_ids=tools.end_ids, pad_id=tools.pad_id, device=device
     )

@@ -26,6 +26,7 @@ from redistill.runs.stages import stages
 from redistill.storage import files
 from redistill.storage.file_hash import file_hash
 from redistill.storage.redaction import plain, redacted_command, redacted_tree
+from redistill.teachers.served import ServedTeacherConfig
 from redistill.training import checkpoint
 from redistill.training.parts import TrainingState
 
@@ -80,8 +81,15 @@ def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> lis
 def cost(config: Run, state: TrainingState) -> dict[str, float]:
     """Return the cost of training: updates, sequences, tokens, seconds, peak bytes.
 
-    Numbers of tokens are sums over all processes, and the peak memory is the maximum over all processes.
+    Numbers of tokens are sums over all processes, and the peak memory is the maximum over all processes.  With a served
+    teacher, the result has the numbers of requests and of tokens that were sent and generated, and their price if the recipe
+    sets one.
     """
+    teacher, served = config.teacher, dict[str, float]()
+    if isinstance(teacher, ServedTeacherConfig):
+        served = {"teacher_requests": state.teacher_requests, "teacher_tokens": state.teacher_tokens}
+        if teacher.price is not None:
+            served["teacher_price"] = round(teacher.price * state.teacher_tokens / 1e6, 6)
     return {
         "updates": state.step,
         "sequences": state.step * config.training.batch_size,
@@ -89,6 +97,7 @@ def cost(config: Run, state: TrainingState) -> dict[str, float]:
         "generated_tokens": state.generated_tokens,
         "seconds": round(state.seconds, 2),
         "peak_bytes": state.peak_bytes,
+        **served,
     }
 
 

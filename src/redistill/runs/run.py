@@ -41,6 +41,7 @@ from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
 from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
+from redistill.runs.served import check_servers
 from redistill.runs.stages import stages, teacher_source
 from redistill.runs.teacher_cache import make_cache
 from redistill.storage import files, folders
@@ -48,7 +49,7 @@ from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
 from redistill.training.parts import TrainingState
-from redistill.training.progress import AnswerProgress, Progress
+from redistill.training.progress import AnswerProgress, Progress, report
 from redistill.training.saving import log_size, restore_checkpoint
 from redistill.training.trackers import check_packages, tracked
 
@@ -154,6 +155,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
         return
     if accelerator.is_main_process:
         check_packages(config.tracking)
+    check_servers(config, accelerator, report)
     for name, stage in stages(config).items():
         if name == "start":
             make_cache(config, accelerator)  # for this run, which may need more sequences than the stage

@@ -26,7 +26,9 @@ from redistill.runs.demo import toy_world
 from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, check_run_schema, differences, is_extension
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
 from redistill.runs.record import cores
+from redistill.runs.served import check_hosts
 from redistill.runs.sweep_recipe import Entry, Sweep, expand, read_sweep, settings_of
+from redistill.servers.address import allowed_hosts
 from redistill.storage import files
 from redistill.storage.lock import locked
 from redistill.storage.redaction import plain
@@ -134,12 +136,14 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
 
     Raises:
         BusyError: another process uses the folder of the sweep.
-        ConfigError: the folder contains another sweep or other runs.
+        ConfigError: the folder contains another sweep or other runs, or the server of a teacher is not allowed.
         TrainingError: at least one run failed; the finished runs have been compared.  The attribute `exit_code` of the error is
             75 if all failed runs can be retried.
         Interrupted: a signal arrived and the runs were stopped; the same call resumes them.
     """
     statuses = plan.statuses()
+    for entry in plan.selected:
+        check_hosts(entry.run)
     with locked(plan.folder) as lock:  # the runs inherit the lock, so that the runs of a killed sweep keep the folder locked
         todo = _jobs(plan, statuses)
         if todo and plan.sweep.world == "toy":
@@ -187,6 +191,7 @@ def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
     """Write a recipe for each unfinished run and each unfinished fine-tuning before it; return one job for each recipe."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
+    allowed += [f"--allow-host={host}" for host in allowed_hosts()]
     for entry in plan.selected:
         if statuses[entry.run.folder] == FINISHED:
             continue

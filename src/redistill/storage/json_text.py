@@ -24,17 +24,20 @@ class JsonError(ValueError):
     """
 
 
-def parse_json(text: str | bytes, *, any_number: bool = False) -> Json:
+def parse_json(text: str | bytes, *, any_number: bool = False, unique_keys: bool = False) -> Json:
     """Return the value of a JSON text.
 
     Args:
         text: The text. Bytes are decoded as UTF-8.
         any_number: Whether NaN, infinities, and integers outside of the range of float64 are allowed, as in columns of data
             sets that redistill does not use.
+        unique_keys: Whether an object with two equal keys is rejected. Otherwise the last value of a key is used. It cannot be
+            combined with `any_number`.
 
     Raises:
         JsonError: the text is not UTF-8 or not JSON, or a value is nested more than `MAX_DEPTH` levels deep. If `any_number` is
-            not set, also for a number that is not finite as a float64.
+            not set, also for a number that is not finite as a float64. If `unique_keys` is set, also for an object with two
+            equal keys.
 
     Example:
         >>> parse_json('{"loss": [1.5, null]}')
@@ -48,7 +51,8 @@ def parse_json(text: str | bytes, *, any_number: bool = False) -> Json:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise JsonError(f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}") from error
-    value: Json = _decoded(lambda: _DECODERS[any_number].decode(decoded))
+    decoder = _UNIQUE_KEYS if unique_keys else _DECODERS[any_number]
+    value: Json = _decoded(lambda: decoder.decode(decoded))
     _check_depth(value, decoded.count("[") + decoded.count("{"))
     return value
 
@@ -116,8 +120,17 @@ def _no_constant(name: str) -> NoReturn:
     raise JsonError(f"{name} is not a JSON number")
 
 
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise JsonError("an object has two equal keys")
+    return found
+
+
 _DECODERS: Mapping[bool, json.JSONDecoder] = {
     False: json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=_no_constant),
     True: json.JSONDecoder(),
 }
 """The decoders without and with `any_number`."""
+_UNIQUE_KEYS = json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=_no_constant, object_pairs_hook=_unique)
+"""The decoder that rejects objects with two equal keys."""

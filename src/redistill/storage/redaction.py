@@ -208,16 +208,17 @@ def _secrets_among(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
     for name, value in variables:
         if in_url := _USER_INFORMATION.search(value):
             found[name] = in_url[1]
-        elif _names_secret(name) and len(value) >= _LEAST_LENGTH and not _is_path(value):
+        elif names_secret(name) and len(value) >= _LEAST_LENGTH and not _is_path(value):
             found[name] = value
     return found
 
 
 @lru_cache(maxsize=4096)
-def _names_secret(name: str) -> bool:
-    """Return whether the name of an environment variable indicates that its value is secret.
+def names_secret(name: str) -> bool:
+    """Return whether the name of an environment variable is that of a secret.
 
-    This is so in two cases.  The name ends in KEY, TOKEN or a similar word, even without an underscore before it, such as
+    The value of such a variable is masked if it has at least eight characters and is not a path.  The result is True in two
+    cases.  The name ends in KEY, TOKEN or a similar word, even without an underscore before it, such as
     DEPLOYKEY.  Or one of the words between its underscores is TOKEN or a similar word, and the last word does not describe
     another value, such as TYPE.
     """

@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from redistill.contracts import Batch, Draw
 from redistill.data.collate import collate, empty_batch
 from redistill.data.grouping import grouped, read_cost
-from redistill.errors import Interrupted
+from redistill.errors import Interrupted, ServerError
 from redistill.processes import signals
 from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
@@ -54,6 +54,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         Interrupted: a signal arrived.  All completed updates have been saved in a checkpoint; an incomplete update is
             discarded.
         TrainingError: a guard (a check of each update) ended the run.
+        ServerError: a server of the teacher failed.  If there is one process, all completed updates have been saved.
     """
     saved = first = state.step
     try:
@@ -69,7 +70,9 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
                 with parts.output.progress.phase("writing"):
                     save_checkpoint(parts, settings, state)
                 saved = state.step
-    except Interrupted:
+    except (Interrupted, ServerError) as error:
+        if isinstance(error, ServerError) and parts.accelerator.num_processes > 1:
+            raise  # the other processes have no error, and would not join in the saving
         if state.step != saved:
             save_checkpoint(parts, settings, state)
         if state.step:
@@ -87,7 +90,7 @@ def _compiling(parts: Parts, *, is_first: bool) -> AbstractContextManager[None]:
 def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
     """Draw sequences, compute the gradient, make one update and log it.
 
-    A signal before the gradient is complete raises Interrupted; the policy then has its state from before the update.  Once
+    A signal or an error of a server before the gradient is complete restores the state of the policy.  Once
     the gradient is complete, signals are not checked until the update is complete.
     """
     learner = parts.learner
@@ -98,11 +101,12 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
         whole = _draw(parts, state.step)
         draw, drawn = learner.objective.select(whole), time.perf_counter()
         batches, counts, sums = gradients(draw, parts, state.step)
-    except Interrupted:
+    except (Interrupted, ServerError):
         parts.policy.load_state_dict(before)  # a buffer may have changed already
         if parts.accelerator.is_main_process:
             parts.output.revisions.truncate_after(state.step, logged)  # its text will be generated again
-        parts.output.meter.read()  # discards the count: the text will be generated again
+        parts.output.meter.read()  # discards the counts: the text will be generated again
+        parts.output.meter.read_requests()
         learner.optimizer.zero_grad(set_to_none=True)
         raise
     faults, norms = int(sums.pop(_FAULTS)), _clip(learner, optimiser.max_grad_norm)
@@ -258,8 +262,12 @@ def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], d
     """
     sampled = draw.with_role("sft" if parts.learner.objective.sft_on == "sampled" else "distillation")
     changes_here = [change for size in parts.guards.sizes for change in size.take_changes()]
-    mine = facts_of(sampled, parts.end_ids), facts_of(whole.with_role("sft"), parts.end_ids), changes_here
-    texts, gold_texts, changes = ([fact for s in column for fact in s] for column in zip(*gather_object([mine]), strict=True))
+    sent_here = [parts.output.meter.read_requests()]
+    mine = facts_of(sampled, parts.end_ids), facts_of(whole.with_role("sft"), parts.end_ids), changes_here, sent_here
+    columns = zip(*gather_object([mine]), strict=True)
+    texts, gold_texts, changes, sent = ([fact for s in column for fact in s] for column in columns)
+    requests, tokens = map(sum, zip(*sent, strict=True))
+    state.teacher_requests, state.teacher_tokens = state.teacher_requests + requests, state.teacher_tokens + tokens
     origins = Counter(text.origin for text in texts)
     lengths = [text.length for text in texts if text.origin != "dataset"]
     if parts.accelerator.is_main_process:
@@ -268,6 +276,8 @@ def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], d
             line["origin"] = dict(sorted(origins.items()))
         if lengths:
             line["response_length"] = sum(lengths) / len(lengths)
+        if requests:
+            line |= {"teacher_requests": requests, "teacher_tokens": tokens}
         line |= text_metrics(texts)
         if policy := parts.policy.metrics():
             line["policy"] = policy

@@ -54,10 +54,13 @@ class MetricsLog:
 
 
 class Meter:
-    """Counts the tokens that this process generates for training."""
+    """Counts the tokens that this process generates for training.
+
+    The requests to a served teacher and their tokens are counted as well.
+    """
 
     def __init__(self) -> None:
-        self._tokens = 0
+        self._tokens, self._requests, self._sent = 0, 0, 0
 
     def add(self, tokens: int) -> None:
         """Count `tokens` more tokens."""
@@ -67,6 +70,19 @@ class Meter:
         """Return the number of tokens since the last call; reset the count to 0."""
         tokens, self._tokens = self._tokens, 0
         return tokens
+
+    def add_requests(self, requests: int, tokens: int) -> None:
+        """Count requests to a served teacher, and the tokens that were sent and generated."""
+        self._requests += requests
+        self._sent += tokens
+
+    def read_requests(self) -> tuple[int, int]:
+        """Return the numbers of requests and tokens since the last call.
+
+        Both counts are reset to 0.
+        """
+        found, self._requests, self._sent = (self._requests, self._sent), 0, 0
+        return found
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -39,6 +39,8 @@ class TrainingState:
         trained_tokens: Number of trained targets of all processes; a target that two terms use counts twice.
         generated_tokens: Number of tokens that student and teacher generated for training on all processes; text generated in
             validation is not counted.
+        teacher_requests: Number of requests to a served teacher, of all processes, for the updates done.
+        teacher_tokens: Number of tokens that these requests sent and generated.
         seconds: Duration of training, including validation.
         peak_bytes: Largest peak memory of any process, in bytes.
     """
@@ -51,6 +53,8 @@ class TrainingState:
     validation_due: bool = False
     trained_tokens: int = 0
     generated_tokens: int = 0
+    teacher_requests: int = 0
+    teacher_tokens: int = 0
     seconds: float = 0.0
     peak_bytes: int = 0
 

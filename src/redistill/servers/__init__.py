@@ -1,0 +1,1 @@
+"""Clients of servers that a recipe names: addresses, HTTP, and completions."""

@@ -1,0 +1,161 @@
+"""The self-test of served teachers: model, tokenizer and log-probabilities.
+
+It precedes the loading of models.  A reply with status 200 does not show that a server has the expected weights.  Therefore a short text is scored by every server
+before the run and in every update, and the log-probabilities are compared with those of the start.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from redistill.errors import ConfigError, ServerError, ServerUnavailableError, VocabularyError
+from redistill.interfaces import Tokenizer
+from redistill.servers.client import Client, Request
+from redistill.servers.completions import (
+    REPLY_BYTES,
+    Scores,
+    checked,
+    parse_scores,
+    prompt_token_ids,
+    scores_request,
+    served_model,
+)
+
+TEXT = "The 3 foxes didn't sleep: naïve café, 北京.\n\tif x_1 == 42:\n        return f(x)  # done"
+SAME_NATS = 1e-3  # difference by which the log-probabilities of two temperatures may differ by rounding
+NUM_IDS = 16  # evenly spaced ids of the vocabulary whose texts are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a server returned for the probe text.
+
+    Args:
+        model: Id, root and limit of tokens of the model, as the server lists them.
+        token_ids: Token ids of the probe text.
+        logprobs: Log-probability of each token after the first.
+    """
+
+    model: Mapping[str, str]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+def examine(client: Client, model: str, tokenizer: Tokenizer, *, top_k: int, tolerance: float, longest: int) -> Probe:
+    """Test all servers of a teacher; return the first one's reply to the probe text.
+
+    Args:
+        client: Client of the servers.
+        model: Name of the model.
+        tokenizer: The tokenizer of the student.
+        top_k: Number of most probable tokens that the run needs.
+        tolerance: Mean absolute difference of log-probabilities, in nats, by which servers may differ.
+        longest: Number of tokens of the longest prompt that the run sends.
+
+    Raises:
+        ConfigError: the model of a server has too few positions.
+        ServerError: a server lacks the model, cannot list `top_k` tokens, or differs from the first one.
+        ServerUnavailableError: a server cannot be reached.
+        VocabularyError: the server has another tokenizer.
+    """
+    token_ids = tuple(tokenizer.encode(TEXT, add_special_tokens=False))[: longest - 1]
+    probes = [_examine(client, number, model, tokenizer, token_ids, top_k, longest) for number in range(len(client.servers))]
+    for server, probe in zip(client.servers, probes, strict=True):
+        if (difference := mean_difference(probe.logprobs, probes[0].logprobs)) > tolerance:
+            raise ServerError(
+                f"{server.label}: its log-probabilities differ by {difference:.3g} nats per token from those of "
+                f"{client.servers[0].origin} (tolerance {tolerance:g}); serve the same model, or raise tolerance"
+            )
+    return probes[0]
+
+
+def mean_difference(logprobs: Sequence[float], others: Sequence[float]) -> float:
+    """Return the mean absolute difference of two lists of log-probabilities.
+
+    If their lengths differ, the result is infinity.
+    """
+    if len(logprobs) != len(others):
+        return float("inf")
+    return float(np.abs(np.array(logprobs) - np.array(others)).mean()) if logprobs else 0.0
+
+
+def _examine(
+    client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...], top_k: int, longest: int
+) -> Probe:
+    """Test the server with the index `number`; `token_ids` are those of the probe text."""
+    listing = Request("/models", None, REPLY_BYTES, number, is_pinned=True)
+    (reply,) = client.exchange([listing])
+    with checked(reply) as value:
+        found = served_model(value, model)
+    limit = found.get("max_model_len", "")
+    if limit.isdecimal() and int(limit) < longest:
+        raise ConfigError(
+            f"prompt_tokens + response_tokens + 1 = {longest}: the model of {reply.server} has {limit} positions; lower one of "
+            "the two limits, or start the server with a larger --max-model-len"
+        )
+    if longest > len(tokenizer.encode(TEXT, add_special_tokens=False)):
+        _check_tokenizer(client, number, model, token_ids)
+    _check_tokens(client, number, model, tokenizer, token_ids)
+    try:
+        first, other = (_scores(client, number, model, token_ids, top_k, temperature) for temperature in (1.0, 2.0))
+    except ServerUnavailableError:
+        raise
+    except ServerError as error:
+        raise ServerError(
+            f"{error}; the server lists 1 token for each position, but not {top_k}: start it with --max-logprobs {top_k} or "
+            "more, or lower teacher.top_k"
+        ) from error
+    if mean_difference(tuple(first.own_T), tuple(other.own_T)) > SAME_NATS:
+        raise ServerError(
+            f"{reply.server}: its log-probabilities of a prompt depend on the temperature; start the server with "
+            "--logprobs-mode raw_logprobs"
+        )
+    return Probe(model=found, token_ids=token_ids, logprobs=tuple(map(float, first.own_T)))
+
+
+def _scores(client: Client, number: int, model: str, token_ids: Sequence[int], top_k: int, temperature: float = 1.0) -> Scores:
+    request = scores_request(model, [token_ids], top_k=top_k, server=number, is_pinned=True, temperature=temperature)
+    (reply,) = client.exchange([request])
+    with checked(reply) as value:
+        (found,) = parse_scores(value, [token_ids], top_k=top_k, vocabulary=2**31)
+    return found
+
+
+def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[int, ...]) -> None:
+    """Let the server tokenise the probe text, and compare its ids with those of the student's tokenizer.
+
+    Raises:
+        VocabularyError: the ids differ.
+    """
+    request = scores_request(model, TEXT, top_k=1, server=number, is_pinned=True)
+    (reply,) = client.exchange([request])
+    with checked(reply) as value:
+        ids = prompt_token_ids(value)
+    if ids is not None and tuple(ids) != token_ids:
+        raise VocabularyError(
+            f"{reply.server}: its tokenizer is not that of the student: the probe text has {len(ids)} tokens there and "
+            f"{len(token_ids)} here, or other ids; use a teacher and a student with the same tokenizer"
+        )
+
+
+def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...]) -> None:
+    """Send ids from the whole vocabulary, and compare their texts with those of the student's tokenizer.
+
+    Raises:
+        VocabularyError: an id stands for another token.
+    """
+    known = sorted(tokenizer.get_vocab().values())
+    spread = known[:: max(1, len(known) // NUM_IDS)]
+    sent = [token_ids[0], *dict.fromkeys([*tokenizer.all_special_ids, *spread, known[-1]])]
+    for start in range(1, len(sent), max(1, len(token_ids) - 1)):
+        part = [token_ids[0], *sent[start : start + max(1, len(token_ids) - 1)]]
+        scores = _scores(client, number, model, part, 1)
+        for token, theirs in zip(part[1:], scores.texts, strict=True):
+            ours = tokenizer.decode([token]).strip()
+            theirs = (theirs or "").strip()
+            if ours and theirs and "\ufffd" not in ours + theirs and ours != theirs:
+                raise VocabularyError(
+                    f"{client.servers[number].label}: id {token} is {client.filtered(theirs)!r} there and {ours!r} in the "
+                    "student's tokenizer; use a teacher and a student with the same tokenizer"
+                )

@@ -1,0 +1,297 @@
+"""The served teacher, whose most probable classes come from a server.
+
+The server is any completions endpoint in the form of OpenAI with `prompt_logprobs`, such as vLLM.  It returns the `top_k` most
+probable classes of each row.  The probability of all other classes together is kept as one more class; nothing is renormalised.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from redistill.contracts import (
+    Batch,
+    Generation,
+    GenerationRequest,
+    Sampling,
+    TeacherCapabilities,
+    TeacherTarget,
+    TokenSequence,
+    TopClasses,
+)
+from redistill.errors import ConfigError, ServerError, check_field
+from redistill.interfaces import Tokenizer
+from redistill.servers.address import parse_url
+from redistill.servers.client import Client, Limits, Reply, Report, Request, api_key, check_variable
+from redistill.servers.completions import Scores, checked, parse_scores, parse_text, scores_request, text_request
+from redistill.teachers.probe import Probe, examine, mean_difference
+
+MAX_TOP_K = 1024
+LEAST_REST = 1e-10
+"""Smallest probability of the classes that are not listed; below it, the sum of the listed ones is rounded to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedTeacherConfig:
+    """A teacher that a server runs, such as vLLM.
+
+    Training data are sent to the server: the prompts and the answers. A server that is not on this machine must be allowed by
+    the option `--allow-host` of the command.
+
+    Args:
+        url: Address of the server, such as http://127.0.0.1:8000/v1; several addresses for servers with the same model, among
+            which the requests are divided.
+        model: Name of the model, as the server lists it.
+        top_k: Number of most probable classes of each row, in [1, 1024]. The server must permit it (vLLM: `--max-logprobs`).
+        api_key_env: Name of the environment variable with the API key. If None, no key is sent.
+        prompts_per_request: Maximum number of prompts in one request, >= 1.
+        concurrent_requests: Maximum number of open requests of one process, >= 1.
+        timeout_s: Seconds after which a request without a complete reply is tried again, > 0.
+        patience_s: Seconds for which a failed request is tried again, >= 0; then the command ends, and can be resumed.
+        tolerance: Mean absolute difference, in nats per token, by which the log-probabilities of a probe text may differ
+            between the servers, and between the start and a later update; >= 0.
+        price: Price of a million tokens, in any currency, >= 0. If set, run.json has the price of the tokens that were sent and
+            generated.
+
+    Raises:
+        ConfigError: a URL or a name is invalid, or a number is out of range.
+
+    Example:
+        >>> ServedTeacherConfig(url=("http://127.0.0.1:8000/v1",), model="gpt2-large", top_k=20).capabilities.top_k
+        20
+        >>> ServedTeacherConfig(url=("ftp://127.0.0.1",), model="gpt2-large")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: url = 'ftp://127.0.0.1': must be an http or https URL with a host,...
+    """
+
+    kind: ClassVar[str] = "served"
+
+    url: tuple[str, ...]
+    model: str
+    top_k: int = 64
+    api_key_env: str | None = None
+    prompts_per_request: int = 8
+    concurrent_requests: int = 8
+    timeout_s: float = 600.0
+    patience_s: float = 900.0
+    tolerance: float = 0.05
+    price: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            raise ConfigError("url: empty; give the address of a server, such as http://127.0.0.1:8000/v1")
+        for url in self.url:
+            try:
+                parse_url(url)
+            except ConfigError as error:
+                raise ConfigError(f"url = {error}") from error
+        check_field(self, "model", bool(self.model.strip()), "must be the name of the model on the server")
+        check_field(self, "top_k", 1 <= self.top_k <= MAX_TOP_K, f"must lie in [1, {MAX_TOP_K}]; 64 is usual")
+        if self.api_key_env is not None:
+            check_variable(self.api_key_env)
+        for name in ("prompts_per_request", "concurrent_requests"):
+            check_field(self, name, 1 <= getattr(self, name) <= 1024, "must lie in [1, 1024]; 8 is usual")
+        check_field(self, "timeout_s", 0 < self.timeout_s < math.inf, "must be > 0 and finite")
+        for name in ("patience_s", "tolerance"):
+            check_field(self, name, 0 <= getattr(self, name) < math.inf, "must be >= 0 and finite")
+        check_field(self, "price", self.price is None or 0 <= self.price < math.inf, "must be >= 0 and finite, or null")
+
+    @property
+    def capabilities(self) -> TeacherCapabilities:
+        """The features of the teacher: `top_k` classes for any text, and generated text."""
+        return TeacherCapabilities(full_vocabulary=False, generates=True, top_k=self.top_k)
+
+    def connect(self, report: Report) -> Client:
+        """Return a client of the servers; nothing is sent yet.
+
+        Args:
+            report: Function that is called with one line when a request is tried again.
+
+        Raises:
+            ConfigError: a server is not allowed, or the variable of the API key is not set.
+        """
+        limits = Limits(total_s=self.timeout_s, patience_s=self.patience_s, concurrent=self.concurrent_requests)
+        servers = [parse_url(url) for url in self.url]
+        return Client(servers, key=api_key(self.api_key_env), limits=limits, report=lambda line: report(f"teacher: {line}"))
+
+    def examine(self, client: Client, tokenizer: Tokenizer, max_tokens: int) -> Probe:
+        """Test the servers; see `probe.examine`.
+
+        Args:
+            client: Client of the servers.
+            tokenizer: The tokenizer of the student.
+            max_tokens: Maximum number of tokens of prompt and answer together.
+        """
+        return examine(client, self.model, tokenizer, top_k=self.top_k, tolerance=self.tolerance, longest=max_tokens + 1)
+
+
+class Count(Protocol):
+    """A function that counts requests, and the tokens that were sent and generated."""
+
+    def __call__(self, requests: int, tokens: int) -> None: ...
+
+
+class _Stored(NamedTuple):
+    """The classes of each position of a sequence except the last, at which nothing is predicted; see `TopClasses`."""
+
+    class_TK: torch.Tensor
+    logp_TK: torch.Tensor
+    log_rest_T: torch.Tensor
+
+
+class ServedTeacher:
+    """A teacher that a server runs (contracts.TextTeacher).
+
+    Args:
+        settings: The teacher in the recipe.
+        client: Client of the servers.
+        probe: What the servers returned for the probe text at the start.
+        vocabulary: Number of classes of the student; a server must not list others.
+        end_ids: Tokens that end a text.
+        device: Device of the batches.
+        count_text: Function that is called with the number of tokens of generated text.
+        count: Function that is called with the numbers of requests, and of tokens that were sent and generated.
+
+    Raises:
+        ConfigError: the student has at most `top_k` classes.
+    """
+
+    def __init__(
+        self,
+        settings: ServedTeacherConfig,
+        client: Client,
+        probe: Probe,
+        *,
+        vocabulary: int,
+        end_ids: Sequence[int],
+        device: torch.device | str,
+        count_text: Callable[[int], None],
+        count: Count,
+    ) -> None:
+        if settings.top_k >= vocabulary:
+            raise ConfigError(f"teacher.top_k = {settings.top_k}: must be below the vocabulary size {vocabulary}; lower it")
+        self.capabilities, self.probe = settings.capabilities, probe
+        self._settings, self._client, self._vocabulary, self._end_ids = settings, client, vocabulary, tuple(end_ids)
+        self._device, self._count_text, self._count = device, count_text, count
+        self._stored: dict[tuple[int, ...], _Stored] = {}
+
+    @property
+    def tolerance(self) -> float:
+        """Mean difference of log-probabilities that rounding may cause, in nats."""
+        return self._settings.tolerance
+
+    def prepare(self, sequences: Sequence[TokenSequence]) -> None:
+        """Fetch the most probable classes at all positions of the sequences.
+
+        Each request also contains the probe text, so that a server that was restarted with other weights is detected.
+
+        Raises:
+            ServerError: a reply is invalid, or the log-probabilities of the probe text have changed.
+            ServerUnavailableError: a server cannot be reached.
+            Interrupted: a signal arrived.
+        """
+        wanted = list(dict.fromkeys(each.token_ids for each in sequences if each.token_ids not in self._stored))
+        size, settings = self._settings.prompts_per_request, self._settings
+        parts = [[*wanted[start : start + size], self.probe.token_ids] for start in range(0, len(wanted), size)]
+        requests = [
+            scores_request(settings.model, part, top_k=settings.top_k, server=number) for number, part in enumerate(parts)
+        ]
+        replies = self._exchange(requests, sum(len(prompt) for part in parts for prompt in part))
+        for part, reply in zip(parts, replies, strict=True):
+            with checked(reply) as value:
+                *found, probe = parse_scores(value, part, top_k=settings.top_k, vocabulary=self._vocabulary)
+            self._verify(probe, reply.server)
+            self._stored |= {ids: _stored(scores) for ids, scores in zip(part, found)}
+
+    @torch.no_grad()
+    def rows(self, batch: Batch) -> TeacherTarget:
+        """Return the function that returns the most probable classes of rows of the batch.
+
+        `prepare` must have been called with the sequences of the batch.
+        """
+        ids_BT, num_tokens = batch.input_ids_BT[: batch.num_sampled].tolist(), batch.input_ids_BT.shape[1]
+        lengths = batch.attention_mask_BT[: batch.num_sampled].sum(dim=1).tolist()
+        position_N = batch.position_N[: batch.num_sampled_rows].cpu()
+        found = [self._stored[tuple(ids[:length])] for ids, length in zip(ids_BT, lengths, strict=True)]
+        sequence_N, within_N = position_N // num_tokens, position_N % num_tokens
+        start_B = torch.tensor([0, *(len(each.log_rest_T) for each in found)]).cumsum(0)
+        index_N = start_B[sequence_N] + within_N
+        columns = (torch.cat(column)[index_N].to(self._device) for column in zip(*found, strict=True))
+        whole = TopClasses(*columns)
+        return lambda rows: TopClasses(*(tensor[rows] for tensor in whole))
+
+    def faults(self) -> int:
+        """Return 0: replies with values that are not finite are rejected."""
+        return 0
+
+    def release(self) -> None:
+        """Free the classes that were fetched for the current update."""
+        self._stored.clear()
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """Return the server's continuation of every request, in the order of the requests.
+
+        Each continuation has a seed of its own. For the same seed, a server with the same software and batch size returns the
+        same text.
+
+        Raises:
+            ConfigError: `sampling` bans n-grams or mixes models, which a served teacher cannot do.
+            ServerError: a reply is invalid.
+            ServerUnavailableError: a server cannot be reached.
+        """
+        if sampling.no_repeat_ngram or sampling.teacher_share:
+            raise ConfigError("teacher.kind = 'served': cannot ban n-grams or sample from mixtures; use a local teacher")
+        sent = [
+            text_request(self._settings.model, request, sampling, self._end_ids, server)
+            for server, request in enumerate(requests)
+        ]
+        prompts = sum(len(request.prompt_ids) for request in requests)
+        texts = list[Generation]()
+        for request, reply in zip(requests, self._exchange(sent, prompts), strict=True):
+            with checked(reply) as value:
+                texts.append(parse_text(value, request, self._end_ids, self._vocabulary))
+        generated = sum(len(text.token_ids) for text in texts)
+        self._count_text(generated)
+        self._count(0, generated)
+        return texts
+
+    def _exchange(self, requests: Sequence[Request], num_tokens: int) -> list[Reply]:
+        """Send requests that contain `num_tokens` tokens, and count both."""
+        before = self._client.num_attempts
+        replies = self._client.exchange(requests)
+        self._count(self._client.num_attempts - before, num_tokens)
+        return replies
+
+    def _verify(self, scores: Scores, server: str) -> None:
+        """Raise a ServerError if a server no longer has the weights that it had at the start."""
+        difference = mean_difference(tuple(scores.own_T), self.probe.logprobs)
+        if difference > self.tolerance:
+            raise ServerError(
+                f"{server}: its log-probabilities of the probe text differ by {difference:.3g} nats per token from those at "
+                f"the start (teacher.tolerance {self.tolerance:g}), so it has another model; serve the model of the start, "
+                "and run the same command again to resume"
+            )
+
+
+def _stored(scores: Scores) -> _Stored:
+    mass_T = np.exp(scores.logp_TK).sum(axis=1)
+    log_rest_T = np.log(np.maximum(1 - mass_T, LEAST_REST))
+    return _Stored(
+        torch.from_numpy(scores.class_TK), torch.from_numpy(scores.logp_TK).float(), torch.from_numpy(log_rest_T).float()
+    )
+
+
+def announcement(settings: ServedTeacherConfig) -> str:
+    """Return one line that states which data are sent where, with which key.
+
+    It is printed before anything is sent.
+    """
+    servers = ", ".join(parse_url(url).origin for url in settings.url)
+    is_local = all(parse_url(url).is_loopback for url in settings.url)
+    leaves = "on this machine" if is_local else "and leave this machine"
+    key = "" if settings.api_key_env is None else f", with the API key in ${settings.api_key_env}"
+    return f"teacher: training data (token ids of prompts and answers) are sent to {servers} {leaves}{key}"
