@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypedDict, cast
 
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint
-from redistill.data.forms import BadRow, Fault, parse_row
+from redistill.data.bad_rows import BadRow, Fault
+from redistill.data.forms import parse_row
 from redistill.data.rejected import RejectedRow, list_rejected
 from redistill.data.rows import Rows, Table, TableBuilder, collection_paused
 from redistill.errors import DataError, first_line
@@ -177,7 +178,7 @@ def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
             bad.append([line, error.fault, str(error)])
         else:
             forms[row.form] += 1
-            table.add(line, text or _as_json(value), row.prompt, row.references)
+            table.add(line, text or _as_json(value), row)
     verdict = "; ".join(f"{form}, {count} {'row' if count == 1 else 'rows'}" for form, count in forms.most_common())
     return Stored(table.arrays(), {"verdict": verdict, "rejected": bad})
 
