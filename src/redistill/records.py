@@ -160,8 +160,8 @@ class Record:
         record_id: Identifier of the row, such as "dolly:17".
         prompt: The prompt that a model answers.
         references: Correct answers; empty for a row that has only a prompt.
-        answer: The last turn of a conversation, if it has reasoning or tool calls, which its reference, a text, lacks.  Training
-            uses this turn; scores are computed with the reference.  None for any other row.
+        answer: The last turn of a conversation, if it has reasoning or tool calls, which its reference, a text, lacks.
+            Training uses this turn; scores are computed with the reference.  None for any other row.
 
     Example:
         >>> record = Record(record_id="dolly:17", prompt=Instruction("Name a primary colour."), references=("red", "blue"))

@@ -362,7 +362,10 @@ def _add_repeatable(
 
 
 def _add_lengths(parser: _Parser, default: str) -> None:
-    parser.add_argument("--template", choices=["alpaca", "chat"], help=f"prompt template (default: {default}, else alpaca)")
+    text = f"prompt template; auto: by the form of each row (default: {default}, else auto)"
+    parser.add_argument("--template", choices=["auto", "alpaca", "chat"], help=text)
+    text = "argument of the chat template, such as enable_thinking=false"
+    _add_repeatable(parser, "--template-argument", "NAME=VALUE", text)
     for name in ("prompt", "response"):
         text = f"maximum {name} length in tokens (default: {default}, else 256)"
         parser.add_argument(f"--{name}-tokens", type=_whole_number, metavar="N", help=text)

@@ -344,6 +344,15 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
     return found if isinstance(found, Method) else None
 
 
+def with_template_date(run: Run, date: object) -> Run:
+    """Return a run with this date for its templates, unless the recipe sets one or `date` is None."""
+    tokens = run.data.tokens
+    if tokens.template_date is not None or not isinstance(date, str):
+        return run
+    data = dataclasses.replace(run.data, tokens=dataclasses.replace(tokens, template_date=date))
+    return dataclasses.replace(run, data=data)
+
+
 def encode_run(run: Run) -> dict[str, Json]:
     """Convert a run's configuration to dicts, lists and scalars, with secrets masked.
 

@@ -5,7 +5,7 @@ once which of them it renders, and fixes the date that it prints.  `models.chat_
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -26,7 +26,13 @@ Argument: TypeAlias = bool | str | int | float | None
 """A value of a template argument."""
 
 GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now", "raise_exception")
-"""Variables of a chat template that have a value in every rendering."""
+"""Variables of a chat template that redistill or transformers sets."""
+
+RESERVED = (
+    *(*GIVEN, "conversation", "chat_template", "continue_final_message", "tokenize", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
+"""Names that no template argument may have: variables in `GIVEN`, and parameters of `apply_chat_template`."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -99,7 +105,9 @@ class Chat:
 
     def __init__(self, tokenizer: Tokenizer | None, settings: ChatSettings = PLAIN) -> None:
         if tokenizer is None or not tokenizer.chat_template:
-            raise ConfigError("template: this tokenizer has no chat template; use template: alpaca, or a chat model's tokenizer")
+            raise ConfigError(
+                "template: this tokenizer has no chat template; use template: alpaca, or a chat model's tokenizer"
+            )
         self._tokenizer, self._settings = tokenizer, settings
 
     def text(self, dialogue: Dialogue, *, prompts: bool = False) -> str:
@@ -290,9 +298,14 @@ def prints_date(tokenizer: Tokenizer) -> bool:
     return "strftime_now" in _variables(tokenizer)
 
 
-def unread_arguments(tokenizer: Tokenizer, settings: ChatSettings) -> list[str]:
-    """Return the names of template arguments that no chat template of the tokenizer reads."""
-    return sorted(settings.arguments.keys() - _variables(tokenizer))
+def chat_notes(tokenizer: Tokenizer, settings: ChatSettings) -> Iterator[str]:
+    """Yield notes on template arguments without effect, and on a date that the template prints."""
+    variables = _variables(tokenizer)
+    for name in sorted(settings.arguments.keys() - variables):
+        known = ", ".join(sorted(variables.difference(GIVEN, tokenizer.special_tokens_map))) or "no others"
+        yield f"template_arguments.{name}: the chat template does not read it; it reads {known}"
+    if settings.date is not None and "strftime_now" in variables:
+        yield f"the chat template prints the date; in this run it is {settings.date} (data.tokens.template_date)"
 
 
 def is_date(text: str) -> bool:

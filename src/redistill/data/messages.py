@@ -107,7 +107,7 @@ def tools_of(value: object) -> tuple[str, ...]:
     found = []
     for tool in value if isinstance(value, list) else [value] if value else []:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not isinstance(tool, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("tool call", "'tools' must be a list of function definitions, each with a name")
         whole = tool if "function" in tool else {"type": "function", "function": function}
         found.append(text_of(_as_text(whole), "'tools'"))

@@ -7,13 +7,13 @@ verbatim: "<n>", which stands for a line break in some published files, remains 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypedDict, cast
 
-from redistill.data.fingerprint import CACHED_BYTES, fingerprint
 from redistill.data.bad_rows import BadRow, Fault
+from redistill.data.fingerprint import CACHED_BYTES, fingerprint
 from redistill.data.forms import parse_row
 from redistill.data.rejected import RejectedRow, list_rejected
 from redistill.data.rows import Rows, Table, TableBuilder, collection_paused
@@ -32,7 +32,7 @@ _SUFFIXES = (".jsonl", ".json")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ReadReport:
     """The result of reading a source.
 
@@ -41,12 +41,14 @@ class ReadReport:
         verdict: The number of usable rows of each form, such as "instruction/input/output, 899 rows".
         num_rows: Number of usable rows.
         rejected: The unusable rows.
+        prompts: Number of usable rows by the type of their prompt, such as {"Conversation": 20}.
     """
 
     source: str
     verdict: str
     num_rows: int
     rejected: tuple[RejectedRow, ...]
+    prompts: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_records(
@@ -124,7 +126,8 @@ def survey_records(
     about = cast("_About", stored.about)
     table = Table(source=opened.name, stem=opened.stem, **stored.arrays)
     bad = tuple(RejectedRow(line=line, fault=fault, reason=reason) for line, fault, reason in about["rejected"])
-    return Rows.of(table), ReadReport(source=opened.name, verdict=about["verdict"], num_rows=len(table.ends), rejected=bad)
+    report = ReadReport(opened.name, about["verdict"], len(table.ends), bad, about["prompts"])
+    return Rows.of(table), report
 
 
 def _surveyed_unchanged(opened: "_Opened", digest: str, require_answer: bool) -> Stored:
@@ -156,8 +159,10 @@ class _About(TypedDict):
     Args:
         verdict: The field `verdict` of `ReadReport`.
         rejected: Line number, fault and reason of each unusable row.
+        prompts: The field `prompts` of `ReadReport`.
     """
 
+    prompts: dict[str, int]
     verdict: str
     rejected: list[tuple[int, Fault, str]]
 
@@ -167,7 +172,7 @@ def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
     """Parse the rows of a source; return the arrays and JSON values to cache."""
     table = TableBuilder()
     bad: list[Json] = []
-    forms: Counter[str] = Counter()
+    forms, prompts = Counter[str](), Counter[str]()
     for line, text, value in opened.values:
         signals.poll()
         try:
@@ -178,9 +183,10 @@ def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
             bad.append([line, error.fault, str(error)])
         else:
             forms[row.form] += 1
+            prompts[type(row.prompt).__name__] += 1
             table.add(line, text or _as_json(value), row)
     verdict = "; ".join(f"{form}, {count} {'row' if count == 1 else 'rows'}" for form, count in forms.most_common())
-    return Stored(table.arrays(), {"verdict": verdict, "rejected": bad})
+    return Stored(table.arrays(), {"verdict": verdict, "rejected": bad, "prompts": dict(prompts)})
 
 
 def _as_json(value: object) -> bytes:

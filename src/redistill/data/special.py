@@ -122,8 +122,8 @@ class SpecialTokenCounts:
             record: The record whose prompt is searched.
             answer: The answer to train on; if None, only the prompt is searched.
             special: The special tokens of the tokenizer.
-            template: "auto", "alpaca" or "chat".  Special tokens in raw prompts are added to `as_text` with "chat", and to `kept`
-                otherwise.
+            template: "auto", "alpaca" or "chat".  Special tokens in raw prompts are added to `as_text` with "chat", and
+                otherwise to `kept`.
         """
         answers = [] if answer is None else [answer, *answer_texts(record.answer)]
         found = special.count([*texts_of(record.prompt), *answers])

@@ -207,9 +207,7 @@ def render_transcript(
     return Transcript(text[:end], tuple(ranges), _is_ended(text[:end], turns[-1], tokenizer), literal)
 
 
-def _chat_answer(
-    dialogue: Dialogue, text: str, chat: Chat, tokenizer: Tokenizer, *, is_last: bool
-) -> tuple[int, int]:
+def _chat_answer(dialogue: Dialogue, text: str, chat: Chat, tokenizer: Tokenizer, *, is_last: bool) -> tuple[int, int]:
     """Return the character range [start, end) of an answer in a rendered conversation.
 
     `text` is the rendered conversation.  The answer is the last turn of `dialogue`, which is the conversation up to the answer.

@@ -9,13 +9,13 @@ special tokens, so no others are added to its text.
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict, cast, get_args
 
 import numpy as np
 
-from redistill.data.chat import GIVEN, Argument, ChatSettings, fixed_date, is_date
+from redistill.data.chat import RESERVED, Argument, ChatSettings, fixed_date, is_date
 from redistill.data.encoding import CHARACTERS_AT_ONCE
 from redistill.data.examples import ExampleBuilder, Examples
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint, tokenizer_hash
@@ -70,7 +70,7 @@ class TokenizeConfig:
     prompt_tokens: int = 256
     response_tokens: int = 256
     template: Template = "auto"
-    template_arguments: Mapping[str, Argument] = field(default_factory=dict)
+    template_arguments: dict[str, Argument] = field(default_factory=dict)
     template_date: str | None = None
     supervise: Supervise = "last"
     reference: Reference = "first"
@@ -83,8 +83,8 @@ class TokenizeConfig:
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: must be one of {', '.join(get_args(choices))}")
         for argument in self.template_arguments:
-            if argument in GIVEN or not argument.isidentifier():
-                fault = "is set by redistill" if argument in GIVEN else "is not a name"
+            if argument in RESERVED or not argument.isidentifier():
+                fault = "is set by redistill" if argument in RESERVED else "is not a name"
                 raise ConfigError(f"template_arguments.{argument[:60]}: {fault}; name a variable of the chat template")
         if self.template_date is not None and not is_date(self.template_date):
             raise ConfigError(f"template_date = {self.template_date!r}: must be in ISO format, such as 2026-11-30T09:00:00")

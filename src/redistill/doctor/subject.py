@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from redistill.config.run import Run
+from redistill.config.run import Run, with_template_date
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Batch, Draw, Example, TokenSequence, items_of
+from redistill.data.chat import fixed_date
 from redistill.data.check import SourceCheck, check_data
 from redistill.data.reader import survey_records
 from redistill.data.tokenize import TokenizeReport, tokenize_training
@@ -196,6 +197,7 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
     assert taught_by is not None or source.model != "teacher", "checked when the recipe is read"
     tokenizer = load_tokenizer(taught_by if taught_by is not None and source.model == "teacher" else source)
     other = load_tokenizer(taught_by) if taught_by is not None and source.model != "teacher" else None
+    config = with_template_date(config, fixed_date(tokenizer, None))  # so that two renderings do not differ in the time
     texts = read_texts(config, tokenizer)
     report(f"loading the models ({source.model}{f', {taught_by.model}' if taught_by is not None else ''})")
     found: Loaded | RedistillError

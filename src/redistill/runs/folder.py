@@ -8,13 +8,13 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from redistill import __version__
-from redistill.config.run import Run, encode_run, up_to_date, without_output_folders
+from redistill.config.run import Run, encode_run, up_to_date, with_template_date, without_output_folders
 from redistill.config.schema import SCHEMA, schema_of_run, writer_of
 from redistill.config.shown import line, shown
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
 from redistill.processes import watch as ranks
-from redistill.reports.folders import mapping
+from redistill.reports.folders import at, mapping
 from redistill.storage import files, folders
 from redistill.storage.lock import locked
 
@@ -44,7 +44,9 @@ def check_owner(config: Run) -> bool:
         return False
     is_trained = held.get("status") in (TRAINED, FINISHED) and has_model(folder)
     check_run_schema(folder, held, resumes=not is_trained)
-    mine, theirs = (without_output_folders(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
+    stored = mapping(held.get("config"))
+    config = with_template_date(config, at(stored, "data", "tokens", "template_date"))
+    mine, theirs = (without_output_folders(tree) for tree in (encode_run(config), up_to_date(stored)))
     if different := sorted(differences(mine, theirs)):
         more = f", and {len(different) - 1} more fields differ" if len(different) > 1 else ""
         raise ConfigError(f"{folder}: contains another run ({different[0]}{more}); choose another `out`, or remove the folder")

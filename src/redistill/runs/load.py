@@ -6,7 +6,7 @@ data is found before run.json and checkpoints are written.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from redistill.config.run import Run
 from redistill.config.sections import DataConfig
 from redistill.contracts import Example, TokenSequence
+from redistill.data.chat import chat_notes
 from redistill.data.corpus import load_corpus
 from redistill.data.examples import Examples
 from redistill.data.reader import ReadReport, read_records
@@ -23,7 +24,8 @@ from redistill.data.repeats import first_of_each
 from redistill.data.rows import Rows, asks_one_of, question_digest
 from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
-from redistill.data.tokenize import tokenize_training
+from redistill.data.templates import described_renderings, renderings
+from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Json, Record
@@ -42,8 +44,9 @@ class DataSets:
         validation: Validation records.
         validation_examples: The validation records as tokenised examples; records that exceed the length limits are omitted.
         tests: Test records by name of the test set.
-        manifest: Description of the data for run.json: path, hash and number of rows of each file or hub data set; and the
-            numbers of rows that are used and of rows that were removed.
+        manifest: Description of the data for run.json: path, hash and number of rows of each file or hub data set; the numbers
+            of its rows by template; and the numbers of rows that are used and of rows that were removed.
+        templates: Number of rows of the training data by their template: "chat", "alpaca" or "verbatim".
     """
 
     train: Sequence[Example]
@@ -51,6 +54,7 @@ class DataSets:
     validation_examples: Sequence[Example]
     tests: Mapping[str, Sequence[Record]]
     manifest: Mapping[str, Json]
+    templates: Mapping[str, int] = field(default_factory=dict)
 
 
 def load_data(
@@ -69,11 +73,15 @@ def load_data(
         report: Function that is called with lines of text about the data, such as the number of rows of a file.
 
     Raises:
-        ConfigError: data.validation is not set, and the training data does not have more than data.validation_rows rows.
+        ConfigError: data.validation is not set, and the training data does not have more than data.validation_rows rows; or
+            there are conversations, and the tokenizer has no chat template.
         DataError: a file or data set is missing or empty, has too many unusable rows, or has no row within the length limits.
     """
     manifest: dict[str, Json] = {}
+    templates: dict[str, dict[str, int]] = {}
     builder = _ExampleBuilder(tokenizer, config, seed, rejected, report, Counter(), {})
+    for note in chat_notes(tokenizer, config.tokens.chat):
+        report(f"note: {note}")
 
     def read(source: str, split: str, role: str) -> Rows:
         limit = config.max_bad_rows
@@ -81,11 +89,13 @@ def load_data(
         report(f"{role}: {found.source}: {found.verdict}{_rejected(found)}")
         about: dict[str, Json] = {"source": source, "form": found.verdict, "rows": found.num_rows}
         manifest[role] = about | {"rejected": len(found.rejected)} | _hash(source)
+        templates[role] = report_templates(role, found.prompts, tokenizer, config.tokens, report)
         builder.bad[found.source] = len(found.rejected)
         return records
 
     roles = ["train"] if len(config.train) == 1 else [f"train {number + 1}" for number in range(len(config.train))]
     pool = Rows.joined([read(source, "train", role) for source, role in zip(config.train, roles)])
+    trained = sum((Counter(templates[role]) for role in roles), Counter[str]())
     repeats = sum(first != index for index, first in enumerate(first_of_each(pool)))
     if repeats:
         report(f"train: {repeats} exact duplicates of earlier rows are kept")
@@ -94,7 +104,9 @@ def load_data(
     for task, (records, found) in _read_tests(config, report, rejected).items():
         path, tests[task.name] = config.tasks[task], records
         about: dict[str, Json] = {"source": path or "hub", "rows": len(records), "rejected": len(found.rejected)}
-        manifest[f"test {task.name}"] = about | _hash(path)
+        role = f"test {task.name}"
+        manifest[role] = about | _hash(path)
+        templates[role] = report_templates(role, found.prompts, tokenizer, config.tokens, report, trained)
     asked = {question_digest(record) for records in tests.values() for record in records}
     train, validation, leaked = _split(pool, held, asked, config)
     if any(leaked):
@@ -103,13 +115,19 @@ def load_data(
     validation_examples, lost, validation = builder.tokenised(validation, "validation")
     builder.count_special_in(tests)
     counts |= {"in a test set": leaked[0]}
+    manifest["templates"] = templates
     manifest["kept"] = _kept(len(examples), counts, len(validation), lost | {"in a test set": leaked[1]}, repeats)
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
     dropped = f" ({sum(counts.values())} dropped: {why})" if why else ""
     report(f"train: {len(examples)} examples{dropped}; validation: {len(validation)}")
     manifest |= {"special tokens": builder.special_tokens} if builder.special_tokens else {}
     return DataSets(
-        train=examples, validation=validation, validation_examples=validation_examples, tests=tests, manifest=manifest
+        train=examples,
+        validation=validation,
+        validation_examples=validation_examples,
+        tests=tests,
+        manifest=manifest,
+        templates=trained,
     )
 
 
@@ -126,6 +144,67 @@ def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping
     kept = {"train": train, "dropped": sum(dropped.values()), **dropped, "validation": validation}
     kept |= {"duplicates kept": duplicates} if duplicates else {}
     return kept | {f"validation {reason}": count for reason, count in lost.items() if count}
+
+
+def report_templates(
+    role: str,
+    prompts: Mapping[str, int],
+    tokenizer: Tokenizer,
+    tokens: TokenizeConfig,
+    report: Callable[[str], None],
+    trained: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Report with which template each row of a data set is rendered.
+
+    Args:
+        role: Name of the data set in messages: "train", "validation" or "test <name>".
+        prompts: Number of rows by the type of their prompt, as in `ReadReport`.
+        tokenizer: The tokenizer of the student.
+        tokens: The template.
+        report: Function that is called with one line of text, and with a note on test rows whose template no training row has.
+        trained: Number of training rows by template; None if `role` is not a test set, or if there was no training.
+
+    Returns:
+        Number of rows by template: "chat", "alpaca" or "verbatim".
+
+    Raises:
+        ConfigError: there are conversations, and the tokenizer has no chat template.
+    """
+    counts = renderings(prompts, tokens.template)
+    if "chat" in counts and not tokenizer.chat_template:
+        raise ConfigError(
+            f"data.tokens.template = {tokens.template}: {role} has {counts['chat']} rows for a chat template, and the "
+            "tokenizer has none, like that of most base models; set template: alpaca, or use a model with a chat template"
+        )
+    report(f"{role}: rendered {described_renderings(counts)}")
+    if trained and (other := {name: count for name, count in counts.items() if name not in trained}):
+        only = "chat" if "chat" in trained else "alpaca"
+        report(
+            f"note: {role}: {described_renderings(other)}, as no training row; data.tokens.template: {only} renders all rows "
+            "with one template"
+        )
+    return counts
+
+
+def report_tests(
+    tests: Mapping[str, Sequence[Record]], tokenizer: Tokenizer, tokens: TokenizeConfig, report: Callable[[str], None]
+) -> None:
+    """Report with which template each row of the test sets is rendered.
+
+    Args:
+        tests: Records by name of the test set.
+        tokenizer: The tokenizer of the model.
+        tokens: The template, with its arguments and date.
+        report: Function that is called with lines of text.
+
+    Raises:
+        ConfigError: there are conversations, and the tokenizer has no chat template.
+    """
+    for note in chat_notes(tokenizer, tokens.chat):
+        report(f"note: {note}")
+    for name, records in tests.items():
+        prompts = Counter(type(record.prompt).__name__ for record in records)
+        report_templates(f"test {name}", prompts, tokenizer, tokens, report)
 
 
 def load_tests(config: DataConfig, report: Callable[[str], None]) -> dict[str, list[Record]]:

@@ -12,6 +12,7 @@ from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models import vocabulary
+from redistill.models.chat_templates import check_chat_templates
 from redistill.models.families import head, position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.layer_files import student_from_files
@@ -98,6 +99,7 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
     if source.gradient_checkpointing:
         checkpoint_activations(student)
     check_positions(student, config.data.tokens, "student")
+    check_chat_templates("student", tokenizer, config.data.tokens.template_arguments)
     size, manifest = head(student).num_classes, {"student": _about(student, config.student.model)}
     if taught is not None:
         check_positions(taught[0], config.data.tokens, "teacher")
