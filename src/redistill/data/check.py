@@ -20,6 +20,7 @@ from redistill.data.repeats import first_of_each, loose_question
 from redistill.data.rows import Question, Rows, question
 from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
+from redistill.data.templates import checked_renderings, described_renderings
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
 from redistill.interfaces import Tokenizer
@@ -127,6 +128,7 @@ class SourceCheck:
         tokens: Lengths in tokens.  None for a test set, without a tokenizer, or if no row has a target (a token that the
             student is trained to predict).
         special_tokens: Counts of special tokens in the text of the rows; all counts are zero without a tokenizer.
+        templates: Number of rows by their template, "chat", "alpaca" or "verbatim"; empty without a tokenizer.
     """
 
     source: str
@@ -138,6 +140,7 @@ class SourceCheck:
     repeats: tuple[Repeat, ...] = ()
     tokens: TokenCheck | None = None
     special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
+    templates: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def faults(self) -> Mapping[str, int]:
@@ -170,6 +173,7 @@ class SourceCheck:
             "repeated": [dataclasses.asdict(repeat) for repeat in self.repeats[:LISTED_ROWS]],
             "tokens": None if self.tokens is None else dataclasses.asdict(self.tokens),
             "special_tokens": self.special_tokens.as_json(),
+            "templates": dict(self.templates),
         }
 
 
@@ -196,8 +200,8 @@ def check_data(
         One check per source, in order, then one per test set.
 
     Raises:
-        ConfigError: a test set has neither a file nor a hub data set; or the template is "chat" and the tokenizer has no chat
-            template.
+        ConfigError: a test set has neither a file nor a hub data set; or there are conversations, and the tokenizer has no
+            chat template.
         ModelError: the tokenizer has no end token.
     """
     limits = tokens or TokenizeConfig()
@@ -214,7 +218,9 @@ def check_data(
         if special is not None:
             for record in found:
                 counts.add(record, None, special, limits.template)
-        test_checks.append(dataclasses.replace(check, special_tokens=counts))
+        test_checks.append(
+            dataclasses.replace(check, special_tokens=counts, templates=_rendered(check, found, tokenizer, limits))
+        )
     surveys = [
         _survey(source, None, partial(survey_records, source, split=split), Rows.joined([])) for source, split in sources
     ]
@@ -226,11 +232,13 @@ def check_data(
         of_rows = enumerate(itertools.islice(earlier, len(records)))  # takes the items of this source
         repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in of_rows if of]
         repeats += filter(None, (_leak(record, test_origins) for record in (records if test_origins else ())))
+        templates = _rendered(check, records, tokenizer, limits)
         measured = _Measured() if tokenizer is None or not records else _measured(records, tokenizer, limits)
         unusable = tuple(sorted((*check.unusable, *measured.unlearnable), key=lambda row: row.line))
         usable = check.rows - len(measured.unlearnable)
         check = dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats))
-        checks.append(dataclasses.replace(check, tokens=measured.tokens, special_tokens=measured.special_tokens))
+        check = dataclasses.replace(check, templates=templates, special_tokens=measured.special_tokens)
+        checks.append(dataclasses.replace(check, tokens=measured.tokens))
     return [*checks, *test_checks]
 
 
@@ -260,6 +268,8 @@ def _described(check: SourceCheck) -> Iterator[str]:
     if (tokens := check.tokens) is not None:
         yield f"  prompts in tokens: {tokens.prompts.described}; {tokens.prompts_left_out} left out"
         yield f"  answers in tokens: {tokens.answers.described}; {tokens.answers_cut} truncated"
+    if check.templates:
+        yield f"  rendered {described_renderings(check.templates)}"
     yield from (f"  {line}" for line in check.special_tokens.described())
 
 
@@ -281,6 +291,19 @@ def _survey(
     source, bad, verdict = report.source, report.rejected, report.verdict or ("none" if report.rejected else "is empty")
     readable = bool(records or bad)
     return SourceCheck(source=source, test=test, rows=len(records), verdict=verdict, readable=readable, unusable=bad), records
+
+
+def _rendered(
+    check: SourceCheck, records: Sequence[Record], tokenizer: Tokenizer | None, limits: TokenizeConfig
+) -> dict[str, int]:
+    """Return the number of rows of a source by their template; {} without a tokenizer.
+
+    A ConfigError is raised if there are conversations, and the tokenizer has no chat template.
+    """
+    if tokenizer is None:
+        return {}
+    prompts = Counter(type(record.prompt).__name__ for record in records)
+    return checked_renderings(prompts, limits.template, tokenizer, check.source)
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:

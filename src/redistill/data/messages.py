@@ -80,7 +80,7 @@ def _calls(value: object, where: str) -> tuple[ToolCall, ...]:
         if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("tool call", f"{where}: a tool call must be an object with name and arguments")
         arguments = function.get("arguments")
-        text = arguments if isinstance(arguments, str) and arguments.strip() else _as_text({} if not arguments else arguments)
+        text = arguments if isinstance(arguments, str) and arguments.strip() else _as_text(arguments or {})
         if not isinstance(_decoded(text, where, "arguments"), dict):
             raise BadRow("tool call", f"{where}: arguments of {reprlib.repr(function['name'])} must be a JSON object")
         call_id = _optional(call, "id", where)

@@ -126,8 +126,7 @@ def survey_records(
     about = cast("_About", stored.about)
     table = Table(source=opened.name, stem=opened.stem, **stored.arrays)
     bad = tuple(RejectedRow(line=line, fault=fault, reason=reason) for line, fault, reason in about["rejected"])
-    report = ReadReport(opened.name, about["verdict"], len(table.ends), bad, about["prompts"])
-    return Rows.of(table), report
+    return Rows.of(table), ReadReport(opened.name, about["verdict"], len(table.ends), bad, about["prompts"])
 
 
 def _surveyed_unchanged(opened: "_Opened", digest: str, require_answer: bool) -> Stored:
@@ -154,13 +153,7 @@ def _digest_of_large(path: Path) -> str | None:
 
 
 class _About(TypedDict):
-    """The JSON values that the cache stores in addition to the rows of a file.
-
-    Args:
-        verdict: The field `verdict` of `ReadReport`.
-        rejected: Line number, fault and reason of each unusable row.
-        prompts: The field `prompts` of `ReadReport`.
-    """
+    """Fields of `ReadReport` that the cache stores beside the rows; a rejected row is its line number, fault and reason."""
 
     prompts: dict[str, int]
     verdict: str

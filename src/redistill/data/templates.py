@@ -7,13 +7,13 @@ This module returns strings; `sequences` encodes them as token ids and marks the
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from redistill.data.alpaca import alpaca_prompt, earlier_turns
 from redistill.data.chat import PLAIN, Chat, ChatSettings, Dialogue
 from redistill.data.special import Range, SpecialTokens
-from redistill.errors import DataError
+from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
 
@@ -80,6 +80,27 @@ def renderings(kinds: Mapping[str, int], template: Template) -> dict[str, int]:
     for kind, count in kinds.items():
         found[rendering_of(_KINDS[kind], template)] += count
     return dict(found.most_common())
+
+
+def checked_renderings(prompts: Mapping[str, int], template: Template, tokenizer: Tokenizer, where: str) -> dict[str, int]:
+    """Return the result of `renderings`, after a check that the tokenizer has the chat template that rows need.
+
+    Args:
+        prompts: Number of rows by the name of the type of their prompt.
+        template: The setting `data.tokens.template`.
+        tokenizer: The tokenizer that provides the chat template.
+        where: Name of the data set in the error message.
+
+    Raises:
+        ConfigError: rows need a chat template, and the tokenizer has none.
+    """
+    counts = renderings(prompts, template)
+    if "chat" in counts and not tokenizer.chat_template:
+        raise ConfigError(
+            f"data.tokens.template = {template}: {where} has {counts['chat']} rows for a chat template, and the tokenizer has "
+            "none, like that of most base models; set template: alpaca, or use a model with a chat template"
+        )
+    return counts
 
 
 def described_renderings(found: Mapping[str, int]) -> str:
@@ -195,7 +216,7 @@ def render_transcript(
     learned = [k for k, turn in enumerate(turns) if turn.role == "assistant" and (every_turn or k == len(turns) - 1)]
     if rendering_of(type(record.prompt), template) != "chat":
         _check_alpaca(Dialogue(turns[-1:]))
-        prompts = [record.prompt if k == len(turns) - 1 else Conversation(turns[:k]) for k in learned]
+        prompts = [record.prompt if k == len(turns) - 1 else prompt_before(record.prompt, k) for k in learned]
         starts = [len(render_prompt(prompt, "alpaca", tokenizer)) for prompt in prompts]
         answers = tuple((start, start + len(turns[k].content)) for start, k in zip(starts, learned))
         return Transcript(render_prompt(record.prompt, "alpaca", tokenizer) + answer, answers, ended=False)
@@ -244,6 +265,15 @@ def dialogue_of(prompt: Prompt) -> Dialogue:
         return Dialogue((Turn("user", prompt.text),))
     asked = f"{prompt.instruction}\n\n{prompt.input}" if prompt.input else prompt.instruction
     return Dialogue((*earlier_turns(prompt), Turn("user", asked)))
+
+
+def prompt_before(prompt: Prompt, index: int) -> Prompt:
+    """Return the prompt of an earlier answer: that of the assistant turn with this index in `turns_of`."""
+    if isinstance(prompt, Conversation):
+        return replace(prompt, turns=prompt.turns[:index])
+    assert isinstance(prompt, Instruction), "a raw prompt has no earlier answer"
+    number = (index - bool(prompt.system)) // 2
+    return Instruction(prompt.history[number][0], system=prompt.system, history=prompt.history[:number])
 
 
 def turns_of(prompt: Prompt) -> tuple[Turn, ...]:

@@ -4,6 +4,7 @@ The recipe is shortened to one update. Its models, policy and other components a
 only to a temporary folder.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from redistill.contracts import Batch, Draw, Example, TokenSequence, items_of
 from redistill.data.chat import fixed_date
 from redistill.data.check import SourceCheck, check_data
 from redistill.data.reader import survey_records
+from redistill.data.templates import renderings
 from redistill.data.tokenize import TokenizeReport, tokenize_training
 from redistill.doctor.export import Exported, export
 from redistill.doctor.findings import NotExamined
@@ -317,7 +319,11 @@ def load(config: Run, tokenizer: Tokenizer, texts: Texts) -> Loaded:
     by_length = sorted(texts.examples, key=lambda example: len(example.token_ids))
     records = spread([example.record for example in by_length], GOLD_ROWS)
     examples, _ = tokenize_training(records, tokenizer, config.data.tokens, config.seed)
-    data = DataSets(train=examples, validation=records, validation_examples=examples, tests={}, manifest={})
+    prompts = Counter(type(record.prompt).__name__ for record in texts.records)
+    templates = renderings(prompts, config.data.tokens.template)
+    data = DataSets(
+        train=examples, validation=records, validation_examples=examples, tests={}, manifest={}, templates=templates
+    )
     opened = assemble(config, make_accelerator(config.training.precision), models, data, Progress(enabled=False))
     is_trainable = any(parameter.requires_grad for parameter in opened.student.model.parameters())
     evaluator = build_evaluator(opened, models.student)

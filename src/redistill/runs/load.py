@@ -24,7 +24,7 @@ from redistill.data.repeats import first_of_each
 from redistill.data.rows import Rows, asks_one_of, question_digest
 from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
-from redistill.data.templates import described_renderings, renderings
+from redistill.data.templates import checked_renderings, described_renderings
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
@@ -78,10 +78,8 @@ def load_data(
         DataError: a file or data set is missing or empty, has too many unusable rows, or has no row within the length limits.
     """
     manifest: dict[str, Json] = {}
-    templates: dict[str, dict[str, int]] = {}
+    prompts: dict[str, Mapping[str, int]] = {}
     builder = _ExampleBuilder(tokenizer, config, seed, rejected, report, Counter(), {})
-    for note in chat_notes(tokenizer, config.tokens.chat):
-        report(f"note: {note}")
 
     def read(source: str, split: str, role: str) -> Rows:
         limit = config.max_bad_rows
@@ -89,13 +87,12 @@ def load_data(
         report(f"{role}: {found.source}: {found.verdict}{_rejected(found)}")
         about: dict[str, Json] = {"source": source, "form": found.verdict, "rows": found.num_rows}
         manifest[role] = about | {"rejected": len(found.rejected)} | _hash(source)
-        templates[role] = report_templates(role, found.prompts, tokenizer, config.tokens, report)
+        prompts[role] = found.prompts
         builder.bad[found.source] = len(found.rejected)
         return records
 
     roles = ["train"] if len(config.train) == 1 else [f"train {number + 1}" for number in range(len(config.train))]
     pool = Rows.joined([read(source, "train", role) for source, role in zip(config.train, roles)])
-    trained = sum((Counter(templates[role]) for role in roles), Counter[str]())
     repeats = sum(first != index for index, first in enumerate(first_of_each(pool)))
     if repeats:
         report(f"train: {repeats} exact duplicates of earlier rows are kept")
@@ -106,7 +103,8 @@ def load_data(
         about: dict[str, Json] = {"source": path or "hub", "rows": len(records), "rejected": len(found.rejected)}
         role = f"test {task.name}"
         manifest[role] = about | _hash(path)
-        templates[role] = report_templates(role, found.prompts, tokenizer, config.tokens, report, trained)
+        prompts[role] = found.prompts
+    templates, trained = _templates(prompts, roles, tokenizer, config.tokens, report)
     asked = {question_digest(record) for records in tests.values() for record in records}
     train, validation, leaked = _split(pool, held, asked, config)
     if any(leaked):
@@ -146,6 +144,28 @@ def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping
     return kept | {f"validation {reason}": count for reason, count in lost.items() if count}
 
 
+def _templates(
+    prompts: Mapping[str, Mapping[str, int]],
+    roles: Sequence[str],
+    tokenizer: Tokenizer,
+    tokens: TokenizeConfig,
+    report: Callable[[str], None],
+) -> tuple[dict[str, dict[str, int]], Counter[str]]:
+    """Report the templates of all data sets; return the numbers of rows by template.
+
+    `prompts` has the numbers of rows by type of prompt, for each data set.  `roles` are the names of the training sets.  The
+    first result has the numbers for each data set, the second those of all training sets together.
+    """
+    for note in chat_notes(tokenizer, tokens.chat):
+        report(f"note: {note}")
+    templates = {role: report_templates(role, prompts[role], tokenizer, tokens, report) for role in roles}
+    trained = sum(map(Counter[str], templates.values()), Counter[str]())
+    for role in [role for role in prompts if role not in roles]:
+        is_test = role.startswith("test ")
+        templates[role] = report_templates(role, prompts[role], tokenizer, tokens, report, trained if is_test else None)
+    return templates, trained
+
+
 def report_templates(
     role: str,
     prompts: Mapping[str, int],
@@ -170,12 +190,7 @@ def report_templates(
     Raises:
         ConfigError: there are conversations, and the tokenizer has no chat template.
     """
-    counts = renderings(prompts, tokens.template)
-    if "chat" in counts and not tokenizer.chat_template:
-        raise ConfigError(
-            f"data.tokens.template = {tokens.template}: {role} has {counts['chat']} rows for a chat template, and the "
-            "tokenizer has none, like that of most base models; set template: alpaca, or use a model with a chat template"
-        )
+    counts = checked_renderings(prompts, tokens.template, tokenizer, role)
     report(f"{role}: rendered {described_renderings(counts)}")
     if trained and (other := {name: count for name, count in counts.items() if name not in trained}):
         only = "chat" if "chat" in trained else "alpaca"
