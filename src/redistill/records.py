@@ -129,7 +129,10 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """The content and the tool calls, one after the other on lines of their own; the reasoning is not included."""
+        """The content and the tool calls, on separate lines.
+
+        The reasoning is not included.
+        """
         return "\n".join([*([self.content] if self.content else []), *(call.text for call in self.calls)])
 
 

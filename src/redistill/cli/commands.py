@@ -181,23 +181,11 @@ def _task(text: str) -> tuple[str, str | None]:
 def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
     """Return a copy of `tokens` with the values that are given on the command line.
 
-    The options --template, --template-argument, --prompt-tokens and --response-tokens give these values. If one of the options
-    is missing, the copy has the value of `tokens`. Template arguments are added to those of `tokens`.
+    The options --template, --prompt-tokens and --response-tokens give these values. If one of the options is missing, the copy
+    has the value of `tokens`.
     """
-    from redistill.config.decode import decode
-    from redistill.config.parse import apply_overrides, parse_override
-    from redistill.data.tokenize import TokenizeConfig
-
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
-    tree = {**dataclasses.asdict(tokens), **{name: value for name, value in given.items() if value is not None}}
-    try:
-        return decode(TokenizeConfig, apply_overrides(tree, map(parse_override, _arguments(options))), {})
-    except ConfigError as error:
-        raise ConfigError(f"{options.command.__name__.replace('_', ' ')}: {error}") from error
-
-
-def _arguments(options: argparse.Namespace) -> list[str]:
-    return [f"template_arguments.{text}" for text in options.template_argument]
+    return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
 
 
 # --- inspection ---------------------------------------------------------------------------------------------------------

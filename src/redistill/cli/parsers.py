@@ -362,10 +362,9 @@ def _add_repeatable(
 
 
 def _add_lengths(parser: _Parser, default: str) -> None:
-    text = f"prompt template; auto: by the form of each row (default: {default}, else auto)"
-    parser.add_argument("--template", choices=["auto", "alpaca", "chat"], help=text)
-    text = "argument of the chat template, such as enable_thinking=false"
-    _add_repeatable(parser, "--template-argument", "NAME=VALUE", text)
+    choices = ["auto", "alpaca", "chat"]
+    text = f"auto, alpaca or chat (default: {default}, else auto)"
+    parser.add_argument("--template", choices=choices, metavar="NAME", help=text)
     for name in ("prompt", "response"):
         text = f"maximum {name} length in tokens (default: {default}, else 256)"
         parser.add_argument(f"--{name}-tokens", type=_whole_number, metavar="N", help=text)

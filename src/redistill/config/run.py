@@ -345,7 +345,10 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
 
 
 def with_template_date(run: Run, date: object) -> Run:
-    """Return a run with this date for its templates, unless the recipe sets one or `date` is None."""
+    """Return a run with a date for its templates.
+
+    The run is returned unchanged if the recipe sets a date, or if `date` is not a text.
+    """
     tokens = run.data.tokens
     if tokens.template_date is not None or not isinstance(date, str):
         return run

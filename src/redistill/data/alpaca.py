@@ -85,9 +85,9 @@ def _blocks(turns: Sequence[Turn], header: str) -> str:
 
 
 def alpaca_jinja(tokenizer: Tokenizer) -> str:
-    r"""Return the Alpaca template as a chat template in Jinja, for the folder of a student that was trained with it.
+    r"""Return the Alpaca template in Jinja, for the folder of an exported student.
 
-    The template renders messages exactly as `alpaca_prompt` does, between the special tokens that the tokenizer puts before a
+    It renders messages exactly as `alpaca_prompt` does, between the special tokens that the tokenizer puts before a
     text and the end token after the last answer.  A user message may have the form "INSTRUCTION\n\n### Input:\nINPUT".
 
     Args:
@@ -99,7 +99,10 @@ def alpaca_jinja(tokenizer: Tokenizer) -> str:
 
 
 def front_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids of the special tokens that a tokenizer puts before a text by default, such as BOS."""
+    """Return the ids of the special tokens that a tokenizer puts before a text.
+
+    Examples are BOS for Llama and </s> for OPT.
+    """
     plain, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     return full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
 

@@ -29,7 +29,10 @@ class BadRow(Exception):
 
 
 def filled(value: object, name: str) -> str:
-    """Return a string that is not blank; any other value raises BadRow.  `name` names the value in the message."""
+    """Return a string that is not blank; any other value raises BadRow.
+
+    `name` names the value in the message.
+    """
     text = text_of(value, name)
     if not text.strip():
         raise BadRow("empty text", f"{name} is empty")
@@ -37,7 +40,10 @@ def filled(value: object, name: str) -> str:
 
 
 def text_of(value: object, name: str) -> str:
-    """Return a string of valid characters; any other value raises BadRow.  `name` names the value in the message."""
+    """Return a string of valid characters; any other value raises BadRow.
+
+    `name` names the value in the message.
+    """
     if not isinstance(value, str):
         fault: Fault = "missing text" if value is None else "wrong type"
         raise BadRow(fault, f"{name} is {kind_of(value)}; it must be a string")
@@ -49,12 +55,18 @@ def text_of(value: object, name: str) -> str:
 
 
 def first(row: Mapping[str, object], *names: str) -> object:
-    """Return the first value under the keys `names` of `row` that is not null; None if there is no such value."""
+    """Return the first value under the keys `names` of `row` that is not null.
+
+    The result is None if there is no such value.
+    """
     return next((row[name] for name in names if row.get(name) is not None), None)
 
 
 def kind_of(value: object) -> str:
-    """Describe the JSON type of a value for an error message, such as "a string" or "missing"."""
+    """Describe the JSON type of a value for an error message.
+
+    Examples are "a string" and "missing".
+    """
     if value is None:
         return "missing"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}

@@ -111,7 +111,9 @@ class Chat:
         self._tokenizer, self._settings = tokenizer, settings
 
     def text(self, dialogue: Dialogue, *, prompts: bool = False) -> str:
-        """Render a dialogue; if `prompts` is set, up to the start of the assistant's next turn.
+        """Render a dialogue.
+
+        If `prompts` is set, the text ends at the start of the assistant's next turn.
 
         Raises:
             DataError: the template rejects the dialogue, or does not render a part of it, such as tool calls.
@@ -130,7 +132,9 @@ class Chat:
         return text
 
     def literal_ranges(self, dialogue: Dialogue, text: str, special: SpecialTokens, *, prompts: bool) -> tuple[Range, ...]:
-        """Find the special tokens in a rendered dialogue that come from its messages and tools.
+        """Find the special tokens of a rendered dialogue that its messages contain.
+
+        Special tokens in definitions of tools are found too.
 
         Args:
             dialogue: The dialogue.
@@ -289,7 +293,9 @@ def _variables(tokenizer: Tokenizer) -> set[str]:
     templates = getattr(tokenizer, "chat_template", None) or {}
     found: set[str] = set()
     for template in templates.values() if isinstance(templates, dict) else [templates]:
-        found |= jinja2.meta.find_undeclared_variables(_compiled(template)[0].environment.parse(template))
+        parsed = _compiled(template)[0].environment.parse(template)
+        functions = {name.name for name in parsed.find_all(jinja2.nodes.Name)}.intersection(GIVEN)
+        found |= jinja2.meta.find_undeclared_variables(parsed) | functions
     return found
 
 
@@ -299,7 +305,7 @@ def prints_date(tokenizer: Tokenizer) -> bool:
 
 
 def chat_notes(tokenizer: Tokenizer, settings: ChatSettings) -> Iterator[str]:
-    """Yield notes on template arguments without effect, and on a date that the template prints."""
+    """Yield notes on template arguments without effect, and on a printed date."""
     variables = _variables(tokenizer)
     for name in sorted(settings.arguments.keys() - variables):
         known = ", ".join(sorted(variables.difference(GIVEN, tokenizer.special_tokens_map))) or "no others"

@@ -205,7 +205,6 @@ def check_data(
         ModelError: the tokenizer has no end token.
     """
     limits = tokens or TokenizeConfig()
-    special = None if tokenizer is None else SpecialTokens(tokenizer)
     test_checks: list[SourceCheck] = []
     test_origins: dict[tuple[How, Question], str] = {}
     for task, path in tests.items():
@@ -214,13 +213,7 @@ def check_data(
         check, found = _survey(path or name, name, partial(load_task, task, path, max_bad_rows=sys.maxsize), none)
         for record, (how, key) in itertools.product(found, _PROMPT_KEYS.items()):
             test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
-        counts = SpecialTokenCounts()
-        if special is not None:
-            for record in found:
-                counts.add(record, None, special, limits.template)
-        test_checks.append(
-            dataclasses.replace(check, special_tokens=counts, templates=_rendered(check, found, tokenizer, limits))
-        )
+        test_checks.append(_with_counts(check, found, tokenizer, limits))
     surveys = [
         _survey(source, None, partial(survey_records, source, split=split), Rows.joined([])) for source, split in sources
     ]
@@ -228,17 +221,16 @@ def check_data(
     first = first_of_each(together)
     earlier = (":".join(map(str, together.where(k))) if k != index else None for index, k in enumerate(first))
     checks = []
-    for check, records in surveys:
+    for plain_check, records in surveys:
+        check = dataclasses.replace(plain_check, templates=_rendered(plain_check, records, tokenizer, limits))
         of_rows = enumerate(itertools.islice(earlier, len(records)))  # takes the items of this source
         repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in of_rows if of]
         repeats += filter(None, (_leak(record, test_origins) for record in (records if test_origins else ())))
-        templates = _rendered(check, records, tokenizer, limits)
         measured = _Measured() if tokenizer is None or not records else _measured(records, tokenizer, limits)
         unusable = tuple(sorted((*check.unusable, *measured.unlearnable), key=lambda row: row.line))
         usable = check.rows - len(measured.unlearnable)
         check = dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats))
-        check = dataclasses.replace(check, templates=templates, special_tokens=measured.special_tokens)
-        checks.append(dataclasses.replace(check, tokens=measured.tokens))
+        checks.append(dataclasses.replace(check, tokens=measured.tokens, special_tokens=measured.special_tokens))
     return [*checks, *test_checks]
 
 
@@ -291,6 +283,18 @@ def _survey(
     source, bad, verdict = report.source, report.rejected, report.verdict or ("none" if report.rejected else "is empty")
     readable = bool(records or bad)
     return SourceCheck(source=source, test=test, rows=len(records), verdict=verdict, readable=readable, unusable=bad), records
+
+
+def _with_counts(
+    check: SourceCheck, records: Sequence[Record], tokenizer: Tokenizer | None, limits: TokenizeConfig
+) -> SourceCheck:
+    """Return the check of a test set with the numbers of special tokens and of rows by template."""
+    if tokenizer is None:
+        return check
+    special, counts = SpecialTokens(tokenizer), SpecialTokenCounts()
+    for record in records:
+        counts.add(record, None, special, limits.template)
+    return dataclasses.replace(check, special_tokens=counts, templates=_rendered(check, records, tokenizer, limits))
 
 
 def _rendered(

@@ -92,7 +92,10 @@ def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
 
 
 def answer_texts(turn: Turn | None) -> tuple[str, ...]:
-    """Return the texts of a turn beside its content: its reasoning and tool calls; () if there is no such text."""
+    """Return the texts of a turn beside its content: its reasoning and tool calls.
+
+    The result is empty if there is no such text.
+    """
     if turn is None:
         return ()
     return (*((turn.reasoning,) if turn.reasoning else ()), *(call.text for call in turn.calls))

@@ -83,7 +83,7 @@ def renderings(kinds: Mapping[str, int], template: Template) -> dict[str, int]:
 
 
 def checked_renderings(prompts: Mapping[str, int], template: Template, tokenizer: Tokenizer, where: str) -> dict[str, int]:
-    """Return the result of `renderings`, after a check that the tokenizer has the chat template that rows need.
+    """Return the result of `renderings`, if the tokenizer has the chat template.
 
     Args:
         prompts: Number of rows by the name of the type of their prompt.
@@ -104,7 +104,10 @@ def checked_renderings(prompts: Mapping[str, int], template: Template, tokenizer
 
 
 def described_renderings(found: Mapping[str, int]) -> str:
-    """Return the result of `renderings` as text, such as "20 with the chat template, 3 with the Alpaca template"."""
+    """Return the result of `renderings` as text.
+
+    An example is "20 with the chat template, 3 with the Alpaca template".
+    """
     return ", ".join(f"{count} with {text}" for name, text in _NAMES.items() if (count := found.get(name)))
 
 
@@ -258,7 +261,7 @@ def _is_ended(text: str, answer: Turn, tokenizer: Tokenizer) -> bool:
 
 
 def dialogue_of(prompt: Prompt) -> Dialogue:
-    """Return a prompt as a dialogue: a conversation as it is, any other prompt with one user turn at its end."""
+    """Return a prompt as a dialogue; an instruction or a raw prompt is its last turn."""
     if isinstance(prompt, Conversation):
         return Dialogue(prompt.turns, prompt.tools)
     if isinstance(prompt, RawPrompt):
@@ -268,7 +271,10 @@ def dialogue_of(prompt: Prompt) -> Dialogue:
 
 
 def prompt_before(prompt: Prompt, index: int) -> Prompt:
-    """Return the prompt of an earlier answer: that of the assistant turn with this index in `turns_of`."""
+    """Return the prompt of an earlier answer.
+
+    The answer is the assistant turn with this index in `turns_of(prompt)`.
+    """
     if isinstance(prompt, Conversation):
         return replace(prompt, turns=prompt.turns[:index])
     assert isinstance(prompt, Instruction), "a raw prompt has no earlier answer"
@@ -277,5 +283,5 @@ def prompt_before(prompt: Prompt, index: int) -> Prompt:
 
 
 def turns_of(prompt: Prompt) -> tuple[Turn, ...]:
-    """Return the turns of a conversation; any other prompt has one user turn, after its system message and history."""
+    """Return the turns of a prompt; an instruction or a raw prompt is the last turn."""
     return dialogue_of(prompt).turns

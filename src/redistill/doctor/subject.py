@@ -320,10 +320,8 @@ def load(config: Run, tokenizer: Tokenizer, texts: Texts) -> Loaded:
     records = spread([example.record for example in by_length], GOLD_ROWS)
     examples, _ = tokenize_training(records, tokenizer, config.data.tokens, config.seed)
     prompts = Counter(type(record.prompt).__name__ for record in texts.records)
-    templates = renderings(prompts, config.data.tokens.template)
-    data = DataSets(
-        train=examples, validation=records, validation_examples=examples, tests={}, manifest={}, templates=templates
-    )
+    manifest = {"templates": {"train": renderings(prompts, config.data.tokens.template)}}
+    data = DataSets(train=examples, validation=records, validation_examples=examples, tests={}, manifest=manifest)
     opened = assemble(config, make_accelerator(config.training.precision), models, data, Progress(enabled=False))
     is_trainable = any(parameter.requires_grad for parameter in opened.student.model.parameters())
     evaluator = build_evaluator(opened, models.student)

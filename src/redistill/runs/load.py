@@ -6,9 +6,9 @@ data is found before run.json and checkpoints are written.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -46,7 +46,6 @@ class DataSets:
         tests: Test records by name of the test set.
         manifest: Description of the data for run.json: path, hash and number of rows of each file or hub data set; the numbers
             of its rows by template; and the numbers of rows that are used and of rows that were removed.
-        templates: Number of rows of the training data by their template: "chat", "alpaca" or "verbatim".
     """
 
     train: Sequence[Example]
@@ -54,7 +53,20 @@ class DataSets:
     validation_examples: Sequence[Example]
     tests: Mapping[str, Sequence[Record]]
     manifest: Mapping[str, Json]
-    templates: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def templates(self) -> Mapping[str, int]:
+        """Number of training rows by template: "chat", "alpaca" or "verbatim"."""
+        return trained_templates(cast("Mapping[str, Mapping[str, int]]", self.manifest.get("templates", {})))
+
+
+def trained_templates(templates: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Return the number of rows of all training files by template.
+
+    Args:
+        templates: Number of rows by template, for each data set; the names of training files begin with "train".
+    """
+    return dict(sum((Counter(found) for role, found in templates.items() if role.startswith("train")), Counter[str]()))
 
 
 def load_data(
@@ -77,8 +89,7 @@ def load_data(
             there are conversations, and the tokenizer has no chat template.
         DataError: a file or data set is missing or empty, has too many unusable rows, or has no row within the length limits.
     """
-    manifest: dict[str, Json] = {}
-    prompts: dict[str, Mapping[str, int]] = {}
+    manifest, prompts = dict[str, Json](), dict[str, Mapping[str, int]]()
     builder = _ExampleBuilder(tokenizer, config, seed, rejected, report, Counter(), {})
 
     def read(source: str, split: str, role: str) -> Rows:
@@ -101,10 +112,9 @@ def load_data(
     for task, (records, found) in _read_tests(config, report, rejected).items():
         path, tests[task.name] = config.tasks[task], records
         about: dict[str, Json] = {"source": path or "hub", "rows": len(records), "rejected": len(found.rejected)}
-        role = f"test {task.name}"
-        manifest[role] = about | _hash(path)
-        prompts[role] = found.prompts
-    templates, trained = _templates(prompts, roles, tokenizer, config.tokens, report)
+        manifest[f"test {task.name}"] = about | _hash(path)
+        prompts[f"test {task.name}"] = found.prompts
+    manifest["templates"] = _templates(prompts, tokenizer, config.tokens, report)
     asked = {question_digest(record) for records in tests.values() for record in records}
     train, validation, leaked = _split(pool, held, asked, config)
     if any(leaked):
@@ -113,20 +123,17 @@ def load_data(
     validation_examples, lost, validation = builder.tokenised(validation, "validation")
     builder.count_special_in(tests)
     counts |= {"in a test set": leaked[0]}
-    manifest["templates"] = templates
     manifest["kept"] = _kept(len(examples), counts, len(validation), lost | {"in a test set": leaked[1]}, repeats)
-    why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    dropped = f" ({sum(counts.values())} dropped: {why})" if why else ""
-    report(f"train: {len(examples)} examples{dropped}; validation: {len(validation)}")
+    report(f"train: {len(examples)} examples{_dropped(counts)}; validation: {len(validation)}")
     manifest |= {"special tokens": builder.special_tokens} if builder.special_tokens else {}
     return DataSets(
-        train=examples,
-        validation=validation,
-        validation_examples=validation_examples,
-        tests=tests,
-        manifest=manifest,
-        templates=trained,
+        train=examples, validation=validation, validation_examples=validation_examples, tests=tests, manifest=manifest
     )
+
+
+def _dropped(counts: Mapping[str, int]) -> str:
+    why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    return f" ({sum(counts.values())} dropped: {why})" if why else ""
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
@@ -145,25 +152,19 @@ def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping
 
 
 def _templates(
-    prompts: Mapping[str, Mapping[str, int]],
-    roles: Sequence[str],
-    tokenizer: Tokenizer,
-    tokens: TokenizeConfig,
-    report: Callable[[str], None],
-) -> tuple[dict[str, dict[str, int]], Counter[str]]:
-    """Report the templates of all data sets; return the numbers of rows by template.
+    prompts: Mapping[str, Mapping[str, int]], tokenizer: Tokenizer, tokens: TokenizeConfig, report: Callable[[str], None]
+) -> dict[str, dict[str, int]]:
+    """Report the templates of all data sets; return the numbers of rows by template, for each data set.
 
-    `prompts` has the numbers of rows by type of prompt, for each data set.  `roles` are the names of the training sets.  The
-    first result has the numbers for each data set, the second those of all training sets together.
+    `prompts` has the numbers of rows by type of prompt, for each data set.
     """
     for note in chat_notes(tokenizer, tokens.chat):
         report(f"note: {note}")
-    templates = {role: report_templates(role, prompts[role], tokenizer, tokens, report) for role in roles}
-    trained = sum(map(Counter[str], templates.values()), Counter[str]())
-    for role in [role for role in prompts if role not in roles]:
-        is_test = role.startswith("test ")
-        templates[role] = report_templates(role, prompts[role], tokenizer, tokens, report, trained if is_test else None)
-    return templates, trained
+    found: dict[str, dict[str, int]] = {}
+    for role, kinds in prompts.items():  # the training files come first
+        trained = trained_templates(found) if role.startswith("test ") else None
+        found[role] = report_templates(role, kinds, tokenizer, tokens, report, trained)
+    return found
 
 
 def report_templates(

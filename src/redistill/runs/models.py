@@ -92,10 +92,9 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
         if source.initialise is not None:
             student = student_from_layers(student, source.initialise.layers)
     cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
-    notes: list[str] = []
     if source.lora is not None:
         student = add_lora(student, source.lora, config.seed)
-        notes = lora_notes(student)
+    notes = [] if source.lora is None else lora_notes(student)
     if source.gradient_checkpointing:
         checkpoint_activations(student)
     check_positions(student, config.data.tokens, "student")

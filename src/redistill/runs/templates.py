@@ -1,4 +1,4 @@
-"""The template of a run: the date that it prints, and what the folder of the exported student says about it."""
+"""The template of a run: its date, and its record in the exported folder."""
 
 import copy
 import dataclasses
@@ -24,9 +24,9 @@ SCHEMA = 1
 
 
 def dated(config: Run) -> Run:
-    """Return a run with the date that its chat template prints, as `data.tokens.template_date`.
+    """Return a run with the date that its chat template prints.
 
-    The date is that of the recipe, or that of run.json if the run folder has one, or the current time.  It is None if the chat
+    The setting `data.tokens.template_date` is set.  The date is that of the recipe, or that of run.json if the run folder has one, or the current time.  It is None if the chat
     template prints no date.  All processes of a job must call this function; they get the same date.
 
     Args:
@@ -49,7 +49,7 @@ def dated(config: Run) -> Run:
 
 
 def dated_tests(data: DataConfig, tokenizer: Tokenizer, out: Path, settings_file: str) -> DataConfig:
-    """Return the test sets of an evaluation with the date that the chat template of the model prints.
+    """Return the test sets of an evaluation with the date of the chat template.
 
     The date is that of `data`, or that of an interrupted evaluation in the folder `out`, or the current time.
 
@@ -71,9 +71,9 @@ def dated_tests(data: DataConfig, tokenizer: Tokenizer, out: Path, settings_file
 
 
 def exported_tokenizer(tokenizer: Tokenizer, templates: Mapping[str, int]) -> Tokenizer:
-    """Return the tokenizer for the folder of a student: its chat template is the one that the student was trained with.
+    """Return the tokenizer for the folder of an exported student.
 
-    If a training row was rendered with the tokenizer's chat template, or no row with a template, this is the unchanged
+    Its chat template is the one that the student was trained with.  If a training row was rendered with the tokenizer's chat template, or no row with a template, this is the unchanged
     tokenizer.  Otherwise its chat template is the Alpaca template in Jinja.
 
     Args:
@@ -88,6 +88,9 @@ def exported_tokenizer(tokenizer: Tokenizer, templates: Mapping[str, int]) -> To
 
 
 def write_tokens(folder: Path, tokens: TokenizeConfig) -> None:
-    """Write redistill.json to the folder of an exported student: how its prompts were tokenised in training."""
+    """Write redistill.json to the folder of an exported student.
+
+    The file has the settings with which prompts were tokenised in training.
+    """
     described: dict[str, Json] = {"schema": SCHEMA, "redistill": __version__, "tokens": dataclasses.asdict(tokens)}
     files.write_json(folder / EXPORT, described)
