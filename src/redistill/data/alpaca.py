@@ -98,6 +98,11 @@ def alpaca_jinja(tokenizer: Tokenizer) -> str:
     return _JINJA.substitute({name: json.dumps(text, ensure_ascii=False) for name, text in texts.items()})
 
 
+def has_alpaca_jinja(tokenizer: Tokenizer) -> bool:
+    """Return whether the chat template of a tokenizer is the Alpaca template."""
+    return tokenizer.chat_template is not None and tokenizer.chat_template == alpaca_jinja(tokenizer)
+
+
 def front_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the ids of the special tokens that a tokenizer puts before a text.
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from redistill.config.decode import kind_of
 from redistill.config.run import Run
+from redistill.data.alpaca import has_alpaca_jinja
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.interfaces import CausalModel, Tokenizer
@@ -104,7 +105,7 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
         check_positions(taught[0], config.data.tokens, "teacher")
         match = shared_vocabulary(*taught, student, tokenizer)
         size = match.size
-        notes += compatibility_warnings(taught[1], tokenizer)
+        notes += compatibility_warnings(taught[1], tokenizer, chat=not has_alpaca_jinja(tokenizer))
         if match.padded:
             heads = f"{match.teacher_size} (teacher) and {match.student_size} (student) rows for the same vocabulary"
             notes.append(f"the heads have {heads}; both are cut to {size}")

@@ -26,8 +26,9 @@ SCHEMA = 1
 def dated(config: Run) -> Run:
     """Return a run with the date that its chat template prints.
 
-    The setting `data.tokens.template_date` is set.  The date is that of the recipe, or that of run.json if the run folder has one, or the current time.  It is None if the chat
-    template prints no date.  All processes of a job must call this function; they get the same date.
+    The setting `data.tokens.template_date` of the result is the date of the recipe, or that of run.json if the run folder has
+    one, or the current time.  It is None if the chat template prints no date.  All processes of a job must call this function;
+    they get the same date.
 
     Args:
         config: The run; its models need not be trained yet.
@@ -73,8 +74,8 @@ def dated_tests(data: DataConfig, tokenizer: Tokenizer, out: Path, settings_file
 def exported_tokenizer(tokenizer: Tokenizer, templates: Mapping[str, int]) -> Tokenizer:
     """Return the tokenizer for the folder of an exported student.
 
-    Its chat template is the one that the student was trained with.  If a training row was rendered with the tokenizer's chat template, or no row with a template, this is the unchanged
-    tokenizer.  Otherwise its chat template is the Alpaca template in Jinja.
+    Its chat template is the one that the student was trained with.  If a training row was rendered with the tokenizer's chat
+    template, or no row with a template, this is the unchanged tokenizer.  Otherwise its chat template is the Alpaca template.
 
     Args:
         tokenizer: The tokenizer of training, which is not changed.
