@@ -21,6 +21,7 @@ from redistill.data.rows import Question, Rows, question
 from redistill.data.sources import Source
 from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
+from redistill.data.templates import checked_renderings, described_renderings
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
 from redistill.interfaces import Tokenizer
@@ -130,6 +131,7 @@ class SourceCheck:
         tokens: Lengths in tokens.  None for a test set, without a tokenizer, or if no row has a target (a token that the
             student is trained to predict).
         special_tokens: Counts of special tokens in the text of the rows; all counts are zero without a tokenizer.
+        templates: Number of rows by their template, "chat", "alpaca" or "verbatim"; empty without a tokenizer.
     """
 
     source: str
@@ -143,6 +145,7 @@ class SourceCheck:
     repeats: tuple[Repeat, ...] = ()
     tokens: TokenCheck | None = None
     special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
+    templates: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def faults(self) -> Mapping[str, int]:
@@ -177,6 +180,7 @@ class SourceCheck:
             "repeated": [dataclasses.asdict(repeat) for repeat in self.repeats[:LISTED_ROWS]],
             "tokens": None if self.tokens is None else dataclasses.asdict(self.tokens),
             "special_tokens": self.special_tokens.as_json(),
+            "templates": dict(self.templates),
         }
 
 
@@ -206,13 +210,12 @@ def check_data(
         One check per source, in order, then one per test set; a folder with several files has one check per file.
 
     Raises:
-        ConfigError: a test set has neither a file nor a hub data set; or the template is "chat" and the tokenizer has no chat
-            template.
+        ConfigError: a test set has neither a file nor a hub data set; or there are conversations, and the tokenizer has no
+            chat template.
         ModelError: the tokenizer has no end token.
     """
     limits = tokens or TokenizeConfig()
-    special = None if tokenizer is None else SpecialTokens(tokenizer)
-    test_checks, test_origins = _check_tests(tests, special, limits)
+    test_checks, test_origins = _check_tests(tests, tokenizer, limits)
     surveys = [
         _survey(file.name, None, partial(_training_rows, file, split, require_answer), Rows.joined([]))
         for source, split in sources
@@ -222,7 +225,8 @@ def check_data(
     first = first_of_each(together)
     earlier = (":".join(map(str, together.where(k))) if k != index else None for index, k in enumerate(first))
     checks = []
-    for check, records in surveys:
+    for plain_check, records in surveys:
+        check = dataclasses.replace(plain_check, templates=_rendered(plain_check, records, tokenizer, limits))
         of_rows = enumerate(itertools.islice(earlier, len(records)))  # takes the items of this source
         repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in of_rows if of]
         repeats += filter(None, (_leak(record, test_origins) for record in (records if test_origins else ())))
@@ -237,7 +241,7 @@ def check_data(
 
 def _check_tests(
     tests: Mapping[str, str | Source | None] | Mapping[Task, str | Source | None],
-    special: SpecialTokens | None,
+    tokenizer: Tokenizer | None,
     limits: TokenizeConfig,
 ) -> tuple[list[SourceCheck], dict[tuple[How, Question], str]]:
     """Return a check of each test set, and the row of each test prompt, as `_leak` needs it."""
@@ -250,11 +254,7 @@ def _check_tests(
         check, found = _survey(shown, name, partial(load_task, task, path, max_bad_rows=sys.maxsize), none)
         for record, (how, key) in itertools.product(found, _PROMPT_KEYS.items()):
             test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
-        counts = SpecialTokenCounts()
-        if special is not None:
-            for record in found:
-                counts.add(record, None, special, limits.template)
-        test_checks.append(dataclasses.replace(check, special_tokens=counts))
+        test_checks.append(_with_counts(check, found, tokenizer, limits))
     return test_checks, test_origins
 
 
@@ -289,6 +289,8 @@ def _described(check: SourceCheck) -> Iterator[str]:
     if (tokens := check.tokens) is not None:
         yield f"  prompts in tokens: {tokens.prompts.described}; {tokens.prompts_left_out} left out"
         yield f"  answers in tokens: {tokens.answers.described}; {tokens.answers_cut} truncated"
+    if check.templates:
+        yield f"  rendered {described_renderings(check.templates)}"
     yield from (f"  {line}" for line in check.special_tokens.described())
 
 
@@ -336,6 +338,31 @@ def _training_rows(source: Source, split: str, require_answer: bool | None) -> t
     if require_answer is None and has_prompts_alone:
         return survey_records(source, split=split, require_answer=False)
     return records, report
+
+
+def _with_counts(
+    check: SourceCheck, records: Sequence[Record], tokenizer: Tokenizer | None, limits: TokenizeConfig
+) -> SourceCheck:
+    """Return the check of a test set with the numbers of special tokens and of rows by template."""
+    if tokenizer is None:
+        return check
+    special, counts = SpecialTokens(tokenizer), SpecialTokenCounts()
+    for record in records:
+        counts.add(record, None, special, limits.template)
+    return dataclasses.replace(check, special_tokens=counts, templates=_rendered(check, records, tokenizer, limits))
+
+
+def _rendered(
+    check: SourceCheck, records: Sequence[Record], tokenizer: Tokenizer | None, limits: TokenizeConfig
+) -> dict[str, int]:
+    """Return the number of rows of a source by their template; {} without a tokenizer.
+
+    A ConfigError is raised if there are conversations, and the tokenizer has no chat template.
+    """
+    if tokenizer is None:
+        return {}
+    prompts = Counter(type(record.prompt).__name__ for record in records)
+    return checked_renderings(prompts, limits.template, tokenizer, check.source)
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:

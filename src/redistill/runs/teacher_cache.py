@@ -242,7 +242,10 @@ def source_of(
         hashes = model_hashes(teacher, partial(file_hash, report=note, poll=signals.poll))
         found |= {f"teacher {part}": sha256 for part, sha256 in hashes.items()}
         found |= {"teacher revision": teacher.revision, "teacher dtype": teacher.dtype, "cache_dtype": teacher.cache_dtype}
-    template = tokens.template if tokens.template != "chat" else _hash(tokenizer.chat_template)
+    template: Json = "alpaca"
+    if "chat" in data.templates:
+        template = _hash([tokenizer.chat_template, dict(tokens.template_arguments)])
+        found["template_date"] = tokens.template_date
     found |= {"tokenizer": _hash(tokenizer.get_vocab()), "template": template}
     found |= {"training data": digest_of(data.train), "validation data": digest_of(data.validation_examples)}
     if _distils_corpus(config):
