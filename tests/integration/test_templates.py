@@ -18,7 +18,8 @@ from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
 from redistill.records import Instruction, Record
-from redistill.runs.run import distill, evaluate_model, tokens_of, train_student
+from redistill.runs.run import distill, evaluate_model, train_student
+from redistill.runs.templates import tokens_of
 from redistill.storage import files
 from redistill.training import loop
 from tests.worlds import rows, tiny_run, write_rows

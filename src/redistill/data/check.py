@@ -9,7 +9,7 @@ import itertools
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Self, TypeVar
@@ -21,21 +21,15 @@ from redistill.data.rows import Question, Rows, question
 from redistill.data.sources import Source
 from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
-from redistill.data.templates import checked_renderings, described_renderings
+from redistill.data.templates import checked_renderings
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Json, Record
-from redistill.storage.redaction import plain
 
 Records = TypeVar("Records", bound=Sequence[Record])
 How = Literal["duplicate", "exact", "normalised"]
 
-_MEANINGS: Mapping[How, str] = {
-    "duplicate": "duplicates of an earlier row",
-    "exact": "with the prompt of a test row; a run leaves them out",
-    "normalised": "with the prompt of a test row except for case, width and outer punctuation; a run keeps them",
-}
 _PROMPT_KEYS: Mapping[How, Callable[[Record], Question]] = {"exact": question, "normalised": loose_question}
 _UNLIMITED = 1 << 40  # tokens; no text reaches this limit, so long texts are measured in full
 
@@ -256,42 +250,6 @@ def _check_tests(
             test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
         test_checks.append(_with_counts(check, found, tokenizer, limits))
     return test_checks, test_origins
-
-
-def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
-    """Yield lines for a terminal that describe the result of each check.
-
-    The lines contain the number of usable rows, one example of each kind of fault, the repeated rows, and the lengths.
-    """
-    for check in checks:
-        yield from map(plain, _described(check))
-    unsound = sum(not check.is_sound for check in checks)
-    yield f"{len(checks)} checked, {unsound} with faults" if unsound else f"{len(checks)} checked, no faults"
-
-
-def _described(check: SourceCheck) -> Iterator[str]:
-    yield f"{check.source}{f' (test set {check.test})' if check.test else ''}"
-    yield f"  {check.rows} usable rows: {check.verdict}" if check.readable else f"  {check.verdict}"
-    if check.unusable:
-        yield f"  {len(check.unusable)} unusable rows:"
-    if check.unused or check.prompts_alone:
-        noted = ReadReport(
-            source="", verdict="", num_rows=0, rejected=(), unused=check.unused, prompts_alone=check.prompts_alone
-        )
-        yield from (f"  {line}" for line in noted.noted())
-    for fault, count in check.faults.items():
-        example = next(row for row in check.unusable if row.fault == fault)
-        yield f"  {count:8d}  {fault}: line {example.line}: {example.reason}"
-    for how, text in _MEANINGS.items():
-        found = [repeat for repeat in check.repeats if repeat.how == how]
-        if found:
-            yield f"  {len(found):8d}  {text}: line {found[0].line} repeats {found[0].of}"
-    if (tokens := check.tokens) is not None:
-        yield f"  prompts in tokens: {tokens.prompts.described}; {tokens.prompts_left_out} left out"
-        yield f"  answers in tokens: {tokens.answers.described}; {tokens.answers_cut} truncated"
-    if check.templates:
-        yield f"  rendered {described_renderings(check.templates)}"
-    yield from (f"  {line}" for line in check.special_tokens.described())
 
 
 # --- one source ---------------------------------------------------------------------------------------------------------

@@ -13,14 +13,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from redistill.config.decode import decode
 from redistill.config.plugins import External
 from redistill.config.run import Run, encode_run
 from redistill.config.scoring import load_external, metrics_of
 from redistill.config.sections import DataConfig
 from redistill.contracts import Processes
 from redistill.data.tokenize import TokenizeConfig
-from redistill.errors import CheckpointError, ConfigError
+from redistill.errors import CheckpointError
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.evaluation.folder import SETTINGS
 from redistill.evaluation.scorable import unscorable_notes
@@ -29,12 +28,10 @@ from redistill.models.chat_templates import check_chat_templates
 from redistill.models.families import head
 from redistill.models.load import ModelConfig, load_model
 from redistill.models.lora import load_trainable_state, save_student, trainable_state
-from redistill.models.snapshots import EXPORT, model_folder
 from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.processes.placement import full
 from redistill.records import Json
-from redistill.reports.folders import at
 from redistill.reports.report import build_report
 from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.extension import report_extension
@@ -287,31 +284,6 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
         files.write_json(folder / RUN_FILE, files.read_json(folder / RUN_FILE) | {"status": FINISHED})
     accelerator.wait_for_everyone()
     return scores
-
-
-def tokens_of(model: str) -> TokenizeConfig:
-    """Return the prompt template and the length limits for a model.
-
-    If `model` is a run folder, or the folder of a student that redistill exported, they are those of its training; otherwise
-    they are the default values.
-
-    Raises:
-        ConfigError: run.json or redistill.json has no valid settings of tokenisation.
-        ModelError: there is no such model.
-    """
-    described, path = Path(model) / RUN_FILE, "config.data.tokens"
-    if not described.is_file():
-        found = None if model.endswith(".gguf") else model_folder(model, None).find(EXPORT)
-        if found is None:
-            return TokenizeConfig()
-        described, path = found, "tokens"
-    tokens = at(files.read_json(described), *path.split("."))
-    if not isinstance(tokens, dict):
-        raise ConfigError(f"{described}: has no {path}; restore the {described.name} that the run wrote")
-    try:
-        return decode(TokenizeConfig, tokens, {})  # other sections may need external modules
-    except ConfigError as error:
-        raise ConfigError(f"{described}: {path}.{error}") from error
 
 
 @signals.handled()

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from redistill import __version__
+from redistill.config.decode import decode
 from redistill.config.run import Run, with_template_date
 from redistill.config.sections import DataConfig
 from redistill.data.alpaca import alpaca_jinja
 from redistill.data.chat import fixed_date
 from redistill.data.tokenize import TokenizeConfig
+from redistill.errors import ConfigError
 from redistill.interfaces import Tokenizer
 from redistill.models.load import ModelConfig, load_tokenizer
-from redistill.models.snapshots import EXPORT
+from redistill.models.snapshots import EXPORT, model_folder
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.reports.folders import at
@@ -95,3 +97,28 @@ def write_tokens(folder: Path, tokens: TokenizeConfig) -> None:
     """
     described: dict[str, Json] = {"schema": SCHEMA, "redistill": __version__, "tokens": dataclasses.asdict(tokens)}
     files.write_json(folder / EXPORT, described)
+
+
+def tokens_of(model: str) -> TokenizeConfig:
+    """Return the prompt template and the length limits for a model.
+
+    If `model` is a run folder, or the folder of a student that redistill exported, they are those of its training; otherwise
+    they are the default values.
+
+    Raises:
+        ConfigError: run.json or redistill.json has no valid settings of tokenisation.
+        ModelError: there is no such model.
+    """
+    described, path = Path(model) / RUN_FILE, "config.data.tokens"
+    if not described.is_file():
+        found = None if model.endswith(".gguf") else model_folder(model, None).find(EXPORT)
+        if found is None:
+            return TokenizeConfig()
+        described, path = found, "tokens"
+    tokens = at(files.read_json(described), *path.split("."))
+    if not isinstance(tokens, dict):
+        raise ConfigError(f"{described}: has no {path}; restore the {described.name} that the run wrote")
+    try:
+        return decode(TokenizeConfig, tokens, {})  # other sections may need external modules
+    except ConfigError as error:
+        raise ConfigError(f"{described}: {path}.{error}") from error
