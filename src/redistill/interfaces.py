@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
         *,
         tokenize: Literal[False],
         add_generation_prompt: bool = False,
-        chat_template: str | None = None,
+        **options: object,
     ) -> str: ...
 
     def get_chat_template(self) -> str: ...

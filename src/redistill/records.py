@@ -3,6 +3,7 @@
 Reports and text metrics use these types without importing torch. This module reads no file and loads no model.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,9 @@ Better = Literal["higher", "lower"]
 
 MetricInput = Literal["answers", "references_pass", "samples", "pair"]
 """What a metric is computed from; see `Metric.needs`."""
+
+Role = Literal["system", "user", "assistant", "tool"]
+"""Author of a message."""
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 """A value of a JSON or YAML file."""
@@ -45,6 +49,8 @@ class Instruction:
     Args:
         instruction: The task, as text.
         input: The text that the task is applied to; "" if the task needs no such text.
+        system: The system message; "" if there is none.
+        history: Earlier turns, oldest first; each is a pair of an instruction and its answer.
 
     Example:
         >>> Instruction("Translate into French.", "Good morning.").input
@@ -53,6 +59,8 @@ class Instruction:
 
     instruction: str
     input: str = ""
+    system: str = ""
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,20 +81,60 @@ class RawPrompt:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool by the assistant.
+
+    Args:
+        name: Name of the tool.
+        arguments: The arguments, as the text of a JSON object.
+        call_id: Identifier of the call, to which the result refers; None if there is none.
+
+    Example:
+        >>> ToolCall("get_weather", '{"city": "Oslo"}').text
+        '{"name": "get_weather", "arguments": {"city": "Oslo"}}'
+    """
+
+    name: str
+    arguments: str
+    call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The name and the arguments as one JSON object."""
+        return json.dumps({"name": self.name, "arguments": json.loads(self.arguments)}, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
 class Turn:
     """One message of a conversation.
 
     Args:
-        role: Author of the message.
-        content: Text of the message.
+        role: Author of the message; "tool" is the result of a tool.
+        content: Text of the message; "" if the message consists of tool calls.
+        reasoning: The assistant's reasoning before the message; "" if there is none.
+        calls: The tools that the assistant calls in this message.
+        name: Name of the tool, for a result; None if it is not given.
+        call_id: Identifier of the call that the result belongs to; None if it is not given.
 
     Example:
         >>> Turn("user", "Good morning.").role
         'user'
     """
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content and the tool calls, on separate lines.
+
+        The reasoning is not included.
+        """
+        return "\n".join([*([self.content] if self.content else []), *(call.text for call in self.calls)])
 
 
 @dataclass(frozen=True)
@@ -97,6 +145,7 @@ class Conversation:
 
     Args:
         turns: The messages, oldest first.
+        tools: The tools that the assistant may call: the definition of each, as the text of a JSON object.
 
     Example:
         >>> Conversation((Turn("system", "Be brief."), Turn("user", "Good morning."))).turns[-1].content
@@ -104,6 +153,7 @@ class Conversation:
     """
 
     turns: tuple[Turn, ...]
+    tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +164,8 @@ class Record:
         record_id: Identifier of the row, such as "dolly:17".
         prompt: The prompt that a model answers.
         references: Correct answers; empty for a row that has only a prompt.
+        answer: The last turn of a conversation, if it has reasoning or tool calls, which its reference, a text, lacks.
+            Training uses this turn; scores are computed with the reference.  None for any other row.
 
     Example:
         >>> record = Record(record_id="dolly:17", prompt=Instruction("Name a primary colour."), references=("red", "blue"))
@@ -124,6 +176,7 @@ class Record:
     record_id: str
     prompt: Instruction | RawPrompt | Conversation
     references: tuple[str, ...]
+    answer: Turn | None = None
 
 
 def mean(values: Sequence[float]) -> float:

@@ -17,7 +17,7 @@ from redistill.config.run import encode_run
 from redistill.config.schema import SCHEMA
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import RedistillError
-from redistill.runs.run import tokens_of
+from redistill.runs.templates import tokens_of
 from redistill.storage import files
 from tests.tokenizers import opt_like
 from tests.worlds import GPT2, LLAMA, rows, tiny_run, write_model

@@ -13,7 +13,7 @@ from redistill.config.run import decode_run, encode_run, load_config
 from redistill.errors import ConfigError
 from redistill.losses.divergences import SkewForwardKL, TotalVariation
 from redistill.policies import Mixed
-from redistill.runs.run import tokens_of
+from redistill.runs.templates import tokens_of
 from redistill.testing import check_divergence
 from redistill.training.objective import Objective
 from tests.worlds import tiny_run

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from redistill.data.check import check_data, described
+from redistill.data.check import check_data
+from redistill.data.check_text import described
 from redistill.data.columns import renamed
 from redistill.data.forms import BadRow, parse_row
 from redistill.data.reader import read_records

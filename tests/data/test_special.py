@@ -6,7 +6,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from redistill.data.check import check_data, described
+from redistill.data.check import check_data
+from redistill.data.check_text import described
 from redistill.data.special import SpecialTokens
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts, tokenize_training
 from redistill.records import Conversation, RawPrompt, Record, Turn

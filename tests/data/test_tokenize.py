@@ -105,7 +105,7 @@ PROMPTS = {
 @pytest.mark.parametrize("answer", ["The sky is blue.", "\n\nThe sky.", " blue", "Ünï 😀"])
 def test_targets_are_the_answer_and_the_end_token(family, prompt, answer):
     _, tokenizer = family
-    example = one(record(prompt, answer), tokenizer)
+    example = one(record(prompt, answer), tokenizer, template="alpaca")
     found = targets(example)
     assert found[-1] == tokenizer.eos_token_id and example.supervised[-1]
     assert tokenizer.decode(found[:-1], clean_up_tokenization_spaces=False).strip() == answer.strip()
@@ -117,8 +117,8 @@ def test_targets_are_the_answer_and_the_end_token(family, prompt, answer):
 def test_a_gold_sequence_begins_with_the_evaluation_prompt(family, prompt, answer):
     name, tokenizer = family
     rec = record(prompt, answer)
-    (prompt_ids,) = tokenize_prompts([rec], tokenizer, TokenizeConfig())
-    example = one(rec, tokenizer)
+    (prompt_ids,) = tokenize_prompts([rec], tokenizer, TokenizeConfig(template="alpaca"))
+    example = one(rec, tokenizer, template="alpaca")
     assert example.prompt_ids == prompt_ids == example.token_ids[: len(prompt_ids)]
     assert list(prompt_ids[:1]) == FRONT[name] or not FRONT[name]
     plain = tokenizer(render_prompt(prompt, "alpaca", tokenizer), add_special_tokens=False)["input_ids"]
@@ -175,7 +175,7 @@ def test_chat_targets_end_with_the_end_of_turn_marker_of_the_template(supervise,
 
 
 def test_every_answer_of_an_alpaca_conversation_can_be_learned(gpt2):
-    example = one(record(TALK, "Air."), gpt2, supervise="every")
+    example = one(record(TALK, "Air."), gpt2, supervise="every", template="alpaca")
     assert [gpt2.decode(run) for run in runs(example)] == ["Blue.", "Air.<|endoftext|>"]
 
 

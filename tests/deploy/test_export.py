@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redistill.cli.main import main
 from redistill.deploy.export import export
-from redistill.deploy.source import find_source, template_of
+from redistill.deploy.source import find_source, tokens_for
 from redistill.errors import CheckpointError, ConfigError, ModelError, OutputError
 from redistill.models.load import ModelConfig, load_model
 from redistill.runs.run import train_student
@@ -88,7 +88,7 @@ def test_the_model_folder_of_a_run_belongs_to_the_run(run):
     source = find_source(str(run / "model"))
     assert source.run == run.resolve() and source.label == find_source(str(run)).label
     _, tokenizer = load_model(source.config)
-    assert template_of(source, tokenizer) == "alpaca"
+    assert tokens_for(source, tokenizer).template == "alpaca"
 
 
 def test_merged_adapters_are_exported_from_the_best_checkpoint(lora_run, tmp_path):

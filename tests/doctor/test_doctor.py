@@ -128,7 +128,7 @@ def test_a_stage_that_is_not_trained_yet_is_examined_before_its_fine_tuning(tmp_
 
 
 def test_1_another_template_in_evaluation_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redistill.data.sequences.render_prompt", lambda prompt, template, tokenizer: "### Response:")
+    monkeypatch.setattr("redistill.data.sequences.render_prompt", lambda prompt, template, tokenizer, settings: "### Response:")
     lines = found(tiny_run(tmp_path, "kd"))
     assert "another prompt than training: 24 of 24 prompts differ" in lines[1][0]
 

@@ -179,7 +179,8 @@ def test_prompts_are_shown_without_the_template(tokenizer: Any, tmp_path: Path) 
     turns = Conversation((Turn("user", "Hi"), Turn("assistant", "Hello"), Turn("user", "Bye")))
     prompts = [Instruction("Add.", "2 2"), Instruction("Sing"), turns]
     asked = [Record(record_id=f"p:{number}", prompt=prompt, references=("x",)) for number, prompt in enumerate(prompts)]
-    run(tokenizer, tmp_path, datasets={"d": asked}, config=EvaluationConfig(seeds=(1,)))
+    tokens = TokenizeConfig(prompt_tokens=24, response_tokens=8, template="alpaca")
+    run(tokenizer, tmp_path, datasets={"d": asked}, config=EvaluationConfig(seeds=(1,)), tokens=tokens)
     shown = [line["prompt"] for line in files.read_lines(tmp_path / "responses" / "d-seed1.jsonl")]
     assert shown == ["Add.\n\n2 2", "Sing", "user: Hi\n\nassistant: Hello\n\nuser: Bye"]
 

@@ -20,7 +20,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from redistill.config.sections import DataConfig
-from redistill.data.check import check_data, described
+from redistill.data.check import check_data
+from redistill.data.check_text import described
 from redistill.data.reader import read_records
 from redistill.runs.load import load_data
 from tests.faults.counts import trials

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from redistill.config.sections import DataConfig
-from redistill.data.check import check_data, described
+from redistill.data.check import check_data
+from redistill.data.check_text import described
 from redistill.data.forms import MAX_ROW_BYTES
 from redistill.data.reader import read_records
 from redistill.runs.load import load_data

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from redistill.config.run import load_config
 from redistill.reports.compare import build_comparison
 from redistill.reports.report import build_report, summary_table
-from redistill.runs.run import tokens_of
+from redistill.runs.templates import tokens_of
 from redistill.storage import files
 from tests.faults.noise import fuzzed, read_or_refused, written_json
 from tests.reports.fabricated import write_method, write_run

@@ -13,7 +13,8 @@ from redistill.cli.main import main
 from redistill.config.run import encode_run
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.reports.compare import build_comparison
-from redistill.runs.run import evaluate_model, tokens_of
+from redistill.runs.run import evaluate_model
+from redistill.runs.templates import tokens_of
 from redistill.storage import files
 from redistill.training import checkpoint
 from tests.worlds import rows, tiny_run, write_rows

@@ -8,7 +8,7 @@ import torch
 
 from redistill.config.run import Run
 from redistill.config.sections import DataConfig
-from redistill.data import fingerprint, reader, tokenize
+from redistill.data import reader, tokenize
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError, DataError, VocabularyError
 from redistill.runs.load import load_data, load_tests
@@ -285,12 +285,15 @@ def test_a_changed_chat_template_or_data_file_is_read_again(tmp_path, chatty, ca
     assert instructions(e.record for e in before.train) == [row["instruction"] for row in rows(7, 3)]
 
 
-def test_a_template_that_prints_the_date_is_rendered_again_on_another_day(tmp_path, chatty, cache, monkeypatch):
-    chatty.chat_template = "{{ strftime_now('%Y') }}" + chatty.chat_template
-    days = iter(["2026-11-29", "2026-11-29", "2026-11-30"])
-    monkeypatch.setattr(fingerprint, "_today", lambda: next(days))
-    keys = [fingerprint.tokenizer_hash(chatty) for _ in range(3)]
-    assert keys[0] == keys[1] != keys[2]
+def test_a_template_that_prints_the_date_is_rendered_with_the_date_of_the_run(tmp_path, chatty, cache):
+    chatty.chat_template = "{{ strftime_now('%Y-%m-%d %H:%M') }}" + chatty.chat_template
+    days = ["2026-11-29T23:59:00", "2026-11-30T00:01:00"]
+    configs = [data(tmp_path, tokens=TokenizeConfig(template="chat", template_date=day)) for day in days]
+    for config, day in zip(configs, days):
+        said = []
+        texts = [chatty.decode(load(config, chatty, said).train[0].prompt_ids) for _ in range(2)]
+        assert texts[0] == texts[1] and texts[0].startswith(day[:16].replace("T", " "))
+        assert f"note: the chat template prints the date; in this run it is {day} (data.tokens.template_date)" in said
 
 
 # --- special tokens -----------------------------------------------------------------------------------------------------

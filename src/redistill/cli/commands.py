@@ -118,7 +118,8 @@ def evaluate(options: argparse.Namespace) -> None:
     from redistill.evaluation.scores import EvaluationConfig
     from redistill.models.load import ModelConfig
     from redistill.reports.terminal import print_scores
-    from redistill.runs.run import evaluate_model, tokens_of
+    from redistill.runs.run import evaluate_model
+    from redistill.runs.templates import tokens_of
 
     scores = evaluate_model(
         ModelConfig(model=options.model, revision=options.revision, dtype=options.dtype),
@@ -275,7 +276,8 @@ def data_check(options: argparse.Namespace) -> None:
     """Find unusable and duplicate rows in data, and rows that a test set contains."""
     from redistill.config.plugins import External
     from redistill.config.scoring import load_external, named_tasks
-    from redistill.data.check import check_data, described
+    from redistill.data.check import check_data
+    from redistill.data.check_text import described
     from redistill.data.sources import Source
     from redistill.data.tokenize import TokenizeConfig
 

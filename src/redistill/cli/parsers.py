@@ -386,7 +386,9 @@ def _add_repeatable(
 
 
 def _add_lengths(parser: _Parser, default: str) -> None:
-    parser.add_argument("--template", choices=["alpaca", "chat"], help=f"prompt template (default: {default}, else alpaca)")
+    choices = ["auto", "alpaca", "chat"]
+    text = f"auto, alpaca or chat (default: {default}, else auto)"
+    parser.add_argument("--template", choices=choices, metavar="NAME", help=text)
     for name in ("prompt", "response"):
         text = f"maximum {name} length in tokens (default: {default}, else 256)"
         parser.add_argument(f"--{name}-tokens", type=_whole_number, metavar="N", help=text)

@@ -346,6 +346,18 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
     return found if isinstance(found, Method) else None
 
 
+def with_template_date(run: Run, date: object) -> Run:
+    """Return a run with a date for its templates.
+
+    The run is returned unchanged if the recipe sets a date, or if `date` is not a text.
+    """
+    tokens = run.data.tokens
+    if tokens.template_date is not None or not isinstance(date, str):
+        return run
+    data = dataclasses.replace(run.data, tokens=dataclasses.replace(tokens, template_date=date))
+    return dataclasses.replace(run, data=data)
+
+
 def encode_run(run: Run) -> dict[str, Json]:
     """Convert a run's configuration to dicts, lists and scalars, with secrets masked.
 

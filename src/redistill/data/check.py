@@ -9,7 +9,7 @@ import itertools
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Self, TypeVar
@@ -21,20 +21,15 @@ from redistill.data.rows import Question, Rows, question
 from redistill.data.sources import Source
 from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
+from redistill.data.templates import checked_renderings
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Json, Record
-from redistill.storage.redaction import plain
 
 Records = TypeVar("Records", bound=Sequence[Record])
 How = Literal["duplicate", "exact", "normalised"]
 
-_MEANINGS: Mapping[How, str] = {
-    "duplicate": "duplicates of an earlier row",
-    "exact": "with the prompt of a test row; a run leaves them out",
-    "normalised": "with the prompt of a test row except for case, width and outer punctuation; a run keeps them",
-}
 _PROMPT_KEYS: Mapping[How, Callable[[Record], Question]] = {"exact": question, "normalised": loose_question}
 _UNLIMITED = 1 << 40  # tokens; no text reaches this limit, so long texts are measured in full
 
@@ -130,6 +125,7 @@ class SourceCheck:
         tokens: Lengths in tokens.  None for a test set, without a tokenizer, or if no row has a target (a token that the
             student is trained to predict).
         special_tokens: Counts of special tokens in the text of the rows; all counts are zero without a tokenizer.
+        templates: Number of rows by their template, "chat", "alpaca" or "verbatim"; empty without a tokenizer.
     """
 
     source: str
@@ -143,6 +139,7 @@ class SourceCheck:
     repeats: tuple[Repeat, ...] = ()
     tokens: TokenCheck | None = None
     special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
+    templates: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def faults(self) -> Mapping[str, int]:
@@ -177,6 +174,7 @@ class SourceCheck:
             "repeated": [dataclasses.asdict(repeat) for repeat in self.repeats[:LISTED_ROWS]],
             "tokens": None if self.tokens is None else dataclasses.asdict(self.tokens),
             "special_tokens": self.special_tokens.as_json(),
+            "templates": dict(self.templates),
         }
 
 
@@ -206,13 +204,12 @@ def check_data(
         One check per source, in order, then one per test set; a folder with several files has one check per file.
 
     Raises:
-        ConfigError: a test set has neither a file nor a hub data set; or the template is "chat" and the tokenizer has no chat
-            template.
+        ConfigError: a test set has neither a file nor a hub data set; or there are conversations, and the tokenizer has no
+            chat template.
         ModelError: the tokenizer has no end token.
     """
     limits = tokens or TokenizeConfig()
-    special = None if tokenizer is None else SpecialTokens(tokenizer)
-    test_checks, test_origins = _check_tests(tests, special, limits)
+    test_checks, test_origins = _check_tests(tests, tokenizer, limits)
     surveys = [
         _survey(file.name, None, partial(_training_rows, file, split, require_answer), Rows.joined([]))
         for source, split in sources
@@ -222,7 +219,8 @@ def check_data(
     first = first_of_each(together)
     earlier = (":".join(map(str, together.where(k))) if k != index else None for index, k in enumerate(first))
     checks = []
-    for check, records in surveys:
+    for plain_check, records in surveys:
+        check = dataclasses.replace(plain_check, templates=_rendered(plain_check, records, tokenizer, limits))
         of_rows = enumerate(itertools.islice(earlier, len(records)))  # takes the items of this source
         repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in of_rows if of]
         repeats += filter(None, (_leak(record, test_origins) for record in (records if test_origins else ())))
@@ -237,7 +235,7 @@ def check_data(
 
 def _check_tests(
     tests: Mapping[str, str | Source | None] | Mapping[Task, str | Source | None],
-    special: SpecialTokens | None,
+    tokenizer: Tokenizer | None,
     limits: TokenizeConfig,
 ) -> tuple[list[SourceCheck], dict[tuple[How, Question], str]]:
     """Return a check of each test set, and the row of each test prompt, as `_leak` needs it."""
@@ -250,46 +248,8 @@ def _check_tests(
         check, found = _survey(shown, name, partial(load_task, task, path, max_bad_rows=sys.maxsize), none)
         for record, (how, key) in itertools.product(found, _PROMPT_KEYS.items()):
             test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
-        counts = SpecialTokenCounts()
-        if special is not None:
-            for record in found:
-                counts.add(record, None, special, limits.template)
-        test_checks.append(dataclasses.replace(check, special_tokens=counts))
+        test_checks.append(_with_counts(check, found, tokenizer, limits))
     return test_checks, test_origins
-
-
-def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
-    """Yield lines for a terminal that describe the result of each check.
-
-    The lines contain the number of usable rows, one example of each kind of fault, the repeated rows, and the lengths.
-    """
-    for check in checks:
-        yield from map(plain, _described(check))
-    unsound = sum(not check.is_sound for check in checks)
-    yield f"{len(checks)} checked, {unsound} with faults" if unsound else f"{len(checks)} checked, no faults"
-
-
-def _described(check: SourceCheck) -> Iterator[str]:
-    yield f"{check.source}{f' (test set {check.test})' if check.test else ''}"
-    yield f"  {check.rows} usable rows: {check.verdict}" if check.readable else f"  {check.verdict}"
-    if check.unusable:
-        yield f"  {len(check.unusable)} unusable rows:"
-    if check.unused or check.prompts_alone:
-        noted = ReadReport(
-            source="", verdict="", num_rows=0, rejected=(), unused=check.unused, prompts_alone=check.prompts_alone
-        )
-        yield from (f"  {line}" for line in noted.noted())
-    for fault, count in check.faults.items():
-        example = next(row for row in check.unusable if row.fault == fault)
-        yield f"  {count:8d}  {fault}: line {example.line}: {example.reason}"
-    for how, text in _MEANINGS.items():
-        found = [repeat for repeat in check.repeats if repeat.how == how]
-        if found:
-            yield f"  {len(found):8d}  {text}: line {found[0].line} repeats {found[0].of}"
-    if (tokens := check.tokens) is not None:
-        yield f"  prompts in tokens: {tokens.prompts.described}; {tokens.prompts_left_out} left out"
-        yield f"  answers in tokens: {tokens.answers.described}; {tokens.answers_cut} truncated"
-    yield from (f"  {line}" for line in check.special_tokens.described())
 
 
 # --- one source ---------------------------------------------------------------------------------------------------------
@@ -336,6 +296,31 @@ def _training_rows(source: Source, split: str, require_answer: bool | None) -> t
     if require_answer is None and has_prompts_alone:
         return survey_records(source, split=split, require_answer=False)
     return records, report
+
+
+def _with_counts(
+    check: SourceCheck, records: Sequence[Record], tokenizer: Tokenizer | None, limits: TokenizeConfig
+) -> SourceCheck:
+    """Return the check of a test set with the numbers of special tokens and of rows by template."""
+    if tokenizer is None:
+        return check
+    special, counts = SpecialTokens(tokenizer), SpecialTokenCounts()
+    for record in records:
+        counts.add(record, None, special, limits.template)
+    return dataclasses.replace(check, special_tokens=counts, templates=_rendered(check, records, tokenizer, limits))
+
+
+def _rendered(
+    check: SourceCheck, records: Sequence[Record], tokenizer: Tokenizer | None, limits: TokenizeConfig
+) -> dict[str, int]:
+    """Return the number of rows of a source by their template; {} without a tokenizer.
+
+    A ConfigError is raised if there are conversations, and the tokenizer has no chat template.
+    """
+    if tokenizer is None:
+        return {}
+    prompts = Counter(type(record.prompt).__name__ for record in records)
+    return checked_renderings(prompts, limits.template, tokenizer, check.source)
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:

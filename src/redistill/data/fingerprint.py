@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -32,19 +31,13 @@ def fingerprint(*parts: Json) -> str:
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """Return a hash of a tokenizer's class and of all files that the tokenizer saves.
 
-    The files include the chat template.  If the chat template prints the date, the hash also includes the date, so it changes
-    once a day.
+    The files include the chat template.
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(Path(folder))
         written = {str(path.relative_to(folder)): files.digest(path) for path in Path(folder).rglob("*") if path.is_file()}
     kind = f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}"
-    is_dated = "strftime_now" in json.dumps(tokenizer.chat_template)
-    return fingerprint(kind, written, _today() if is_dated else None)
-
-
-def _today() -> str:
-    return datetime.now(UTC).astimezone().date().isoformat()
+    return fingerprint(kind, written)
 
 
 @cache

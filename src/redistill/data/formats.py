@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from redistill.data.forms import MAX_ROW_BYTES, BadRow
+from redistill.data.bad_rows import BadRow
+from redistill.data.forms import MAX_ROW_BYTES
 from redistill.data.whole_file import HEAD_BYTES, fault_of_file
 from redistill.errors import DataError, first_line
 from redistill.storage.json_text import JsonError, parse_json, parse_json_at

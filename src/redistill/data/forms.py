@@ -4,46 +4,20 @@ The keys of a row determine its form, such as "prompt/completion".  Texts are us
 reason; its texts are never stripped, repaired or guessed.
 """
 
-import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from redistill.data.bad_rows import BadRow, filled, first_key, kind_of, text_of
 from redistill.data.columns import answer_hint, mapping_hint
-from redistill.records import Conversation, Instruction, RawPrompt, Turn
+from redistill.data.messages import check_order, keys_of_message, tools_of, turns_of_messages
+from redistill.records import Conversation, Instruction, RawPrompt, Record, Turn
 
 Form = Literal["instruction/input/output", "prompt/completion", "messages", "conversations"]
 
-Role = Literal["system", "user", "assistant"]
-_ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-
-Fault = (
-    Literal["not UTF-8", "byte order mark", "not JSON", "not CSV"]
-    | Literal["not an object", "unknown keys", "no answer", "too large"]
-    | Literal["missing text", "empty text", "wrong type", "NUL character", "lone surrogate"]
-    | Literal["unknown role", "order of roles"]
-    | Literal["nothing to learn"]
-)
-"""Kinds of faults of a row.
-
-The lines above list, in this order, the faults of a line in a file, of a row, of a text in a row, and of a conversation.  The
-last line lists the fault that only tokenization detects.
-"""
-
 MAX_ROW_BYTES = 1_000_000
 """Maximum total size of the texts of a row, in bytes of UTF-8; a larger row is probably a file that was pasted by mistake."""
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class BadRow(Exception):
-    """Raised for an unusable row; the message is the reason, in one short line."""
-
-    def __init__(self, fault: Fault, reason: str) -> None:
-        super().__init__(reason)
-        self.fault: Fault = fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +26,18 @@ class ParsedRow:
 
     The form names the keys of the row, such as "prompt/completion".  The references are its answers, all of which are correct.
     A row without an answer has no references.  `used` has the keys of the row whose values are in the prompt or the references.
+    `answer` is the field of `Record` with this name.
     """
 
     form: Form
     prompt: Instruction | RawPrompt | Conversation
     references: tuple[str, ...]
     used: tuple[str, ...]
+    answer: Turn | None = None
+
+    def record(self, record_id: str) -> Record:
+        """Return the row as a record with this id."""
+        return Record(record_id=record_id, prompt=self.prompt, references=self.references, answer=self.answer)
 
 
 def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
@@ -78,7 +58,7 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
         ('Red.', 'Blue.')
     """
     if not isinstance(row, dict):
-        raise BadRow("not an object", f"is {_kind(row)}; a row must be a JSON object")
+        raise BadRow("not an object", f"is {kind_of(row)}; a row must be a JSON object")
     row = {key: value for key, value in row.items() if value is not None}  # a table of rows of different forms has null cells
     if "messages" in row:
         parsed = _conversation_row(row, "messages")
@@ -95,7 +75,7 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
     if require_answer and not parsed.references:
         hint = answer_hint(row, parsed.used)
         raise BadRow("no answer", _MISSING_ANSWER[parsed.form] + (f", or {hint}" if hint else ""))
-    size = sum(len(text.encode()) for text in (*texts_of(parsed.prompt), *parsed.references))
+    size = sum(len(text.encode()) for text in (*texts_of(parsed.prompt), *parsed.references, *answer_texts(parsed.answer)))
     if size > MAX_ROW_BYTES:
         raise BadRow("too large", f"has {size} bytes of text; a row may have at most {MAX_ROW_BYTES}")
     return parsed
@@ -120,25 +100,41 @@ def unused_keys(row: Mapping[str, object], parsed: ParsedRow) -> Iterator[str]:
             yield key
     if not isinstance(parsed.prompt, Conversation):
         return
-    for name in parsed.used:
+    for name in (name for name in parsed.used if name not in _BESIDE_MESSAGES):
         messages = row[name]
         for message in messages if isinstance(messages, list) else ():
             if isinstance(message, dict) and len(message) > 2:
-                keys = _first_key(message, "role", "from"), _first_key(message, "content", "value")
+                keys = keys_of_message(message)
                 yield from (f"{name}[].{key}" for key, value in message.items() if key not in keys and value not in _EMPTY)
 
 
 _EMPTY: tuple[object, ...] = (None, "", [], {})
+_BESIDE_MESSAGES = ("system", "tools", "functions")
+"""Keys that a conversation reads beside its lists of messages."""
 
 
 def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
     """Return the texts of a prompt, in order.
 
-    They are the instruction and its input, the one text of a raw prompt, or the contents of the turns of a conversation.
+    They are the system message, the history, the instruction and its input; the one text of a raw prompt; or the contents of
+    the turns of a conversation, with their reasoning, tool calls and tool definitions as JSON.
     """
     if isinstance(prompt, Instruction):
-        return (prompt.instruction, prompt.input)
-    return (prompt.text,) if isinstance(prompt, RawPrompt) else tuple(turn.content for turn in prompt.turns)
+        earlier = (text for pair in prompt.history for text in pair)
+        return (*((prompt.system,) if prompt.system else ()), *earlier, prompt.instruction, prompt.input)
+    if isinstance(prompt, RawPrompt):
+        return (prompt.text,)
+    return tuple(text for turn in prompt.turns for text in (turn.content, *answer_texts(turn))) + prompt.tools
+
+
+def answer_texts(turn: Turn | None) -> tuple[str, ...]:
+    """Return the texts of a turn beside its content: its reasoning and tool calls.
+
+    The result is empty if there is no such text.
+    """
+    if turn is None:
+        return ()
+    return (*((turn.reasoning,) if turn.reasoning else ()), *(call.text for call in turn.calls))
 
 
 _MISSING_ANSWER: Mapping[Form, str] = {
@@ -150,73 +146,70 @@ _MISSING_ANSWER: Mapping[Form, str] = {
 
 
 def _instruction_row(row: Mapping[str, object]) -> ParsedRow:
-    context, answer = _first_key(row, "input", "context"), _first_key(row, "output", "response")
+    context, system = first_key(row, "input", "context"), first_key(row, "system", "system_prompt")
+    answer, history = first_key(row, "output", "response"), first_key(row, "history")
     prompt = Instruction(
-        instruction=_filled(row["instruction"], "'instruction'"),
-        input="" if context is None else _text(row[context], "'input'"),
+        instruction=filled(row["instruction"], "'instruction'"),
+        input="" if context is None else text_of(row[context], "'input'"),
+        system="" if system is None else text_of(row[system] or "", "'system'"),
+        history=() if history is None else _history(row[history] or []),
     )
     references = _references(answer and row[answer], "'output'")
-    used = ("instruction", *filter(None, (context, answer)))
+    used = _keys("instruction", context, answer, system, history)
     return ParsedRow(form="instruction/input/output", prompt=prompt, references=references, used=used)
 
 
+def _history(value: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        raise BadRow("wrong type", "'history' must be a list of pairs: an instruction and its answer")
+    names = [f"'history', pair {number}" for number in range(1, len(value) + 1)]
+    return tuple((filled(pair[0], name), filled(pair[1], name)) for name, pair in zip(names, value, strict=True))
+
+
 def _prompt_row(row: Mapping[str, object]) -> ParsedRow:
-    answer_key = _first_key(row, "completion", "response", "output")
+    answer_key = first_key(row, "completion", "response", "output")
     answer = answer_key and row[answer_key]
-    prompt: RawPrompt | Conversation
-    if isinstance(row["prompt"], list):
-        prompt = Conversation(_turns(row["prompt"], "'prompt'"))
-        if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # the answer is a message
-            messages = _turns(answer, "'completion'")
-            if len(messages) != 1 or messages[0].role != "assistant":
-                raise BadRow("order of roles", "'completion' must be one assistant message")
-            answer = messages[0].content
-        _check_order((*prompt.turns, Turn("assistant", "")), "'prompt'")
-    else:
-        prompt = RawPrompt(_filled(row["prompt"], "'prompt'"))
-    used = ("prompt", *filter(None, (answer_key,)))
-    return ParsedRow(form="prompt/completion", prompt=prompt, references=_references(answer, "'completion'"), used=used)
+    if not isinstance(row["prompt"], list):
+        prompt = RawPrompt(filled(row["prompt"], "'prompt'"))
+        references, used = _references(answer, "'completion'"), _keys("prompt", answer_key)
+        return ParsedRow(form="prompt/completion", prompt=prompt, references=references, used=used)
+    turns, final = turns_of_messages(row["prompt"], "'prompt'"), None
+    if isinstance(answer, list) and answer and isinstance(answer[0], dict):  # the answer is a message
+        messages = turns_of_messages(answer, "'completion'")
+        if len(messages) != 1 or messages[0].role != "assistant":
+            raise BadRow("order of roles", "'completion' must be one assistant message")
+        final, answer = messages[0], messages[0].text
+    check_order((*turns, Turn("assistant", "")), "'prompt'")
+    return ParsedRow(
+        form="prompt/completion",
+        prompt=Conversation(turns, tools_of(row.get("tools"))),
+        references=_references(answer, "'completion'"),
+        used=_keys("prompt", answer_key, first_key(row, "tools")),
+        answer=_beyond_text(final),
+    )
 
 
 def _conversation_row(row: Mapping[str, object], form: Literal["messages", "conversations"]) -> ParsedRow:
-    turns = _turns(row[form], f"'{form}'")
-    _check_order(turns, f"'{form}'")
-    if turns[-1].role == "assistant":
-        return ParsedRow(form=form, prompt=Conversation(turns[:-1]), references=(turns[-1].content,), used=(form,))
-    return ParsedRow(form=form, prompt=Conversation(turns), references=(), used=(form,))
+    turns, tools_key = turns_of_messages(row[form], f"'{form}'"), first_key(row, "tools", "functions")
+    tools, used = tools_of(tools_key and row[tools_key]), _keys(form, tools_key, first_key(row, "system"))
+    if system := text_of(row.get("system") or "", "'system'"):
+        if turns[0].role == "system":
+            raise BadRow("order of roles", f"has the key 'system' and a system message in '{form}'; remove one of them")
+        turns = (Turn("system", system), *turns)
+    check_order(turns, f"'{form}'")
+    if turns[-1].role != "assistant":
+        return ParsedRow(form=form, prompt=Conversation(turns, tools), references=(), used=used)
+    prompt, final = Conversation(turns[:-1], tools), turns[-1]
+    return ParsedRow(form=form, prompt=prompt, references=(final.text,), used=used, answer=_beyond_text(final))
 
 
-def _turns(value: object, name: str) -> tuple[Turn, ...]:
-    """Convert a list of messages to turns.
-
-    `value` must be a list of objects with the keys role and content, or from and value.
-    """
-    if not isinstance(value, list) or not value:
-        raise BadRow("wrong type", f"{name} is {_kind(value)}; it must be a list of messages")
-    turns = []
-    for number, message in enumerate(value, 1):
-        where = f"{name}, message {number}"
-        if not isinstance(message, dict):
-            raise BadRow("wrong type", f"{where} is {_kind(message)}; it must be an object with role and content")
-        role = _first(message, "role", "from")
-        if not isinstance(role, str) or role not in _ROLES:
-            raise BadRow("unknown role", f"{where}: role {reprlib.repr(role)}; roles are system, user and assistant")
-        turns.append(Turn(_ROLES[role], _filled(_first(message, "content", "value"), f"{where}: content")))
-    return tuple(turns)
+def _keys(*keys: str | None) -> tuple[str, ...]:
+    return tuple(key for key in keys if key is not None)
 
 
-def _check_order(turns: tuple[Turn, ...], name: str) -> None:
-    """Raise BadRow if the roles of the turns are in a wrong order.
-
-    After an optional system turn, user and assistant turns must alternate, beginning with a user turn.
-    """
-    num_system = int(turns[0].role == "system")
-    for number, turn in enumerate(turns[num_system:]):
-        if turn.role != ("assistant" if number % 2 else "user"):
-            order = "after an optional system message, user and assistant must alternate"
-            raise BadRow("order of roles", f"{name}, message {number + 1 + num_system} has role {turn.role}; {order}")
-    if len(turns) == num_system:
-        raise BadRow("order of roles", f"{name} has no user message")
+def _beyond_text(turn: Turn | None) -> Turn | None:
+    """Return a turn that has reasoning or tool calls, and None for any other turn."""
+    return turn if turn is not None and (turn.reasoning or turn.calls) else None
 
 
 def _references(answer: object, name: str) -> tuple[str, ...]:
@@ -228,44 +221,5 @@ def _references(answer: object, name: str) -> tuple[str, ...]:
     if answer is None or answer == [] or (isinstance(answer, str) and not answer.strip()):
         return ()
     if isinstance(answer, list):
-        return tuple(_filled(text, f"{name}, item {number}") for number, text in enumerate(answer, 1))
-    return (_text(answer, name),)
-
-
-def _filled(value: object, name: str) -> str:
-    text = _text(value, name)
-    if not text.strip():
-        raise BadRow("empty text", f"{name} is empty")
-    return text
-
-
-def _text(value: object, name: str) -> str:
-    if not isinstance(value, str):
-        fault: Fault = "missing text" if value is None else "wrong type"
-        raise BadRow(fault, f"{name} is {_kind(value)}; it must be a string")
-    if "\x00" in value:
-        raise BadRow("NUL character", f"{name} has a NUL character")
-    if not value.isascii() and _SURROGATE.search(value):
-        raise BadRow("lone surrogate", f"{name} has a lone surrogate, which is not valid Unicode")
-    return value
-
-
-def _first(row: Mapping[str, object], *names: str) -> object:
-    """Return the first value under the keys `names` of `row` that is not null; None if there is no such value."""
-    key = _first_key(row, *names)
-    return None if key is None else row[key]
-
-
-def _first_key(row: Mapping[str, object], *names: str) -> str | None:
-    """Return the first of the keys `names` whose value in `row` is not null; None if there is no such key."""
-    return next((name for name in names if row.get(name) is not None), None)
-
-
-def _kind(value: object) -> str:
-    """Describe the JSON type of a value for an error message, such as "a string" or "missing"."""
-    if value is None:
-        return "missing"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
-    if value in ([], {}):
-        return "empty"
-    return names.get(type(value), f"a {type(value).__name__}")
+        return tuple(filled(text, f"{name}, item {number}") for number, text in enumerate(answer, 1))
+    return (text_of(answer, name),)

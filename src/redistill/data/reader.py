@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, cast
 
+from redistill.data.bad_rows import BadRow, Fault
 from redistill.data.columns import renamed
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint
 from redistill.data.formats import file_format, file_rows
-from redistill.data.forms import BadRow, Fault, parse_row, unused_keys
+from redistill.data.forms import parse_row, unused_keys
 from redistill.data.rejected import RejectedRow, list_rejected
 from redistill.data.rows import Rows, Table, TableBuilder, collection_paused
 from redistill.data.sources import Located, Source, download, hub_rows, located
@@ -31,7 +32,7 @@ MAX_NAMES = 1000
 """Maximum number of different unused columns that are counted by name; rows may have any number of different keys."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ReadReport:
     """The result of reading a source.
 
@@ -42,6 +43,7 @@ class ReadReport:
         rejected: The unusable rows.
         unused: For each column that no part of a run uses, the number of rows that have a value in it; the most frequent first.
         prompts_alone: Number of usable rows without an answer.
+        prompts: Number of usable rows by the type of their prompt, such as {"Conversation": 20}.
     """
 
     source: str
@@ -50,6 +52,7 @@ class ReadReport:
     rejected: tuple[RejectedRow, ...]
     unused: Mapping[str, int] = field(default_factory=dict)
     prompts_alone: int = 0
+    prompts: Mapping[str, int] = field(default_factory=dict)
 
     def noted(self) -> Iterator[str]:
         """Yield notes for a log: the unused columns, and the prompts alone."""
@@ -166,9 +169,10 @@ def _joined(name: str, found: list[tuple[Rows, ReadReport]]) -> tuple[Rows, Read
     if len(found) == 1:
         return found[0]
     reports = [report for _, report in found]
-    unused = Counter[str]()
+    unused, prompts = Counter[str](), Counter[str]()
     for report in reports:
         unused.update(report.unused)
+        prompts.update(report.prompts)
     joined = ReadReport(
         source=name,
         verdict="; ".join(f"{Path(report.source).name}: {report.verdict or 'none'}" for report in reports),
@@ -176,6 +180,7 @@ def _joined(name: str, found: list[tuple[Rows, ReadReport]]) -> tuple[Rows, Read
         rejected=tuple(row.in_file(Path(report.source).name) for report in reports for row in report.rejected),
         unused=dict(unused.most_common()),
         prompts_alone=sum(report.prompts_alone for report in reports),
+        prompts=prompts,
     )
     return Rows.joined([records for records, _ in found]), joined
 
@@ -198,6 +203,7 @@ def _survey(place: Located, *, require_answer: bool, cache: Callable[[str], None
         rejected=tuple(RejectedRow(line=line, fault=fault, reason=reason) for line, fault, reason in about["rejected"]),
         unused=about["unused"],
         prompts_alone=about["prompts_alone"],
+        prompts=about["prompts"],
     )
     return Rows.of(table), report
 
@@ -231,13 +237,14 @@ class _About(TypedDict):
     Args:
         verdict: The field `verdict` of `ReadReport`.
         rejected: Line number, fault and reason of each unusable row.
-        unused, prompts_alone: The fields of `ReadReport`.
+        unused, prompts_alone, prompts: The fields of `ReadReport`.
     """
 
     verdict: str
     rejected: list[tuple[int, Fault, str]]
     unused: dict[str, int]
     prompts_alone: int
+    prompts: dict[str, int]
 
 
 @collection_paused()
@@ -245,7 +252,7 @@ def _surveyed(place: Located, require_answer: bool) -> Stored:
     """Parse the rows of a source; return the arrays and JSON values to cache."""
     table, columns = TableBuilder(), place.source.columns or {}
     bad: list[Json] = []
-    forms, unused = Counter[str](), Counter[str]()
+    forms, prompts, unused = Counter[str](), Counter[str](), Counter[str]()
     prompts_alone = 0
     rows = hub_rows(place) if place.path is None else file_rows(place.path, place.name)
     for line, text, value in rows:
@@ -262,8 +269,9 @@ def _surveyed(place: Located, require_answer: bool) -> Stored:
             continue
         assert isinstance(row, dict), "parse_row"
         forms[parsed.form] += 1
+        prompts[type(parsed.prompt).__name__] += 1
         prompts_alone += not parsed.references
-        table.add(line, row_text or _as_json(row), parsed.prompt, parsed.references)
+        table.add(line, row_text or _as_json(row), parsed)
         if len(row) > len(parsed.used) or parsed.form in ("messages", "conversations"):
             for name in unused_keys(row, parsed):
                 unused[name if name in unused or len(unused) < MAX_NAMES else "others"] += 1
@@ -274,6 +282,7 @@ def _surveyed(place: Located, require_answer: bool) -> Stored:
         "rejected": bad,
         "unused": dict(unused.most_common()),
         "prompts_alone": prompts_alone,
+        "prompts": dict(prompts),
     }
     return Stored(table.arrays(), about)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from redistill.data.forms import Fault
+from redistill.data.bad_rows import Fault
 from redistill.records import Json
 from redistill.storage.files import append_lines, read_lines, rewrite_lines
 

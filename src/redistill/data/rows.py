@@ -14,7 +14,7 @@ from typing import Self, overload
 
 import numpy as np
 
-from redistill.data.forms import parse_row, texts_of
+from redistill.data.forms import ParsedRow, answer_texts, parse_row, texts_of
 from redistill.records import Conversation, Instruction, RawPrompt, Record
 
 Prompt = Instruction | RawPrompt | Conversation
@@ -56,7 +56,8 @@ def content_digest(record: Record) -> bytes:
     """
     prompt = record.prompt
     roles = [turn.role for turn in prompt.turns] if isinstance(prompt, Conversation) else []
-    return _digest([type(prompt).__name__, *roles, "", *texts_of(prompt), "", *record.references], len(roles))
+    answers = (*record.references, *answer_texts(record.answer))
+    return _digest([type(prompt).__name__, *roles, "", *texts_of(prompt), "", *answers], len(roles))
 
 
 def question_digest(record: Record) -> bytes:
@@ -116,7 +117,7 @@ class Table:
         """Return the record of the row with the index `row`."""
         begin, end = self.ends[row - 1] if row else 0, self.ends[row]
         parsed = parse_row(json.loads(self.texts[begin:end].tobytes()), require_answer=False)
-        return Record(record_id=f"{self.stem}:{self.lines[row]}", prompt=parsed.prompt, references=parsed.references)
+        return parsed.record(f"{self.stem}:{self.lines[row]}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,15 +238,15 @@ class TableBuilder:
         self._texts, self._contents, self._questions = bytearray(), bytearray(), bytearray()
         self._ends, self._lines = array("q"), array("q")
 
-    def add(self, line: int, text: bytes, prompt: Prompt, references: tuple[str, ...]) -> None:
+    def add(self, line: int, text: bytes, parsed: ParsedRow) -> None:
         """Append a row to the arrays.
 
         Args:
             line: The line number of the row in its source, from 1.
             text: The row as one line of JSON.
-            prompt, references: The prompt and the answers that `parse_row` returned for the row.
+            parsed: The result of `parse_row` for the row.
         """
-        record = Record(record_id="", prompt=prompt, references=references)
+        record = parsed.record("")
         self._texts += text
         self._ends.append(len(self._texts))
         self._lines.append(line)

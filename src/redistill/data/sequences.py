@@ -6,14 +6,15 @@ Only this module determines which tokens belong to the prompt and which to the a
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from redistill.data.alpaca import front_ids
 from redistill.data.encoding import Text, TextEncoder
 from redistill.data.special import Range, SpecialTokenCounts, SpecialTokens
-from redistill.data.templates import literal_ranges, render_prompt, render_transcript
+from redistill.data.templates import Rendering, literal_ranges, render_prompt, render_transcript, rendering_of
 from redistill.errors import DataError
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
 from redistill.randomness import generator
-from redistill.records import RawPrompt, Record
+from redistill.records import Record
 
 if TYPE_CHECKING:
     from redistill.data.tokenize import TokenizeConfig
@@ -48,8 +49,8 @@ class SequenceEncoder:
 
     The text of a special token may occur in a row.  With the Alpaca template, this text is encoded as plain text in
     instructions, conversations and their answers, so "<|endoftext|>" in an instruction is not an end token.  In a raw prompt
-    and its answers, the text is encoded as a special token.  With a chat template, special tokens of the template are encoded
-    as special tokens, and those in messages as plain text.
+    that is used verbatim, and in its answers, the text is encoded as a special token.  With a chat template, special tokens of
+    the template are encoded as special tokens, and those in messages as plain text.
 
     Attributes:
         config: The settings of tokenization.
@@ -60,10 +61,7 @@ class SequenceEncoder:
         self._tokenizer, self.config = tokenizer, config
         self._special, self.counts = SpecialTokens(tokenizer), SpecialTokenCounts()
         self._texts = TextEncoder(tokenizer, self._special)
-        self._front: list[int] = []  # the special tokens that the tokenizer puts before a text by default
-        if config.template != "chat":
-            plain, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-            self._front = full[: next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)]
+        self._front = front_ids(tokenizer)
 
     def prompts(self, records: Sequence[Record]) -> list[list[int] | DataError]:
         """Encode the prompt of each record.
@@ -71,21 +69,23 @@ class SequenceEncoder:
         The result has one element per record, in order: the token ids of the prompt.  If the template cannot render a prompt,
         its element is a DataError, which is not raised.
         """
-        template = self.config.template
+        template, settings = self.config.template, self.config.chat
         found: list[list[int] | DataError] = []
         texts: list[Text] = []
         for record in records:
             signals.poll()
             try:
-                text = render_prompt(record.prompt, template, self._tokenizer)
-                literal = literal_ranges(record.prompt, text, self._tokenizer, self._special) if template == "chat" else ()
+                text = render_prompt(record.prompt, template, self._tokenizer, settings)
+                is_chat = self._rendering(record) == "chat"
+                literal = literal_ranges(record.prompt, text, self._tokenizer, self._special, settings) if is_chat else ()
             except DataError as error:
                 found.append(error)
             else:
                 texts.append(self._text(record, text, literal))
                 found.append([])
         encoded = iter(self._texts.encode(texts))
-        return [ids if isinstance(ids, DataError) else self._with_front(next(encoded)) for ids in found]
+        both = zip(records, found, strict=True)
+        return [ids if isinstance(ids, DataError) else self._with_front(record, next(encoded)) for record, ids in both]
 
     def spelled(self, records: Sequence[Record], seed: int, sample: int) -> Iterator["Spelled | DataError"]:
         """Encode each record with one of its answers; yield its ids or a DataError.
@@ -163,6 +163,7 @@ class SequenceEncoder:
             self._tokenizer,
             every_turn=config.supervise == "every",
             special=self._special,
+            settings=config.chat,
         )
         text, literal = transcript.text, transcript.literal
         stops = [stop for start_end in transcript.answers for stop in start_end]
@@ -171,7 +172,7 @@ class SequenceEncoder:
         supervised: list[bool] = []
         prompt = done = 0
         for number, (stop, alone) in enumerate(zip(stops, encoded)):
-            together = self._with_front(alone)
+            together = self._with_front(record, alone)
             if together[: len(ids)] == ids:
                 ids = together
             else:
@@ -186,18 +187,24 @@ class SequenceEncoder:
             raise DataError("the prompt or the answer has no tokens in this tokenizer; change or remove the row")
         return Spelled(ids, supervised, prompt, transcript.ended)
 
-    def _with_front(self, ids: list[int]) -> list[int]:
-        """Return `ids` with the special tokens that the tokenizer puts before a text; they are added if they are missing."""
-        return ids if ids[: len(self._front)] == self._front else self._front + ids
+    def _rendering(self, record: Record) -> Rendering:
+        return rendering_of(type(record.prompt), self.config.template)
+
+    def _with_front(self, record: Record, ids: list[int]) -> list[int]:
+        """Return `ids` with the special tokens that the tokenizer puts before a text; they are added if they are missing.
+
+        A chat template writes its own special tokens, so nothing is added to its text.
+        """
+        front = [] if self._rendering(record) == "chat" else self._front
+        return ids if ids[: len(front)] == front else front + ids
 
     def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
         """Create the `Text` to encode for `text`, which is a part of the rendered record.
 
-        With the Alpaca template, all special tokens are encoded as plain text unless the prompt of the record is a raw prompt.
-        `literal` contains the ranges of the special tokens that are encoded as plain text with a chat template; ranges that end
-        after the end of `text` are left out.
+        With the Alpaca template, all special tokens are encoded as plain text.  `literal` contains the ranges of the special
+        tokens that are encoded as plain text with a chat template; ranges that end after the end of `text` are left out.
         """
-        is_data = self.config.template == "alpaca" and not isinstance(record.prompt, RawPrompt)
+        is_data = self._rendering(record) == "alpaca"
         return Text(text, is_data, tuple((start, end) for start, end in literal if end <= len(text)))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self, cast
 
-from redistill.data.forms import texts_of
+from redistill.data.forms import answer_texts, texts_of
 from redistill.interfaces import Tokenizer
 from redistill.records import Json, RawPrompt, Record
 
@@ -122,10 +122,11 @@ class SpecialTokenCounts:
             record: The record whose prompt is searched.
             answer: The answer to train on; if None, only the prompt is searched.
             special: The special tokens of the tokenizer.
-            template: "alpaca" or "chat".  Special tokens in raw prompts are added to `kept` with "alpaca", and to `as_text`
-                with "chat".
+            template: "auto", "alpaca" or "chat".  Special tokens in raw prompts are added to `as_text` with "chat", and
+                otherwise to `kept`.
         """
-        found = special.count([*texts_of(record.prompt), *([] if answer is None else [answer])])
+        answers = [] if answer is None else [answer, *answer_texts(record.answer)]
+        found = special.count([*texts_of(record.prompt), *answers])
         if not found:
             return
         if isinstance(record.prompt, RawPrompt) and template != "chat":

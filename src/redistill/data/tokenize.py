@@ -10,15 +10,16 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypedDict, cast, get_args
 
 import numpy as np
 
+from redistill.data.chat import RESERVED, Argument, ChatSettings, fixed_date, is_date
 from redistill.data.encoding import CHARACTERS_AT_ONCE
 from redistill.data.examples import ExampleBuilder, Examples
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint, tokenizer_hash
-from redistill.data.forms import texts_of
+from redistill.data.forms import answer_texts, texts_of
 from redistill.data.rows import Rows, collection_paused
 from redistill.data.sequences import SequenceEncoder, Spelled
 from redistill.data.special import SpecialTokenCounts
@@ -42,13 +43,20 @@ class TokenizeConfig:
             tokens.
         response_tokens: Maximum answer length in tokens with the end token, >= 1.  A longer answer is truncated and has no end
             token.
-        template: "alpaca" is the template of Stanford Alpaca, "chat" is the chat template of the tokenizer.
+        template: "auto" renders each row by its form: conversations with the chat template of the tokenizer, instructions with
+            the template of Stanford Alpaca, and a prompt with a completion verbatim.  "chat" renders all rows with the chat
+            template.  "alpaca" renders conversations as well with the Alpaca template.
+        template_arguments: Arguments of the chat template by name, such as {enable_thinking: false}.  They are used in every
+            rendering, in training and in evaluation.
+        template_date: Date and time that a chat template prints, in ISO format, such as 2026-11-30T09:00:00.  If None, and the
+            template prints a date, it is the time at which the run begins, which run.json then states.
         supervise: "last" trains on the last answer of a conversation, "every" on every answer of the assistant.
         reference: Which of several references to train on: the "first", the "longest" or "shortest" in characters, or a
             "random" one, which depends on the seed of the run.
 
     Raises:
-        ConfigError: a length is below 1, or a choice is unknown.
+        ConfigError: a length is below 1, a choice is unknown, an argument has a name that redistill itself sets, or the date is
+            not in ISO format.
 
     Example:
         >>> TokenizeConfig(template="chat").prompt_tokens
@@ -61,7 +69,9 @@ class TokenizeConfig:
 
     prompt_tokens: int = 256
     response_tokens: int = 256
-    template: Template = "alpaca"
+    template: Template = "auto"
+    template_arguments: dict[str, Argument] = field(default_factory=dict)
+    template_date: str | None = None
     supervise: Supervise = "last"
     reference: Reference = "first"
 
@@ -72,6 +82,17 @@ class TokenizeConfig:
         for name, choices in (("template", Template), ("supervise", Supervise), ("reference", Reference)):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(f"{name} = {getattr(self, name)!r}: must be one of {', '.join(get_args(choices))}")
+        for argument in self.template_arguments:
+            if argument in RESERVED or not argument.isidentifier():
+                fault = "is set by redistill" if argument in RESERVED else "is not a name"
+                raise ConfigError(f"template_arguments.{argument[:60]}: {fault}; name a variable of the chat template")
+        if self.template_date is not None and not is_date(self.template_date):
+            raise ConfigError(f"template_date = {self.template_date!r}: must be in ISO format, such as 2026-11-30T09:00:00")
+
+    @property
+    def chat(self) -> ChatSettings:
+        """The settings of the chat template."""
+        return ChatSettings(self.template_arguments, self.template_date)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +118,7 @@ class TokenizeReport:
         num_cut: Number of kept records whose answer was truncated.
         too_long: Records whose prompt is longer than the setting `prompt_tokens`.
         rejected: Records that have no answer (unless prompts alone are allowed) or do not contain a target (a token that the
-            student is trained to predict), or that the chat template rejects.
+            student is trained to predict), or that their template rejects.
         special_tokens: Counts of special tokens in the text of the records.
     """
 
@@ -146,7 +167,7 @@ def tokenize_training(
 
     Raises:
         DataError: no record is left.
-        ConfigError: the template is "chat", but the tokenizer has no chat template.
+        ConfigError: a record needs a chat template, but the tokenizer has none.
         ModelError: the tokenizer has no end token.
     """
     examples, report = tokenize_some(records, tokenizer, config, seed, prompts_alone=prompts_alone, cache=cache)
@@ -169,7 +190,7 @@ def tokenize_some(
     The arguments and the result are those of `tokenize_training`.
 
     Raises:
-        ConfigError: the template is "chat", but the tokenizer has no chat template.
+        ConfigError: a record needs a chat template, but the tokenizer has none.
         ModelError: the tokenizer has no end token.
     """
     end_id = tokenizer.eos_token_id
@@ -177,6 +198,8 @@ def tokenize_some(
         raise ModelError(
             "tokenizer: has no end token (eos_token), so a student cannot learn to stop; set eos_token in tokenizer_config.json"
         )
+
+    config = replace(config, template_date=fixed_date(tokenizer, config.template_date))
 
     def make() -> Stored:
         return _tokenized(records, SequenceEncoder(tokenizer, config), end_id, seed, prompts_alone)
@@ -282,7 +305,7 @@ def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[
     size = first = 0
     for index, record in enumerate(records):
         batch.append(record)
-        size += sum(map(len, (*texts_of(record.prompt), *record.references)))
+        size += sum(map(len, (*texts_of(record.prompt), *record.references, *answer_texts(record.answer))))
         if len(batch) == most or size >= CHARACTERS_AT_ONCE:
             yield first, batch
             batch, size, first = [], 0, index + 1
@@ -302,7 +325,7 @@ def tokenize_prompts(
         One tuple of token ids per record, in order.
 
     Raises:
-        ConfigError: the template is "chat", but the tokenizer has no chat template.
+        ConfigError: a record needs a chat template, but the tokenizer has none.
         DataError: the chat template rejects a prompt, or a prompt has no token.
     """
     encoder = SequenceEncoder(tokenizer, config)

@@ -10,8 +10,7 @@ import torch
 
 from redistill.config.run import load_config
 from redistill.data.sequences import SequenceEncoder
-from redistill.data.tokenize import TokenizeConfig
-from redistill.deploy.source import Source, find_source, template_of
+from redistill.deploy.source import Source, find_source, tokens_for
 from redistill.errors import ConfigError, DataError, check_field
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.families import position_limit
@@ -153,5 +152,5 @@ def _teacher(source: Source, name: str) -> ModelConfig:
 def _load(label: str, source: Source, config: ModelConfig) -> Speaker:
     model, tokenizer = load_model(config)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = TokenizeConfig(template=template_of(source, tokenizer))
-    return Speaker(label=label, model=model, tokenizer=tokenizer, encoder=SequenceEncoder(tokenizer, tokens))
+    encoder = SequenceEncoder(tokenizer, tokens_for(source, tokenizer))
+    return Speaker(label=label, model=model, tokenizer=tokenizer, encoder=encoder)

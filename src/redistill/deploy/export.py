@@ -18,7 +18,7 @@ from redistill.deploy.gguf_file import Dtype, check_float16, write_gguf
 from redistill.deploy.hub import HubApi, check_push, push
 from redistill.deploy.licences import licences_of
 from redistill.deploy.modelfile import modelfile, pieces_of
-from redistill.deploy.source import Source, find_source, template_of
+from redistill.deploy.source import Source, find_source, tokens_for
 from redistill.errors import ConfigError, ModelError, OutputError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.initialise import cast_weights
@@ -135,7 +135,8 @@ def _write_gguf(source: Source, folder: Path, target: Target, dtype: Dtype) -> l
 
 
 def _write_modelfile(source: Source, folder: Path, model: CausalModel, tokenizer: Tokenizer) -> list[str]:
-    pieces = pieces_of(tokenizer, template_of(source, tokenizer))
+    tokens = tokens_for(source, tokenizer)
+    pieces = pieces_of(tokenizer, tokens.template, tokens.chat)
     stops = [tokenizer.decode([number]) for number in end_token_ids(model, tokenizer)]
     files.write_text(folder / "Modelfile", modelfile(GGUF_NAME, pieces, stops))
     if pieces is None:

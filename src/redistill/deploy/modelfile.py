@@ -9,9 +9,9 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from redistill.data.templates import render_prompt
+from redistill.data.chat import PLAIN, ChatSettings
+from redistill.data.templates import Template, render_prompt
 from redistill.deploy.vocabulary import added_ends
 from redistill.errors import DataError
 from redistill.interfaces import Tokenizer
@@ -69,20 +69,21 @@ class Pieces:
         )
 
 
-def pieces_of(tokenizer: Tokenizer, template: Literal["alpaca", "chat"]) -> Pieces | None:
+def pieces_of(tokenizer: Tokenizer, template: Template, settings: ChatSettings = PLAIN) -> Pieces | None:
     """Find the constant texts of a prompt template.
 
     Args:
         tokenizer: Provides the chat template.  If it puts its begin token before a text, the begin token is removed from the
             template, since Ollama adds it as well.
         template: "alpaca" or "chat".
+        settings: Arguments and date of the chat template.
 
     Returns:
         The texts; None if they depend on the content or on the number of messages, so that they cannot be found.
     """
 
     def render(*turns: Turn) -> str:
-        text = render_prompt(Conversation(turns), template, tokenizer)
+        text = render_prompt(Conversation(turns), template, tokenizer, settings)
         begin = tokenizer.decode([tokenizer.bos_token_id]) if tokenizer.bos_token_id is not None else ""
         return text.removeprefix(begin) if added_ends(tokenizer)[0] else text
 

@@ -1,14 +1,15 @@
 """The student of a run, or another model, by the name that a user gives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+from redistill.data.alpaca import has_alpaca_jinja
+from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError
 from redistill.interfaces import Tokenizer
 from redistill.models.load import ModelConfig
 from redistill.runs.folder import RUN_FILE, has_model
-from redistill.runs.run import tokens_of
+from redistill.runs.templates import tokens_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +58,24 @@ def find_source(name: str) -> Source:
     return Source(name=name, model=ModelConfig(model=name).model, run=parent if is_student else None)
 
 
-def template_of(source: Source, tokenizer: Tokenizer) -> Literal["alpaca", "chat"]:
-    """Return the prompt template of a model.
+def tokens_for(source: Source, tokenizer: Tokenizer) -> TokenizeConfig:
+    """Return the settings with which the prompts of a model are rendered.
 
-    The student of a run has the template that the run was trained with.  Another model has the chat template of its tokenizer,
+    The student of a run has the settings that the run was trained with.  Another model has the chat template of its tokenizer,
     or the Alpaca template if the tokenizer has no chat template.
 
     Args:
         source: The model.
         tokenizer: The tokenizer of the model.
 
+    Returns:
+        The settings; their template is "alpaca" or "chat".
+
     Raises:
-        ConfigError: run.json of the run folder has no valid settings of the template.
+        ConfigError: run.json of the run folder, or redistill.json of the model folder, has no valid settings.
     """
-    trained = None if source.run is None else tokens_of(str(source.run)).template
-    if trained in ("alpaca", "chat"):
+    trained = tokens_of(str(source.run or source.model))
+    if trained.template != "auto":
         return trained
-    return "chat" if tokenizer.chat_template else "alpaca"
+    is_alpaca = not tokenizer.chat_template or has_alpaca_jinja(tokenizer)
+    return replace(trained, template="alpaca" if is_alpaca else "chat")

@@ -16,6 +16,7 @@ from redistill.models.load import ModelConfig, load_model, parameter_bytes
 from redistill.models.lora import save_student
 from redistill.randomness import torch_seed
 from redistill.runs.opened import OpenRun
+from redistill.runs.templates import exported_tokenizer
 from redistill.storage import files
 
 CHANGE = 0.05
@@ -73,7 +74,8 @@ def export(opened: OpenRun, example: Example) -> Exported:
         if files.disk.free_bytes(Path(folder)) < 2 * parameter_bytes(model):
             raise NotExamined(f"there is too little space in {folder} for the exported student")
         try:
-            save_student(model, tokenizer, Path(folder), "merged" if source.lora is None else source.lora.export)
+            mine = exported_tokenizer(tokenizer, opened.data.templates)
+            save_student(model, mine, Path(folder), "merged" if source.lora is None else source.lora.export)
             again, read = load_model(ModelConfig(model=folder, dtype="bfloat16" if dtype == torch.bfloat16 else "float32"))
         except RedistillError as error:
             return Exported(tokenizer=tokenizer, difference=0.0, change=change, tolerance=tolerance, error=str(error))

@@ -5,6 +5,7 @@ import math
 import torch
 
 from redistill.contracts import Teacher
+from redistill.data.alpaca import has_alpaca_jinja
 from redistill.doctor.findings import Finding, Findings, NotExamined, quoted
 from redistill.doctor.reading import ROWS_AT_ONCE, gold_batch
 from redistill.doctor.subject import Loaded, Subject
@@ -170,7 +171,8 @@ def other_tokenizer(subject: Subject) -> Findings:
             raise NotExamined("the recipe has no teacher")
         return []
     found = []
-    for warning in compatibility_warnings(subject.teacher_tokenizer, subject.tokenizer):
+    chat = not has_alpaca_jinja(subject.tokenizer)  # a fine-tuned student, whose rows need no chat template
+    for warning in compatibility_warnings(subject.teacher_tokenizer, subject.tokenizer, chat=chat):
         measured, _, remedy = warning.partition(": ")
         found.append(
             Finding(

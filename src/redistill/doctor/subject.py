@@ -4,17 +4,20 @@ The recipe is shortened to one update. Its models, policy and other components a
 only to a temporary folder.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from redistill.config.run import Run
+from redistill.config.run import Run, with_template_date
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Batch, Draw, Example, TokenSequence, items_of
+from redistill.data.chat import fixed_date
 from redistill.data.check import SourceCheck, check_data
 from redistill.data.reader import survey_records
+from redistill.data.templates import renderings
 from redistill.data.tokenize import TokenizeReport, tokenize_training
 from redistill.doctor.export import Exported, export
 from redistill.doctor.findings import NotExamined
@@ -197,6 +200,7 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
     assert taught_by is not None or source.model != "teacher", "checked when the recipe is read"
     tokenizer = load_tokenizer(taught_by if taught_by is not None and source.model == "teacher" else source)
     other = load_tokenizer(taught_by) if taught_by is not None and source.model != "teacher" else None
+    config = with_template_date(config, fixed_date(tokenizer, None))  # so that two renderings do not differ in the time
     texts = read_texts(config, tokenizer)
     if isinstance(config.teacher, ServedTeacherConfig):
         report(announcement(config.teacher))
@@ -323,7 +327,9 @@ def load(config: Run, tokenizer: Tokenizer, texts: Texts) -> Loaded:
     by_length = sorted(texts.examples, key=lambda example: len(example.token_ids))
     records = spread([example.record for example in by_length], GOLD_ROWS)
     examples, _ = tokenize_training(records, tokenizer, config.data.tokens, config.seed)
-    data = DataSets(train=examples, validation=records, validation_examples=examples, tests={}, manifest={})
+    prompts = Counter(type(record.prompt).__name__ for record in texts.records)
+    manifest = {"templates": {"train": renderings(prompts, config.data.tokens.template)}}
+    data = DataSets(train=examples, validation=records, validation_examples=examples, tests={}, manifest=manifest)
     opened = assemble(config, make_accelerator(config.training.precision), models, data, Progress(enabled=False))
     is_trainable = any(parameter.requires_grad for parameter in opened.student.model.parameters())
     evaluator = build_evaluator(opened, models.student)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from redistill.contracts import Example
 from redistill.data.forms import texts_of
-from redistill.data.templates import render_prompt, turns_of
+from redistill.data.templates import described_renderings, prompt_before, render_prompt, rendering_of, turns_of
 from redistill.data.tokenize import TokenizeConfig, tokenize_prompts, tokenize_training
 from redistill.doctor.findings import Finding, Findings, NotExamined, quoted, some
 from redistill.doctor.subject import Subject
@@ -13,6 +13,7 @@ from redistill.errors import DataError
 from redistill.interfaces import Tokenizer
 from redistill.policies.order import gold_sequence
 from redistill.records import Conversation, Instruction, RawPrompt, Record
+from redistill.runs.templates import exported_tokenizer
 
 UNLIMITED = 1 << 40
 """A maximum length in tokens that is too large to truncate any text."""
@@ -24,7 +25,7 @@ def template(subject: Subject) -> Findings:
     """Check 1: evaluation and the exported model must use the prompts of training.
 
     The check fails if evaluation or the exported tokenizer gives other token ids for a row than training, or if the exported
-    tokenizer has another chat template. If it has a chat template, but training uses the Alpaca template, this is a note.
+    chat template is another one. If the model has a chat template, but training uses the Alpaca template, this is a note.
     """
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
@@ -40,26 +41,27 @@ def template(subject: Subject) -> Findings:
                 remedy="build both prompts with one template and one tokenizer (data.tokens.template)",
             )
         )
-    exported = subject.loaded.exported.tokenizer
+    exported, templates = subject.loaded.exported.tokenizer, subject.loaded.opened.data.templates
+    expected = exported_tokenizer(tokenizer, templates).chat_template
     again, _ = tokenize_training([example.record for example in examples], exported, config, subject.config.seed)
     changed = [
         e for e, new in zip(examples, again, strict=False) if (e.token_ids, e.supervised) != (new.token_ids, new.supervised)
     ]
-    if changed or len(again) != len(examples) or exported.chat_template != tokenizer.chat_template:
+    if changed or len(again) != len(examples) or exported.chat_template != expected:
         found.append(
             Finding(
                 what="the exported tokenizer differs from the tokenizer of training",
                 measured=f"{len(changed)} of {len(examples)} rows have other token ids with the exported tokenizer"
-                + ("" if exported.chat_template == tokenizer.chat_template else ", and its chat template differs"),
+                + ("" if exported.chat_template == expected else ", and its chat template differs"),
                 right="equal token ids and equal chat templates",
                 remedy="save the tokenizer again with save_pretrained, and load the student from that folder",
             )
         )
-    if config.template != "chat" and tokenizer.chat_template:
+    if "alpaca" in templates and tokenizer.chat_template:
         found.append(
             Finding(
-                what="the exported tokenizer has a chat template, and training uses the Alpaca template",
-                measured=f"data.tokens.template = {config.template}",
+                what="the model has a chat template, and training uses the Alpaca template",
+                measured=f"data.tokens.template = {config.template}: {described_renderings(templates)}",
                 right="training with the template that the student will be used with",
                 remedy="set data.tokens.template to chat, or use Alpaca prompts with the exported student",
                 is_note=True,
@@ -223,10 +225,8 @@ def answered_prompts(subject: Subject, example: Example) -> list[tuple[int, ...]
     """
     record, config = example.record, subject.config.data.tokens
     turns = turns_of(record.prompt)
-    asked = [
-        Conversation(turns[:k]) for k, turn in enumerate(turns) if turn.role == "assistant" and config.supervise == "every"
-    ]
-    records = [replace(record, prompt=prompt) for prompt in (*asked, record.prompt)]
+    asked = [k for k, turn in enumerate(turns) if turn.role == "assistant" and config.supervise == "every"]
+    records = [replace(record, prompt=prompt) for prompt in (*(prompt_before(record.prompt, k) for k in asked), record.prompt)]
     return tokenize_prompts(records, subject.tokenizer, unlimited(config))
 
 
@@ -314,7 +314,7 @@ def injected(subject: Subject, record: Record, known: Mapping[str, int]) -> str 
     A prompt that is used without a template is not examined, because it may contain special tokens on purpose. The answers are
     always examined.
     """
-    is_verbatim = isinstance(record.prompt, RawPrompt) and subject.config.data.tokens.template != "chat"
+    is_verbatim = rendering_of(type(record.prompt), subject.config.data.tokens.template) == "verbatim"
     texts = (*(() if is_verbatim else texts_of(record.prompt)), *record.references)
     name = next((name for name in known if name and any(name in text for text in texts)), None)
     if name is None:
@@ -345,10 +345,11 @@ def encoded(subject: Subject, record: Record) -> tuple[int, ...]:
 def without(prompt: Instruction | RawPrompt | Conversation, known: Mapping[str, int]) -> Instruction | RawPrompt | Conversation:
     """Return a copy of a prompt with "x" in place of each special token in its texts."""
     if isinstance(prompt, Instruction):
-        return Instruction(cleaned(prompt.instruction, known), cleaned(prompt.input, known))
+        asked, given, system = (cleaned(text, known) for text in (prompt.instruction, prompt.input, prompt.system))
+        return Instruction(asked, given, system, tuple((cleaned(a, known), cleaned(b, known)) for a, b in prompt.history))
     if isinstance(prompt, RawPrompt):
         return RawPrompt(cleaned(prompt.text, known))
-    return Conversation(tuple(replace(turn, content=cleaned(turn.content, known)) for turn in prompt.turns))
+    return replace(prompt, turns=tuple(replace(turn, content=cleaned(turn.content, known)) for turn in prompt.turns))
 
 
 def cleaned(text: str, known: Mapping[str, int]) -> str:
@@ -390,9 +391,9 @@ def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> 
 
     An example is the line "### Response:". The result is "" for a prompt that is used without a template.
     """
-    if isinstance(record.prompt, RawPrompt) and config.template != "chat":
+    if rendering_of(type(record.prompt), config.template) == "verbatim":
         return ""
-    text = render_prompt(record.prompt, config.template, tokenizer)
+    text = render_prompt(record.prompt, config.template, tokenizer, config.chat)
     given = turns_of(record.prompt)[-1].content
     last = (texts_of(record.prompt)[-1] or given).strip() if isinstance(record.prompt, Instruction) else given.strip()
     _, found, tail = text.rpartition(last)

@@ -15,7 +15,7 @@ from redistill.contracts import Example, TokenSequence
 from redistill.data.reader import read_records
 from redistill.data.rows import Rows
 from redistill.data.tokenize import tokenize_training
-from redistill.errors import RedistillError
+from redistill.errors import ConfigError, RedistillError
 from redistill.generation.local import LocalEngineConfig
 from redistill.interfaces import Tokenizer
 from redistill.models.load import ModelConfig, load_tokenizer
@@ -186,6 +186,8 @@ def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int
             limit = data.tokens.response_tokens  # of the generated answer to a prompt alone
             lengths = sorted(((len(e.prompt_ids), sum(e.supervised) or limit) for e in examples), key=sum)
             return lengths, count, f"text lengths are those of {len(lengths)} rows of the training data"
+        except ConfigError:  # the run raises it too
+            raise
         except RedistillError as error:
             why = str(error)
     return [(data.tokens.prompt_tokens, data.tokens.response_tokens)], None, f"lengths are the recipe's limits: {why}"

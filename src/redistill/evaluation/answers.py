@@ -120,5 +120,5 @@ def part(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
 def _prompt_text(record: Record) -> str:
     """Return the prompt as readable text, without the prompt template."""
     turns = turns_of(record.prompt)
-    is_dialogue = isinstance(record.prompt, Conversation)
-    return "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns) if is_dialogue else turns[0].content
+    is_dialogue = isinstance(record.prompt, Conversation) or len(turns) > 1
+    return "\n\n".join(f"{turn.role}: {turn.text}" for turn in turns) if is_dialogue else turns[0].text

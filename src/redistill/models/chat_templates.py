@@ -22,7 +22,7 @@ import select
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,13 +53,25 @@ _FAULTS = {
     "long": f"emits more than {OUTPUT_CHARACTERS:,} characters for short messages; fix or remove chat_template in its "
     "tokenizer files",
 }
-_SYSTEM, _USER, _ANSWER = ({"role": role, "content": role[0]} for role in ("system", "user", "assistant"))
-# Pairs: a conversation, and whether it is rendered as a prompt for the next answer. `two_turns` returns the first rendering.
-_TRIED = (([_USER, _ANSWER], False), ([_USER], True), ([_SYSTEM, _USER, _ANSWER, _USER], True))
+_Message = dict[str, object]
+_SYSTEM, _USER, _ANSWER = (_Message(role=role, content=role[0]) for role in ("system", "user", "assistant"))
+_FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"k": {"type": "string"}}}}
+_TOOL = {"type": "function", "function": _FUNCTION}
+_CALL = {"id": "abcdefgh1", "type": "function", "function": {"name": "f", "arguments": {"k": "v"}}}
+_CALLS: _Message = {"role": "assistant", "content": "", "reasoning_content": "r", "thinking": "r", "tool_calls": [_CALL]}
+_RESULT: _Message = {"role": "tool", "content": "t", "name": "f", "tool_call_id": "abcdefgh1"}
+# A conversation, whether it is rendered as a prompt for the next answer, and whether the assistant has a tool. `two_turns`
+# returns the first rendering.
+_TRIED: tuple[tuple[list[_Message], bool, bool], ...] = (
+    ([_USER, _ANSWER], False, False),
+    ([_USER], True, False),
+    ([_SYSTEM, _USER, _ANSWER, _USER], True, False),
+    ([_USER, _CALLS, _RESULT], True, True),
+)
 _known: dict[str, list[Rendered]] = {}
 
 
-def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
+def check_chat_templates(name: str, tokenizer: Tokenizer, arguments: Mapping[str, object] | None = None) -> None:
     """Reject chat templates that are invalid, unsafe or exceed limits.
 
     A template may reject a conversation with an exception. This rejection is not an error here; a run whose data contains such
@@ -68,6 +80,7 @@ def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
     Args:
         name: Name of the model for error messages.
         tokenizer: The tokenizer with the templates.
+        arguments: Template arguments by name, such as {"enable_thinking": False}, with which the templates will be rendered.
 
     Raises:
         ModelError: a template is not a string; a template is not valid Jinja; the sandbox blocks a template; a template exceeds
@@ -89,7 +102,7 @@ def check_chat_templates(name: str, tokenizer: Tokenizer) -> None:
                 f"{name}: chat_template has the type {type(template).__name__}; it must be a string in Jinja: fix its "
                 "tokenizer_config.json"
             )
-    for kind, text in _first_renderings(tokenizer):
+    for kind, text in _first_renderings(tokenizer, arguments or {}):
         if kind in _FAULTS:
             raise ModelError(f"{name}: its chat template {_FAULTS[kind].format(text)}")
 
@@ -99,28 +112,32 @@ def two_turns(tokenizer: Tokenizer) -> str:
 
     The function returns "" if there is no template, or if the template rejects these messages.
     """
-    kind, text = _first_renderings(tokenizer)[0] if tokenizer.chat_template else ("text", "")
+    kind, text = _first_renderings(tokenizer, {})[0] if tokenizer.chat_template else ("text", "")
     return text if kind == "text" else ""
 
 
-def _first_renderings(tokenizer: Tokenizer) -> list[Rendered]:
+def _first_renderings(tokenizer: Tokenizer, arguments: Mapping[str, object]) -> list[Rendered]:
     """Render the short test conversations `_TRIED` with each template of a tokenizer.
 
-    The default template comes first. The renderings are stored, so that a process computes them once for each tokenizer.
+    The default template comes first. The renderings are stored, so that a process computes them once for each tokenizer and
+    each set of arguments.
     """
-    key = json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map], default=str, sort_keys=True)
+    described = [tokenizer.chat_template, tokenizer.special_tokens_map, dict(arguments)]
+    key = json.dumps(described, default=str, sort_keys=True)
     if key not in _known:
-        _known[key] = _in_child(tokenizer) if hasattr(os, "fork") else list(_renderings(tokenizer))
+        render = _in_child if hasattr(os, "fork") else lambda *given: list(_renderings(*given))
+        _known[key] = render(tokenizer, arguments)
     return _known[key]
 
 
-def _renderings(tokenizer: Tokenizer) -> Iterator[Rendered]:
+def _renderings(tokenizer: Tokenizer, arguments: Mapping[str, object]) -> Iterator[Rendered]:
     others = list(tokenizer.chat_template) if isinstance(tokenizer.chat_template, dict) else []
     for template in (None, *others):
-        for messages, prompts in _TRIED:
+        for messages, prompts, has_tool in _TRIED:
+            given: dict[str, object] = {**({"tools": [_TOOL]} if has_tool else {}), **arguments}
             try:
                 text = tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=prompts, chat_template=template
+                    messages, tokenize=False, add_generation_prompt=prompts, chat_template=template, **given
                 )
             except SecurityError as error:
                 yield "unsafe", reason(error)
@@ -134,7 +151,7 @@ def _renderings(tokenizer: Tokenizer) -> Iterator[Rendered]:
                 yield ("long", "") if len(text) > OUTPUT_CHARACTERS else ("text", str(text))
 
 
-def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
+def _in_child(tokenizer: Tokenizer, arguments: Mapping[str, object]) -> list[Rendered]:
     """Call `_renderings` in a child process with limits, and return the renderings.
 
     If a limit stops the child, a single rendering with the status "time" is returned.
@@ -148,7 +165,7 @@ def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
                 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns if a process with threads forks
                 child = os.fork()
             if child == 0:
-                _limited(tokenizer, writer)
+                _limited(tokenizer, arguments, writer)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(writer)
@@ -165,7 +182,7 @@ def _in_child(tokenizer: Tokenizer) -> list[Rendered]:
         return [(str(kind), str(text)) for kind, text in json.loads(found)]
 
 
-def _limited(tokenizer: Tokenizer, writer: int) -> NoReturn:
+def _limited(tokenizer: Tokenizer, arguments: Mapping[str, object], writer: int) -> NoReturn:
     """Set limits, render the conversations, and write the renderings to a pipe.
 
     Only the child process calls this function, which ends the process and never returns.
@@ -176,7 +193,7 @@ def _limited(tokenizer: Tokenizer, writer: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _set_limits()
-        sent = json.dumps(list(_renderings(tokenizer))).encode()
+        sent = json.dumps(list(_renderings(tokenizer, arguments))).encode()
         while sent:
             sent = sent[os.write(writer, sent) :]
     finally:

@@ -236,10 +236,10 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
     return int(last) if last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder else None
 
 
-def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer) -> list[str]:
+def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer, *, chat: bool = True) -> list[str]:
     """Return warnings about differences between tokenizers with the same vocabulary.
 
-    The differences do not prevent distillation, but they may reduce the quality of the student.
+    The differences may reduce the quality of the student. Chat templates are compared only if `chat` is set.
     """
     warnings = []
     if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:
@@ -247,7 +247,7 @@ def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Toke
             f"the teacher's end token is {teacher_tokenizer.eos_token!r} and the student's {student_tokenizer.eos_token!r}: "
             "the student learns the teacher's end token; set eos_token in one of the tokenizers if this is not intended"
         )
-    if teacher_tokenizer.chat_template != student_tokenizer.chat_template:
+    if chat and teacher_tokenizer.chat_template != student_tokenizer.chat_template:
         warnings.append(
             "the teacher and the student have different chat templates: both models get prompts in the student's template; "
             "a teacher trained on its own template may give worse answers"

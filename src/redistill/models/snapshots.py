@@ -41,10 +41,13 @@ VOCABULARY_FILES = (
 )
 """Patterns of the files with the vocabulary of a tokenizer, which are read verbatim."""
 
+EXPORT = "redistill.json"
+"""The file in the folder of an exported student that describes how its prompts were tokenised in training."""
+
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _WITH_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")
 _HASH = re.compile(r"[0-9a-f]{40,64}")
-_SMALL_FILES = (*JSON_FILES, *VOCABULARY_FILES, *TEMPLATE_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+_SMALL_FILES = (*JSON_FILES, *VOCABULARY_FILES, *TEMPLATE_FILES, ADAPTER_CONFIG, ADAPTER_WEIGHTS, EXPORT)
 
 
 @dataclass(frozen=True)

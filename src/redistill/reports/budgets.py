@@ -149,7 +149,7 @@ def _training_data(entry: Entry) -> Json:
     return {
         role: _hash(at(held, "sha256")) or at(held, "source") or at(held, "path") or "unnamed"
         for role, held in manifest.items()
-        if role != "kept" and not role.startswith("test ")
+        if role not in ("kept", "special tokens", "templates") and not role.startswith("test ")
     }
 
 

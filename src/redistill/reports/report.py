@@ -101,7 +101,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
     log = read_log(log_lines(run.path / "metrics.jsonl"), plots.TRAINING_NAMES)
     revisions = read_revisions(log_lines(run.path / "revisions.jsonl"))
     rows = report_rows(models)
-    data = {role: about for role, about in mapping(run.description.get("data")).items() if isinstance(about, Mapping)}
+    data = _data(mapping(run.description.get("data")))
     needed = {
         "scores of this run (scores.json)": run.student,
         "scores of the teacher (teacher/scores.json)": run.teacher,
@@ -156,6 +156,14 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
             "gain": mean(row.interval.difference for row in compared if row.interval is not None),
             "num_ahead": sum(row.tone > 0 for row in compared),
         }
+
+
+def _data(manifest: Mapping[str, Json]) -> dict[str, dict[str, Json]]:
+    """Return the descriptions of the data sets in run.json; "templates" has the numbers of rows by template as text."""
+    data = {role: dict(about) for role, about in manifest.items() if isinstance(about, Mapping) and role != "templates"}
+    for role, counts in mapping(manifest.get("templates")).items():
+        data.setdefault(role, {})["templates"] = ", ".join(f"{count} {name}" for name, count in mapping(counts).items())
+    return data
 
 
 def _sizes(run: RunFolder) -> dict[str, dict[str, object]]:

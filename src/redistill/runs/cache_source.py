@@ -55,7 +55,10 @@ def source_of(
     if isinstance(config.teacher, TeacherConfig | CachedTeacherConfig):
         form = config.teacher.cache_form if isinstance(config.teacher, TeacherConfig) else config.teacher.form
         found["cache_form"] = label(form)
-    template = tokens.template if tokens.template != "chat" else _hash(tokenizer.chat_template)
+    template: Json = "alpaca"
+    if "chat" in data.templates:
+        template = _hash([tokenizer.chat_template, dict(tokens.template_arguments)])
+        found["template_date"] = tokens.template_date
     found |= {"tokenizer": _hash(tokenizer.get_vocab()), "template": template}
     found |= {"training data": digest_of(data.train), "validation data": digest_of(data.validation_examples)}
     if distils_corpus(config):

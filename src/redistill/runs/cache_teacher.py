@@ -11,6 +11,7 @@ from redistill.runs.opened import make_accelerator
 from redistill.runs.run import train_student
 from redistill.runs.stages import stages
 from redistill.runs.teacher_cache import fill_cache
+from redistill.runs.templates import dated
 from redistill.storage.paths import check_path
 from redistill.teachers.store import TeacherStore
 from redistill.training.progress import report
@@ -56,5 +57,5 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
     cached = replace(config, teacher=replace(config.teacher, cache=str(out)))
     if (stage := stages(cached).get("teacher")) is not None:
         train_student(stage)
-    fill_cache(cached, accelerator, report, stream_layers=stream_layers)
+    fill_cache(dated(cached), accelerator, report, stream_layers=stream_layers)
     return TeacherStore.open(out, report=report, poll=signals.poll)

@@ -6,14 +6,13 @@ docs/results/toy-world.md has the results, and the commands that reproduce them.
 """
 
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 
 from redistill import __version__
 from redistill.config.run import Run, decode_run
 from redistill.errors import ConfigError
 from redistill.models.initialise import fresh_model
-from redistill.records import Json, Record
+from redistill.records import Instruction, Json, Record
 from redistill.reports.terminal import print_summary
 from redistill.runs.folder import RUN_FILE
 from redistill.runs.run import RunResult, distill, train_student
@@ -157,7 +156,9 @@ def _write_data(folder: Path) -> None:
 
 def _row(record: Record) -> dict[str, Json]:
     output = list(record.references) if len(record.references) > 1 else record.references[0]
-    return asdict(record.prompt) | {"output": output}
+    prompt = record.prompt
+    assert isinstance(prompt, Instruction), "toy rows are instructions"
+    return {"instruction": prompt.instruction, "input": prompt.input, "output": output}
 
 
 def _write_model(folder: Path) -> None:

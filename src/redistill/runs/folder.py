@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from redistill import __version__
-from redistill.config.run import Run, encode_run, up_to_date, without_length, without_outputs
+from redistill.config.run import Run, encode_run, up_to_date, with_template_date, without_length, without_outputs
 from redistill.config.schema import SCHEMA, schema_of_run, writer_of
 from redistill.config.shown import line, shown
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
@@ -46,7 +46,9 @@ def check_owner(config: Run) -> bool:
         return False
     is_trained = held.get("status") in (TRAINED, FINISHED) and has_model(folder)
     check_run_schema(folder, held, resumes=not is_trained)
-    mine, theirs = (without_outputs(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
+    stored = mapping(held.get("config"))
+    config = with_template_date(config, at(stored, "data", "tokens", "template_date"))
+    mine, theirs = (without_outputs(tree) for tree in (encode_run(config), up_to_date(stored)))
     if is_extension(mine, theirs):
         check_run_schema(folder, held, resumes=True)
         return False

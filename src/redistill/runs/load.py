@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from redistill.data.tokenize import RejectedRecord, tokenize_prompts, tokenize_t
 from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Json, Record
+from redistill.runs.renderings import report_all_templates, trained_templates
 from redistill.storage import files
 from redistill.storage.paths import expanded
 
@@ -45,8 +46,8 @@ class DataSets:
         validation: Validation records.
         validation_examples: The validation records as tokenised examples.
         tests: Test records by name of the test set.
-        manifest: Description of the data for run.json: path, hash and number of rows of each file or hub data set; and the
-            numbers of rows that are used and of rows that were removed.
+        manifest: Description of the data for run.json: path, hash and number of rows of each file or hub data set; the numbers
+            of its rows by template; and the numbers of rows that are used and of rows that were removed.
     """
 
     train: Sequence[Example]
@@ -54,6 +55,11 @@ class DataSets:
     validation_examples: Sequence[Example]
     tests: Mapping[str, Sequence[Record]]
     manifest: Mapping[str, Json]
+
+    @property
+    def templates(self) -> Mapping[str, int]:
+        """Number of training rows by template: "chat", "alpaca" or "verbatim"."""
+        return trained_templates(cast("Mapping[str, Mapping[str, int]]", self.manifest.get("templates", {})))
 
 
 def load_data(
@@ -81,13 +87,14 @@ def load_data(
 
     Raises:
         ConfigError: data.validation is not set, and the training data does not have more than data.validation_rows usable rows
-            with an answer.
+            with an answer; or there are conversations, and the tokenizer has no chat template.
         DataError: a file or data set is missing or empty, has too many unusable rows, or has no row within the length limits.
     """
-    manifest: dict[str, Json] = {}
+    manifest = dict[str, Json]()
     builder = _ExampleBuilder(tokenizer, config, seed, rejected, report, Counter(), {})
 
-    pool, held, tests = _read_rows(builder, why_gold, manifest)
+    pool, held, tests, prompts = _read_rows(builder, why_gold, manifest)
+    manifest["templates"] = report_all_templates(prompts, tokenizer, config.tokens, report)
     asked = {question_digest(record) for records in tests.values() for record in records}
     train, validation, leaked = builder.split(pool, held, asked)
     if any(leaked):
@@ -101,13 +108,16 @@ def load_data(
     if repeats:
         report(f"train: {repeats} exact duplicates of earlier rows are kept")
     manifest["kept"] = _kept(len(examples), counts, len(validation), lost | {"in a test set": leaked[1]}, repeats)
-    why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-    dropped = f" ({sum(counts.values())} dropped: {why})" if why else ""
-    report(f"train: {len(examples)} examples{dropped}; validation: {len(validation)}")
+    report(f"train: {len(examples)} examples{_dropped(counts)}; validation: {len(validation)}")
     manifest |= {"special tokens": builder.special_tokens} if builder.special_tokens else {}
     return DataSets(
         train=examples, validation=validation, validation_examples=validation_examples, tests=tests, manifest=manifest
     )
+
+
+def _dropped(counts: Mapping[str, int]) -> str:
+    why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    return f" ({sum(counts.values())} dropped: {why})" if why else ""
 
 
 def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping[str, int], duplicates: int) -> dict[str, int]:
@@ -132,13 +142,13 @@ def _repeats(rows: Rows) -> int:
 
 def _read_rows(
     builder: "_ExampleBuilder", why_gold: str, manifest: dict[str, Json]
-) -> tuple[Rows, Rows | None, dict[str, Sequence[Record]]]:
+) -> tuple[Rows, Rows | None, dict[str, Sequence[Record]], dict[str, Mapping[str, int]]]:
     """Read the rows of a run, and describe each source in `manifest`.
 
-    Returns the training rows, the rows of the validation data (None if the recipe has none), and the test records by name of
-    the test set.  `why_gold` is the argument of `load_data`.
+    Returns the training rows; the rows of the validation data (None if the recipe has none); the test records by name of the
+    test set; and, for each data set, the number of rows by type of prompt.  `why_gold` is the argument of `load_data`.
     """
-    config, report = builder.config, builder.report
+    config, report, prompts = builder.config, builder.report, dict[str, Mapping[str, int]]()
 
     def read(source: Source, split: str, role: str, why: str) -> Rows:
         records, found = read_records(
@@ -155,6 +165,7 @@ def _read_rows(
             report(f"{role}: {found.source}: {line}")
         about: dict[str, Json] = {"source": source.name, "form": found.verdict, "rows": found.num_rows}
         manifest[role] = about | {"rejected": len(found.rejected)} | _not_used(found) | _hash(source)
+        prompts[role] = found.prompts
         builder.bad[found.source] = len(found.rejected)
         return records
 
@@ -165,7 +176,8 @@ def _read_rows(
         path, tests[task.name] = config.tasks[task], records
         about: dict[str, Json] = {"source": path.name if path else "hub", "rows": len(records), "rejected": len(found.rejected)}
         manifest[f"test {task.name}"] = about | _not_used(found) | _hash(path)
-    return pool, Rows.joined(parts) if parts else None, tests
+        prompts[f"test {task.name}"] = found.prompts
+    return pool, Rows.joined(parts) if parts else None, tests, prompts
 
 
 def _files(config: DataConfig, split: str) -> list[tuple[Source, str]]:

@@ -9,10 +9,12 @@ from torch import nn
 from redistill.config.decode import kind_of
 from redistill.config.run import Run
 from redistill.config.sections import StudentConfig
+from redistill.data.alpaca import has_alpaca_jinja
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models import vocabulary
+from redistill.models.chat_templates import check_chat_templates
 from redistill.models.families import head, position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.layer_files import student_from_files
@@ -91,19 +93,19 @@ def load_models(
     states = None if config.teacher_cache is None else TeacherStore.open(config.teacher_cache, report=report, poll=signals.poll)
     taught = None if taught_by is None or states is not None else load_teacher(taught_by)
     student, tokenizer = _load_student(source, taught_by, taught)
-    notes: list[str] = []
     if source.lora is not None:
         student = add_lora(student, source.lora, config.seed)
-        notes = lora_notes(student)
+    notes = [] if source.lora is None else lora_notes(student)
     if source.gradient_checkpointing:
         checkpoint_activations(student)
     check_positions(student, config.data.tokens, "student")
+    check_chat_templates("student", tokenizer, config.data.tokens.template_arguments)
     size, manifest = head(student).num_classes, {"student": _about(student, config.student.model)}
     if taught is not None:
         check_positions(taught[0], config.data.tokens, "teacher")
         match = shared_vocabulary(*taught, student, tokenizer)
         size = match.size
-        notes += compatibility_warnings(taught[1], tokenizer)
+        notes += compatibility_warnings(taught[1], tokenizer, chat=not has_alpaca_jinja(tokenizer))
         if match.padded:
             heads = f"{match.teacher_size} (teacher) and {match.student_size} (student) rows for the same vocabulary"
             notes.append(f"the heads have {heads}; both are cut to {size}")

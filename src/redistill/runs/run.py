@@ -13,18 +13,18 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from redistill.config.decode import decode
 from redistill.config.plugins import External
 from redistill.config.run import Run, encode_run
 from redistill.config.scoring import load_external, metrics_of
 from redistill.config.sections import DataConfig
 from redistill.contracts import Processes
 from redistill.data.tokenize import TokenizeConfig
-from redistill.errors import CheckpointError, ConfigError
+from redistill.errors import CheckpointError
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.evaluation.folder import SETTINGS
 from redistill.evaluation.scorable import unscorable_notes
 from redistill.evaluation.scores import EvaluationConfig
+from redistill.models.chat_templates import check_chat_templates
 from redistill.models.families import head
 from redistill.models.load import ModelConfig, load_model
 from redistill.models.lora import load_trainable_state, save_student, trainable_state
@@ -41,9 +41,11 @@ from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
 from redistill.runs.opened import OpenRun, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
+from redistill.runs.renderings import report_tests
 from redistill.runs.served import check_servers
 from redistill.runs.stages import stages, teacher_source
 from redistill.runs.teacher_cache import make_cache
+from redistill.runs.templates import dated, dated_tests, exported_tokenizer, write_tokens
 from redistill.storage import files, folders
 from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
@@ -156,7 +158,8 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
     if accelerator.is_main_process:
         check_packages(config.tracking)
     check_servers(config, accelerator, report)
-    for name, stage in stages(config).items():
+    recipe, config = config, dated(config)
+    for name, stage in stages(recipe).items():  # a stage, which several runs may share, has a date of its own
         if name == "start":
             make_cache(config, accelerator)  # for this run, which may need more sequences than the stage
         if not check_owner(stage):
@@ -233,7 +236,9 @@ def _export(run: OpenRun) -> None:
     with run.output.progress.phase("writing", in_log=True), run.placement.unsharded(run.student):
         if run.processes.is_main:
             with folders.new_folder(run.config.folder / "model") as folder:
-                save_student(model, run.models.tokenizer, folder, "merged" if lora is None else lora.export, state=state)
+                tokenizer = exported_tokenizer(run.models.tokenizer, run.data.templates)
+                save_student(model, tokenizer, folder, "merged" if lora is None else lora.export, state=state)
+                write_tokens(folder, run.config.data.tokens)
 
 
 @signals.handled()
@@ -270,6 +275,7 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
 
 
 def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Json]:
+    config = dated(config)
     folder, source = config.folder, teacher_source(config)
     compared = source if config.teacher_cache is None else None  # a cached teacher has no states of test data
     evaluate = partial(_evaluate, data=config.data, config=config.evaluation, accelerator=accelerator)
@@ -280,26 +286,6 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
         files.write_json(folder / RUN_FILE, files.read_json(folder / RUN_FILE) | {"status": FINISHED})
     accelerator.wait_for_everyone()
     return scores
-
-
-def tokens_of(model: str) -> TokenizeConfig:
-    """Return the prompt template and the length limits for a model.
-
-    If `model` is a run folder, they are those that the run was trained with; otherwise they are the default values.
-
-    Raises:
-        ConfigError: run.json in the run folder has no valid config.data.tokens.
-    """
-    described = Path(model) / RUN_FILE
-    if not described.is_file():
-        return TokenizeConfig()
-    try:
-        tokens = files.read_json(described)["config"]["data"]["tokens"]  # others may need external modules
-        return decode(TokenizeConfig, tokens, {})
-    except (LookupError, TypeError) as error:
-        raise ConfigError(f"{described}: has no config.data.tokens; restore the run.json that the run wrote") from error
-    except ConfigError as error:
-        raise ConfigError(f"{described}: config.data.tokens.{error}") from error
 
 
 @signals.handled()
@@ -321,7 +307,7 @@ def evaluate_model(
         model: The model.  If it names a run folder, the student of this run is loaded.
         tests: Name of a test set -> its file, or None for its data on the hub.
         evaluation_config: How texts are sampled and scored.
-        tokens: Prompt template and length limits; `tokens_of(model)` returns those that a run was trained with.
+        tokens: Prompt template and length limits; `tokens_of(model)` returns those of the model's training.
         out: The output folder.
         teacher: Teacher with which the model is compared on the reference answers, by KL and by agreement (whether both
             have the same most probable token); if None, these scores are omitted.
@@ -378,11 +364,14 @@ def _evaluate(
                 bar.note(f"note: {line}")
             model, tokenizer = load_model(source)
             check_positions(model, data.tokens, label)
+            check_chat_templates(label, tokenizer, data.tokens.template_arguments)
             size, teacher = head(model).num_classes, None
             if teacher_source is not None:
                 teacher_model, teacher_tokenizer = load_model(teacher_source)
                 size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
                 teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
+        data = dated_tests(data, tokenizer, folder, SETTINGS)
+        report_tests(tests, tokenizer, data.tokens, bar.note)
         model = model.to(accelerator.device)
         evaluator = Evaluator(
             model=model,
