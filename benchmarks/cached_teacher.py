@@ -18,6 +18,7 @@ from benchmarks.step import Work
 from redistill.config.run import Run, decode_run
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Example
+from redistill.models.families import head
 from redistill.models.initialise import student_from_layers
 from redistill.models.load import ModelConfig, load_model, load_tokenizer
 from redistill.policies.order import gold_sequence
@@ -56,7 +57,7 @@ def prepared(work: Work, folder: Path) -> dict[str, float]:
     student = student_from_layers(model, work.layers())
     student.float().save_pretrained(folder / "student")
     tokenizer.save_pretrained(folder / "student")
-    teacher = reader_of(config, model.requires_grad_(False), tokenizer.pad_token_id or 0, None)
+    teacher = reader_of(config, model.requires_grad_(False), head(model).num_classes, tokenizer.pad_token_id or 0, None)
     plan = Plan([gold_sequence(example) for example in examples(work)], teacher.row_bytes)
     files.make_folder(folder / "store")
     StoreWriter(folder / "store", {}).states(plan, teacher, lambda done, total, tokens: None)
@@ -132,7 +133,8 @@ def main() -> None:
                 work = replace(work, batch=2, prompt=16, response=16)
             turns = chosen.repetitions or (1 if chosen.quick else 5)
             results[f"{precision} {name}"] = measured(work, turns)
-    measuring.write("cached_teacher", results, quick=chosen.quick)
+    variant = "_".join(filter(None, (chosen.precision, chosen.lengths)))
+    measuring.write("cached_teacher", results, quick=chosen.quick, variant=variant)
 
 
 if __name__ == "__main__":

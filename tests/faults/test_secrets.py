@@ -324,7 +324,10 @@ def test_no_setting_is_for_a_secret() -> None:
     names = {name for cls in settings_of(Run, set()) for name in (f.name for f in dataclasses.fields(cls))}
     assert len(names) > 60
     suspicious = re.compile(r"token$|tokens?_|secret|password|passwd|api_?key|credential|auth")
-    assert {name for name in names if suspicious.search(name)} == {"teacher_token", "api_key_env"}  # how a token of text is drawn; a name
+    assert {name for name in names if suspicious.search(name)} == {
+        "teacher_token",
+        "api_key_env",
+    }  # how a token of text is drawn; a name
 
 
 def settings_of(cls: Any, seen: set[type]) -> set[type]:

@@ -73,9 +73,7 @@ def test_greedy_text_is_that_of_the_local_model(world) -> None:
         for n, row in enumerate(rows(8))
     ]
     served = teacher.generate(requests, Sampling(temperature=0.0))
-    assert served == generate(
-        model, requests, Sampling(temperature=0.0), end_ids=ends, pad_id=0, batch_size=8, vocabulary=None
-    )
+    assert served == generate(model, requests, Sampling(temperature=0.0), end_ids=ends, pad_id=0, batch_size=8, vocabulary=None)
 
 
 def test_a_seed_gives_one_text_and_equal_prompts_give_different_texts(world) -> None:

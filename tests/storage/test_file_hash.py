@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from redistill.storage import cache, file_hash, files
@@ -138,3 +139,31 @@ def test_without_a_writable_cache_every_call_hashes(path: Path, monkeypatch: pyt
     notes = list[str]()
     assert file_hash.file_hash(path, notes.append) == files.digest(path)
     assert len(notes) == 1 and "stays in memory" in notes[0]
+
+
+def test_large_arrays_of_the_cache_are_read_for_their_hash_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(file_hash, "LARGE_BYTES", 5000)
+    monkeypatch.setattr(file_hash, "SETTLED_S", -1e9)
+    read, digest, made = list[str](), files.digest, list[int]()
+
+    def counted(path: Path) -> str:
+        read.append(path.parent.parent.name)
+        return digest(path)
+
+    def make() -> cache.Stored:
+        made.append(1)
+        return cache.Stored({"numbers": np.arange(1000)}, {})
+
+    monkeypatch.setattr(files, "digest", counted)
+    for _ in range(3):
+        found = cache.cached("tokens", "0" * 64, make, report=pytest.fail)
+        assert found.arrays["numbers"].tolist() == list(range(1000))
+    assert read.count("tokens") == 1 and made == [1]
+    path = tmp_path / "cache" / "tokens" / ("0" * 64) / cache.ARRAYS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    notes = list[str]()
+    found = cache.cached("tokens", "0" * 64, make, report=notes.append)
+    assert found.arrays["numbers"].tolist() == list(range(1000)) and made == [1, 1] and "is damaged" in notes[0]

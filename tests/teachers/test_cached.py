@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -21,9 +22,11 @@ from redistill.randomness import generator
 from redistill.teachers import filling
 from redistill.teachers.cached import CachedTeacher
 from redistill.teachers.filling import Plan, Reader, StoreWriter
-from redistill.teachers.hidden_states import HiddenStates, sequence_key
+from redistill.teachers.forms import Form, Full
 from redistill.teachers.local import LocalTeacher
+from redistill.teachers.store import TeacherStore, sequence_key
 from redistill.training.objective import Counts, Objective, terms
+from redistill.vocab_pass import Head
 
 VOCABULARY, NUM_SEQUENCES = 40, 11
 FAMILIES = {
@@ -83,21 +86,28 @@ def model(family: str, seed: int = 1) -> torch.nn.Module:
     return fresh_model({**FAMILIES[family], "vocab_size": VOCABULARY, "initializer_range": 0.3}, seed)
 
 
-def reader(teacher: torch.nn.Module, dtype: torch.dtype) -> Reader:
+def reader(teacher: torch.nn.Module, dtype: torch.dtype, form: Form | None = None, classifier: Head | None = None) -> Reader:
     hidden_states = body(teacher)
 
     @torch.no_grad()
     def read(batch: Batch) -> torch.Tensor:
         return hidden_states(batch.input_ids_BT, batch.attention_mask_BT).flatten(0, 1)[batch.position_N]
 
-    return Reader(read=read, head=head(teacher), dtype=dtype, pad_id=0, batch_size=3)
+    return Reader(
+        read=partial(map, read),
+        head=classifier or head(teacher),
+        form=form or Full(),
+        dtype=dtype,
+        pad_id=0,
+        batch_size=3,
+    )
 
 
-def stored(folder: Path, teacher: torch.nn.Module, dtype: torch.dtype, some: Sequence[TokenSequence]) -> HiddenStates:
+def stored(folder: Path, teacher: torch.nn.Module, dtype: torch.dtype, some: Sequence[TokenSequence]) -> TeacherStore:
     folder.mkdir()
     filler = reader(teacher, dtype)
     StoreWriter(folder, {}).states(Plan(some, filler.row_bytes), filler, lambda done, total, tokens: None)
-    return HiddenStates.open(folder, report=pytest.fail)
+    return TeacherStore.open(folder, report=pytest.fail)
 
 
 class Rounded:
@@ -107,7 +117,7 @@ class Rounded:
         self._teacher = reader(teacher, torch.float32)
 
     def rows(self, batch: Batch) -> TeacherTarget:
-        logits_NV = self._teacher.head.logits(self._teacher.read(batch).bfloat16().float())
+        logits_NV = self._teacher.head.logits(next(iter(self._teacher.read([batch]))).bfloat16().float())
         return lambda rows: logits_NV[rows]
 
 
@@ -193,7 +203,7 @@ def test_validation_and_training_examples_with_one_number_have_states_of_their_o
     assert store.layout.sequences == 2  # equal sequences are stored once
     for each in (one, other):
         found = store.rows(sequence_key(each.token_ids, each.supervised))
-        assert found is not None and len(found) == each.num_targets
+        assert found is not None and len(found["hidden_NE"]) == each.num_targets
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -211,8 +221,8 @@ def test_the_size_is_that_of_the_formula_and_any_division_into_shards_has_the_sa
     for each in sequences():
         key = sequence_key(each.token_ids, each.supervised)
         mine, theirs = whole.rows(key), divided.rows(key)
-        assert mine is not None and theirs is not None and mine.dtype == dtype
-        torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-3)
+        assert mine is not None and theirs is not None and mine["hidden_NE"].dtype == dtype
+        torch.testing.assert_close(mine["hidden_NE"], theirs["hidden_NE"], rtol=1e-2, atol=1e-3)
 
 
 def test_states_beyond_the_range_of_float16_are_rejected(tmp_path: Path) -> None:

@@ -68,11 +68,11 @@ def cache_teacher(options: argparse.Namespace) -> None:
     """Store a teacher's hidden states for later runs."""
     from redistill.runs.cache_teacher import cache_teacher
 
-    store = cache_teacher(_load_recipe(options), options.out)
+    store = cache_teacher(_load_recipe(options), options.out, stream_layers=options.stream_layers)
     size = sum(path.stat().st_size for path in options.out.iterdir())
     layout = store.layout
     document = {"path": str(options.out), "sequences": layout.sequences, "targets": layout.targets, "bytes": size}
-    _print(options, {**document, "dtype": layout.dtype}, f"cached teacher: {options.out}")
+    _print(options, {**document, "dtype": layout.dtype, "form": layout.form}, f"cached teacher: {options.out}")
 
 
 def sweep(options: argparse.Namespace) -> None:

@@ -180,6 +180,11 @@ def _cache_teacher(group: Group) -> None:
     parser = _command(group, "cache-teacher", commands.cache_teacher, example)
     _add_recipe(parser, "a YAML recipe, or the run.json of a run", "settings to change, such as teacher.cache_dtype=bfloat16")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cached teacher; teacher.path of later runs")
+    parser.add_argument(
+        "--stream-layers",
+        action="store_true",
+        help="read the teacher's layers from disk one after another, for a teacher that is larger than the memory",
+    )
     _add_private(parser)
     _add_json(parser)
 

@@ -11,13 +11,16 @@ from redistill.config.decode import kind_of
 from redistill.config.methods import Method
 from redistill.contracts import EngineCapabilities, Needs, TeacherCapabilities
 from redistill.generation.local import LOCAL as LOCAL_ENGINE
+from redistill.teachers.forms import Full, Sampled
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
 from redistill.teachers.served import ServedTeacherConfig
 from redistill.training.objective import Objective
 
 TEACHERS: Mapping[str, TeacherCapabilities | None] = {
     "full vocabulary": LOCAL_TEACHER,
+    "cached": Full().capabilities,
     "served, top-k with rest": ServedTeacherConfig(url=("http://127.0.0.1:8000/v1",), model="teacher").capabilities,
+    "cached, sampled": Sampled().capabilities,
     "none": None,
 }
 """The types of teachers that `redistill methods --matrix` lists, with their capabilities; None stands for no teacher."""
@@ -58,8 +61,8 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
         yield f"{part}: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or {remedy}"
     elif needs.probabilities and teacher is not None and teacher.sampled:
         yield (
-            f"objective.divergence {kind_of(type(row.objective.divergence))}: needs the teacher's probabilities, but the teacher "
-            "provides only classes that were sampled from it; use the divergence forward_kl, or another form of the cache"
+            f"objective.divergence {kind_of(type(row.objective.divergence))}: needs the teacher's probabilities, {provided}; "
+            "use the divergence forward_kl, or another form of the cache"
         )
     if needs.statistics and teacher is not None and not teacher.statistics:
         yield (

@@ -15,7 +15,7 @@ from redistill.errors import ConfigError
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig
 from redistill.models.lora import LoraConfig
-from redistill.teachers.cached import CACHED as CACHED_TEACHER
+from redistill.teachers.forms import Form, Full
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
 from redistill.training.schedule import check_length
 
@@ -88,9 +88,11 @@ class TeacherConfig(ModelConfig):
             the model is not loaded for training. If None, the model is loaded.
         cache_dtype: dtype of the stored states: "float32", "bfloat16" or "float16". With "auto" it is the dtype in which the
             teacher computes them, so that nothing is rounded.
+        cache_form: Form of the stored teacher: "full", its hidden states, from which all logits are computed; "top_k", its most
+            probable classes and the remaining mass; or "sampled", classes that were sampled from it.
 
     Raises:
-        ConfigError: `model` is empty, the dtype is unknown, or `cache` is empty.
+        ConfigError: `model` is empty, the dtype is unknown, `cache` is empty, or `cache_dtype` is set for a compact form.
 
     Example:
         >>> TeacherConfig(model="openai-community/gpt2-large", dtype="bfloat16").capabilities.full_vocabulary
@@ -102,16 +104,22 @@ class TeacherConfig(ModelConfig):
     finetune: FinetuneConfig | None = None
     cache: str | None = None
     cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    cache_form: Form = field(default_factory=Full)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cache is not None and not self.cache.strip():
             raise ConfigError("cache = '': must be a folder, or null to load the model")
+        if not isinstance(self.cache_form, Full) and self.cache_dtype != "auto":
+            raise ConfigError(
+                f"cache_dtype = {self.cache_dtype!r}: is the dtype of hidden states, which cache_form {self.cache_form.kind} "
+                "does not store; remove it, or set cache_form to full"
+            )
 
     @property
     def capabilities(self) -> TeacherCapabilities:
         """The features of the teacher; those of a cached teacher if `cache` is set."""
-        return LOCAL_TEACHER if self.cache is None else CACHED_TEACHER
+        return LOCAL_TEACHER if self.cache is None else self.cache_form.capabilities
 
 
 @dataclass(frozen=True, kw_only=True)

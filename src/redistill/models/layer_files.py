@@ -1,11 +1,13 @@
-"""A student of some layers of a teacher, read from the files of the teacher.
+"""Models of some layers of another model, read from the files of the other model.
 
 Only the weights of the chosen layers, and those outside of the layers, are read.  The memory of the other layers is not needed,
 as it is for `initialise.student_from_layers`, which copies from a loaded teacher.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +29,90 @@ from redistill.models.values import check_values
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerFiles:
+    """The weight files of a model, from which single layers are read.
+
+    Create an instance with `layer_files`.
+
+    Args:
+        name: Name of the model, for messages.
+        folder: The checked folder of the files.
+        settings: The config of the model.
+        whole: The model without weights, on the device "meta".
+        dtype: dtype of the weights in memory.
+    """
+
+    name: str
+    folder: Path
+    settings: ModelSettings
+    whole: CausalModel
+    dtype: torch.dtype
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of the model."""
+        return self.settings.num_hidden_layers
+
+    def read(self, chosen: tuple[int, ...], outside: Mapping[str, torch.Tensor] | None = None) -> CausalModel | None:
+        """Read a model that consists of some of the layers.
+
+        Args:
+            chosen: Indices of the layers.
+            outside: The weights outside of the layers, from an earlier model of this function, which the new model shares.  If
+                None, they are read.
+
+        Returns:
+            The model in eval mode on the CPU.  None if the family's weights have other names in files.
+
+        Raises:
+            ModelError: a file is damaged, or the family's config cannot be shortened.
+        """
+        layers = layer_list(self.whole)[0].rpartition(".")[2]
+        paths = sorted(self.folder.glob("*.safetensors"))  # the checked folder has no other weights than the model's
+        with reading(f"{self.name}: its weights", "the files may be cut or damaged: download them again"):
+            weights = dict(_weights(paths, layers, chosen, skips_others=outside is not None))
+            return self.with_weights(chosen, weights | dict(outside or {}))
+
+    def with_weights(self, chosen: tuple[int, ...], weights: Mapping[str, torch.Tensor]) -> CausalModel | None:
+        """Create a model of some of the layers from given weights; see `read`."""
+        short = shortened_config(self.settings, chosen)
+        with one_kind_of_error(self.settings, chosen), torch.device("meta"):
+            student = AutoModelForCausalLM.from_config(short)
+        check_layers(student, self.whole, chosen)
+        model = _filled(type(student), short, weights, self.dtype)
+        if model is None:
+            return None
+        if (self.folder / GENERATION_CONFIG).is_file():
+            fields = json_object(f"{self.name}: {GENERATION_CONFIG}", self.folder / GENERATION_CONFIG, "restore or remove it")
+            model.generation_config = GenerationConfig.from_dict(fields)
+        return model.eval()
+
+
+@contextmanager
+def layer_files(source: ModelConfig) -> Iterator[LayerFiles | None]:
+    """Open the files of a model whose layers are read one by one.
+
+    Yields:
+        The files, which can be read while the context is active.  None if the files of this model cannot be read in parts: a
+        GGUF file, an adapter, the dtype "auto", or a multimodal model.
+
+    Raises:
+        ModelError: the model is missing or incomplete, or its config is invalid.
+    """
+    base, adapter = base_and_adapter(source)
+    settings = None if adapter is not None or base.model.endswith(".gguf") or source.dtype == "auto" else read_config(source)
+    if settings is None or settings.get_text_config() is not settings:
+        yield None
+        return
+    # A config.json must not select kernels to be downloaded and run.
+    settings._attn_implementation = settings._experts_implementation = None
+    with one_kind_of_error(settings, tuple(range(settings.num_hidden_layers))), torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(settings)
+    with checked_model(base.model, base.revision, downloads=True) as checked:
+        yield LayerFiles(name=source.model, folder=checked.folder, settings=settings, whole=whole, dtype=_DTYPES[source.dtype])
+
+
 def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> CausalModel | None:
     """Read a student from the files of a teacher, without its other layers.
 
@@ -36,69 +122,61 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
 
     Returns:
         A student with the weights of `student_from_layers`, in eval mode on the CPU.  None if the files of this teacher cannot
-        be read in parts: a GGUF file, an adapter, the dtype "auto", a multimodal model, or a family whose weights have other
-        names in files.
+        be read in parts (`layer_files`), or if the family's weights have other names in files.
 
     Raises:
         ConfigError: the teacher does not have all of `layers`.
         ModelError: a file is damaged, the family's config cannot be shortened, or a weight is not finite.
     """
-    base, adapter = base_and_adapter(source)
-    if adapter is not None or base.model.endswith(".gguf") or source.dtype == "auto":
-        return None
-    settings = read_config(source)
-    # A config.json must not select kernels to be downloaded and run.
-    settings._attn_implementation = settings._experts_implementation = None
-    if settings.get_text_config() is not settings:
-        return None
-    chosen = InitialiseConfig(layers=layers).indices(settings.num_hidden_layers)
-    short = shortened_config(settings, chosen)
-    with one_kind_of_error(settings, chosen), torch.device("meta"):
-        student, teacher = (AutoModelForCausalLM.from_config(config) for config in (short, settings))
-    check_layers(student, teacher, chosen)
-    name, _ = layer_list(student)
-    with checked_model(base.model, base.revision, downloads=True) as checked:
-        paths = sorted(checked.folder.glob("*.safetensors"))  # the checked folder has no other weights than the model's
-        with reading(f"{source.model}: its weights", "the files may be cut or damaged: download them again"):
-            weights = dict(_weights(paths, name.rpartition(".")[2], chosen))
-            model = _filled(type(student), short, weights, _DTYPES[source.dtype])
+    with layer_files(source) as files:
+        if files is None:
+            return None
+        chosen = InitialiseConfig(layers=layers).indices(files.num_layers)
+        model = files.read(chosen)
         if model is None:
             return None
-        if (checked.folder / GENERATION_CONFIG).is_file():
-            what = f"{source.model}: {GENERATION_CONFIG}"
-            fields = json_object(what, checked.folder / GENERATION_CONFIG, "restore or remove it")
-            model.generation_config = GenerationConfig.from_dict(fields)
     keep_trainable(model)
     check_values(source.model, model)
     check_split(model, name=source.model)
     check_cache(model, name=f"initialise.layers = {list(chosen)}", remedy="choose other layers")
-    return model.eval()
+    return model
 
 
-def _weights(paths: list[Path], name: str, chosen: tuple[int, ...]) -> Iterator[tuple[str, torch.Tensor]]:
+def _weights(
+    paths: list[Path], name: str, chosen: tuple[int, ...], *, skips_others: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the memory-mapped weights of the chosen layers with the student's names, and those outside of the layers.
 
-    `name` is the name of the layer list, such as "layers".
+    `name` is the name of the layer list, such as "layers".  With `skips_others`, those outside of the layers are not yielded.
     """
-    pattern = re.compile(rf"((?:^|.*?\.){re.escape(name)}\.)(\d+)(\..*)")
+    pattern = layer_name(name)
     for path in paths:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a dict
                 match = pattern.fullmatch(key)
-                if match is None:
+                if match is None and not skips_others:
                     yield key, file.get_tensor(key)
-                elif int(match[2]) in chosen:
+                elif match is not None and int(match[2]) in chosen:
                     yield f"{match[1]}{chosen.index(int(match[2]))}{match[3]}", file.get_tensor(key)
 
 
+def layer_name(name: str) -> re.Pattern[str]:
+    """Return a pattern that matches the names of the weights of layers.
+
+    Its three groups are the part before the index of the layer, the index, and the part after it.  `name` is the name of the
+    layer list, such as "layers".
+    """
+    return re.compile(rf"((?:^|.*?\.){re.escape(name)}\.)(\d+)(\..*)")
+
+
 def _filled(
-    family: type[CausalModel], settings: ModelSettings, weights: dict[str, torch.Tensor], dtype: torch.dtype
+    family: type[CausalModel], settings: ModelSettings, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> CausalModel | None:
     """Return a model of a family with these weights; None if a weight is missing or has another shape."""
     model, report = family.from_pretrained(
         None,
         config=settings,
-        state_dict=weights,
+        state_dict=dict(weights),
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,

@@ -12,12 +12,12 @@ from redistill.runs.run import train_student
 from redistill.runs.stages import stages
 from redistill.runs.teacher_cache import fill_cache
 from redistill.storage.paths import check_path
-from redistill.teachers.hidden_states import HiddenStates
+from redistill.teachers.store import TeacherStore
 from redistill.training.progress import report
 
 
 @signals.handled()
-def cache_teacher(config: Run, out: Path) -> HiddenStates:
+def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> TeacherStore:
     """Store the last hidden states of a recipe's teacher.
 
     They are stored for the targets of the training and validation data.  The head of the teacher is stored as well, so that
@@ -27,6 +27,8 @@ def cache_teacher(config: Run, out: Path) -> HiddenStates:
     Args:
         config: The run.
         out: The folder to write.
+        stream_layers: Whether the teacher's layers are read from disk one after another, for a teacher that is larger than the
+            memory.  The folder is bitwise the same.
 
     Returns:
         The store.
@@ -54,5 +56,5 @@ def cache_teacher(config: Run, out: Path) -> HiddenStates:
     cached = replace(config, teacher=replace(config.teacher, cache=str(out)))
     if (stage := stages(cached).get("teacher")) is not None:
         train_student(stage)
-    fill_cache(cached, accelerator, report)
-    return HiddenStates.open(out, report=report, poll=signals.poll)
+    fill_cache(cached, accelerator, report, stream_layers=stream_layers)
+    return TeacherStore.open(out, report=report, poll=signals.poll)

@@ -8,6 +8,7 @@ from torch import nn
 
 from redistill.config.decode import kind_of
 from redistill.config.run import Run
+from redistill.config.sections import StudentConfig
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.interfaces import CausalModel, Tokenizer
@@ -29,8 +30,8 @@ from redistill.models.lora import add_lora, lora_notes
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source
-from redistill.teachers.hidden_states import HiddenStates
 from redistill.teachers.served import ServedTeacherConfig
+from redistill.teachers.store import TeacherStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Models:
     end_ids: tuple[int, ...]
     manifest: Mapping[str, Json] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    states: HiddenStates | None = None
+    states: TeacherStore | None = None
 
     @property
     def pad_id(self) -> int:
@@ -64,7 +65,11 @@ class Models:
         return self.tokenizer.pad_token_id or 0
 
 
-def load_models(config: Run, report: Callable[[str], None] = lambda line: None) -> Models:
+def load_models(
+    config: Run,
+    report: Callable[[str], None] = lambda line: None,
+    load_teacher: Callable[[ModelConfig], tuple[CausalModel, Tokenizer]] = load_model,
+) -> Models:
     """Load the models of a run on the CPU.
 
     If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.  A cached teacher is not
@@ -73,6 +78,7 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
     Args:
         config: The run.
         report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
+        load_teacher: Function that loads the teacher; if its layers are read one after another, it returns a part of it.
 
     Raises:
         ConfigError: a model has too few positions for the length limits, or the folder of a cached teacher has no complete
@@ -82,16 +88,9 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
         VocabularyError: teacher and student have different vocabularies.
     """
     source, taught_by = student_source(config), teacher_source(config)
-    states = None if config.teacher_cache is None else HiddenStates.open(config.teacher_cache, report=report, poll=signals.poll)
-    taught = None if taught_by is None or states is not None else load_model(taught_by)
-    if source.model == "teacher":
-        assert taught_by is not None and source.initialise is not None
-        student, tokenizer = _teacher_layers(taught_by, taught, source.initialise.layers)
-    else:
-        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
-        if source.initialise is not None:
-            student = student_from_layers(student, source.initialise.layers)
-    cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    states = None if config.teacher_cache is None else TeacherStore.open(config.teacher_cache, report=report, poll=signals.poll)
+    taught = None if taught_by is None or states is not None else load_teacher(taught_by)
+    student, tokenizer = _load_student(source, taught_by, taught)
     notes: list[str] = []
     if source.lora is not None:
         student = add_lora(student, source.lora, config.seed)
@@ -110,7 +109,7 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
             notes.append(f"the heads have {heads}; both are cut to {size}")
     if states is not None:
         vocab = tokenizer.get_vocab()  # the hash of the teacher's vocabulary is compared when the data has been read
-        size = vocabulary.match_vocabularies(vocab, vocab, states.head.num_classes, size).size
+        size = vocabulary.match_vocabularies(vocab, vocab, states.layout.classes, size).size
     if config.teacher is not None:
         manifest["teacher"] = _about_teacher(config.teacher, taught_by, taught)
     return Models(
@@ -123,6 +122,27 @@ def load_models(config: Run, report: Callable[[str], None] = lambda line: None) 
         notes=notes,
         states=states,
     )
+
+
+def _load_student(
+    source: StudentConfig, taught_by: ModelConfig | None, taught: tuple[CausalModel, Tokenizer] | None
+) -> tuple[CausalModel, Tokenizer]:
+    """Return the student without adapters, in the dtype of the recipe, and its tokenizer.
+
+    Args:
+        source: The student.
+        taught_by: The teacher; None without a teacher.
+        taught: The teacher's model and tokenizer; None if they are not loaded.
+    """
+    if source.model == "teacher":
+        assert taught_by is not None and source.initialise is not None
+        student, tokenizer = _teacher_layers(taught_by, taught, source.initialise.layers)
+    else:
+        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
+        if source.initialise is not None:
+            student = student_from_layers(student, source.initialise.layers)
+    cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    return student, tokenizer
 
 
 def _teacher_layers(

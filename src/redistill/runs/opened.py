@@ -29,11 +29,11 @@ from redistill.processes import watch as ranks
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement, Replicated, Sharded, Single
 from redistill.runs import external
+from redistill.runs.cache_source import source_of
 from redistill.runs.load import DataSets, load_data, read_corpus
 from redistill.runs.models import Models, load_models
 from redistill.runs.revisions import FILE as REVISIONS
 from redistill.runs.served import open_served
-from redistill.runs.teacher_cache import source_of
 from redistill.teachers.cached import CachedTeacher, CachedTeacherConfig
 from redistill.teachers.local import LocalTeacher
 from redistill.teachers.served import ServedTeacherConfig

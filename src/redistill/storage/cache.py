@@ -2,7 +2,7 @@
 
 A cache entry is a folder that contains `arrays.safetensors` and `manifest.json`.  The manifest is written last, and contains
 the key of the entry and the SHA-256 of the arrays.  An entry that is incomplete or damaged, or has a wrong key, is computed
-again.
+again.  The hash of a large file is itself cached until the file changes (`file_hash`).
 """
 
 import os
@@ -59,12 +59,12 @@ def cached(
     """
     folder = cache_folder() / kind / key
     while True:
-        found = _opened(folder, key, report)
+        found = _opened(folder, key, report, poll)
         if found is not None:
             return found
         try:
             with locked(folder):
-                return _opened(folder, key, report) or _made(folder, key, make, report)
+                return _opened(folder, key, report, poll) or _made(folder, key, make, report, poll)
         except BusyError:  # another process computes the entry
             poll()
             time.sleep(WAIT_S)
@@ -73,13 +73,15 @@ def cached(
             return make()
 
 
-def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | None:
+def _opened(folder: Path, key: str, report: Callable[[str], None], poll: Callable[[], None]) -> Stored | None:
     """Return the cache entry in `folder`, with memory-mapped arrays; None if it is missing or damaged."""
+    from redistill.storage.file_hash import file_hash  # here, since file_hash stores hashes in this cache
+
     if not (folder / MANIFEST).is_file():
         return None
     try:
         manifest = files.read_json(folder / MANIFEST)
-        if manifest["key"] != key or files.digest(folder / ARRAYS) != manifest["sha256"]:
+        if manifest["key"] != key or file_hash(folder / ARRAYS, report, poll) != manifest["sha256"]:
             raise DataError("the key or the SHA-256 in manifest.json is wrong")
         arrays = {name: tensor.numpy() for name, tensor in read_tensors(folder / ARRAYS).items()}
         stored = Stored({name: arrays[name] for name in manifest["arrays"]}, dict(manifest["about"]))
@@ -93,7 +95,9 @@ def _opened(folder: Path, key: str, report: Callable[[str], None]) -> Stored | N
     return stored
 
 
-def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[str], None]) -> Stored:
+def _made(
+    folder: Path, key: str, make: Callable[[], Stored], report: Callable[[str], None], poll: Callable[[], None]
+) -> Stored:
     """Compute a cache entry, write it to `folder`, which the caller has locked, and return it."""
     folders.remove_leftovers(folder)
     made = make()
@@ -106,7 +110,7 @@ def _made(folder: Path, key: str, make: Callable[[], Stored], report: Callable[[
         report(f"note: {error}; the data stays in memory")
         return made
     _remove_unused(folder)
-    return _opened(folder, key, report) or made
+    return _opened(folder, key, report, poll) or made
 
 
 def _remove_unused(current: Path) -> None:

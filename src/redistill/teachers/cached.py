@@ -1,10 +1,10 @@
-"""The cached teacher, which computes logits from stored hidden states.
+"""The cached teacher, whose distributions come from a store.
 
-No teacher model is in memory.
+It computes logits from stored hidden states, or reads the classes of a compact form.  No teacher model is in memory.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,26 +14,32 @@ from redistill.contracts import (
     Batch,
     Generation,
     GenerationRequest,
+    SampledClasses,
     Sampling,
     TeacherCapabilities,
     TeacherTarget,
     TokenSequence,
+    TopClasses,
 )
 from redistill.errors import ConfigError, DataError
+from redistill.teachers.forms import Form, Full, Tensors, joined
 from redistill.teachers.head_rows import HeadRows
-from redistill.teachers.hidden_states import HiddenStates, sequence_key
-
-CACHED = TeacherCapabilities(full_vocabulary=True, generates=True, new_text=False)
+from redistill.teachers.store import TeacherStore, sequence_key
+from redistill.vocab_pass.head import Head
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedTeacherConfig:
-    """A teacher whose head and last hidden states are stored in a folder.
+    """A teacher whose distributions are stored in a folder.
 
-    No teacher model is loaded. The logits are exact, over the whole vocabulary, for the stored training and validation data.
+    The folder has its head and its last hidden states, or its distributions in a compact form. No teacher model is loaded. With
+    hidden states, the logits are exact, over the whole vocabulary, for the stored training and validation data.
 
     Args:
         path: The folder that `redistill cache-teacher` wrote.
+        form: The form in which the teacher was stored. "full" stands for hidden states, "top_k" for the most probable classes
+            and the remaining mass, and "sampled" for classes that were sampled from the teacher. It must be the `cache_form`
+            with which the folder was written.
 
     Raises:
         ConfigError: `path` is empty.
@@ -44,51 +50,58 @@ class CachedTeacherConfig:
     """
 
     kind: ClassVar[str] = "cached"
-    capabilities: ClassVar[TeacherCapabilities] = CACHED
 
     path: str
+    form: Form = field(default_factory=Full)
 
     def __post_init__(self) -> None:
         if not self.path.strip():
             raise ConfigError("path = '': must be the folder of a cached teacher; make one with redistill cache-teacher")
 
+    @property
+    def capabilities(self) -> TeacherCapabilities:
+        """The features of the teacher, which depend on the form."""
+        return self.form.capabilities
+
 
 class CachedTeacher:
-    """A teacher whose hidden states are read from a store (contracts.TextTeacher).
+    """A teacher whose distributions are read from a store (contracts.TextTeacher).
 
     Args:
         store: The store.
         vocabulary: Number of leading classes that the student has as well; probabilities are normalised over these classes.
         device: Device of the batches; the head is copied to it, unless it is the CPU.
+
+    Raises:
+        ConfigError: a compact form was made for another number of classes than `vocabulary`.
     """
 
-    capabilities = CACHED
-
-    def __init__(self, store: HiddenStates, *, vocabulary: int, device: torch.device | str) -> None:
-        self._store, self._device, head = store, torch.device(device), store.head
-        bias_V = None if head.bias_V is None else head.bias_V.to(device)
-        self._rows = HeadRows(replace(head, weight_VD=head.weight_VD.to(device), bias_V=bias_V, vocabulary=vocabulary), device)
+    def __init__(self, store: TeacherStore, *, vocabulary: int, device: torch.device | str) -> None:
+        self._store, self._device, self.capabilities = store, torch.device(device), store.form.capabilities
+        if store.head is None and store.layout.classes != vocabulary:
+            raise ConfigError(
+                f"{store.folder}: has probabilities over {store.layout.classes} classes, but student and teacher share "
+                f"{vocabulary}; run `redistill cache-teacher` with this recipe and a new folder"
+            )
+        self._source = _Classes(store, device) if store.head is None else _States(store, store.head, vocabulary, device)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """Do nothing: `rows` reads the store."""
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> TeacherTarget:
-        """Return the function that computes teacher logits for rows of the batch.
+        """Return the function that returns teacher distributions for rows of the batch.
 
-        The states of the sequences that have distillation terms are copied to the device in this call.
+        The stored tensors of the sequences that have distillation terms are copied to the device in this call.
 
         Raises:
             DataError: a sequence is not stored.
         """
-        weight_VD = self._rows.head.weight_VD
-        found = [weight_VD.new_empty((0, weight_VD.shape[1])), *map(self._stored, _keys(batch), batch.samples)]
-        # In the dtype in which the teacher computes them: states in float32 would make products in bf16 products in fp32.
-        return self._rows.target(torch.cat([hidden_NE.to(self._device, weight_VD.dtype) for hidden_NE in found]))
+        return self._source.target([self._stored(key, sample) for key, sample in zip(_keys(batch), batch.samples)])
 
     def faults(self) -> int:
-        """Return the number of rows with non-finite logits since `faults` was last called."""
-        return self._rows.faults()
+        """Return the number of rows that were not finite since `faults` was last called."""
+        return self._source.faults()
 
     def release(self) -> None:
         """Do nothing: no data is kept for an update."""
@@ -108,14 +121,58 @@ class CachedTeacher:
             )
         return texts
 
-    def _stored(self, key: bytes, sample: int) -> torch.Tensor:
-        hidden_NE = self._store.rows(key)
-        if hidden_NE is None:
+    def _stored(self, key: bytes, sample: int) -> Tensors:
+        found = self._store.rows(key)
+        if found is None:
             raise DataError(
                 f"{self._store.folder}: has no hidden states of the sequence of example {sample}; it stores the gold "
                 "answers, and with the policy teacher_generated the teacher's answers; use a live teacher for other text"
             )
-        return hidden_NE
+        return found
+
+
+class _States:
+    """Computes logits from stored hidden states with the teacher's head."""
+
+    def __init__(self, store: TeacherStore, head: Head, vocabulary: int, device: torch.device | str) -> None:
+        bias_V = None if head.bias_V is None else head.bias_V.to(device)
+        self._rows = HeadRows(replace(head, weight_VD=head.weight_VD.to(device), bias_V=bias_V, vocabulary=vocabulary), device)
+        self.faults = self._rows.faults
+
+    def target(self, sequences: Sequence[Tensors]) -> TeacherTarget:
+        """Return the function that computes the logits of rows of these sequences."""
+        weight_VD = self._rows.head.weight_VD
+        found = [weight_VD.new_empty((0, weight_VD.shape[1])), *(sequence["hidden_NE"] for sequence in sequences)]
+        # In the dtype in which the teacher computes them: states in float32 would make products in bf16 products in fp32.
+        return self._rows.target(torch.cat([hidden_NE.to(weight_VD) for hidden_NE in found]))
+
+
+class _Classes:
+    """Returns the most probable classes, or sampled classes, from a compact form."""
+
+    def __init__(self, store: TeacherStore, device: torch.device | str) -> None:
+        assert not isinstance(store.form, Full)
+        self._form, self._device = store.form, device
+        self._faults = torch.zeros((), dtype=torch.long, device=device)
+
+    def target(self, sequences: Sequence[Tensors]) -> TeacherTarget:
+        """Return the function that returns the classes of rows of these sequences."""
+        found = self._form.classes(joined(sequences)) if sequences else None
+
+        def classes(rows: slice) -> TopClasses | SampledClasses:
+            assert found is not None, "the batch has no rows with distillation terms"
+            some = type(found)(*(tensor[rows].to(self._device) for tensor in found))
+            # The last tensor, the rest or the entropy, is NaN if a logit of the teacher was not finite.
+            self._faults += some[2].isnan().sum()
+            return some
+
+        return classes
+
+    def faults(self) -> int:
+        """Return the number of rows that are not finite since `faults` was last called."""
+        faults = int(self._faults)
+        self._faults.zero_()
+        return faults
 
 
 def _keys(batch: Batch) -> list[bytes]:

@@ -1,17 +1,18 @@
 """Writes the store of a cached teacher.
 
-The teacher's answers are written first, if they are needed, then its head and its last hidden states.  The store is written
+The teacher's answers are written first, if they are needed, then its head and its last hidden states, or a compact form of its
+distributions.  The store is written
 file by file, each of them atomically.  `filling.jsonl` lists the finished files until the store is complete.  So an
 interrupted call is resumed by the same call, and the resulting folder is bitwise equal to that of a call that was not
-interrupted.  `hidden_states` describes the format.
+interrupted.  `store` describes the format.
 """
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -25,7 +26,9 @@ from redistill.processes import signals
 from redistill.records import Json
 from redistill.storage import files
 from redistill.storage.tensors import write_tensors
-from redistill.teachers.hidden_states import (
+from redistill.teachers.forms import Form, Full, Sampled, Tensors, chunks, described, joined, row_generators
+from redistill.teachers.head_rows import HeadRows
+from redistill.teachers.store import (
     FILLING,
     HEAD,
     MANIFEST,
@@ -39,12 +42,14 @@ from redistill.teachers.hidden_states import (
     text_key,
 )
 from redistill.vocab_pass.head import Head
+from redistill.vocab_pass.rules import whole
 
 SHARD_BYTES = 32_000_000
 """Largest size of the states in a shard; an interrupted call loses at most the work for one shard."""
 TIMED_SEQUENCES = 4
 """Number of sequences of median length that are read before the work starts, to estimate its time."""
 
+Tick = Callable[[float], None]
 Progress = Callable[[int, int, int], None]
 """Function that is called with the number of items that are done, of all items, and of the tokens that this call has read."""
 
@@ -54,28 +59,40 @@ class Reader:
     """The teacher that fills a store.
 
     Args:
-        read: Function that returns the last hidden states of a batch's rows, [N, E], without gradient.
-        head: The head of the teacher, with all of its classes.
+        read: Function that yields, for each of several batches, the last hidden states of its rows, [N, E], without gradient.
+            Its second argument is a function that it calls repeatedly with the fraction of the work that is done.
+        head: The head of the teacher: with all of its classes for hidden states, and with the classes that the student has as
+            well for a compact form.
+        form: The form of the rows.
         dtype: dtype of the stored states.
         pad_id: Padding token.
         batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited.
+        tokens_at_once: Smallest number of tokens for which `read` is called, if the remaining shards have that many.  A teacher
+            whose layers are read from disk in each call needs many.
     """
 
-    read: Callable[[Batch], torch.Tensor]
+    read: Callable[[Sequence[Batch], Tick], Iterable[torch.Tensor]]
     head: Head
+    form: Form
     dtype: torch.dtype
     pad_id: int
     batch_size: int | None
+    tokens_at_once: int = 0
 
     @property
     def row_bytes(self) -> int:
-        """Size of the stored state of one target."""
-        return self.head.weight_VD.shape[1] * self.dtype.itemsize
+        """Size of the stored row of one target in bytes.
+
+        For sampled classes, it is the largest possible size.
+        """
+        return self.form.row_bytes(self.head.weight_VD.shape[1] * self.dtype.itemsize)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The weights of the head, by name."""
+        """The weights of the head that are stored, by name; none for a compact form."""
         bias_V = self.head.bias_V
+        if not isinstance(self.form, Full):
+            return {}
         return {"weight_VD": self.head.weight_VD} | ({} if bias_V is None else {"bias_V": bias_V})
 
     def groups(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
@@ -83,23 +100,45 @@ class Reader:
         items, cost = items_of(sequences, "distillation"), read_cost(self.head.weight_VD.device)
         return [[item.sequence for item in group] for group in grouped(items, self.batch_size, cost)]
 
-    def states(self, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        """Return hidden_NE, the states of all targets of some sequences.
+    def rows(self, groups: Sequence[Sequence[TokenSequence]], tick: Tick) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the tensors of all targets of each group of sequences, on the CPU.
 
-        They are on the CPU, in `dtype`.  The teacher reads the sequences in one forward pass.
+        `tick` is the second argument of `read`.
 
         Raises:
             ModelError: a finite state is not finite in `dtype`.
         """
-        items, device = items_of(sequences, "distillation"), self.head.weight_VD.device
-        computed_NE = self.read(collate(items, pad_id=self.pad_id, device=device))
-        stored_NE = computed_NE.to(self.dtype)
-        if bool((computed_NE.isfinite() & ~stored_NE.isfinite()).any()):
-            largest = float(computed_NE.abs().nan_to_num().max())
+        device = self.head.weight_VD.device
+        batches = [collate(items_of(group, "distillation"), pad_id=self.pad_id, device=device) for group in groups]
+        return map(self._rows, groups, self.read(batches, tick))
+
+    def _rows(self, sequences: Sequence[TokenSequence], hidden_NE: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the tensors of the targets of some sequences, whose hidden states are given, on the CPU."""
+        form = self.form
+        if isinstance(form, Full):
+            return {"hidden_NE": self._rounded(hidden_NE).cpu()}
+        seed = form.seed if isinstance(form, Sampled) else 0
+        keys = [sequence_key(each.token_ids, each.supervised) for each in sequences]
+        generators = row_generators(seed, keys, [each.num_targets for each in sequences])
+        logits, parts = HeadRows(self.head, hidden_NE.device).target(hidden_NE), list[Tensors]()
+        for rows in chunks(len(hidden_NE), self.head.num_classes):
+            found = form.stored(whole(logits(rows)), generators[rows])
+            parts.append({name: tensor.cpu() for name, tensor in found.items()})
+        return joined(parts)
+
+    def _rounded(self, hidden_NE: torch.Tensor) -> torch.Tensor:
+        """Return hidden states in `dtype`.
+
+        Raises:
+            ModelError: a finite state is not finite in `dtype`.
+        """
+        stored_NE = hidden_NE.to(self.dtype)
+        if bool((hidden_NE.isfinite() & ~stored_NE.isfinite()).any()):
+            largest = float(hidden_NE.abs().nan_to_num().max())
             raise ModelError(
                 f"teacher.cache_dtype = {_name(self.dtype)!r}: a hidden state of {largest:.3g} exceeds its range; use bfloat16"
             )
-        return stored_NE.cpu()
+        return stored_NE
 
 
 class Rows(NamedTuple):
@@ -179,9 +218,11 @@ class Plan:
         return Layout(
             sequences=self.num_sequences,
             targets=self.num_targets,
+            shards=len(self.shards),
+            form=described(teacher.form),
+            classes=teacher.head.num_classes,
             width=teacher.head.weight_VD.shape[1],
             dtype=_name(teacher.dtype),
-            shards=len(self.shards),
             scale=teacher.head.scale,
             softcap=teacher.head.softcap,
         )
@@ -194,8 +235,8 @@ class Plan:
         middle = [index for shard in self.shards for index in shard][self.num_sequences // 2 :][:TIMED_SEQUENCES]
         some = [self._sequences[index] for index in middle]
         began = clock()
-        for group in teacher.groups(some):
-            teacher.states(group)
+        for _ in teacher.rows(teacher.groups(some), lambda fraction: None):
+            pass
         return (clock() - began) * self.num_tokens / sum(len(each.token_ids) for each in some)
 
 
@@ -204,7 +245,7 @@ class StoreWriter:
 
     Args:
         folder: The folder of the store: empty, or with an interrupted store of the same `source`.
-        source: What the states depend on, by name; see `HiddenStates`.
+        source: What the states depend on, by name; see `TeacherStore`.
 
     Raises:
         ConfigError: the folder contains other files, or an interrupted store of another source.
@@ -262,7 +303,8 @@ class StoreWriter:
             ModelError: a finite state is not finite in the stored dtype.
             OutputError: a file cannot be written; `DiskFullError` if the disk is full.
         """
-        self._write(HEAD, lambda: teacher.weights)
+        if teacher.weights:
+            self._write(HEAD, lambda: teacher.weights)
         done, read = 0, _Read(teacher, progress, plan.num_sequences)
         for number, indices in enumerate(plan.shards):
             progress(done, plan.num_sequences, read.num_tokens)
@@ -298,27 +340,47 @@ class _Read:
         progress: Function that receives the progress.
         total: Number of sequences of all shards.
         num_tokens: Number of tokens that have been read.
+        ready: Shards that have been read and not been written, by their numbers.
     """
 
     teacher: Reader
     progress: Progress
     total: int
     num_tokens: int = 0
+    ready: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def shard(self, plan: Plan, number: int, done: int) -> dict[str, torch.Tensor]:
         """Return the tensors of a shard; `done` is the number of sequences of earlier shards."""
-        sequences, hidden = plan.shard(number), list[torch.Tensor]()
-        for group in self.teacher.groups(sequences):
+        if number not in self.ready:
+            self.ready = self._shards(plan, number, done)
+        return self.ready.pop(number)
+
+    def _shards(self, plan: Plan, number: int, done: int) -> dict[int, dict[str, torch.Tensor]]:
+        """Return the tensors of a shard, and of the next ones that the teacher reads at once, by their numbers."""
+        shards, tokens = dict[int, list[TokenSequence]](), 0
+        while number + len(shards) < len(plan.shards) and (not shards or tokens < self.teacher.tokens_at_once):
+            shards[number + len(shards)] = sequences = plan.shard(number + len(shards))
+            tokens += sum(len(each.token_ids) for each in sequences)
+        groups = {each: self.teacher.groups(sequences) for each, sequences in shards.items()}
+        count = sum(map(len, shards.values()))
+
+        def tick(fraction: float) -> None:
             signals.poll()
-            self.progress(done, self.total, self.num_tokens)
-            hidden.append(self.teacher.states(group))
-            done, self.num_tokens = done + len(group), self.num_tokens + sum(len(each.token_ids) for each in group)
-        keys = b"".join(sequence_key(each.token_ids, each.supervised) for each in sequences)
-        return {
-            "hidden_NE": torch.cat(hidden),
-            "key_SK": torch.frombuffer(bytearray(keys), dtype=torch.uint8).reshape(len(sequences), -1),
-            "end_S": torch.tensor([each.num_targets for each in sequences]).cumsum(dim=0),
-        }
+            self.progress(done + int(fraction * count), self.total, self.num_tokens + int(fraction * tokens))
+
+        found = self.teacher.rows([group for some in groups.values() for group in some], tick)
+        made = {each: joined(list(islice(found, len(some)))) for each, some in groups.items()}
+        self.num_tokens += tokens
+        return {each: tensors | _index(shards[each]) for each, tensors in made.items()}
+
+
+def _index(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
+    """Return the tensors that describe the sequences of a shard: their keys, and the index after the last row of each."""
+    keys = b"".join(sequence_key(each.token_ids, each.supervised) for each in sequences)
+    return {
+        "key_SK": torch.frombuffer(bytearray(keys), dtype=torch.uint8).reshape(len(sequences), -1),
+        "end_S": torch.tensor([each.num_targets for each in sequences]).cumsum(dim=0),
+    }
 
 
 def store_bytes(layout: Layout, teacher: Reader) -> int:

@@ -1,10 +1,11 @@
 """Rules: functions that compute the sum of one term over the rows of a tile.
 
 A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  A rule is called with three
-kinds of arguments: the student's log-probabilities; the log-probabilities of both models over the same classes, or those of the
-student for sampled classes (`Both`; None without a teacher); and tensors that change during a run, such as targets, masks and weights.  If all tensors of the third
-kind are 0 for a row, the row does not contribute to the sum, whatever its logits are.  The fields of a rule are constant during
-a run.  Rules with equal fields are equal, and share one compiled function.
+kinds of arguments: the student's log-probabilities; the log-probabilities of both models over the same classes, or the
+student's for classes that were sampled from the teacher (`Both`; None without a teacher); and tensors that change during a run,
+such as targets, masks and weights.  If all tensors of the third kind are 0 for a row, the row does not contribute to the sum,
+whatever its logits are.  The fields of a rule are constant during a run.  Rules with equal fields are equal, and share one
+compiled function.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,7 @@ class LogProbs(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """Student log-probabilities of classes that were sampled from the teacher, with their weights.
+    """Student log-probabilities of classes that were sampled from the teacher.
 
     Gradients flow through `logq_CK` only.  `contracts.SampledClasses` describes the weights and the entropy.
     """
@@ -50,7 +51,12 @@ Both = LogProbs | Sampled
 
 
 def both_models(logq_CV: Tensor, target_rows: TargetRows) -> Both:
-    """Return the student's log-probabilities with what the teacher provides of the same classes."""
+    """Return what a rule receives of both models for the rows of a tile.
+
+    Args:
+        logq_CV: Student log-probabilities.
+        target_rows: What the teacher provides of the same rows.
+    """
     if isinstance(target_rows, SampledClasses):
         logq_CK, dtype = logq_CV.gather(1, target_rows.class_NK), logq_CV.dtype
         return Sampled(logq_CK, target_rows.weight_NK.to(dtype), target_rows.entropy_N.to(dtype))
@@ -121,6 +127,8 @@ class DivergenceRule:
             result = self.divergence.of_samples(*(tensor[:num_rows] for tensor in both))
         else:
             result = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows])
+        divergence_C: Tensor
+        diagnostics: dict[str, Tensor]
         divergence_C, diagnostics = result if isinstance(result, tuple) else (result, {})
         if divergence_C.shape != counted_C.shape:
             raise ConfigError(

@@ -228,8 +228,8 @@ class _Task:
     def target_rows(self, rows: slice) -> TargetRows | None:
         """Return the teacher's distributions of the rows in `rows` that are among the first `num_distilled` rows.
 
-        They are logits, or `TopClasses` or `SampledClasses` if the teacher provides only some classes.  If there are no such rows, the
-        result is None.
+        They are logits, or `TopClasses` or `SampledClasses` if the teacher provides only some classes.  If there are no such
+        rows, the result is None.
         """
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:

@@ -40,7 +40,10 @@ class ForwardKL(Softened):
 
     @property
     def needs(self) -> Needs:
-        """What the divergence requires of the teacher; with temperature 1, sampled classes are sufficient."""
+        """What the divergence requires of the teacher.
+
+        With temperature 1, classes that were sampled from the teacher are sufficient.
+        """
         return replace(super().needs, probabilities=False)
 
     def of_samples(self, logq_NK: torch.Tensor, weight_NK: torch.Tensor, entropy_N: torch.Tensor) -> torch.Tensor:

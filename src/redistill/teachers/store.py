@@ -1,9 +1,11 @@
-"""The store of a cached teacher: its head and its last hidden states.
+"""The store of a cached teacher.
 
-A teacher's logits are its last hidden states times its head.  So the states of the targets of a data set, with the head, are an
-exact teacher for this data: 2 bytes x width per target in 16 bits, instead of 4 bytes x vocabulary for logits in float32.
+It has the teacher's head and last hidden states, or its distributions in a compact form.  A teacher's logits are its last
+hidden states times its head.  So the states of the targets of a data set, with the head, are an exact teacher for this data: 2
+bytes x width per target in 16 bits, instead of 4 bytes x vocabulary for logits in float32.  `forms` describes the compact
+forms, which need no head.
 
-The folder consists of `head.safetensors`; the shards `states-00000.safetensors` ... with the states of some sequences each;
+The folder consists of `head.safetensors`; the shards `states-00000.safetensors` ... with the rows of some sequences each;
 `texts.jsonl`, if the teacher has generated text; `manifest.json`, which describes the store and has the SHA-256 of each other
 file; and `manifest.sha256`.  This module only reads a complete store; `filling` writes it.
 """
@@ -25,9 +27,10 @@ from redistill.records import Json
 from redistill.storage import files
 from redistill.storage.file_hash import file_hash
 from redistill.storage.tensors import read_tensors
+from redistill.teachers.forms import Form, Full, described, form_from
 from redistill.vocab_pass.head import Head
 
-SCHEMA = 1
+SCHEMA = 2
 HEAD, TEXTS = "head.safetensors", "texts.jsonl"
 MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
 FILLING = "filling.jsonl"
@@ -45,24 +48,31 @@ class Layout:
     Args:
         sequences: Number of different sequences.
         targets: Number of rows: the targets of all sequences.
-        width: Width of the teacher.
-        dtype: dtype of the stored states: "float32", "bfloat16" or "float16".
         shards: Number of shards.
+        form: The form of the rows (`forms.described`).
+        classes: Number of classes of the stored head; for a compact form, the number of classes that student and teacher share.
+        width: Width of the teacher.
+        dtype: dtype of the states: "float32", "bfloat16" or "float16".  Compact forms are computed from them before rounding.
         scale, softcap: Factor and bound of the logits; see `vocab_pass.head.Head`.
     """
 
     sequences: int
     targets: int
+    shards: int
+    form: Mapping[str, Json]
+    classes: int
     width: int
     dtype: str
-    shards: int
     scale: float
     softcap: float | None
 
     @property
     def state_bytes(self) -> int:
-        """Size of all states and keys in bytes, without the headers of files."""
-        row = self.width * DTYPES[self.dtype].itemsize
+        """Size of all rows and keys in bytes, without the headers of files.
+
+        For sampled classes, it is the largest possible size.
+        """
+        row = form_from(self.form).row_bytes(self.width * DTYPES[self.dtype].itemsize)
         return self.targets * row + self.sequences * (KEY_BYTES + torch.int64.itemsize)
 
 
@@ -98,18 +108,18 @@ def text_key(request: GenerationRequest, sampling: Sampling) -> str:
     return hashlib.blake2b(asked.encode(), digest_size=KEY_BYTES).hexdigest()
 
 
-class HiddenStates:
-    """A complete store, whose states are memory-mapped.
+class TeacherStore:
+    """A complete store, whose tensors are memory-mapped.
 
-    Several processes can read one store.  Create an instance with `HiddenStates.open`.
+    Several processes can read one store.  Create an instance with `TeacherStore.open`.
 
     Args:
         folder: The folder of the store, for messages.
-        source: What the states depend on, by name: hashes of the teacher and of the data, and settings.
+        source: What the rows depend on, by name: hashes of the teacher and of the data, and settings.
         layout: Numbers that describe the store.
-        head: The head of the teacher; its weights are memory-mapped.
-        shards: The tensors of each shard: `hidden_NE`, the states; `key_SK`, the key of each sequence (uint8); and `end_S`, the
-            index after the last row of each sequence.
+        head: The head of the teacher, whose weights are memory-mapped; None for a compact form.
+        shards: The tensors of each shard: those of the form, such as `hidden_NE`, the states; `key_SK`, the key of each
+            sequence (uint8); and `end_S`, the index after the last row of each sequence.
         texts: Generated texts by `text_key`.
         digest: SHA-256 of the manifest, which identifies the store.
     """
@@ -120,13 +130,14 @@ class HiddenStates:
         *,
         source: Mapping[str, Json],
         layout: Layout,
-        head: Head,
+        head: Head | None,
         shards: Sequence[Mapping[str, torch.Tensor]],
         texts: Mapping[str, Generation],
         digest: str,
     ) -> None:
         self.folder, self.source, self.layout, self.head, self.digest = folder, source, layout, head, digest
-        self._texts, self._hidden = texts, [shard["hidden_NE"] for shard in shards]
+        self.form: Form = form_from(layout.form)
+        self._texts, self._shards = texts, shards
         keys = np.concatenate([shard["key_SK"].numpy() for shard in shards])
         # The first half of each key is sorted, and the second half is compared: a dict would need 200 bytes per sequence.
         self._keys = keys.view("<u8")
@@ -156,21 +167,18 @@ class HiddenStates:
             raise ConfigError(f"{folder / MANIFEST}: must have schema {SCHEMA}; {_AGAIN}")
         try:
             listed, layout = manifest["files"], Layout(**manifest["layout"])
-            names = [HEAD, *map(shard_name, range(layout.shards)), *([TEXTS] if TEXTS in listed else [])]
-            for name in names:
+            shard_names, is_full = [shard_name(number) for number in range(layout.shards)], layout.form == described(Full())
+            for name in [*([HEAD] if is_full else []), *shard_names, *([TEXTS] if TEXTS in listed else [])]:
                 if file_hash(folder / name, report, poll) != listed[name]:
                     raise DataError(f"{folder / name}: does not match its hash in {MANIFEST}; {_AGAIN}")
-            weights, shards = (
-                read_tensors(folder / HEAD),
-                [read_tensors(folder / name) for name in names[1 : layout.shards + 1]],
-            )
+            weights = read_tensors(folder / HEAD) if is_full else {}
             lines = files.read_lines(folder / TEXTS) if TEXTS in listed else []
             return cls(
                 folder,
                 source=manifest["source"],
                 layout=layout,
-                head=Head(weights["weight_VD"], weights.get("bias_V"), layout.softcap, layout.scale),
-                shards=shards,
+                head=Head(weights["weight_VD"], weights.get("bias_V"), layout.softcap, layout.scale) if is_full else None,
+                shards=[read_tensors(folder / name) for name in shard_names],
                 texts={
                     line["key"]: Generation(token_ids=tuple(line["token_ids"]), finished=line["finished"]) for line in lines
                 },
@@ -179,23 +187,24 @@ class HiddenStates:
         except OSError as error:
             raise DataError(f"{folder}: {error.filename or 'a file'} cannot be read ({error.strerror}); {_AGAIN}") from error
         except (SafetensorError, LookupError, TypeError, AttributeError) as error:
-            raise DataError(f"{folder}: is not a store of hidden states of this version ({error}); {_AGAIN}") from error
+            raise DataError(f"{folder}: is not a cached teacher of this version ({error}); {_AGAIN}") from error
 
-    def rows(self, key: bytes) -> torch.Tensor | None:
-        """Return hidden_NE, the stored states of the targets of a sequence.
+    def rows(self, key: bytes) -> dict[str, torch.Tensor] | None:
+        """Return the stored tensors of the targets of a sequence, by name.
 
         Args:
             key: The result of `sequence_key`.
 
         Returns:
-            A memory-mapped tensor in the stored dtype; None if the sequence is not stored.
+            Memory-mapped tensors of the store's form; with hidden states, `hidden_NE` in the stored dtype.  None if the
+            sequence is not stored.
         """
         first, second = np.frombuffer(key, dtype="<u8")
         begin, end = np.searchsorted(self._first_halves, first, "left"), np.searchsorted(self._first_halves, first, "right")
         for index in self._order[begin:end]:
             if self._keys[index, 1] == second:
-                hidden_NE = self._hidden[int(self._shard[index])]
-                return hidden_NE[int(self._start[index]) : int(self._stop[index])]
+                shard, rows = self._shards[int(self._shard[index])], slice(int(self._start[index]), int(self._stop[index]))
+                return self.form.rows(shard, rows)
         return None
 
     def text(self, request: GenerationRequest, sampling: Sampling) -> Generation | None:
@@ -206,7 +215,7 @@ class HiddenStates:
         """Check that the store belongs to a teacher and to data.
 
         Args:
-            expected: What the states of a run depend on, by the names of `source`; other names are not compared.
+            expected: What the rows of a run depend on, by the names of `source`; other names are not compared.
 
         Raises:
             ConfigError: a value differs; the message names all that differ.
@@ -221,8 +230,8 @@ def check_source(
 
     Args:
         folder: The folder of the store, for the message.
-        held: What the states of the store depend on, by name.
-        expected: What the states of the recipe depend on.
+        held: What the rows of the store depend on, by name.
+        expected: What the rows of the recipe depend on.
         names: The names to compare.
 
     Raises:

@@ -1,0 +1,103 @@
+"""The models from which the store of a cached teacher is filled.
+
+The teacher is loaded as a whole, or its layers are read from disk one after another.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from redistill.config.run import Run
+from redistill.config.sections import TeacherConfig
+from redistill.errors import ConfigError
+from redistill.interfaces import CausalModel, Tokenizer
+from redistill.models.layer_files import LayerFiles, layer_files
+from redistill.models.load import ModelConfig, end_token_ids, load_tokenizer
+from redistill.models.streamed import StreamedBody
+from redistill.runs.cache_source import text_node
+from redistill.runs.models import check_positions, load_models, shared_vocabulary
+from redistill.runs.stages import teacher_source
+
+
+class SourceModels(NamedTuple):
+    """The teacher, and what the data and the store need of the student.
+
+    The weights of the student are not kept in memory.
+
+    Args:
+        teacher: The whole model, or the body that reads its layers one after another.
+        tokenizer, vocabulary, end_ids, pad_id: Those of the student; see `runs.models.Models`.
+    """
+
+    teacher: CausalModel | StreamedBody
+    tokenizer: Tokenizer
+    vocabulary: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+
+
+@contextmanager
+def streamed_files(config: Run) -> Iterator[LayerFiles]:
+    """Open the files of a run's teacher, to read its layers one after another.
+
+    Raises:
+        ConfigError: the files cannot be read in parts, or the policy needs text that the teacher generates.
+    """
+    source = teacher_source(config)
+    assert source is not None
+    if text_node(config) is not None:
+        raise ConfigError(
+            "--stream-layers: the policy teacher_generated needs text of the teacher, which needs all layers for each token; "
+            "leave out --stream-layers, or use another policy"
+        )
+    with layer_files(source) as layers:
+        if layers is None:
+            raise ConfigError(
+                f"--stream-layers: {source.model}: a GGUF file, an adapter, a multimodal model, and dtype auto cannot be read "
+                "layer by layer; leave out --stream-layers, or merge the adapter and set teacher.dtype"
+            )
+        yield layers
+
+
+def source_models(config: Run, layers: LayerFiles | None, device: torch.device) -> SourceModels:
+    """Load the models of a run without the cache.
+
+    Args:
+        config: The run.
+        layers: The files of the teacher if its layers are read one after another; None to load the whole teacher.
+        device: Device of the teacher's layers that are read one after another.
+    """
+    assert isinstance(config.teacher, TeacherConfig)
+    student = replace(config.student, finetune=None, start="base", lora=None)  # its fine-tuning may follow
+    plain = replace(config, teacher=replace(config.teacher, cache=None), student=student)
+    if layers is None:
+        models = load_models(plain)
+        assert models.teacher is not None
+        return SourceModels(models.teacher, models.tokenizer, models.vocabulary, models.end_ids, models.pad_id)
+    body = StreamedBody(layers, device)
+    if student.model == "teacher":  # a student of its layers would need more memory, and has the same vocabulary
+        found = _own_vocabulary(plain, body)
+    else:
+        models = load_models(plain, load_teacher=partial(_first_layer, body))
+        found = SourceModels(body, models.tokenizer, models.vocabulary, models.end_ids, models.pad_id)
+    body.release_first()
+    return found
+
+
+def _own_vocabulary(config: Run, body: StreamedBody) -> SourceModels:
+    """Return what the data and the store need of a student that consists of layers of the teacher."""
+    source = teacher_source(config)
+    assert source is not None
+    first, tokenizer = _first_layer(body, source)
+    check_positions(first, config.data.tokens, "teacher")
+    vocabulary = shared_vocabulary(first, tokenizer, first, tokenizer).size
+    return SourceModels(body, tokenizer, vocabulary, end_token_ids(first, tokenizer), tokenizer.pad_token_id or 0)
+
+
+def _first_layer(body: StreamedBody, source: ModelConfig) -> tuple[CausalModel, Tokenizer]:
+    """Return the model of the teacher's first layer, which has the head of the whole model, and its tokenizer."""
+    return body.first, load_tokenizer(source)
