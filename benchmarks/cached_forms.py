@@ -33,7 +33,7 @@ from redistill.runs.teacher_cache import reader_of
 from redistill.storage import files
 from redistill.teachers.cached import CachedTeacher
 from redistill.teachers.filling import Plan, StoreWriter
-from redistill.teachers.forms import Form, Full, Sampled, Tensors, TopK
+from redistill.teachers.forms import Sampled, Tensors, TopK
 from redistill.teachers.store import TeacherStore
 from redistill.toy.world import Split, toy_records, toy_tokenizer
 from redistill.training.objective import Counts, Objective, terms
@@ -44,12 +44,12 @@ TEACHER_UPDATES, TEACHER_BATCH, TEACHER_RATE = 200, 32, 3e-3
 ROWS: dict[Split, int] = {"teacher": 4000, "train": 120, "validation": 64}
 SIZES = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 2, "num_attention_heads": 4}
 NUMBERS = (4, 12, 50)
-FORMS: dict[str, tuple[Form, str]] = {
-    "full, float32": (Full(), "float32"),
-    "full, bfloat16": (Full(), "bfloat16"),
-    **{f"top-k with rest, k = {k}": (TopK(k=k), "auto") for k in NUMBERS},
-    **{f"top-k renormalised, k = {k}": (TopK(k=k), "auto") for k in NUMBERS},
-    **{f"sampled, {n} draws": (Sampled(draws=n), "auto") for n in NUMBERS},
+FORMS = {
+    "full, float32": TeacherConfig(model="toy", cache_dtype="float32"),
+    "full, bfloat16": TeacherConfig(model="toy", cache_dtype="bfloat16"),
+    **{f"top-k with rest, k = {k}": TeacherConfig(model="toy", cache_form=TopK(k=k)) for k in NUMBERS},
+    **{f"top-k renormalised, k = {k}": TeacherConfig(model="toy", cache_form=TopK(k=k)) for k in NUMBERS},
+    **{f"sampled, {n} draws": TeacherConfig(model="toy", cache_form=Sampled(draws=n)) for n in NUMBERS},
 }
 
 
@@ -122,9 +122,8 @@ def main() -> None:
     student, vocabulary = student_from_layers(taught, (0,)), head(taught).num_classes
     results: dict[str, Any] = {"untrained": {"kl": held_out_kl(taught, student, data["validation"])}}
     with tempfile.TemporaryDirectory() as made:
-        for name, (form, dtype) in FORMS.items():
+        for name, source in FORMS.items():
             files.make_folder(folder := Path(made) / name.replace(" ", "-"))
-            source = TeacherConfig(model="toy", cache_form=form, cache_dtype=dtype)  # type: ignore[arg-type]
             reader = reader_of(source, taught, vocabulary, 0, None)
             StoreWriter(folder, {}).states(Plan(data["train"], reader.row_bytes), reader, lambda *done: None)
             store = TeacherStore.open(folder, report=print)

@@ -165,8 +165,8 @@ _allowed: list[_Allowed] = []  # of this process, as the user has given it; neve
 def allow_hosts(hosts: Iterable[str]) -> None:
     """Set the hosts to which this process may connect as a client of a server.
 
-    This machine is always allowed.  The option --allow-host of the command line calls this function.  Recipes cannot.  A later call replaces the hosts of an
-    earlier one.
+    This machine is always allowed.  The option --allow-host of the command line calls this function; recipes cannot.  A later
+    call replaces the hosts of an earlier one.
 
     Args:
         hosts: Each "HOST" or "HOST:PORT" for encrypted connections, or "http://HOST:PORT" for unencrypted ones as well.  The

@@ -1,8 +1,9 @@
 """The HTTP client of servers that a recipe names.
 
-No other module of redistill connects to such a server.  Replies are untrusted.  Their size and time are limited, redirects are not followed, compressed replies are rejected, and the
-proxies that the environment names are not used.  The library is httpx2, which huggingface_hub needs as well: its asynchronous
-calls can be cancelled, so that a server which sends one byte at a time cannot exceed the limit of time.
+No other module of redistill connects to such a server.  Replies are untrusted.  Their size and time are limited, redirects are
+not followed, compressed replies are rejected, and the proxies that the environment names are not used.  The library is httpx2,
+which huggingface_hub needs as well: its asynchronous calls can be cancelled, so that a server which sends one byte at a time
+cannot exceed the limit of time.
 """
 
 import json

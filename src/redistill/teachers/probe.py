@@ -1,7 +1,8 @@
 """The self-test of served teachers: model, tokenizer and log-probabilities.
 
-It precedes the loading of models.  A reply with status 200 does not show that a server has the expected weights.  Therefore a short text is scored by every server
-before the run and in every update, and the log-probabilities are compared with those of the start.
+It precedes the loading of models.  A reply with status 200 does not show that a server has the expected weights.  Therefore a
+short text is scored by every server before the run and in every update, and the log-probabilities are compared with those of
+the start.
 """
 
 from collections.abc import Mapping, Sequence
