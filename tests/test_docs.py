@@ -122,13 +122,8 @@ def test_the_page_of_the_package_index_has_no_link_into_the_repository():
     assert "docs/data.md" in page and ".png" not in page and "|---|" in page
 
 
-def test_the_example_prints_what_the_readme_shows(example):
-    (shown,) = re.findall(r"<!-- results:python -->\n```text\n(.*?)```", README, re.DOTALL)
-
-    def shape(text: str) -> str:
-        return re.sub(r"\d+\.\d+", "#", text)
-
-    assert shape(example.printed) == shape(shown)
+def test_the_example_prints_scores_and_paths(example):
+    assert "'rouge_l'" in example.printed and example.printed.endswith("} runs/first/model runs/first/report.html\n")
 
 
 def test_every_file_of_the_example_is_in_the_tree_of_the_page(example):
