@@ -1,5 +1,7 @@
 """The model card states method, data, licences, scores with intervals and the command; its texts are escaped."""
 
+import json
+
 import yaml
 
 from redistill.reports.card import model_card
@@ -42,6 +44,16 @@ def test_texts_of_a_run_are_escaped(tmp_path):
     body = "\n".join(line for line in card.splitlines() if not line.startswith("    "))
     assert "<script" not in body.replace("\\<", "") and "[x](" not in body.replace("\\[", "")
     assert metadata(card)["library_name"] == "peft"
+
+
+def test_a_student_from_layers_of_its_teacher_is_based_on_the_teacher(tmp_path):
+    run = write_run(tmp_path / "run", "first")
+    described = json.loads((run / "run.json").read_text())
+    described["config"] |= {"teacher": {"model": "owner/big"}, "student": {"model": "teacher"}}
+    described["models"]["student"]["name"] = "teacher"
+    (run / "run.json").write_text(json.dumps(described))
+    card = model_card(run, "first", target="transformers", licences={})
+    assert metadata(card)["base_model"] == "owner/big" and "| student | layers of the teacher |" in card
 
 
 def test_the_card_of_another_model_is_short():

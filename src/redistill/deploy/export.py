@@ -5,7 +5,7 @@ settings and tokenizers reach the folder.
 """
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -168,10 +168,10 @@ def _converter(source: Source, dtype: Dtype) -> str:
 def _command(folder: Path, target: Target, source: Source) -> str:
     """Return a command line that uses an exported folder."""
     name, label = shlex.quote(str(folder)), files.slug(source.label).lower()
-    use: dict[Target, Callable[[], str]] = {
-        "transformers": lambda: f"vllm serve {name}",
-        "adapter": lambda: f"redistill chat {name}",
-        "gguf": lambda: f"llama-cli -m {shlex.quote(str(folder / GGUF_NAME))}",
-        "ollama": lambda: f"ollama create {label} -f {shlex.quote(str(folder / 'Modelfile'))} && ollama run {label}",
+    commands: dict[Target, str] = {
+        "transformers": f"vllm serve {name}",
+        "adapter": f"redistill chat {name}",
+        "gguf": f"llama-cli -m {shlex.quote(str(folder / GGUF_NAME))}",
+        "ollama": f"ollama create {label} -f {shlex.quote(str(folder / 'Modelfile'))} && ollama run {label}",
     }
-    return use[target]()
+    return commands[target]

@@ -34,7 +34,7 @@ def _interleaved(name: str, weight: torch.Tensor, config: ModelSettings) -> torc
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
     if heads is None:
         return weight
-    pairs = weight.reshape(int(getattr(config, heads)), 2, -1, *weight.shape[1:])
+    pairs = weight.reshape(_number(config, heads), 2, -1, *weight.shape[1:])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
@@ -121,7 +121,7 @@ def write_settings(writer: "GGUFWriter", config: ModelSettings) -> None:
         writer: The writer of the GGUF file.
         config: The config of the model.
     """
-    hidden, heads = int(getattr(config, "hidden_size")), int(getattr(config, "num_attention_heads"))  # noqa: B009
+    hidden, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     writer.add_context_length(context_length(config))
     writer.add_embedding_length(hidden)
@@ -167,13 +167,18 @@ def weights_of(model: CausalModel, family: Family) -> Iterator[tuple[str, torch.
         yield "rope_freqs.weight", _llama3_factors(config)
 
 
+def _number(config: ModelSettings, name: str) -> int:
+    """Return a field of the config that all families in `FAMILIES` have, under this name or another one."""
+    return int(getattr(config, name))
+
+
 def _rope(config: ModelSettings) -> Mapping[str, object]:
     return getattr(config, "rope_parameters", None) or {}
 
 
 def _head_dim(config: ModelSettings) -> int:
     given = getattr(config, "head_dim", None)
-    return int(given or getattr(config, "hidden_size") // getattr(config, "num_attention_heads"))  # noqa: B009
+    return int(given or _number(config, "hidden_size") // _number(config, "num_attention_heads"))
 
 
 def _write_scaling(writer: "GGUFWriter", rope: Mapping[str, object]) -> None:

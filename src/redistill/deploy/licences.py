@@ -38,12 +38,13 @@ def _licence(name: str) -> str:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.repocard import metadata_load
 
-    card = Path(name).expanduser() / _CARD
-    if not is_local(name) and not Path(name).exists() and HUB_NAME.fullmatch(name):
-        cached = try_to_load_from_cache(name, _CARD)
-        card = Path(cached) if isinstance(cached, str) else card
     try:
-        if not card.is_file() or card.stat().st_size > _MAX_BYTES:
+        card = Path(name).expanduser() / _CARD
+        is_linked = card.is_symlink()  # to a file that may not belong to the model
+        if not is_local(name) and not Path(name).exists() and HUB_NAME.fullmatch(name):
+            cached = try_to_load_from_cache(name, _CARD)
+            card = Path(cached) if isinstance(cached, str) else card
+        if is_linked or not card.is_file() or card.stat().st_size > _MAX_BYTES:
             return UNKNOWN
         named = (metadata_load(card) or {}).get("license")
     except Exception:  # noqa: BLE001 - a card is an untrusted file, and the YAML in it may be damaged in any way

@@ -101,8 +101,8 @@ def vocabulary_of(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     for number in range(rows):
         token = added[number]["content"] if number in added else vocabulary.get(number)
         kind = _type(number, token, added, unknown, is_sentencepiece)
-        # llama.cpp looks for these tokens in the text itself, where a space is not replaced by its sign.
-        is_plain = is_sentencepiece and kind == TokenType.USER_DEFINED
+        # llama.cpp looks for these tokens in the text itself, in which no space is replaced by its sign.
+        is_plain = is_sentencepiece and kind == TokenType.USER_DEFINED and added[number]["normalized"]
         tokens.append(f"[PAD{number}]" if token is None else token.replace("▁", " ") if is_plain else token)
         types.append(kind)
     if not is_sentencepiece:

@@ -60,7 +60,8 @@ def _metadata(run: RunFolder | None, target: str, licences: Mapping[str, str]) -
     named = {licence.strip().lower() for licence in licences.values()}
     licence = named.pop() if len(named) == 1 else ""
     library = {"adapter": "peft", "transformers": "transformers"}.get(target, "gguf")
-    base = str(at(run.description, "config", "student", "model") or "") if run is not None else ""
+    bases = [] if run is None else [at(run.description, "config", role, "model") for role in ("student", "teacher")]
+    base = next((str(name) for name in bases if name and name != "teacher"), "")
     return {
         **({"license": licence} if _LICENCE.fullmatch(licence) else {}),
         "library_name": library,
@@ -75,7 +76,9 @@ def _models(run: RunFolder) -> Iterator[tuple[str, str, Json]]:
     for role in ("teacher", "student"):
         about = mapping(at(run.description, "models", role))
         if about:
-            yield role, _place(str(about.get("name") or "")), about.get("parameters")
+            name = _place(str(about.get("name") or ""))
+            is_part = role == "student" and name == "teacher"  # a student that was built from layers of its teacher
+            yield role, "layers of the teacher" if is_part else name, about.get("parameters")
 
 
 def _data(run: RunFolder) -> Iterator[tuple[str, str, Json]]:
