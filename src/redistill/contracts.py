@@ -33,7 +33,8 @@ Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay"
 class Example:
     """A tokenized record.
 
-    The targets need not be contiguous: if every assistant turn is supervised, each turn is one range of targets.
+    The targets need not be contiguous: if every assistant turn is supervised, each turn is one range of targets.  An example
+    of a record without an answer has the tokens of the prompt alone, and no targets.
 
     Args:
         sample: Index of the record in its data set, from 0.
@@ -58,6 +59,11 @@ class Example:
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     supervised: tuple[bool, ...]
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the record has a gold answer (an answer in the data)."""
+        return True in self.supervised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -791,6 +797,8 @@ class Needs(_Flags):
         teacher_text: Requires text that the teacher generates.
         mixture: Requires tokens sampled from a mixture of student and teacher.
         samples_student: Requires text sampled from the student, because the student's log-probabilities of it are used.
+        gold: Requires gold answers, which are the answers in the data. If neither policy nor objective requires them, the
+            training data may consist of prompts alone.
 
     Raises:
         ConfigError: a field is not a bool.
@@ -807,6 +815,7 @@ class Needs(_Flags):
     teacher_text: bool = False
     mixture: bool = False
     samples_student: bool = False
+    gold: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         """Return the union of the requirements `self` and `other`."""

@@ -166,7 +166,7 @@ def test_an_unreachable_hub_is_an_error_with_the_remedy(monkeypatch, tokenizer):
         raise ConnectionError("no route\nto host")
 
     hub(monkeypatch, load_dataset)
-    with pytest.raises(DataError, match=r"some/web-text: cannot be read from the hub \(no route\); check name and network"):
+    with pytest.raises(DataError, match=r"some/web-text: cannot be read from the hub \(no route\); check name"):
         load_corpus(["some/web-text"], tokenizer, block_tokens=4)
 
 

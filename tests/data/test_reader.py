@@ -266,6 +266,7 @@ def test_a_source_that_looks_like_a_path_is_never_requested_from_the_hub(hub, tm
     assert hub.requests == []
 
 
-def test_a_file_of_another_format_is_rejected(tmp_path):
-    with pytest.raises(DataError, match=r"not a \.jsonl or \.json file"):
-        read_records(write(tmp_path, b"a,b\n1,2\n", "mine.csv"))
+@pytest.mark.parametrize("name", ["mine.txt", "mine.xlsx", "mine.py", "mine"])
+def test_a_file_with_another_ending_is_rejected(tmp_path, name):
+    with pytest.raises(DataError, match=r"is not a \.jsonl, .* or \.arrow file|never read by running code"):
+        read_records(write(tmp_path, b"a,b\n1,2\n", name))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from redistill.data import reader
+from redistill.data import sources
 from redistill.data.tasks import TASKS, load_task
 from redistill.errors import ConfigError, DataError
 from redistill.records import Instruction
@@ -20,11 +20,17 @@ def local(tmp_path):
     return path
 
 
+def replace_downloads(monkeypatch, path_of):
+    """Replaces downloads of the hub by the file that `path_of` returns."""
+    monkeypatch.setattr(sources, "unreachable", str)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file, **options: str(path_of(name, file)))
+
+
 @pytest.fixture
 def hub(monkeypatch, local):
     """Replaces downloads by the local file; the list of requests."""
     requests = []
-    monkeypatch.setattr(reader, "_download", lambda name, file: requests.append((name, file)) or local)
+    replace_downloads(monkeypatch, lambda name, file: requests.append((name, file)) or local)
     return requests
 
 
@@ -37,7 +43,7 @@ def test_a_known_task_is_read_from_its_own_file_on_the_hub(name, hub):
 def test_only_the_rows_that_the_papers_evaluate_are_taken_from_the_hub(monkeypatch, tmp_path):
     many = tmp_path / "many.jsonl"
     many.write_text((json.dumps(ROWS[0]) + "\n") * 10_005, encoding="utf-8")
-    monkeypatch.setattr(reader, "_download", lambda name, file: many)
+    replace_downloads(monkeypatch, lambda name, file: many)
     assert len(load_task("unnatural")[0]) == 10_000
     assert len(load_task("unnatural", many)[0]) == 10_005
 

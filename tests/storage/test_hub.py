@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from redistill.data import reader
+from redistill.data import sources
 from redistill.data.corpus import load_corpus
 from redistill.data.reader import read_records
 from redistill.errors import DataError, ModelError
@@ -69,7 +69,9 @@ def test_another_name_is_looked_up(name: str) -> None:
 
 
 def test_a_revision_in_the_name_of_a_model_names_the_setting() -> None:
-    expected = "^owner/name@v1.0: a hub name contains no revision; use owner/name, and set revision to v1.0$"
+    expected = (
+        "^owner/name@v1.0: a hub name contains no revision; use owner/name, and set revision .--revision of evaluate. to v1.0$"
+    )
     with pytest.raises(ModelError, match=expected):
         find_file("owner/name@v1.0", "config.json")
     (Path("held") / "name@v1.0").mkdir()
@@ -139,4 +141,4 @@ def test_offline_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_reason_of_a_failure_is_that_of_the_library_if_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_session", sessions(type("Response", (), {"status_code": 200})))
-    assert "(no such set)" in str(reader.hub_failed("owner/name", ValueError("no such set\nmore")))
+    assert "(no such set)" in str(sources.hub_failed("owner/name", ValueError("no such set\nmore")))

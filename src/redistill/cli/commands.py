@@ -121,7 +121,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from redistill.runs.run import evaluate_model, tokens_of
 
     scores = evaluate_model(
-        ModelConfig(model=options.model, dtype=options.dtype),
+        ModelConfig(model=options.model, revision=options.revision, dtype=options.dtype),
         dict(_task(text) for text in options.data),
         EvaluationConfig(
             seeds=options.seeds,
@@ -276,16 +276,21 @@ def data_check(options: argparse.Namespace) -> None:
     from redistill.config.plugins import External
     from redistill.config.scoring import load_external, named_tasks
     from redistill.data.check import check_data, described
+    from redistill.data.sources import Source
     from redistill.data.tokenize import TokenizeConfig
 
-    tokenizer, tokens, sources, tests = None, TokenizeConfig(), [(source, "train") for source in options.sources], {}
+    tokenizer, tokens, require_answer = None, TokenizeConfig(), None
+    sources: list[tuple[str | Source, str]] = [(source, "train") for source in options.sources]
+    tests: dict[str, str | Source | None] = {}
     if options.configured is not None:
+        from redistill.config.capabilities import why_gold
         from redistill.config.run import load_config
 
-        data = load_config(options.configured, [], options.allow_code).data
-        held = [] if data.validation is None else [(data.validation, "validation")]
-        tokens, tests = data.tokens, data.tests
-        sources = sources or [*((source, "train") for source in data.train), *held]
+        run = load_config(options.configured, [], options.allow_code)
+        data, require_answer = run.data, bool(why_gold(run.resolved_method))
+        tokens = data.tokens
+        tests |= {name: path and data.source(path) for name, path in data.tests.items()}
+        sources = [(data.source(source), split) for source, split in sources] or [*data.sources]
     if not sources:
         raise ConfigError("data check: no data to check; pass a path, or --recipe RECIPE")
     if options.tokenizer is not None:
@@ -293,9 +298,10 @@ def data_check(options: argparse.Namespace) -> None:
 
         tokenizer = load_tokenizer(ModelConfig(model=options.tokenizer))
     tokens = _with_lengths(tokens, options)
-    tests = {**tests, **dict(_task(text) for text in options.against)}
+    tests |= dict(_task(text) for text in options.against)
     load_external((("--against", name) for name in tests), External.of(options.allow_code))
-    checks = check_data(sources, named_tasks(tests), tokenizer=tokenizer, tokens=tokens)
+    named = named_tasks(tests)
+    checks = check_data(sources, named, require_answer=require_answer, tokenizer=tokenizer, tokens=tokens)
     _print(options, {"sources": [check.as_json() for check in checks]}, *described(checks))
     faulty = sum(not check.is_sound for check in checks)
     if faulty:

@@ -8,7 +8,7 @@ The comparison loads no model.
 from collections.abc import Iterator, Mapping
 
 from redistill.config.decode import kind_of
-from redistill.config.methods import Method
+from redistill.config.methods import METHODS, Method
 from redistill.contracts import EngineCapabilities, Needs, TeacherCapabilities
 from redistill.generation.local import LOCAL as LOCAL_ENGINE
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
@@ -90,3 +90,33 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
             f"{policy}: bans repeated n-grams, which the engine does not support; use the engine local, or set "
             "no_repeat_ngram to 0"
         )
+
+
+def why_gold(row: Method) -> str:
+    """Return why a method cannot train on prompts alone, with a remedy.
+
+    Gold answers are the answers in the data. A method whose policy and objective do not need them trains on prompts alone.
+
+    Args:
+        row: The method.
+
+    Returns:
+        The part of the method that needs gold answers, as one line of text; "" if no part does.
+
+    Example:
+        >>> why_gold(METHODS["kd"])
+        'policy fixed needs gold answers; of the methods, seqkd, imitkd and minillm train on prompts alone'
+        >>> why_gold(METHODS["seqkd"])
+        ''
+    """
+    part = _needing_gold(row)
+    if part is None:
+        return ""
+    *others, last = [name for name, other in METHODS.items() if _needing_gold(other) is None]
+    return f"{part} needs gold answers; of the methods, {', '.join(others)} and {last} train on prompts alone"
+
+
+def _needing_gold(row: Method) -> str | None:
+    if row.policy.needs.gold:
+        return f"policy {kind_of(type(row.policy))}"
+    return "objective.sft_weight with sft_on: gold" if row.objective.needs.gold else None

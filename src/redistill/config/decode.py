@@ -140,7 +140,7 @@ def _decode(expected: object, value: object, path: str, context: _Context) -> ob
         return None
     if len(members) > 1 or any(map(_default_kind, members)):
         return _decode_kind(members, value, path, context)
-    if members:
+    if members and (isinstance(value, dict) or str not in args):  # a section that a text can abbreviate, as in `str | Source`
         return _decode_dataclass(members[0], value, path, context)
     if origin in {Union, types.UnionType}:
         return _decode_either([arg for arg in args if arg is not type(None)], value, path, context)
@@ -266,4 +266,6 @@ def _default_kind(cls: type) -> str | None:
 def _name(expected: object) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping", tuple: "a list"}
     cls = get_origin(expected) or expected
+    if is_dataclass(cls):
+        return "a mapping"
     return names[cls] if isinstance(cls, type) and cls in names else str(expected)

@@ -51,6 +51,14 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("lora_target", "lora_target_modules"), ("student.lora.targets", "")),
     **dict.fromkeys(("load_in_4bit", "load_in_8bit", "quantization_bit"), ("student.lora.quantise", ", nf4 or int8")),
     **dict.fromkeys(("dataset", "datasets", "dataset_name", "train_file"), ("data.train", ", a list of files or hub names")),
+    **dict.fromkeys(
+        ("dataset_config", "dataset_config_name", "dataset_split", "dataset_revision"),
+        ("data.train", ", as [{path: owner/name, config: CONFIG, split: SPLIT, revision: REVISION}]"),
+    ),
+    **dict.fromkeys(
+        ("column_mapping", "dataset_text_field", "prompt_column", "response_column"),
+        ("data.columns", ", as {prompt: COLUMN, completion: COLUMN}"),
+    ),
     **dict.fromkeys(("eval_dataset", "validation_file", "test_datasets"), ("data.validation", "")),
     "val_set_size": ("data.validation_rows", ", a number of rows"),
     "max_samples": ("data.max_train_rows", ""),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from redistill.config.plugins import External, instance
 from redistill.config.shown import nearest, shown
+from redistill.data.sources import Source
 from redistill.data.tasks import Task, check_source, known_task
 from redistill.errors import ConfigError
 from redistill.evaluation.metrics import METRICS
@@ -73,7 +74,7 @@ def named_task(name: str) -> Task:
     return found
 
 
-def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
+def named_tasks(tests: Mapping[str, str | Source | None]) -> dict[Task, str | Source | None]:
     """Return a mapping from each test set of a recipe to its file.
 
     Args:
@@ -84,7 +85,7 @@ def named_tasks(tests: Mapping[str, str | None]) -> dict[Task, str | None]:
         ConfigError: a test set is unknown or not supported (see `named_task`); two test sets have the same `Task.name`; or a
             test set has neither a file nor a hub name.
     """
-    found: dict[Task, str | None] = {}
+    found: dict[Task, str | Source | None] = {}
     names: dict[str, str] = {}
     for name, path in tests.items():
         task = named_task(name)

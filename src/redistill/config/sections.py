@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 
 from redistill.config.scoring import named_tasks
 from redistill.contracts import TeacherCapabilities
+from redistill.data.columns import check_columns
+from redistill.data.sources import Source
 from redistill.data.tasks import Task
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
@@ -168,13 +170,17 @@ class DataConfig:
     """Training, validation and test data.
 
     Args:
-        train: Files or hub names; the training set is the concatenation of their rows.
-        validation: A file or hub name. If None, `validation_rows` rows of the training set are used for validation instead of
-            training.
+        train: Files, folders or hub names, each as a text or as a section with the fields of `data.validation`; the training
+            set is the concatenation of their rows.
+        validation: A file, folder or hub name. If None, the first `validation_rows` usable rows of the training set are used
+            for validation instead of training. Validation needs rows with answers.
         validation_rows: Number of rows used for validation, >= 1.
-        tests: Mapping of the name of each test set to its file, or to null for the data set on the hub. `redistill methods`
+        tests: Mapping of the name of each test set to its source, or to null for the data set on the hub. `redistill methods`
             lists the known test sets. `module:NAME` is an external test set. Any other name defines a new test set, which needs
             a file.
+        columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations) to columns with
+            other names, as in `{prompt: question, completion: answer}`. It applies to all sources without `columns` of their
+            own; a row with none of these columns is read as it is.
         max_train_rows: Maximum number of training rows, >= 1; the first rows are used. If None, all rows are used.
         corpus: Plain text for the pre-training term of the objective: files (.txt, or .jsonl with a "text" key) or hub names.
             If empty, the term is disabled.
@@ -196,10 +202,11 @@ class DataConfig:
         redistill.errors.ConfigError: max_train_rows = 0: must be >= 1, or null to use all
     """
 
-    train: tuple[str, ...] = ("databricks/databricks-dolly-15k",)
-    validation: str | None = None
+    train: tuple[str | Source, ...] = ("databricks/databricks-dolly-15k",)
+    validation: str | Source | None = None
     validation_rows: int = 100
-    tests: dict[str, str | None] = field(default_factory=dict)
+    tests: dict[str, str | Source | None] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
     max_train_rows: int | None = None
     corpus: tuple[str, ...] = ()
     max_bad_rows: int = 100
@@ -217,12 +224,23 @@ class DataConfig:
             raise ConfigError(f"max_train_rows = {self.max_train_rows}: must be >= 1, or null to use all")
         if self.max_bad_rows < 0:
             raise ConfigError(f"max_bad_rows = {self.max_bad_rows}: must be >= 0")
+        check_columns(self.columns)
         _ = self.tasks  # checks the names
 
     @property
-    def tasks(self) -> dict[Task, str | None]:
-        """A mapping from each test set of `tests` to its file.
+    def tasks(self) -> dict[Task, Source | None]:
+        """A mapping from each test set of `tests` to its source.
 
-        If the file is None, the test set is read from the hub.
+        If the source is None, the test set is read from the hub.
         """
-        return named_tasks(self.tests)
+        return {task: None if path is None else self.source(path) for task, path in named_tasks(self.tests).items()}
+
+    def source(self, given: str | Source) -> Source:
+        """Return a source that the recipe names, with its columns."""
+        return Source.of(given, self.columns)
+
+    @property
+    def sources(self) -> tuple[tuple[Source, str], ...]:
+        """The training and validation sources, each with its default split."""
+        held_out = [] if self.validation is None else [(self.source(self.validation), "validation")]
+        return (*((self.source(given), "train") for given in self.train), *held_out)

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Self, TypeVar
 
-from redistill.data.reader import ReadReport, line_of, survey_records
+from redistill.data.reader import ReadReport, line_of, single_sources, survey_records
 from redistill.data.rejected import LISTED_ROWS, RejectedRow
 from redistill.data.repeats import first_of_each, loose_question
 from redistill.data.rows import Question, Rows, question
+from redistill.data.sources import Source
 from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
@@ -122,6 +123,8 @@ class SourceCheck:
             text is "none" if every row is unusable; it is the reason if the source cannot be read or has no rows.
         readable: Whether the source could be read and has at least one row.
         unusable: The unusable rows.
+        unused: For each column that is not used, the number of rows that have a value in it.
+        prompts_alone: Number of usable rows without an answer.
         repeats: Rows that duplicate an earlier row of this source or of an earlier source, and rows whose prompt is also in a
             test set.
         tokens: Lengths in tokens.  None for a test set, without a tokenizer, or if no row has a target (a token that the
@@ -135,6 +138,8 @@ class SourceCheck:
     verdict: str
     readable: bool = True
     unusable: tuple[RejectedRow, ...] = ()
+    unused: Mapping[str, int] = field(default_factory=dict)
+    prompts_alone: int = 0
     repeats: tuple[Repeat, ...] = ()
     tokens: TokenCheck | None = None
     special_tokens: SpecialTokenCounts = field(default_factory=SpecialTokenCounts)
@@ -165,6 +170,8 @@ class SourceCheck:
             "rows": self.rows,
             "verdict": self.verdict,
             "faults": dict(self.faults),
+            "unused_columns": dict(self.unused),
+            "prompts_alone": self.prompts_alone,
             "repeats": dict(Counter(repeat.how for repeat in self.repeats)),
             "unusable": [dataclasses.asdict(row) for row in self.unusable[:LISTED_ROWS]],
             "repeated": [dataclasses.asdict(repeat) for repeat in self.repeats[:LISTED_ROWS]],
@@ -174,9 +181,10 @@ class SourceCheck:
 
 
 def check_data(
-    sources: Sequence[tuple[str, str]],
-    tests: Mapping[str, str | None] | Mapping[Task, str | None],
+    sources: Sequence[tuple[str | Source, str]],
+    tests: Mapping[str, str | Source | None] | Mapping[Task, str | Source | None],
     *,
+    require_answer: bool | None = None,
     tokenizer: Tokenizer | None = None,
     tokens: TokenizeConfig | None = None,
 ) -> list[SourceCheck]:
@@ -188,12 +196,14 @@ def check_data(
         sources: Pairs (source, split).  A source is a file, a folder or a hub name; the split, such as "train", is the part
             that is read from a folder or hub data set.
         tests: Maps each test set, or its name, to a file.  If the file is None, the test set is read from the hub.
+        require_answer: Whether a row without an answer is unusable.  If None, it is, unless no row of the file has an answer:
+            such a file has prompts alone, for methods that train on generated text.
         tokenizer: Tokenizer for the checks of lengths, of special tokens, and of rows without a target (a token that the
             student is trained to predict).  If None, these checks are skipped.
         tokens: Template and length limits; if None, the default settings are used.
 
     Returns:
-        One check per source, in order, then one per test set.
+        One check per source, in order, then one per test set; a folder with several files has one check per file.
 
     Raises:
         ConfigError: a test set has neither a file nor a hub data set; or the template is "chat" and the tokenizer has no chat
@@ -202,21 +212,11 @@ def check_data(
     """
     limits = tokens or TokenizeConfig()
     special = None if tokenizer is None else SpecialTokens(tokenizer)
-    test_checks: list[SourceCheck] = []
-    test_origins: dict[tuple[How, Question], str] = {}
-    for task, path in tests.items():
-        name = task if isinstance(task, str) else task.name
-        none: Sequence[Record] = ()
-        check, found = _survey(path or name, name, partial(load_task, task, path, max_bad_rows=sys.maxsize), none)
-        for record, (how, key) in itertools.product(found, _PROMPT_KEYS.items()):
-            test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
-        counts = SpecialTokenCounts()
-        if special is not None:
-            for record in found:
-                counts.add(record, None, special, limits.template)
-        test_checks.append(dataclasses.replace(check, special_tokens=counts))
+    test_checks, test_origins = _check_tests(tests, special, limits)
     surveys = [
-        _survey(source, None, partial(survey_records, source, split=split), Rows.joined([])) for source, split in sources
+        _survey(file.name, None, partial(_training_rows, file, split, require_answer), Rows.joined([]))
+        for source, split in sources
+        for file in _single(source, split)
     ]
     together = Rows.joined([records for _, records in surveys])
     first = first_of_each(together)
@@ -226,12 +226,36 @@ def check_data(
         of_rows = enumerate(itertools.islice(earlier, len(records)))  # takes the items of this source
         repeats = [Repeat(line=records.where(k)[1], of=of, how="duplicate") for k, of in of_rows if of]
         repeats += filter(None, (_leak(record, test_origins) for record in (records if test_origins else ())))
-        measured = _Measured() if tokenizer is None or not records else _measured(records, tokenizer, limits)
+        has_answers = len(records) > check.prompts_alone
+        measured = _Measured() if tokenizer is None or not has_answers else _measured(records, tokenizer, limits)
         unusable = tuple(sorted((*check.unusable, *measured.unlearnable), key=lambda row: row.line))
         usable = check.rows - len(measured.unlearnable)
         check = dataclasses.replace(check, rows=usable, unusable=unusable, repeats=tuple(repeats))
         checks.append(dataclasses.replace(check, tokens=measured.tokens, special_tokens=measured.special_tokens))
     return [*checks, *test_checks]
+
+
+def _check_tests(
+    tests: Mapping[str, str | Source | None] | Mapping[Task, str | Source | None],
+    special: SpecialTokens | None,
+    limits: TokenizeConfig,
+) -> tuple[list[SourceCheck], dict[tuple[How, Question], str]]:
+    """Return a check of each test set, and the row of each test prompt, as `_leak` needs it."""
+    test_checks: list[SourceCheck] = []
+    test_origins: dict[tuple[How, Question], str] = {}
+    for task, path in tests.items():
+        name = task if isinstance(task, str) else task.name
+        none: Sequence[Record] = ()
+        shown = name if path is None else Source.of(path).name
+        check, found = _survey(shown, name, partial(load_task, task, path, max_bad_rows=sys.maxsize), none)
+        for record, (how, key) in itertools.product(found, _PROMPT_KEYS.items()):
+            test_origins.setdefault((how, key(record)), f"{check.source}:{line_of(record)}")
+        counts = SpecialTokenCounts()
+        if special is not None:
+            for record in found:
+                counts.add(record, None, special, limits.template)
+        test_checks.append(dataclasses.replace(check, special_tokens=counts))
+    return test_checks, test_origins
 
 
 def described(checks: Sequence[SourceCheck]) -> Iterator[str]:
@@ -250,6 +274,11 @@ def _described(check: SourceCheck) -> Iterator[str]:
     yield f"  {check.rows} usable rows: {check.verdict}" if check.readable else f"  {check.verdict}"
     if check.unusable:
         yield f"  {len(check.unusable)} unusable rows:"
+    if check.unused or check.prompts_alone:
+        noted = ReadReport(
+            source="", verdict="", num_rows=0, rejected=(), unused=check.unused, prompts_alone=check.prompts_alone
+        )
+        yield from (f"  {line}" for line in noted.noted())
     for fault, count in check.faults.items():
         example = next(row for row in check.unusable if row.fault == fault)
         yield f"  {count:8d}  {fault}: line {example.line}: {example.reason}"
@@ -278,9 +307,35 @@ def _survey(
         records, report = read()
     except DataError as error:
         return SourceCheck(source=source, test=test, rows=0, verdict=str(error), readable=False), none
-    source, bad, verdict = report.source, report.rejected, report.verdict or ("none" if report.rejected else "is empty")
-    readable = bool(records or bad)
-    return SourceCheck(source=source, test=test, rows=len(records), verdict=verdict, readable=readable, unusable=bad), records
+    bad, verdict = report.rejected, report.verdict or ("none" if report.rejected else "is empty")
+    check = SourceCheck(
+        source=report.source,
+        test=test,
+        rows=len(records),
+        verdict=verdict,
+        readable=bool(records or bad),
+        unusable=bad,
+        unused=report.unused,
+        prompts_alone=report.prompts_alone,
+    )
+    return check, records
+
+
+def _single(source: str | Source, split: str) -> Sequence[Source]:
+    """Return one source for each file of a folder; the source itself if it cannot be found, for the error of `_survey`."""
+    try:
+        return single_sources(source, split)
+    except DataError:
+        return [Source.of(source)]
+
+
+def _training_rows(source: Source, split: str, require_answer: bool | None) -> tuple[Rows, ReadReport]:
+    """Read the rows of a source; the arguments are those of `check_data`."""
+    records, report = survey_records(source, split=split, require_answer=require_answer is not False)
+    has_prompts_alone = report.rejected and not records and all(row.fault == "no answer" for row in report.rejected)
+    if require_answer is None and has_prompts_alone:
+        return survey_records(source, split=split, require_answer=False)
+    return records, report
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:

@@ -15,12 +15,13 @@ from typing import overload
 import numpy as np
 
 from redistill.contracts import TokenSequence
-from redistill.data.reader import hub_failed
+from redistill.data.sources import hub_failed
 from redistill.errors import DataError, ModelError
 from redistill.interfaces import Tokenizer
 from redistill.processes import signals
 from redistill.storage.hub import is_local, unreachable
 from redistill.storage.json_text import JsonError, parse_json
+from redistill.storage.paths import expanded
 
 TOKENIZED_AT_ONCE = 256
 """Number of documents per call of the tokenizer."""
@@ -129,12 +130,12 @@ def _documents(source: str | Path) -> Iterator[str]:
 
     White space at both ends of a document is removed, and consecutive line breaks are replaced by one line break.
     """
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix in _SUFFIXES:
-        raw = _of_text(path) if path.suffix == ".txt" else _of_rows(path)
+    path = expanded(source)
+    if path.is_file() and path.suffix.lower() in _SUFFIXES:
+        raw = _of_text(path) if path.suffix.lower() == ".txt" else _of_rows(path)
     elif path.exists():
         raise DataError(f"{source}: is not a .txt or .jsonl file; give one of these, or a hub name 'owner/name'")
-    elif isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or is_local(source):
+    elif isinstance(source, Path) or not _HUB_NAME.fullmatch(source) or path.suffix.lower() in _SUFFIXES or is_local(source):
         raise DataError(f"{source}: no such file; give a .txt or .jsonl file, or a hub name 'owner/name'")
     else:
         raw = (_text_of(row, f"{source}, row {number}") for number, row in enumerate(_streamed(source), 1))

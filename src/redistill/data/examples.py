@@ -105,6 +105,19 @@ class Examples(Sequence[Example]):
         )
 
 
+def answered_indices(examples: Sequence[Example]) -> Sequence[int]:
+    """Return the indices of the examples that have an answer, in order.
+
+    An example without an answer consists of a prompt alone.
+    """
+    if not isinstance(examples, Examples):
+        return [index for index, example in enumerate(examples) if example.has_answer]
+    marks = np.concatenate([[0], np.cumsum(examples.supervised, dtype=np.int64)])
+    counts = np.diff(marks[examples.end_N], prepend=0)
+    indices: list[int] = np.flatnonzero(counts).tolist()
+    return indices
+
+
 def digest_of(sequences: Sequence[Example | TokenSequence]) -> str:
     """Return the SHA-256 of sequences, in hexadecimal.
 

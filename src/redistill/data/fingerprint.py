@@ -50,7 +50,7 @@ def _today() -> str:
 @cache
 def _code() -> str:
     """Return the library versions and the hashes of the modules on which cached data depends, as one string."""
-    versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2", "numpy")]
+    versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2", "numpy", "pyarrow")]
     shared = [Path(__file__).parents[1] / name for name in ("records.py", "randomness.py")]
     modules = [*shared, *sorted(Path(__file__).parent.glob("*.py"))]
     return " ".join([*versions, *(files.digest(path) for path in modules)])

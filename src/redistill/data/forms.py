@@ -6,10 +6,11 @@ reason; its texts are never stripped, repaired or guessed.
 
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from redistill.data.columns import answer_hint, mapping_hint
 from redistill.records import Conversation, Instruction, RawPrompt, Turn
 
 Form = Literal["instruction/input/output", "prompt/completion", "messages", "conversations"]
@@ -18,7 +19,7 @@ Role = Literal["system", "user", "assistant"]
 _ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 Fault = (
-    Literal["not UTF-8", "byte order mark", "not JSON"]
+    Literal["not UTF-8", "byte order mark", "not JSON", "not CSV"]
     | Literal["not an object", "unknown keys", "no answer", "too large"]
     | Literal["missing text", "empty text", "wrong type", "NUL character", "lone surrogate"]
     | Literal["unknown role", "order of roles"]
@@ -50,12 +51,13 @@ class ParsedRow:
     """The form, prompt and references of a row.
 
     The form names the keys of the row, such as "prompt/completion".  The references are its answers, all of which are correct.
-    A row without an answer has no references.
+    A row without an answer has no references.  `used` has the keys of the row whose values are in the prompt or the references.
     """
 
     form: Form
     prompt: Instruction | RawPrompt | Conversation
     references: tuple[str, ...]
+    used: tuple[str, ...]
 
 
 def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
@@ -89,13 +91,44 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
     else:
         keys = ", ".join(reprlib.repr(key) for key in sorted(row)[:6]) or "none"
         known = "rows need instruction and output, prompt and completion, or messages"
-        raise BadRow("unknown keys", f"its keys are {keys}; {known}")
+        raise BadRow("unknown keys", f"its keys are {keys}; {known}, or {mapping_hint(row)}")
     if require_answer and not parsed.references:
-        raise BadRow("no answer", _MISSING_ANSWER[parsed.form])
+        hint = answer_hint(row, parsed.used)
+        raise BadRow("no answer", _MISSING_ANSWER[parsed.form] + (f", or {hint}" if hint else ""))
     size = sum(len(text.encode()) for text in (*texts_of(parsed.prompt), *parsed.references))
     if size > MAX_ROW_BYTES:
         raise BadRow("too large", f"has {size} bytes of text; a row may have at most {MAX_ROW_BYTES}")
     return parsed
+
+
+def unused_keys(row: Mapping[str, object], parsed: ParsedRow) -> Iterator[str]:
+    """Yield the keys of a row whose values are not used.
+
+    A key with an empty value, such as null or "", is not yielded.  A key of a message is yielded as "messages[].KEY".
+
+    Args:
+        row: The row.
+        parsed: What `parse_row` returned for the row.
+
+    Example:
+        >>> row = {"prompt": "1 + 1 =", "completion": " 2", "topic": "sums"}
+        >>> list(unused_keys(row, parse_row(row)))
+        ['topic']
+    """
+    for key, value in row.items():
+        if key not in parsed.used and value not in _EMPTY:
+            yield key
+    if not isinstance(parsed.prompt, Conversation):
+        return
+    for name in parsed.used:
+        messages = row[name]
+        for message in messages if isinstance(messages, list) else ():
+            if isinstance(message, dict) and len(message) > 2:
+                keys = _first_key(message, "role", "from"), _first_key(message, "content", "value")
+                yield from (f"{name}[].{key}" for key, value in message.items() if key not in keys and value not in _EMPTY)
+
+
+_EMPTY: tuple[object, ...] = (None, "", [], {})
 
 
 def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
@@ -117,17 +150,19 @@ _MISSING_ANSWER: Mapping[Form, str] = {
 
 
 def _instruction_row(row: Mapping[str, object]) -> ParsedRow:
-    context = _first(row, "input", "context")
+    context, answer = _first_key(row, "input", "context"), _first_key(row, "output", "response")
     prompt = Instruction(
         instruction=_filled(row["instruction"], "'instruction'"),
-        input="" if context is None else _text(context, "'input'"),
+        input="" if context is None else _text(row[context], "'input'"),
     )
-    references = _references(_first(row, "output", "response"), "'output'")
-    return ParsedRow(form="instruction/input/output", prompt=prompt, references=references)
+    references = _references(answer and row[answer], "'output'")
+    used = ("instruction", *filter(None, (context, answer)))
+    return ParsedRow(form="instruction/input/output", prompt=prompt, references=references, used=used)
 
 
 def _prompt_row(row: Mapping[str, object]) -> ParsedRow:
-    answer = _first(row, "completion", "response", "output")
+    answer_key = _first_key(row, "completion", "response", "output")
+    answer = answer_key and row[answer_key]
     prompt: RawPrompt | Conversation
     if isinstance(row["prompt"], list):
         prompt = Conversation(_turns(row["prompt"], "'prompt'"))
@@ -139,15 +174,16 @@ def _prompt_row(row: Mapping[str, object]) -> ParsedRow:
         _check_order((*prompt.turns, Turn("assistant", "")), "'prompt'")
     else:
         prompt = RawPrompt(_filled(row["prompt"], "'prompt'"))
-    return ParsedRow(form="prompt/completion", prompt=prompt, references=_references(answer, "'completion'"))
+    used = ("prompt", *filter(None, (answer_key,)))
+    return ParsedRow(form="prompt/completion", prompt=prompt, references=_references(answer, "'completion'"), used=used)
 
 
 def _conversation_row(row: Mapping[str, object], form: Literal["messages", "conversations"]) -> ParsedRow:
     turns = _turns(row[form], f"'{form}'")
     _check_order(turns, f"'{form}'")
     if turns[-1].role == "assistant":
-        return ParsedRow(form=form, prompt=Conversation(turns[:-1]), references=(turns[-1].content,))
-    return ParsedRow(form=form, prompt=Conversation(turns), references=())
+        return ParsedRow(form=form, prompt=Conversation(turns[:-1]), references=(turns[-1].content,), used=(form,))
+    return ParsedRow(form=form, prompt=Conversation(turns), references=(), used=(form,))
 
 
 def _turns(value: object, name: str) -> tuple[Turn, ...]:
@@ -216,7 +252,13 @@ def _text(value: object, name: str) -> str:
 
 def _first(row: Mapping[str, object], *names: str) -> object:
     """Return the first value under the keys `names` of `row` that is not null; None if there is no such value."""
-    return next((row[name] for name in names if row.get(name) is not None), None)
+    key = _first_key(row, *names)
+    return None if key is None else row[key]
+
+
+def _first_key(row: Mapping[str, object], *names: str) -> str | None:
+    """Return the first of the keys `names` whose value in `row` is not null; None if there is no such key."""
+    return next((name for name in names if row.get(name) is not None), None)
 
 
 def _kind(value: object) -> str:

@@ -1,34 +1,34 @@
-"""Reading of records from a file, a folder or a data set of the Hugging Face hub.
+"""Reading of records from files, folders and data sets of the Hugging Face hub.
 
-Unusable rows are rejected with their line number and the reason.  The module uses no template and no tokenizer.  Text is kept
-verbatim: "<n>", which stands for a line break in some published files, remains three characters.
+`sources` finds the files, `formats` reads their rows, and `forms` parses a row.  Unusable rows are rejected with their line
+number and the reason.  The module uses no template and no tokenizer.  Text is kept verbatim: "<n>", which stands for a line
+break in some published files, remains three characters.
 """
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypedDict, cast
+from typing import TypedDict, cast
 
+from redistill.data.columns import renamed
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint
-from redistill.data.forms import BadRow, Fault, parse_row
+from redistill.data.formats import file_format, file_rows
+from redistill.data.forms import BadRow, Fault, parse_row, unused_keys
 from redistill.data.rejected import RejectedRow, list_rejected
 from redistill.data.rows import Rows, Table, TableBuilder, collection_paused
-from redistill.errors import DataError, first_line
+from redistill.data.sources import Located, Source, download, hub_rows, located
+from redistill.data.whole_file import single_byte_fault
+from redistill.errors import DataError
 from redistill.processes import signals
 from redistill.records import Json, Record
 from redistill.storage import files
 from redistill.storage.cache import Stored, cached
-from redistill.storage.hub import HUB_NAME, is_local, unreachable
-from redistill.storage.json_text import JsonError, parse_json, parse_json_at
-from redistill.storage.paths import unusable
 from redistill.storage.redaction import plain_line
 
-_BOM = b"\xef\xbb\xbf"
-_SUFFIXES = (".jsonl", ".json")
-_SPACE = re.compile(r"[ \t\n\r]*")
+MAX_NAMES = 1000
+"""Maximum number of different unused columns that are counted by name; rows may have any number of different keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,27 +40,41 @@ class ReadReport:
         verdict: The number of usable rows of each form, such as "instruction/input/output, 899 rows".
         num_rows: Number of usable rows.
         rejected: The unusable rows.
+        unused: For each column that no part of a run uses, the number of rows that have a value in it; the most frequent first.
+        prompts_alone: Number of usable rows without an answer.
     """
 
     source: str
     verdict: str
     num_rows: int
     rejected: tuple[RejectedRow, ...]
+    unused: Mapping[str, int] = field(default_factory=dict)
+    prompts_alone: int = 0
+
+    def noted(self) -> Iterator[str]:
+        """Yield notes for a log: the unused columns, and the prompts alone."""
+        if self.unused:
+            named = [f"{plain_line(name)[:60]} ({_rows(count)})" for name, count in list(self.unused.items())[:20]]
+            more = f" and {len(self.unused) - 20} others" if len(self.unused) > 20 else ""
+            yield f"columns not used: {', '.join(named)}{more}"
+        if self.prompts_alone:
+            yield f"{_rows(self.prompts_alone)} without an answer (prompts alone)"
 
 
 def read_records(
-    source: str | Path,
+    source: str | Path | Source,
     *,
     split: str = "train",
     hub_file: str | None = None,
     max_bad_rows: int = 0,
     require_answer: bool = True,
+    why_answer: str = "",
     rejected: Path | None = None,
     cache: Callable[[str], None] | None = None,
 ) -> tuple[Rows, ReadReport]:
     """Read the usable rows of a data set.
 
-    Each row is a JSON object, whose keys determine its form:
+    Each row is an object, whose keys determine its form:
 
     - `instruction`, `input` (optional), `output`; the keys `context` and `response` of Databricks' data are read as `input` and
       `output`;
@@ -68,37 +82,41 @@ def read_records(
     - `messages` of `role` and `content`, or ShareGPT's `conversations` of `from` and `value`; the last message is the answer.
 
     An answer is a string, or a list of equally correct strings.  A byte order mark, CRLF line ends, blank lines, and a single
-    JSON array instead of lines are accepted.
+    JSON array instead of lines are accepted.  `Source.columns` maps columns with other names to these keys.
 
     Args:
-        source: A .jsonl or .json file, a folder with `<split>.jsonl` or `<split>.json`, or a hub name `owner/name`.  A source
-            that looks like a path is never requested from the hub.
-        split: The split of a folder or of a hub data set.
+        source: A file with an ending of `formats.FORMATS`, a folder with files of a split, or a hub name `owner/name`.  A
+            source that looks like a path is never requested from the hub.
+        split: The split of a folder or of a hub data set, if the source names none.
         hub_file: A file of the hub repository to read instead of a split.
-        max_bad_rows: Maximum number of unusable rows, >= 0.
+        max_bad_rows: Maximum number of unusable rows of a file, >= 0.
         require_answer: Whether a row without an answer is unusable; if False, its record has no references (correct answers).
+        why_answer: The reason why answers are required, such as "policy fixed needs gold answers", for the error message.
         rejected: A JSON Lines file to write the unusable rows to; rows of other sources in this file are kept.  If None, no
             file is written.
         cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
             the rows of a large file are stored for later runs.  None disables the cache.
 
     Returns:
-        The records in the order of the source, and the report.  Records are created on access; their `record_id` is "<file
-        stem>:<line>".
+        The records in the order of the source, and the report; if a folder has several files of the split, the report of all.
+        Records are created on access; their `record_id` is "<file stem>:<line>".
 
     Raises:
         DataError: the source does not exist, cannot be read, has no usable row, or has more than `max_bad_rows` unusable rows.
     """
     assert max_bad_rows >= 0, max_bad_rows
-    records, report = survey_records(source, split=split, hub_file=hub_file, require_answer=require_answer, cache=cache)
-    if rejected is not None:
-        list_rejected(rejected, report.source, report.rejected)
-    _check_rows(report, max_bad_rows, rejected)
-    return records, report
+    found = []
+    for place in _places(source, split, hub_file):
+        records, report = _survey(place, require_answer=require_answer, cache=cache)
+        if rejected is not None:
+            list_rejected(rejected, report.source, report.rejected)
+        _check_rows(report, max_bad_rows, rejected, why_answer)
+        found.append((records, report))
+    return _joined(Source.of(source).name, found)
 
 
 def survey_records(
-    source: str | Path,
+    source: str | Path | Source,
     *,
     split: str = "train",
     hub_file: str | None = None,
@@ -112,28 +130,86 @@ def survey_records(
     Raises:
         DataError: the source does not exist or cannot be read.
     """
-    opened = _open(source, split, hub_file)
-    if cache is not None and opened.path is not None and (digest := _digest_of_large(opened.path)):
-        key = fingerprint(digest, opened.path.suffix, require_answer)
+    places = _places(source, split, hub_file)
+    found = [_survey(place, require_answer=require_answer, cache=cache) for place in places]
+    return _joined(Source.of(source).name, found)
+
+
+def single_sources(source: str | Path | Source, split: str, columns: Mapping[str, str] | None = None) -> list[Source]:
+    """Return one source for each file of a folder.
+
+    Every file then has its own report.
+
+    Args:
+        source: A file, a folder, or a hub name.
+        split: The split of a folder or of a hub data set, if the source names none.
+        columns: Columns of the source, if it has none of its own.
+
+    Raises:
+        DataError: the source does not exist, or the folder has no file of the split.
+    """
+    whole = Source.of(source, columns)
+    return [
+        whole if place.path is None else Source(path=str(place.path), columns=whole.columns) for place in located(whole, split)
+    ]
+
+
+def _places(source: str | Path | Source, split: str, hub_file: str | None) -> list[Located]:
+    found = Source.of(source)
+    if hub_file is None or Path(found.path).exists():
+        return located(found, split)
+    return [download(found, hub_file)]
+
+
+def _joined(name: str, found: list[tuple[Rows, ReadReport]]) -> tuple[Rows, ReadReport]:
+    """Join the rows and the reports of the files of one source, which is called `name`."""
+    if len(found) == 1:
+        return found[0]
+    reports = [report for _, report in found]
+    unused = Counter[str]()
+    for report in reports:
+        unused.update(report.unused)
+    joined = ReadReport(
+        source=name,
+        verdict="; ".join(f"{Path(report.source).name}: {report.verdict or 'none'}" for report in reports),
+        num_rows=sum(report.num_rows for report in reports),
+        rejected=tuple(row.in_file(Path(report.source).name) for report in reports for row in report.rejected),
+        unused=dict(unused.most_common()),
+        prompts_alone=sum(report.prompts_alone for report in reports),
+    )
+    return Rows.joined([records for records, _ in found]), joined
+
+
+def _survey(place: Located, *, require_answer: bool, cache: Callable[[str], None] | None) -> tuple[Rows, ReadReport]:
+    """Read the usable rows of a file or of a split on the hub."""
+    if cache is not None and place.path is not None and (digest := _digest_of_large(place.path)):
+        key = fingerprint(digest, file_format(place.path), require_answer, place.source.columns)
         stored = cached(
-            "rows", key, lambda: _surveyed_unchanged(opened, digest, require_answer), report=cache, poll=signals.poll
+            "rows", key, lambda: _surveyed_unchanged(place, digest, require_answer), report=cache, poll=signals.poll
         )
     else:
-        stored = _surveyed(opened, require_answer)
+        stored = _surveyed(place, require_answer)
     about = cast("_About", stored.about)
-    table = Table(source=opened.name, stem=opened.stem, **stored.arrays)
-    bad = tuple(RejectedRow(line=line, fault=fault, reason=reason) for line, fault, reason in about["rejected"])
-    return Rows.of(table), ReadReport(source=opened.name, verdict=about["verdict"], num_rows=len(table.ends), rejected=bad)
+    table = Table(source=place.name, stem=place.stem, **stored.arrays)
+    report = ReadReport(
+        source=place.name,
+        verdict=about["verdict"],
+        num_rows=len(table.ends),
+        rejected=tuple(RejectedRow(line=line, fault=fault, reason=reason) for line, fault, reason in about["rejected"]),
+        unused=about["unused"],
+        prompts_alone=about["prompts_alone"],
+    )
+    return Rows.of(table), report
 
 
-def _surveyed_unchanged(opened: "_Opened", digest: str, require_answer: bool) -> Stored:
+def _surveyed_unchanged(place: Located, digest: str, require_answer: bool) -> Stored:
     """Parse the rows of a file; return the arrays and JSON values to cache.
 
     A DataError is raised if the file has changed: its hash must equal `digest` after it was read.
     """
-    found = _surveyed(opened, require_answer)
-    if opened.path is not None and _digest_of_large(opened.path) != digest:
-        raise DataError(f"{opened.name}: has changed while it was read; run the command again when it is complete")
+    found = _surveyed(place, require_answer)
+    if place.path is not None and _digest_of_large(place.path) != digest:
+        raise DataError(f"{place.name}: has changed while it was read; run the command again when it is complete")
     return found
 
 
@@ -155,31 +231,64 @@ class _About(TypedDict):
     Args:
         verdict: The field `verdict` of `ReadReport`.
         rejected: Line number, fault and reason of each unusable row.
+        unused, prompts_alone: The fields of `ReadReport`.
     """
 
     verdict: str
     rejected: list[tuple[int, Fault, str]]
+    unused: dict[str, int]
+    prompts_alone: int
 
 
 @collection_paused()
-def _surveyed(opened: "_Opened", require_answer: bool) -> Stored:
+def _surveyed(place: Located, require_answer: bool) -> Stored:
     """Parse the rows of a source; return the arrays and JSON values to cache."""
-    table = TableBuilder()
+    table, columns = TableBuilder(), place.source.columns or {}
     bad: list[Json] = []
-    forms: Counter[str] = Counter()
-    for line, text, value in opened.values:
+    forms, unused = Counter[str](), Counter[str]()
+    prompts_alone = 0
+    rows = hub_rows(place) if place.path is None else file_rows(place.path, place.name)
+    for line, text, value in rows:
         signals.poll()
         try:
             if isinstance(value, BadRow):
                 raise value
-            row = parse_row(value, require_answer=require_answer)
+            row_text, row = text, value
+            if columns and isinstance(value, dict):
+                row_text, row = None, renamed(value, columns)
+            parsed = parse_row(row, require_answer=require_answer)
         except BadRow as error:
             bad.append([line, error.fault, str(error)])
-        else:
-            forms[row.form] += 1
-            table.add(line, text or _as_json(value), row.prompt, row.references)
-    verdict = "; ".join(f"{form}, {count} {'row' if count == 1 else 'rows'}" for form, count in forms.most_common())
-    return Stored(table.arrays(), {"verdict": verdict, "rejected": bad})
+            continue
+        assert isinstance(row, dict), "parse_row"
+        forms[parsed.form] += 1
+        prompts_alone += not parsed.references
+        table.add(line, row_text or _as_json(row), parsed.prompt, parsed.references)
+        if len(row) > len(parsed.used) or parsed.form in ("messages", "conversations"):
+            for name in unused_keys(row, parsed):
+                unused[name if name in unused or len(unused) < MAX_NAMES else "others"] += 1
+    _check_encoding(place, bad, sum(forms.values()))
+    verdict = "; ".join(f"{form}, {_rows(count)}" for form, count in forms.most_common())
+    about: dict[str, Json] = {
+        "verdict": verdict,
+        "rejected": bad,
+        "unused": dict(unused.most_common()),
+        "prompts_alone": prompts_alone,
+    }
+    return Stored(table.arrays(), about)
+
+
+def _check_encoding(place: Located, bad: list[Json], num_good: int) -> None:
+    """Raise DataError if most rows are not UTF-8, which is a fault of the whole file."""
+    found = [cast("tuple[int, str, str]", row) for row in bad]
+    faulty = [(line, reason) for line, fault, reason in found if fault == "not UTF-8"]
+    if faulty and len(faulty) > num_good + len(found) - len(faulty):
+        line, reason = faulty[0]
+        raise DataError(f"{place.name}:{line}: {single_byte_fault(reason)}")
+
+
+def _rows(count: int) -> str:
+    return f"{count} {'row' if count == 1 else 'rows'}"
 
 
 def _as_json(value: object) -> bytes:
@@ -205,194 +314,18 @@ def line_of(record: Record) -> int:
     return int(record.record_id.rpartition(":")[2])
 
 
-def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None) -> None:
-    """Raise DataError if a data set has no usable row, or more than `max_bad_rows` unusable rows.
+def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None, why_answer: str) -> None:
+    """Raise DataError if a file has no usable row, or more than `max_bad_rows` unusable rows.
 
-    `rejected` is the file that lists the unusable rows, for the message; None if there is no such file.
+    `rejected` is the file that lists the unusable rows, for the message; None if there is no such file.  `why_answer` is the
+    reason why answers are required.
     """
     num_good, bad = report.num_rows, report.rejected
     if not num_good and not bad:
-        raise DataError(f"{report.source}: is empty; it must have one JSON object per line")
+        raise DataError(f"{report.source}: is empty; it must have at least one row")
     if len(bad) > max_bad_rows or not num_good:
         found = f"{len(bad)} of {num_good + len(bad)} rows are unusable" + (f" ({rejected} lists them)" if rejected else "")
         allowed = f"at most {max_bad_rows} are allowed; fix or remove them, or raise max_bad_rows"
         outcome = allowed if num_good else "no row remains; fix them"
-        raise DataError(f"{report.source}:{bad[0].line}: {bad[0].reason}; {found}, {outcome}")
-
-
-# --- where the rows are -------------------------------------------------------------------------------------------------
-
-
-class _Opened(NamedTuple):
-    """A source whose rows can be read.
-
-    Args:
-        name: Name of the source in messages.
-        stem: The first part of record ids.
-        path: The file of the source; None for a split of a hub data set.
-        values: Yields a tuple for each row: its line number or position from 1, its bytes, and its value.  The bytes are None
-            if the row is not a line of JSON.  The value is a `BadRow` if the line cannot be decoded.
-    """
-
-    name: str
-    stem: str
-    path: Path | None
-    values: Iterator[tuple[int, bytes | None, object]]
-
-
-def _open(source: str | Path, split: str, hub_file: str | None) -> _Opened:
-    if (fault := unusable(str(source))) is not None:
-        raise DataError(f"{plain_line(str(source))[:100]}: {fault}")
-    path = Path(source).expanduser()
-    if path.is_dir():
-        path = _file_of_split(path, split)
-    if path.exists():
-        return _opened_file(path, str(path), path.stem)
-    if isinstance(source, Path) or not HUB_NAME.fullmatch(source) or path.suffix in _SUFFIXES or is_local(source):
-        raise DataError(f"{source}: no such file or folder; give a .jsonl or .json file, a folder, or a hub name 'owner/name'")
-    if hub_file is not None:
-        return _opened_file(_download(source, hub_file), f"{source}/{hub_file}", path.name)
-    return _Opened(source, path.name, None, _values_of_hub(source, split))
-
-
-def _opened_file(path: Path, name: str, stem: str) -> _Opened:
-    if path.suffix not in _SUFFIXES:
-        raise DataError(f"{name}: is not a .jsonl or .json file; convert it to one JSON object per line")
-    return _Opened(name, stem, path, _values_of_file(path, name))
-
-
-def _file_of_split(folder: Path, split: str) -> Path:
-    for suffix in _SUFFIXES:
-        if (folder / f"{split}{suffix}").is_file():
-            return folder / f"{split}{suffix}"
-    found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in _SUFFIXES)) or "no such file"
-    raise DataError(f"{folder}: has no {split}.jsonl or {split}.json (found: {found}); name the file itself or another split")
-
-
-def _values_of_hub(name: str, split: str) -> Iterator[tuple[int, None, object]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    unreachable()  # before the look-up, which would be repeated for minutes
-    try:
-        rows = load_dataset(name, split=split)
-    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise hub_failed(f"{name}, split {split}", error) from error
-    yield from ((number, None, row) for number, row in enumerate(rows, 1))
-
-
-def _download(name: str, hub_file: str) -> Path:
-    """Download one file of a hub data set.
-
-    `datasets.load_dataset` is not used, because it infers one format for the whole repository, and fails on a bad row.
-    """
-    from huggingface_hub import hf_hub_download
-
-    unreachable()
-    try:
-        return Path(hf_hub_download(name, hub_file, repo_type="dataset"))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise hub_failed(f"{name}, file {hub_file}", error) from error
-
-
-def hub_failed(what: str, error: Exception, instead: str = ".jsonl") -> DataError:
-    """Return an error for data that cannot be read from the hub.
-
-    Args:
-        what: The data set, with its split or file.
-        error: The exception that the library raised.
-        instead: Suffixes of the local files that the message suggests as a replacement.
-    """
-    reason = unreachable() or first_line(error)
-    return DataError(f"{what}: cannot be read from the hub ({reason}); check name and network, or give a local {instead} file")
-
-
-# --- from bytes to values -----------------------------------------------------------------------------------------------
-
-
-def _values_of_file(path: Path, name: str) -> Iterator[tuple[int, bytes | None, object]]:
-    try:
-        with path.open("rb") as file:
-            is_array = _is_array(file)
-            values = _array(file, path, name) if is_array else None
-            if values is not None:
-                yield from ((number, None, value) for number, value in enumerate(values, 1))
-                return
-            file.seek(0)
-            for number, line in enumerate(file, 1):
-                text = line.removeprefix(_BOM) if number == 1 else line
-                if text.strip():
-                    yield number, text, _value_of_line(text.removesuffix(b"\n"))
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read ({error.strerror}); check the path and its permissions") from error
-
-
-def _is_array(file: BinaryIO) -> bool:
-    """Return whether a file begins with a JSON array, after a byte order mark and white space."""
-    start = file.read(len(_BOM))
-    rest = start.removeprefix(_BOM).lstrip()
-    while not rest and (block := file.read(4096)):
-        rest = block.lstrip()
-    return rest[:1] == b"["
-
-
-def _array(file: BinaryIO, path: Path, name: str) -> Iterable[object] | None:
-    """Return the values of a file that is a JSON array.
-
-    None is returned if a .jsonl file begins with a bracket but is not a JSON array.  The caller then reads the file by lines.
-    """
-    file.seek(0)
-    try:
-        text = file.read().removeprefix(_BOM).decode("utf-8")
-        if path.suffix == ".json":
-            return _items(text, name)
-        values = cast("list[object]", parse_json(text, any_number=True))
-    except ValueError as error:
-        if path.suffix != ".json":  # in a .jsonl file, the errors of its lines are more specific
-            return None
-        raise _no_array(name, error) from error
-    return values
-
-
-def _items(text: str, name: str) -> Iterator[object]:
-    """Yield the values of a JSON array, which are decoded one at a time.
-
-    A decoded value takes many times the memory of its text, so the values are not kept in memory.
-    """
-    try:
-        end = _after_space(text, 0) + 1
-        separator = "" if text[_after_space(text, end)] == "]" else ","
-        while separator == ",":
-            value, end = parse_json_at(text, _after_space(text, end))
-            yield value
-            end = _after_space(text, end)
-            separator, end = text[end], end + 1
-        if separator not in ("", "]") or (separator and text[end:].strip()):
-            raise ValueError
-    except (ValueError, IndexError):
-        try:
-            parse_json(text, any_number=True)  # raises the error whose message is reported
-        except JsonError as error:
-            raise _no_array(name, error) from error
-        raise
-
-
-def _after_space(text: str, start: int) -> int:
-    match = _SPACE.match(text, start)
-    return start if match is None else match.end()
-
-
-def _no_array(name: str, error: Exception) -> DataError:
-    return DataError(f"{name}: is not a complete JSON array ({error}); fix it, or write one JSON object per line (.jsonl)")
-
-
-def _value_of_line(line: bytes) -> object:
-    """Return the JSON value of a line, or a `BadRow` if the line cannot be decoded."""
-    if line.startswith(_BOM):
-        return BadRow("byte order mark", "begins with a byte order mark, as in concatenated files; remove it")
-    try:
-        return parse_json(line.decode("utf-8"), any_number=True)
-    except UnicodeDecodeError as error:
-        return BadRow("not UTF-8", f"not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1})")
-    except JsonError as error:
-        return BadRow("not JSON", f"not JSON ({error})")
+        why = f"; {why_answer}" if why_answer and bad[0].fault == "no answer" else ""
+        raise DataError(f"{report.source}:{bad[0].line}: {bad[0].reason}{why}; {found}, {outcome}")

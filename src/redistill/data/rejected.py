@@ -5,7 +5,7 @@ it is left out.  The number of lines per source is limited.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from redistill.data.forms import Fault
@@ -31,6 +31,13 @@ class RejectedRow:
     line: int
     fault: Fault
     reason: str
+
+    def in_file(self, name: str) -> "RejectedRow":
+        """Return the row with the name of its file in the reason.
+
+        It is needed for a source of several files.
+        """
+        return replace(self, reason=f"{name}: {self.reason}")
 
 
 def list_rejected(path: Path, source: str, bad: Sequence[RejectedRow]) -> None:

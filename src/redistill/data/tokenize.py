@@ -20,7 +20,7 @@ from redistill.data.examples import ExampleBuilder, Examples
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint, tokenizer_hash
 from redistill.data.forms import texts_of
 from redistill.data.rows import Rows, collection_paused
-from redistill.data.sequences import SequenceEncoder
+from redistill.data.sequences import SequenceEncoder, Spelled
 from redistill.data.special import SpecialTokenCounts
 from redistill.data.templates import Template
 from redistill.errors import ConfigError, DataError, ModelError
@@ -96,8 +96,8 @@ class TokenizeReport:
     Args:
         num_cut: Number of kept records whose answer was truncated.
         too_long: Records whose prompt is longer than the setting `prompt_tokens`.
-        rejected: Records that have no answer or do not contain a target (a token that the student is trained to predict), or
-            that the chat template rejects.
+        rejected: Records that have no answer (unless prompts alone are allowed) or do not contain a target (a token that the
+            student is trained to predict), or that the chat template rejects.
         special_tokens: Counts of special tokens in the text of the records.
     """
 
@@ -118,6 +118,8 @@ def tokenize_training(
     config: TokenizeConfig,
     seed: int,
     *,
+    role: str = "training data",
+    prompts_alone: bool = False,
     cache: Callable[[str], None] | None = None,
 ) -> tuple[Examples, TokenizeReport]:
     """Tokenize records for training.
@@ -127,10 +129,13 @@ def tokenize_training(
     token would contain the boundary between prompt and answer, the answer is tokenized separately.
 
     Args:
-        records: The records.  Records without an answer are left out and listed in the report.
+        records: The records.
         tokenizer: A transformers tokenizer with an end token.
         config: Length limits, template, and which answers to train on.
         seed: Seed of the run, used by `reference="random"`.
+        role: Name of the records in error messages.
+        prompts_alone: Whether a record without an answer becomes an example that has only its prompt.  If False, such records
+            are left out and listed in the report.
         cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
             if `records` is a large `Rows`, the result is written to one file, which all processes memory-map.  None disables
             the cache.
@@ -144,6 +149,29 @@ def tokenize_training(
         ConfigError: the template is "chat", but the tokenizer has no chat template.
         ModelError: the tokenizer has no end token.
     """
+    examples, report = tokenize_some(records, tokenizer, config, seed, prompts_alone=prompts_alone, cache=cache)
+    if not examples:
+        raise DataError(f"{role}: none of {len(records)} records is left: {_reasons(report, config)}")
+    return examples, report
+
+
+def tokenize_some(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    config: TokenizeConfig,
+    seed: int,
+    *,
+    prompts_alone: bool = False,
+    cache: Callable[[str], None] | None = None,
+) -> tuple[Examples, TokenizeReport]:
+    """Tokenize records for training; the result may have no example.
+
+    The arguments and the result are those of `tokenize_training`.
+
+    Raises:
+        ConfigError: the template is "chat", but the tokenizer has no chat template.
+        ModelError: the tokenizer has no end token.
+    """
     end_id = tokenizer.eos_token_id
     if end_id is None:
         raise ModelError(
@@ -151,47 +179,63 @@ def tokenize_training(
         )
 
     def make() -> Stored:
-        return _tokenized(records, SequenceEncoder(tokenizer, config), end_id, seed)
+        return _tokenized(records, SequenceEncoder(tokenizer, config), end_id, seed, prompts_alone)
 
     has_files = hasattr(tokenizer, "save_pretrained")  # the cache key is a hash of the files that a tokenizer saves
     if cache is not None and has_files and isinstance(records, Rows) and records.num_bytes >= CACHED_BYTES:
         settings = {**dataclasses.asdict(config), "seed": seed if config.reference == "random" else None}
+        settings["prompts_alone"] = prompts_alone
         key = fingerprint(hashlib.sha256(records.contents.tobytes()).hexdigest(), tokenizer_hash(tokenizer), settings)
         stored = cached("tokens", key, make, report=cache, poll=signals.poll)
     else:
         stored = make()
-    examples, report = Examples.of(records, stored.arrays), _report(records, stored, config)
-    if not examples:
-        first = f" (first: {report.rejected[0].record_id}: {report.rejected[0].reason})" if report.rejected else ""
-        raise DataError(
-            f"training data: none of {len(records)} records is left: {report.num_too_long} prompts are longer than "
-            f"prompt_tokens = {config.prompt_tokens}, {len(report.rejected)} were rejected{first}; raise prompt_tokens or use "
-            "other data"
-        )
-    return examples, report
+    return Examples.of(records, stored.arrays), _report(records, stored, config)
+
+
+def _reasons(report: TokenizeReport, config: TokenizeConfig) -> str:
+    """Return why no record can be used, with the remedy."""
+    first = f"{report.rejected[0].record_id}: {report.rejected[0].reason}" if report.rejected else ""
+    long = f"{report.num_too_long} prompts are longer than prompt_tokens = {config.prompt_tokens}; raise prompt_tokens"
+    if not report.rejected:
+        return f"{long} or use other data" if report.too_long else "there are none; use other data"
+    rejected = f"{len(report.rejected)} were rejected (first: {first})"
+    return f"{rejected}, and {long} or use other data" if report.too_long else f"{rejected}; use other data"
 
 
 @collection_paused()
-def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int, seed: int) -> Stored:
+def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int, seed: int, prompts_alone: bool) -> Stored:
     """Tokenize records; return the arrays and JSON values to cache."""
     config, examples = encoder.config, ExampleBuilder()
     rejected: list[Json] = []
     too_long: list[tuple[int, int]] = []
-    num_cut = 0
+    num_cut = num_prompts = 0
     for first, batch in _batches(records, config.reference):
         signals.poll()
-        for index, outcome in enumerate(encoder.spelled(batch, seed, len(examples)), first):
+        alone = iter(encoder.prompts([record for record in batch if not record.references]) if prompts_alone else ())
+        for index, outcome in enumerate(encoder.spelled(batch, seed, len(examples) - num_prompts), first):
+            if prompts_alone and not batch[index - first].references:
+                outcome = _prompt_alone(next(alone))
+                num_prompts += isinstance(outcome, Spelled) and outcome.prompt <= config.prompt_tokens
             if isinstance(outcome, DataError):
                 rejected.append([index, str(outcome)])
             elif outcome.prompt > config.prompt_tokens:
                 too_long.append((index, outcome.prompt))
             else:
                 limit = outcome.prompt + config.response_tokens
-                ids, supervised = outcome.with_end(end_id)
+                ids, supervised = outcome.with_end(end_id)  # a prompt alone has no end
                 examples.add(index, outcome.prompt, ids[:limit], supervised[:limit])
                 num_cut += len(ids) > limit
     arrays = {**examples.arrays(), "too_long": np.array(too_long, dtype=np.int64).reshape(-1, 2)}
     return Stored(arrays, {"num_cut": num_cut, "rejected": rejected, "special_tokens": encoder.counts.as_json()})
+
+
+def _prompt_alone(ids: list[int] | DataError) -> Spelled | DataError:
+    """Return a prompt as a conversation without an answer; `ids` is what `SequenceEncoder.prompts` returned for it."""
+    if isinstance(ids, DataError):
+        return ids
+    if not ids:
+        return DataError("its prompt has no tokens in this tokenizer; change or remove the row")
+    return Spelled(ids, [False] * len(ids), len(ids), ended=True)
 
 
 class _About(TypedDict):
@@ -246,11 +290,13 @@ def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[
         yield first, batch
 
 
-def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> list[tuple[int, ...]]:
+def tokenize_prompts(
+    records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig, *, role: str = "prompts"
+) -> list[tuple[int, ...]]:
     """Tokenize the prompt of each record; truncate long prompts on the left.
 
     A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because the end of a prompt requests the
-    answer ("### Response:").
+    answer ("### Response:").  `role` is the name of the records in error messages.
 
     Returns:
         One tuple of token ids per record, in order.
@@ -264,9 +310,9 @@ def tokenize_prompts(records: Sequence[Record], tokenizer: Tokenizer, config: To
     for _, batch in _batches(records, "first"):
         for record, ids in zip(batch, encoder.prompts(batch)):
             if isinstance(ids, DataError):
-                raise DataError(f"{record.record_id}: {ids}") from ids
+                raise DataError(f"{role}: {record.record_id}: {ids}") from ids
             if not ids:
-                raise DataError(f"{record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
+                raise DataError(f"{role}: {record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
             if len(ids) > config.prompt_tokens:
                 front = ids[:1] if ids[0] == tokenizer.bos_token_id and config.prompt_tokens > 1 else []
                 ids = front + ids[len(ids) - config.prompt_tokens + len(front) :]

@@ -20,7 +20,7 @@ from redistill.doctor.export import Exported, export
 from redistill.doctor.findings import NotExamined
 from redistill.doctor.gradient import Measured, measure
 from redistill.doctor.reading import Reading, read_gold
-from redistill.errors import ConfigError, NotFiniteError, RedistillError, VocabularyError, WeightsError
+from redistill.errors import ConfigError, DataError, NotFiniteError, RedistillError, VocabularyError, WeightsError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.load import load_tokenizer
 from redistill.policies import Adaptive, Buffered, Fixed, Mixed, PolicyConfig, Revised, Rollouts, TeacherGenerated
@@ -243,10 +243,15 @@ def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
 def read_texts(config: Run, tokenizer: Tokenizer) -> Texts:
     """Read and tokenise a sample of the recipe's data."""
     data = config.data
-    named = [(source, "train") for source in data.train]
+    named = [(source, split) for source, split in data.sources if split == "train"]
     rows = [record for source, split in named for record in survey_records(source, split=split)[0]]
+    if not rows:
+        raise DataError(
+            "doctor: the training data has no usable row with an answer, and its checks read answers; `redistill data check "
+            "--recipe` lists the rows"
+        )
     records = spread(rows, SAMPLE_ROWS)
-    held_out = [] if data.validation is None else survey_records(data.validation, split="validation")[0]
+    held_out = [row for source, of in data.sources if of != "train" for row in survey_records(source, split=of)[0]]
     tests = [record for found in load_tests(data, lambda line: None).values() for record in found]
     examples, report = tokenize_training(records, tokenizer, data.tokens, config.seed)
     count = len(rows) - (data.validation_rows if data.validation is None else 0)

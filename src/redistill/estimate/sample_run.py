@@ -4,9 +4,11 @@ The sample has the configuration of the run, and artificial data with the text l
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from redistill.config.capabilities import why_gold
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Example, TokenSequence
@@ -21,6 +23,7 @@ from redistill.policies import Adaptive, GoldBatches, Mixed, PolicyConfig, Rollo
 from redistill.policies.order import coin, gold_sequence
 from redistill.records import RawPrompt, Record
 from redistill.runs.load import DataSets
+from redistill.storage.paths import expanded
 from redistill.training.schedule import in_updates
 
 SAMPLE_ROWS = 256
@@ -169,13 +172,19 @@ def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int
     examples, or None if the data was not read.  The third is a note on the source of the lengths.
     """
     data, why = run.data, "the training data is not in local files"
-    if all(Path(source).exists() for source in data.train):
+    sources = [source for source, split in data.sources if split == "train"]
+    if all(expanded(source.path).exists() for source in sources):
         try:
-            records = Rows.joined([read_records(source, max_bad_rows=data.max_bad_rows)[0] for source in data.train])
-            examples, _ = tokenize_training(records[:SAMPLE_ROWS], tokenizer, data.tokens, run.seed)
+            needs_gold = bool(why_gold(run.resolved_method))
+            read = partial(read_records, max_bad_rows=data.max_bad_rows, require_answer=needs_gold)
+            records = Rows.joined([read(source)[0] for source in sources])
+            examples, _ = tokenize_training(
+                records[:SAMPLE_ROWS], tokenizer, data.tokens, run.seed, prompts_alone=not needs_gold
+            )
             held_out = data.validation_rows if data.validation is None else 0
             count = min(max(1, len(records) - held_out), data.max_train_rows or len(records))
-            lengths = sorted(((len(e.prompt_ids), max(1, sum(e.supervised))) for e in examples), key=sum)
+            limit = data.tokens.response_tokens  # of the generated answer to a prompt alone
+            lengths = sorted(((len(e.prompt_ids), sum(e.supervised) or limit) for e in examples), key=sum)
             return lengths, count, f"text lengths are those of {len(lengths)} rows of the training data"
         except RedistillError as error:
             why = str(error)

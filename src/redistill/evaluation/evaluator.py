@@ -87,7 +87,7 @@ class Evaluator:
         """
         config = self.config
         records = {name: checked(name, list(found)[: config.limit]) for name, found in datasets.items()}
-        chosen = {name: self._rows(found) for name, found in records.items()}
+        chosen = {name: self._rows(found, f"test set {name}") for name, found in records.items()}
         self.processes.gather([])  # barrier that reports signals; after it, some processes may have no answers to generate
         mine = settings(self.model, label, config, self.tokens, chosen)
         check_settings(folder, mine)
@@ -132,14 +132,14 @@ class Evaluator:
         Returns:
             The results of `response_scores` and `teacher_forced`, in one dictionary.
         """
-        rows = self._rows(part(records, self.processes))
+        rows = self._rows(part(records, self.processes), "validation data")
         with self.autocast():
             answers = self._answerer(Sampling()).lines("validation", rows, seed, metrics)
             return response_scores(self.processes.gather(answers), metrics) | self._teacher_forced(examples)
 
-    def _rows(self, records: Sequence[Record]) -> list[Row]:
-        """Return each record with the token ids of its prompt."""
-        return list(zip(records, tokenize_prompts(records, self.tokenizer, self.tokens), strict=True))
+    def _rows(self, records: Sequence[Record], role: str) -> list[Row]:
+        """Return each record with the token ids of its prompt; `role` is the name of the records in error messages."""
+        return list(zip(records, tokenize_prompts(records, self.tokenizer, self.tokens, role=role), strict=True))
 
     def _answerer(self, sampling: Sampling) -> Answerer:
         end_ids = end_token_ids(self.model, self.tokenizer)

@@ -24,6 +24,7 @@ from redistill.errors import ModelError
 from redistill.models.reading import reading
 from redistill.models.weight_files import INDEX, SINGLE, check_pointers, shards
 from redistill.storage.hub import HUB_NAME, is_local, unreachable
+from redistill.storage.paths import expanded
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 TOKEN_FILES = ("special_tokens_map.json", "added_tokens.json")
@@ -119,7 +120,7 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
         ModelError: the folder, repository or revision does not exist; the name is not a valid hub name; or the hub cannot be
             reached, and no files of the model were downloaded before.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return ModelFolder(name, path)
     first = name.partition("/")[0]
@@ -129,7 +130,8 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
             f"a folder that does not contain {first}"
         )
     if not is_local(name) and (match := _WITH_REVISION.fullmatch(name)):
-        raise ModelError(f"{name}: a hub name contains no revision; use {match[1]}, and set revision to {match[2]}")
+        remedy = f"use {match[1]}, and set revision (--revision of evaluate) to {match[2]}"
+        raise ModelError(f"{name}: a hub name contains no revision; {remedy}")
     if is_local(name) or path.exists() or name.endswith("/") or name.count("/") > 1:
         raise ModelError(f"{name}: no such folder; give a model folder, a .gguf file, or a hub model as owner/name")
     key = (str(constants.HF_HUB_CACHE), name, revision or "main")

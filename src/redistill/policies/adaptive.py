@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, cast
 
-from redistill.contracts import StateValue, TokenSequence
+from redistill.contracts import Needs, StateValue, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.buffered import BufferedSource, SequenceBuffer, check_buffer
 from redistill.policies.order import Coin, GoldItem, coin
@@ -88,6 +88,10 @@ class Adaptive(WrappingNode):
         redistill.testing checks with each of them the properties that every policy must have.
         """
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
+
+    @property
+    def needs(self) -> Needs:
+        return self.source.needs | Needs(gold=True)
 
     def bind(self, tools: PolicyTools) -> "AdaptiveSource":
         return AdaptiveSource(self, self.source.bind(tools), tools)

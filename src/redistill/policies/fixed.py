@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from redistill.contracts import TokenSequence
+from redistill.contracts import Needs, TokenSequence
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 
@@ -16,8 +16,8 @@ class Fixed(PolicyNode):
     Training on them is off-policy distillation (KD) or supervised fine-tuning (SFT).
 
     Example:
-        >>> Fixed().needs.teacher, Fixed().sampling  # generates no text
-        (False, None)
+        >>> Fixed().needs.gold, Fixed().sampling  # uses the answers in the data, and generates no text
+        (True, None)
     """
 
     @classmethod
@@ -27,6 +27,10 @@ class Fixed(PolicyNode):
         redistill.testing checks with each of them the properties that every policy must have.
         """
         return (cls(),)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(gold=True)
 
     def bind(self, tools: PolicyTools) -> "FixedSource":
         return FixedSource()

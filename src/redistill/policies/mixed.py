@@ -58,7 +58,9 @@ class Mixed(WrappingNode):
 
     @property
     def needs(self) -> Needs:
-        return self.source.needs if self.student_fraction else Needs()
+        if not self.student_fraction:
+            return Needs(gold=True)
+        return self.source.needs | Needs(gold=self.student_fraction < 1)
 
     def bind(self, tools: PolicyTools) -> "MixedSource | FixedSource":
         if not self.student_fraction:
@@ -76,4 +78,6 @@ class MixedSource(Wrapping):
         numbers = [coin(self._seed, step, item, self._settings.coin) for item in items]
         chosen = [index for index, number in enumerate(numbers) if number < self._settings.student_fraction]
         answers = self._source.sequences(step, [items[index] for index in chosen])
+        if len(chosen) == len(items):  # the prompts may have no gold answers
+            return answers
         return replaced([item.sequence for item in items], chosen, answers)

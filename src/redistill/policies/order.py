@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from typing import Generic, Literal, TypeVar, overload
 
 from redistill.contracts import ONE_PROCESS, Example, Processes, TokenSequence
+from redistill.errors import ConfigError
 from redistill.interfaces import Value
 from redistill.randomness import generator, permutation
 
@@ -23,7 +24,7 @@ class GoldItem:
 
     Args:
         example: The training example.
-        sequence: Its gold answer, of origin "dataset".
+        gold: Its gold answer, of origin "dataset"; None if the training data has only its prompt.
 
     Example:
         >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
@@ -33,7 +34,21 @@ class GoldItem:
     """
 
     example: Example
-    sequence: TokenSequence
+    gold: TokenSequence | None
+
+    @property
+    def sequence(self) -> TokenSequence:
+        """The gold answer.
+
+        Raises:
+            ConfigError: the training data has no answer to the prompt; a policy that uses gold answers declares this need.
+        """
+        if self.gold is None:
+            raise ConfigError(
+                f"policy: uses gold answers, but {self.example.record.record_id} has none; add Needs(gold=True) to `needs` of "
+                "the policy, so that such data is rejected when it is read"
+            )
+        return self.gold
 
 
 class Shuffled(Generic[Item]):
@@ -111,7 +126,7 @@ class _GoldItems(Sequence[GoldItem]):
 
     def _created(self, index: int) -> GoldItem:
         example = self._examples[index]
-        return GoldItem(example, gold_sequence(example))
+        return GoldItem(example, gold_sequence(example) if example.has_answer else None)
 
 
 class GoldBatches(Shuffled[GoldItem]):

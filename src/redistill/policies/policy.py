@@ -75,6 +75,6 @@ class Policy(Wrapping):
             DrawItem(answer, frozenset({"sft", "distillation"} if both else {"distillation"}))
             for answer, both in zip(answers, is_gold, strict=True)
         ]
-        gold = items_of((item.sequence for item, both in zip(items, is_gold) if not both), "sft")
+        gold = items_of((item.gold for item, both in zip(items, is_gold) if item.gold is not None and not both), "sft")
         corpus = () if self._corpus is None else tuple(self._corpus.items(step))
         return Draw(items=(*drawn, *gold), corpus=corpus)

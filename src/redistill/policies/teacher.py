@@ -225,16 +225,26 @@ class ResponseStore:
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
     """Return the teacher's mean -log p over the targets of the first gold answers.
 
-    The mean, in nats, is over the first 8 answers (`MARK_SEQUENCES`) in the order of training.  It is stored with the answers
-    that the teacher generates.  A run with another teacher or data set has another mean, and must not use these answers; the
-    name of a model does not identify its weights.  The result is None if the teacher does not provide log-probabilities of
-    tokens.
+    The mean, in nats, is over the first 8 answers (`MARK_SEQUENCES`) in the order of training; where the data has only a
+    prompt, it is over the tokens of the prompt after the first.  It is stored with the answers that the teacher generates.  A
+    run with another teacher or data set has another mean, and must not use these answers; the name of a model does not identify
+    its weights.  The result is None if the teacher does not provide log-probabilities of tokens.
     """
     if tools.scorer is None:
         return None
-    ordered = [item.sequence for step in range(MARK_SEQUENCES) for item in tools.gold.all_items(step)]
-    found = tools.scorer.statistics(ordered[:MARK_SEQUENCES], ("teacher_logprob",))
+    ordered = [item for step in range(MARK_SEQUENCES) for item in tools.gold.all_items(step)][:MARK_SEQUENCES]
+    read = [item.gold or _prompt_sequence(item.example) for item in ordered if item.gold or len(item.example.prompt_ids) > 1]
+    if not read:
+        return None
+    found = tools.scorer.statistics(read, ("teacher_logprob",))
     return -float(torch.cat(found["teacher_logprob"]).double().mean())
+
+
+def _prompt_sequence(example: Example) -> TokenSequence:
+    """Return a prompt as a sequence whose targets are all of its tokens but the first."""
+    ids = example.prompt_ids
+    supervised = (False,) + (True,) * (len(ids) - 1)
+    return TokenSequence(sample=example.sample, token_ids=ids, supervised=supervised, origin="dataset")
 
 
 def _key(example: Example | TokenSequence) -> Key:

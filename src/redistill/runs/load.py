@@ -17,17 +17,20 @@ from redistill.config.sections import DataConfig
 from redistill.contracts import Example, TokenSequence
 from redistill.data.corpus import load_corpus
 from redistill.data.examples import Examples
-from redistill.data.reader import ReadReport, read_records
+from redistill.data.held_out import first_usable
+from redistill.data.reader import ReadReport, read_records, single_sources
 from redistill.data.rejected import list_unlearned
 from redistill.data.repeats import first_of_each
 from redistill.data.rows import Rows, asks_one_of, question_digest
+from redistill.data.sources import Source
 from redistill.data.special import SpecialTokenCounts, SpecialTokens
 from redistill.data.tasks import Task, load_task
-from redistill.data.tokenize import tokenize_training
+from redistill.data.tokenize import RejectedRecord, tokenize_prompts, tokenize_training
 from redistill.errors import ConfigError, DataError
 from redistill.interfaces import Tokenizer
 from redistill.records import Json, Record
 from redistill.storage import files
+from redistill.storage.paths import expanded
 
 MAX_CORPUS_BLOCKS = 200_000
 """Maximum number of blocks of a corpus.  With 512 tokens per block, it has 100 million tokens: 400 MB in every process."""
@@ -40,7 +43,7 @@ class DataSets:
     Args:
         train: Training examples.
         validation: Validation records.
-        validation_examples: The validation records as tokenised examples; records that exceed the length limits are omitted.
+        validation_examples: The validation records as tokenised examples.
         tests: Test records by name of the test set.
         manifest: Description of the data for run.json: path, hash and number of rows of each file or hub data set; and the
             numbers of rows that are used and of rows that were removed.
@@ -54,55 +57,49 @@ class DataSets:
 
 
 def load_data(
-    config: DataConfig, tokenizer: Tokenizer, seed: int, *, rejected: Path | None, report: Callable[[str], None]
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    seed: int,
+    *,
+    why_gold: str = "training needs gold answers",
+    rejected: Path | None,
+    report: Callable[[str], None],
 ) -> DataSets:
     """Read and tokenise the data of a run.
 
     A training or validation row is removed if a test row has the same prompt.  Duplicates of training rows are kept.  Both are
-    counted.
+    counted.  Validation rows have an answer, and are selected after tokenisation, so that each of them can be used.
 
     Args:
         config: The data section of the recipe: paths of the data, test sets and length limits.
         tokenizer: The tokenizer of the student.
         seed: Seed of the run.  With `reference: random` in the recipe, it determines which reference answer of a row is used.
+        why_gold: Why training needs gold answers (the answers in the data), as `capabilities.why_gold` returns it; if "",
+            training rows may be prompts alone.
         rejected: JSON Lines file to which unusable and too long rows are written; if None, they are only counted.
         report: Function that is called with lines of text about the data, such as the number of rows of a file.
 
     Raises:
-        ConfigError: data.validation is not set, and the training data does not have more than data.validation_rows rows.
+        ConfigError: data.validation is not set, and the training data does not have more than data.validation_rows usable rows
+            with an answer.
         DataError: a file or data set is missing or empty, has too many unusable rows, or has no row within the length limits.
     """
     manifest: dict[str, Json] = {}
     builder = _ExampleBuilder(tokenizer, config, seed, rejected, report, Counter(), {})
 
-    def read(source: str, split: str, role: str) -> Rows:
-        limit = config.max_bad_rows
-        records, found = read_records(source, split=split, max_bad_rows=limit, rejected=rejected, cache=report)
-        report(f"{role}: {found.source}: {found.verdict}{_rejected(found)}")
-        about: dict[str, Json] = {"source": source, "form": found.verdict, "rows": found.num_rows}
-        manifest[role] = about | {"rejected": len(found.rejected)} | _hash(source)
-        builder.bad[found.source] = len(found.rejected)
-        return records
-
-    roles = ["train"] if len(config.train) == 1 else [f"train {number + 1}" for number in range(len(config.train))]
-    pool = Rows.joined([read(source, "train", role) for source, role in zip(config.train, roles)])
-    repeats = sum(first != index for index, first in enumerate(first_of_each(pool)))
-    if repeats:
-        report(f"train: {repeats} exact duplicates of earlier rows are kept")
-    held = None if config.validation is None else read(config.validation, "validation", "validation")
-    tests = dict[str, Sequence[Record]]()
-    for task, (records, found) in _read_tests(config, report, rejected).items():
-        path, tests[task.name] = config.tasks[task], records
-        about: dict[str, Json] = {"source": path or "hub", "rows": len(records), "rejected": len(found.rejected)}
-        manifest[f"test {task.name}"] = about | _hash(path)
+    pool, held, tests = _read_rows(builder, why_gold, manifest)
     asked = {question_digest(record) for records in tests.values() for record in records}
-    train, validation, leaked = _split(pool, held, asked, config)
+    train, validation, leaked = builder.split(pool, held, asked)
     if any(leaked):
         report(f"removed, since a test set has the same prompt: {leaked[0]} training rows, {leaked[1]} validation rows")
-    examples, counts, _ = builder.tokenised(train[: config.max_train_rows], "train")
-    validation_examples, lost, validation = builder.tokenised(validation, "validation")
+    examples, counts = builder.tokenised(train[: config.max_train_rows], "train", prompts_alone=not why_gold)
+    validation_examples, lost = builder.tokenised(validation, "validation")
+    builder.check_tests(tests)
     builder.count_special_in(tests)
     counts |= {"in a test set": leaked[0]}
+    repeats = _repeats(pool)
+    if repeats:
+        report(f"train: {repeats} exact duplicates of earlier rows are kept")
     manifest["kept"] = _kept(len(examples), counts, len(validation), lost | {"in a test set": leaked[1]}, repeats)
     why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
     dropped = f" ({sum(counts.values())} dropped: {why})" if why else ""
@@ -126,6 +123,55 @@ def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping
     kept = {"train": train, "dropped": sum(dropped.values()), **dropped, "validation": validation}
     kept |= {"duplicates kept": duplicates} if duplicates else {}
     return kept | {f"validation {reason}": count for reason, count in lost.items() if count}
+
+
+def _repeats(rows: Rows) -> int:
+    """Return the number of rows that are equal to an earlier one."""
+    return sum(first != index for index, first in enumerate(first_of_each(rows)))
+
+
+def _read_rows(
+    builder: "_ExampleBuilder", why_gold: str, manifest: dict[str, Json]
+) -> tuple[Rows, Rows | None, dict[str, Sequence[Record]]]:
+    """Read the rows of a run, and describe each source in `manifest`.
+
+    Returns the training rows, the rows of the validation data (None if the recipe has none), and the test records by name of
+    the test set.  `why_gold` is the argument of `load_data`.
+    """
+    config, report = builder.config, builder.report
+
+    def read(source: Source, split: str, role: str, why: str) -> Rows:
+        records, found = read_records(
+            source,
+            split=split,
+            max_bad_rows=config.max_bad_rows,
+            require_answer=bool(why),
+            why_answer=why,
+            rejected=builder.rejected,
+            cache=report,
+        )
+        report(f"{role}: {found.source}: {found.verdict}{_rejected(found)}")
+        for line in found.noted():
+            report(f"{role}: {found.source}: {line}")
+        about: dict[str, Json] = {"source": source.name, "form": found.verdict, "rows": found.num_rows}
+        manifest[role] = about | {"rejected": len(found.rejected)} | _not_used(found) | _hash(source)
+        builder.bad[found.source] = len(found.rejected)
+        return records
+
+    pool = Rows.joined([read(source, "train", role, why_gold) for source, role in _files(config, "train")])
+    parts = [read(part, "validation", role, "validation needs answers") for part, role in _files(config, "validation")]
+    tests = dict[str, Sequence[Record]]()
+    for task, (records, found) in _read_tests(config, report, builder.rejected).items():
+        path, tests[task.name] = config.tasks[task], records
+        about: dict[str, Json] = {"source": path.name if path else "hub", "rows": len(records), "rejected": len(found.rejected)}
+        manifest[f"test {task.name}"] = about | _not_used(found) | _hash(path)
+    return pool, Rows.joined(parts) if parts else None, tests
+
+
+def _files(config: DataConfig, split: str) -> list[tuple[Source, str]]:
+    """Return the files and hub data sets of training ("train") or validation, each with its role, such as "train 2"."""
+    found = [file for source, of in config.sources if of == split for file in single_sources(source, split)]
+    return [(file, split if len(found) == 1 else f"{split} {number}") for number, file in enumerate(found, 1)]
 
 
 def load_tests(config: DataConfig, report: Callable[[str], None]) -> dict[str, list[Record]]:
@@ -152,6 +198,8 @@ def _read_tests(
     }
     for task, (records, found) in tests.items():
         report(f"test: {task.name}: {len(records)} rows{_rejected(found)}")
+        for line in found.noted():
+            report(f"test: {task.name}: {line}")
     return tests
 
 
@@ -177,38 +225,106 @@ class _ExampleBuilder(NamedTuple):
     bad: Counter[str]
     special_tokens: dict[str, Json]
 
-    def tokenised(self, rows: Rows, role: str) -> tuple[Examples, dict[str, int], Rows]:
+    def split(self, pool: Rows, held: Rows | None, asked: Set[bytes]) -> tuple[Rows, Rows, tuple[int, int]]:
+        """Select the training and the validation rows, without rows that have the prompt of a test row.
+
+        Args:
+            pool: The rows of the training data.
+            held: The rows of the validation data; if None, rows of `pool` are used for validation.
+            asked: Hashes of the prompts of all test rows.
+
+        Returns:
+            Training rows; validation rows, all of which can be used; and how many rows of `pool` and of `held` have the prompt
+            of a test row.
+
+        Raises:
+            ConfigError: `held` is None and `pool` has too few usable rows.
+            DataError: no row of `held` can be used, or too many rows are unusable.
+        """
+        before = (pool, Rows.joined([]) if held is None else held)
+        train, validation = (rows.take(~asks_one_of(rows, asked)) for rows in before)
+        leaked, count = (len(pool) - len(train), len(before[1]) - len(validation)), self.config.validation_rows
+        source = train if held is None else validation
+        if not source:
+            role = "train" if held is None else "validation"
+            raise DataError(f"{role}: the prompt of every row is also in a test set; use other data, or other test sets")
+        found = first_usable(source, count, self.tokenizer, self.config.tokens, cache=self.report)
+        if held is not None:
+            self._list_left_out(validation, found.rejected, found.too_long, "validation data")
+            if not len(found.indices):  # reports why
+                tokenize_training(validation, self.tokenizer, self.config.tokens, self.seed, role="validation data")
+            return train, validation.take(found.indices), leaked
+        if len(found.indices) < count or len(train) <= count:
+            raise ConfigError(self._too_few(train, len(found.indices), (*found.rejected, *found.too_long)))
+        chosen = np.zeros(len(train), dtype=bool)
+        chosen[found.indices] = True
+        return train.take(~chosen), train.take(chosen), leaked
+
+    def _too_few(self, train: Rows, usable: int, left_out: Sequence[RejectedRecord]) -> str:
+        """Return the message for training data with too few rows for validation; `left_out` cannot be used for it."""
+        fault = f"data.validation_rows = {self.config.validation_rows}: the training set has only {len(train)} rows"
+        if left_out:
+            first = min(left_out, key=lambda found: found.index)
+            source, line = train.where(first.index)
+            fault += f", and validation can use {usable} of them ({source}:{line}: {first.reason})"
+        return f"{fault}; lower data.validation_rows, or set data.validation to a file"
+
+    def tokenised(self, rows: Rows, role: str, *, prompts_alone: bool = False) -> tuple[Examples, dict[str, int]]:
         """Tokenise training or validation rows.
 
         Args:
             rows: The rows.
             role: "train" or "validation", for messages and counts.
+            prompts_alone: Whether rows may be prompts without an answer.
 
         Returns:
-            The examples; the number of rows without an example, by reason ("too long" or "nothing to learn"); and the rows
-            without those that have nothing to learn (rows that are too long are included).
+            The examples; and the number of rows without an example, by reason ("too long" or "nothing to learn").
 
         Raises:
             DataError: `rows` is empty, or more than `max_bad_rows` rows of a file or hub data set are unusable.
         """
         if not rows:
             raise DataError(f"{role}: the prompt of every row is also in a test set; use other data, or other test sets")
-        examples, report = tokenize_training(rows, self.tokenizer, self.config.tokens, self.seed, cache=self.report)
+        name = f"{'training' if role == 'train' else role} data"
+        examples, report = tokenize_training(
+            rows,
+            self.tokenizer,
+            self.config.tokens,
+            self.seed,
+            role=name,
+            prompts_alone=prompts_alone,
+            cache=self.report,
+        )
         self._note_special(role, report.special_tokens)
+        self._list_left_out(rows, report.rejected, report.too_long, name)
+        return examples, {"too long": report.num_too_long, "nothing to learn": len(report.rejected)}
+
+    def _list_left_out(
+        self, rows: Rows, rejected: Sequence[RejectedRecord], too_long: Sequence[RejectedRecord], role: str
+    ) -> None:
+        """List the rows that tokenisation left out; raise DataError if a source has too many unusable rows."""
         if self.rejected is not None:
-            unused = sorted((*report.rejected, *report.too_long), key=lambda found: found.index)
+            unused = sorted((*rejected, *too_long), key=lambda found: found.index)
             list_unlearned(self.rejected, [(*rows.where(found.index), found.reason) for found in unused])
         limit = self.config.max_bad_rows
-        for found in report.rejected:
+        first = dict[str, str]()
+        for found in rejected:
             source, line = rows.where(found.index)
             self.bad[source] += 1
+            first.setdefault(source, f"{source}:{line}: {found.reason}")
             if self.bad[source] > limit:
-                fault = f"{source}:{line}: {found.reason}; more than {limit} rows are unusable"
+                fault = f"{role}: {first[source]}; more than {limit} rows are unusable"
                 listed = f" ({self.rejected} lists them)" if self.rejected else ""
                 raise DataError(f"{fault}{listed}: fix or remove them, or raise max_bad_rows")
-        useless = [found.index for found in report.rejected]
-        counts = {"too long": report.num_too_long, "nothing to learn": len(useless)}
-        return examples, counts, rows.take(np.delete(np.arange(len(rows)), useless)) if useless else rows
+
+    def check_tests(self, tests: Mapping[str, Sequence[Record]]) -> None:
+        """Tokenise the prompts of the test sets, so that a prompt that the template refuses is found before training.
+
+        Raises:
+            DataError: a prompt cannot be tokenised.
+        """
+        for name, records in tests.items():
+            tokenize_prompts(records, self.tokenizer, self.config.tokens, role=f"test set {name}")
 
     def count_special_in(self, tests: Mapping[str, Sequence[Record]]) -> None:
         """Count and report the special tokens in the prompts of the test sets."""
@@ -226,38 +342,19 @@ class _ExampleBuilder(NamedTuple):
             self.special_tokens[role] = counts
 
 
-def _split(pool: Rows, held: Rows | None, asked: Set[bytes], config: DataConfig) -> tuple[Rows, Rows, tuple[int, int]]:
-    """Select the training and the validation rows, without rows that have the prompt of a test row.
-
-    Args:
-        pool: The rows of the training data.
-        held: The rows of the validation data; if None, the first rows of `pool` are used for validation.
-        asked: Hashes of the prompts of all test rows.
-        config: The data section of the recipe, which gives the number of validation rows.
-
-    Returns:
-        Training rows; validation rows; and how many rows of `pool` and of `held` have the prompt of a test row.
-
-    Raises:
-        ConfigError: `held` is None and `pool` has too few rows.
-    """
-    before = (pool, Rows.joined([]) if held is None else held)
-    train, validation = (rows.take(~asks_one_of(rows, asked)) for rows in before)
-    leaked, count = (len(pool) - len(train), len(before[1]) - len(validation)), config.validation_rows
-    if held is not None:
-        return train, validation[:count], leaked
-    if len(train) <= count:
-        fault = f"data.validation_rows = {count}: the training set has only {len(train)} rows"
-        raise ConfigError(f"{fault}; lower data.validation_rows, or set data.validation to a file")
-    return train[count:], train[:count], leaked
+def _not_used(report: ReadReport) -> dict[str, Json]:
+    """Return the unused columns and the number of prompts alone, for run.json; {} if there are none."""
+    found: dict[str, Json] = {"unused columns": report.unused, "prompts alone": report.prompts_alone}
+    return {name: value for name, value in found.items() if value}
 
 
 def _rejected(report: ReadReport) -> str:
     return f", {len(report.rejected)} rejected" if report.rejected else ""
 
 
-def _hash(source: str | None) -> dict[str, str]:
-    return {"sha256": files.digest(Path(source))} if source and Path(source).is_file() else {}
+def _hash(source: Source | None) -> dict[str, str]:
+    path = None if source is None else expanded(source.path)
+    return {"sha256": files.digest(path)} if path is not None and path.is_file() else {}
 
 
 def read_corpus(config: Run, tokenizer: Tokenizer, report: Callable[[str], None], *, updates: int) -> Sequence[TokenSequence]:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
+from redistill.config.capabilities import why_gold
 from redistill.config.decode import kind_of
 from redistill.config.methods import method
 from redistill.config.run import Run
@@ -110,7 +111,14 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         with signals.handled(at_once=True):
             models = load_models(config, progress.note)
             rejected = config.folder / "rejected.jsonl" if is_main else None
-            data = load_data(config.data, models.tokenizer, config.seed, rejected=rejected, report=progress.note)
+            data = load_data(
+                config.data,
+                models.tokenizer,
+                config.seed,
+                why_gold=why_gold(config.resolved_method),
+                rejected=rejected,
+                report=progress.note,
+            )
             for note in (*models.notes, *notes(config), *_unscorable(config, data)):
                 progress.note(f"note: {note}")
             opened = assemble(config, accelerator, models, data, progress)

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 
+from redistill.config.capabilities import why_gold
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Batch, EngineTools, Example, TokenSequence
-from redistill.data.examples import digest_of
+from redistill.data.examples import answered_indices, digest_of
 from redistill.errors import ConfigError, RedistillError
 from redistill.generation.local import LocalEngineConfig
 from redistill.interfaces import CausalModel, Tokenizer
@@ -126,7 +127,8 @@ def _read(config: Run, note: Report) -> _Read:
     assert isinstance(config.teacher, TeacherConfig)
     student = replace(config.student, finetune=None, start="base", lora=None)  # its fine-tuning may follow
     models = load_models(replace(config, teacher=replace(config.teacher, cache=None), student=student))
-    data = load_data(config.data, models.tokenizer, config.seed, rejected=None, report=note)
+    why = why_gold(config.resolved_method)
+    data = load_data(config.data, models.tokenizer, config.seed, why_gold=why, rejected=None, report=note)
     updates = config.training.schedule(len(data.train)).updates
     return _Read(models, data, read_corpus(config, models.tokenizer, note, updates=updates))
 
@@ -137,7 +139,7 @@ def _fill(config: Run, writer: StoreWriter, folder: Path, read: _Read, accelerat
     assert models.teacher is not None and isinstance(config.teacher, TeacherConfig)
     model = models.teacher.to(accelerator.device).eval().requires_grad_(False)
     examples = [read.data.train, read.data.validation_examples]
-    rows: list[Rows] = [Rows(len(each), partial(_gold, each)) for each in examples]
+    rows: list[Rows] = [Rows(len(gold), partial(_gold, each, gold)) for each in examples if (gold := answered_indices(each))]
     if (node := _text_node(config)) is not None:
         engine = LocalEngineConfig().build(
             EngineTools(
@@ -205,8 +207,8 @@ def _announce(plan: Plan, teacher: Reader, folder: Path, note: Report) -> None:
     note(f"cached teacher: {counts}, {megabytes(needed)}, about {seconds} for all of it")
 
 
-def _gold(examples: Sequence[Example], index: int) -> TokenSequence:
-    return gold_sequence(examples[index])
+def _gold(examples: Sequence[Example], indices: Sequence[int], index: int) -> TokenSequence:
+    return gold_sequence(examples[indices[index]])
 
 
 # --- what the states depend on ------------------------------------------------------------------------------------------

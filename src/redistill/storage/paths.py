@@ -37,6 +37,21 @@ def unusable(text: str) -> str | None:
     return None
 
 
+def expanded(text: str | Path) -> Path:
+    """Return a path in which "~" and "~USER" stand for a home folder.
+
+    A name without a home folder, such as "~nobody/x", is returned unchanged.
+
+    Example:
+        >>> expanded("data/train.jsonl").as_posix()
+        'data/train.jsonl'
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
+
+
 def check_path(path: Path) -> None:
     """Check that all libraries can use an output path, and that it can be printed.
 

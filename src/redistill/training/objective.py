@@ -204,8 +204,9 @@ class Objective:
 
     @property
     def needs(self) -> Needs:
-        """What the terms, including the divergence, require of the teacher."""
-        needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans)
+        """What the terms, including the divergence, require of the teacher and the data."""
+        gold = self.sft_weight > 0 and self.sft_on == "gold"
+        needs = Needs(teacher=self.uses_teacher, full_vocabulary=self.uses_spans, gold=gold)
         return needs | getattr(self.divergence, "needs", Needs()) if self.uses_divergence else needs
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:

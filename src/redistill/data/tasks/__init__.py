@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from redistill.data.reader import ReadReport
+from redistill.data.sources import Source
 from redistill.data.tasks import dolly, self_instruct, super_natural, unnatural, vicuna
 from redistill.data.tasks.task import Task
 from redistill.errors import ConfigError, DataError
@@ -39,7 +40,7 @@ def known_task(name: str) -> Task:
     return TASKS.get(name) or Task(name=name, description="a local file")
 
 
-def check_source(task: Task, path: str | Path | None) -> None:
+def check_source(task: Task, path: str | Path | Source | None) -> None:
     """Check that a test set has a file or a hub data set.
 
     Args:
@@ -64,7 +65,7 @@ def check_source(task: Task, path: str | Path | None) -> None:
 
 def load_task(
     task: str | Task,
-    path: str | Path | None = None,
+    path: str | Path | Source | None = None,
     limit: int | None = None,
     *,
     min_reference_words: int | None = None,
@@ -75,7 +76,7 @@ def load_task(
 
     Args:
         task: A key of `TASKS`, any name if `path` is given, or a `Task`.
-        path: A file, a folder with test.jsonl, or a hub name to read instead of the hub file of the task.
+        path: A file, a folder with test.jsonl, a hub name or a source to read instead of the hub file of the task.
         limit: Maximum number of rows, applied after `min_reference_words`; if None, all rows are kept.
         min_reference_words: A row is left out if its longest reference has fewer words than this number; words are separated by
             white space.  If None, all rows are kept.  This argument is not needed for the hub files of Super-Natural and

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redistill.data.reader import ReadReport, read_records
+from redistill.data.sources import Source
 from redistill.errors import ConfigError
 from redistill.records import Instruction, Metric, Record
 
@@ -47,7 +48,7 @@ class Task:
             raise ConfigError(f"test set {self.name}: metrics: must be a tuple of redistill.records.Metric, as in (METRIC,)")
 
     def load(
-        self, path: str | Path | None = None, *, max_bad_rows: int = 0, rejected: Path | None = None
+        self, path: str | Path | Source | None = None, *, max_bad_rows: int = 0, rejected: Path | None = None
     ) -> tuple[Sequence[Record], ReadReport]:
         """Read the test rows.
 
@@ -63,7 +64,9 @@ class Task:
             DataError: the rows cannot be read, or more than `max_bad_rows` of them are unusable.
         """
         if path is not None:
-            return read_records(path, split="test", max_bad_rows=max_bad_rows, rejected=rejected)
+            return read_records(
+                path, split="test", max_bad_rows=max_bad_rows, why_answer="a test set needs answers", rejected=rejected
+            )
         assert self.hub_name is not None, "check_source"
         records, report = read_records(self.hub_name, hub_file=self.hub_file, max_bad_rows=max_bad_rows, rejected=rejected)
         return [_with_line_breaks(record) for record in records[: self.hub_rows]], report
