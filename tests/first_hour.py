@@ -1,7 +1,7 @@
 """Executes the commands of the README's quick start with the real model, in a folder of its own.
 
     python tests/first_hour.py FOLDER             every command; hours on one core
-    python tests/first_hour.py FOLDER --short     2 updates instead of 60, 2 prompts of each test set
+    python tests/first_hour.py FOLDER --short     2 updates instead of 60, 2 prompts of a test set
 
 The command `redistill` is the one on PATH. The commands that install are left out (`make first-hour` executes them before), as
 is what follows "Other models" in the README, which needs the hub; tests/test_docs.py executes that with a small model.
@@ -16,7 +16,10 @@ from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
 WRITTEN = ["runs/smollm2-sample/report.html", "runs/mine/export/ollama/Modelfile", "runs/mine/export/ollama/model.gguf"]
-SHORT = ["training.updates=2", "evaluation.seeds=[10]", "evaluation.limit=2"]
+SHORT = [
+    *("training.updates=2", "training.batch_size=4", "training.evaluate_every=0", "data.validation_rows=4"),
+    *("data.tokens.response_tokens=8", "evaluation.seeds=[10]", "evaluation.limit=2"),
+]
 
 
 def quick_start_commands(text: str) -> list[list[str]]:
