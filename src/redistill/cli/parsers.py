@@ -13,12 +13,7 @@ from typing import NoReturn, TypeAlias
 
 import redistill
 from redistill.cli import commands, recipes
-from redistill.cli.values import count as _count
-from redistill.cli.values import finite_number as _finite_number
-from redistill.cli.values import name as _name
-from redistill.cli.values import path as _path
-from redistill.cli.values import seeds as _seeds
-from redistill.cli.values import whole_number as _whole_number
+from redistill.cli.values import count, finite_number, path, path_text, seeds, whole_number
 from redistill.config.other_tools import option_hint
 from redistill.config.shown import line
 
@@ -120,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _demo(group: Group) -> None:
     parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
-    parser.add_argument("--out", type=_path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
+    parser.add_argument("--out", type=path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="delete the teacher and students of the demo; train them again")
     _add_private(parser)
     _add_json(parser)
@@ -129,7 +124,7 @@ def _demo(group: Group) -> None:
 def _run(group: Group) -> None:
     parser = _command(group, "run", commands.run, "redistill run smollm2-dolly method=kd --out runs/kd")
     _add_run(parser)
-    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=_path)
+    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=path)
     _add_json(parser)
 
 
@@ -157,10 +152,8 @@ def _sweep(group: Group) -> None:
     parser = _command(group, "sweep", commands.sweep, "redistill sweep table1-toy --only sft --only mgsr --jobs 2")
     _add_recipe(parser, "a YAML file, or a name, such as table1-toy", "settings to change in all runs of the sweep")
     _allow_host(parser)
-    parser.add_argument("--out", type=_path, help="output folder (default: runs/NAME)")
-    parser.add_argument(
-        "--jobs", type=_count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)"
-    )
+    parser.add_argument("--out", type=path, help="output folder (default: runs/NAME)")
+    parser.add_argument("--jobs", type=count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
     _add_repeatable(parser, "--only", "LABEL", "start only the runs of the sweep that have this label")
     _add_private(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
@@ -174,28 +167,28 @@ def _evaluate(group: Group) -> None:
     parser = _command(
         group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
-    parser.add_argument("model", type=_name, metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
+    parser.add_argument("model", type=path_text, metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model (default: its main branch)")
-    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=_name, required=True)
+    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=path_text, required=True)
     _add_repeatable(parser, "--metric", "NAME", "metric to compute; the first metric ranks the models")
     _allow_code(parser)
-    parser.add_argument("--out", type=_path, required=True, help="output folder for responses and scores.json")
+    parser.add_argument("--out", type=path, required=True, help="output folder for responses and scores.json")
     _add_private(parser)
-    parser.add_argument("--teacher", type=_name, metavar="MODEL", help="also compute KL(teacher || model) on the gold answers")
-    parser.add_argument("--limit", type=_whole_number, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument(
-        "--seeds", type=_seeds, default="10,20,30,40,50", metavar="N,N", help="sampling seeds (default: %(default)s)"
+        "--teacher", type=path_text, metavar="MODEL", help="also compute KL(teacher || model) on the gold answers"
+    )
+    parser.add_argument("--limit", type=whole_number, metavar="N", help="use only the first N prompts of each test set")
+    parser.add_argument(
+        "--seeds", type=seeds, default="10,20,30,40,50", metavar="N,N", help="sampling seeds (default: %(default)s)"
     )
     _add_lengths(parser, "the run's")
+    parser.add_argument("--temperature", type=finite_number, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
     parser.add_argument(
-        "--temperature", type=_finite_number, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)"
-    )
-    parser.add_argument(
-        "--top-p", type=_finite_number, default=1.0, metavar="X", help="probability mass of top-p sampling (default: 1)"
+        "--top-p", type=finite_number, default=1.0, metavar="X", help="probability mass of top-p sampling (default: 1)"
     )
     text = "forbid repeated N-grams; 0 disables this (default: 6)"
-    parser.add_argument("--no-repeat-ngram", type=_whole_number, default=6, metavar="N", help=text)
-    parser.add_argument("--batch-size", type=_whole_number, default=16, metavar="N", help="prompts per batch (default: 16)")
+    parser.add_argument("--no-repeat-ngram", type=whole_number, default=6, metavar="N", help=text)
+    parser.add_argument("--batch-size", type=whole_number, default=16, metavar="N", help="prompts per batch (default: 16)")
     text, dtypes = "dtype: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
     parser.add_argument("--dtype", choices=dtypes, default="float32", metavar="TYPE", help=text)
     _add_json(parser)
@@ -203,19 +196,19 @@ def _evaluate(group: Group) -> None:
 
 def _report(group: Group) -> None:
     parser = _command(group, "report", commands.report, "redistill report runs/mgsr --baseline runs/sft")
-    parser.add_argument("run", type=_path, metavar="RUN", help="a run folder")
-    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=_path)
-    parser.add_argument("-o", "--output", type=_path, metavar="FILE", help="output file (default: RUN/report.html)")
+    parser.add_argument("run", type=path, metavar="RUN", help="a run folder")
+    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=path)
+    parser.add_argument("-o", "--output", type=path, metavar="FILE", help="output file (default: RUN/report.html)")
     _add_json(parser)
 
 
 def _compare(group: Group) -> None:
     parser = _command(group, "compare", commands.compare, "redistill compare runs/sft runs/mgsr --baseline sft -o compare.html")
-    parser.add_argument("runs", type=_path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
+    parser.add_argument("runs", type=path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
     text = "output file: .html, .md, .tex or .csv (repeatable; default: print tables)"
-    parser.add_argument("-o", "--output", type=_path, action="append", default=[], metavar="FILE", help=text)
+    parser.add_argument("-o", "--output", type=path, action="append", default=[], metavar="FILE", help=text)
     text = "run that all other runs are compared with (default: the baseline of the sweep, or the first run)"
-    parser.add_argument("--baseline", type=_name, metavar="LABEL|RUN", help=text)
+    parser.add_argument("--baseline", type=path_text, metavar="LABEL|RUN", help=text)
     text = "show only the rows with these labels, in this order"
     parser.add_argument("--rows", nargs="+", default=[], metavar="LABEL", help=text)
     text = "also show these tables of the MGSR paper, such as table1-gpt2"
@@ -262,26 +255,26 @@ def _recipes(group: Group) -> None:
     for parser in (show, copy):
         parser.add_argument("name", metavar="NAME", help="name of a recipe of the package")
         _add_json(parser)
-    copy.add_argument("--out", type=_path, metavar="FILE", help="output file (default: NAME.yaml)")
+    copy.add_argument("--out", type=path, metavar="FILE", help="output file (default: NAME.yaml)")
 
 
 def _data(group: Group) -> None:
     actions = _actions(group, "data", "Inspect data sets, or copy sample rows.", "redistill data check mine.jsonl")
     parser = _command(actions, "sample", recipes.copy_sample, "redistill data sample --out sample")
-    parser.add_argument("--out", type=_path, default=Path("sample"), help="output folder (default: %(default)s)")
+    parser.add_argument("--out", type=path, default=Path("sample"), help="output folder (default: %(default)s)")
     _add_json(parser)
     parser = _command(actions, "check", commands.data_check, "redistill data check mine.jsonl --against dolly=dolly/test.jsonl")
     parser.add_argument(
-        "sources", type=_name, nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set"
+        "sources", type=path_text, nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set"
     )
     _add_repeatable(
-        parser, "--against", "TASK[=PATH]", "test set to compare with the data, to find rows that are in both", type=_name
+        parser, "--against", "TASK[=PATH]", "test set to compare with the data, to find rows that are in both", type=path_text
     )
     text = "check the data of this recipe, with its test sets, template and length limits"
-    parser.add_argument("--recipe", type=_path, dest="configured", metavar="RECIPE", help=text)
+    parser.add_argument("--recipe", type=path, dest="configured", metavar="RECIPE", help=text)
     _allow_code(parser)
     parser.add_argument(
-        "--tokenizer", type=_name, metavar="MODEL", help="also measure lengths in tokens, with the tokenizer of this model"
+        "--tokenizer", type=path_text, metavar="MODEL", help="also measure lengths in tokens, with the tokenizer of this model"
     )
     _add_lengths(parser, "the recipe's")
     _add_json(parser)
@@ -291,7 +284,7 @@ def _models(group: Group) -> None:
     actions = _actions(group, "models", "Download models.", "redistill models fetch smollm2")
     parser = _command(actions, "fetch", commands.fetch, "redistill models fetch smollm2 --to models/smollm2")
     parser.add_argument("name", choices=["smollm2"], help="smollm2: SmolLM2-135M-Instruct")
-    parser.add_argument("--to", type=_path, metavar="DIR", help="output folder (default: models/NAME)")
+    parser.add_argument("--to", type=path, metavar="DIR", help="output folder (default: models/NAME)")
     _add_json(parser)
 
 
@@ -300,11 +293,11 @@ def _models(group: Group) -> None:
 
 def _export(group: Group) -> None:
     parser = _command(group, "export", commands.export, "redistill export runs/kd --to ollama")
-    parser.add_argument("model", type=_name, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
+    parser.add_argument("model", type=path_text, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
     targets = ("transformers", "adapter", "gguf", "ollama")
     text = "transformers (also for vLLM), adapter (LoRA, for PEFT), gguf (llama.cpp) or ollama (GGUF and Modelfile)"
     parser.add_argument("--to", choices=targets, required=True, metavar="TARGET", help=text)
-    parser.add_argument("--out", type=_path, metavar="DIR", help="new output folder (default: RUN/export/TARGET)")
+    parser.add_argument("--out", type=path, metavar="DIR", help="new output folder (default: RUN/export/TARGET)")
     text = "f16, bf16 or f32 (default: that of the model; f16 for GGUF)"
     parser.add_argument("--dtype", choices=["f16", "bf16", "f32"], metavar="TYPE", help=text)
     text = "upload the folder to this repository of the hub; a new repository is private"
@@ -315,15 +308,15 @@ def _export(group: Group) -> None:
 
 def _chat(group: Group) -> None:
     parser = _command(group, "chat", commands.chat, "redistill chat runs/kd --teacher")
-    parser.add_argument("model", type=_name, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
+    parser.add_argument("model", type=path_text, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
     text = "also print the answers of this model (default: the teacher of the run)"
-    parser.add_argument("--teacher", type=_name, nargs="?", const="", metavar="MODEL", help=text)
+    parser.add_argument("--teacher", type=path_text, nargs="?", const="", metavar="MODEL", help=text)
     text = "0 is greedy decoding (default: %(default)s)"
-    parser.add_argument("--temperature", type=_finite_number, default=0.7, metavar="X", help=text)
-    parser.add_argument("--top-p", type=_finite_number, default=1.0, metavar="X", help="top-p sampling (default: 1)")
+    parser.add_argument("--temperature", type=finite_number, default=0.7, metavar="X", help=text)
+    parser.add_argument("--top-p", type=finite_number, default=1.0, metavar="X", help="top-p sampling (default: 1)")
     text = "maximum length of an answer in tokens (default: %(default)s)"
-    parser.add_argument("--max-tokens", type=_count, default=512, metavar="N", help=text)
-    parser.add_argument("--seed", type=_whole_number, default=0, metavar="N", help="seed of sampling (default: 0)")
+    parser.add_argument("--max-tokens", type=count, default=512, metavar="N", help=text)
+    parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of sampling (default: 0)")
     text, dtypes = "dtype: auto (default), float32 or bfloat16", ("auto", "float32", "bfloat16")
     parser.add_argument("--dtype", choices=dtypes, default="auto", metavar="TYPE", help=text)
     _add_json(parser)
@@ -358,12 +351,12 @@ def _page(group: Group, name: str, text: str, example: str) -> _Parser:
 def _add_run(parser: _Parser) -> None:
     _add_recipe(parser, RECIPE, "settings to change, such as training.updates=50")
     _allow_host(parser)
-    parser.add_argument("--out", type=_path, help="run folder (default: `out` of the recipe, or runs/NAME)")
+    parser.add_argument("--out", type=path, help="run folder (default: `out` of the recipe, or runs/NAME)")
     _add_private(parser)
 
 
 def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bool = False) -> None:
-    parser.add_argument("recipe", type=_path, metavar="RECIPE", nargs="?" if is_optional else None, help=recipe)
+    parser.add_argument("recipe", type=path, metavar="RECIPE", nargs="?" if is_optional else None, help=recipe)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
     _allow_code(parser)
 
@@ -391,7 +384,7 @@ def _add_lengths(parser: _Parser, default: str) -> None:
     parser.add_argument("--template", choices=choices, metavar="NAME", help=text)
     for name in ("prompt", "response"):
         text = f"maximum {name} length in tokens (default: {default}, else 256)"
-        parser.add_argument(f"--{name}-tokens", type=_whole_number, metavar="N", help=text)
+        parser.add_argument(f"--{name}-tokens", type=whole_number, metavar="N", help=text)
 
 
 def _add_private(parser: _Parser) -> None:

@@ -14,7 +14,7 @@ from redistill.storage.paths import unusable
 
 
 def whole_number(text: str, lowest: int = -(2**63)) -> int:
-    """Parse an argument that is a whole number from `lowest` to 2^63 - 1, such as 1000 or 1e3."""
+    """Parse a whole number from `lowest` to 2^63 - 1, such as 1000 or 1e3."""
     try:
         number = int(text)  # a text of more than 4,300 digits raises a ValueError
     except ValueError:
@@ -42,7 +42,7 @@ def finite_number(text: str) -> float:
     return number
 
 
-def name(text: str) -> str:
+def path_text(text: str) -> str:
     """Parse an argument that may be the path of a file or folder to read."""
     if (fault := unusable(text)) is not None:
         raise argparse.ArgumentTypeError(f"{shown(text)}: {fault}")
@@ -51,7 +51,7 @@ def name(text: str) -> str:
 
 def path(text: str) -> Path:
     """Parse an argument that is the path of a file or folder."""
-    return Path(name(text))
+    return Path(path_text(text))
 
 
 def seeds(text: str) -> tuple[int, ...]:

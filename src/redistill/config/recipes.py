@@ -36,7 +36,7 @@ class PackagedRecipe:
 
 
 def packaged_recipes() -> dict[str, PackagedRecipe]:
-    """Return the recipes that are installed with the package, by name, in the order of their names.
+    """Return the recipes that are installed with the package, sorted by name.
 
     Example:
         >>> packaged_recipes()["table1-toy"].command

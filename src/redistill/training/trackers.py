@@ -1,7 +1,8 @@
-"""Trackers: tools and services that receive the metrics of a run, beside metrics.jsonl.
+"""Trackers: tools and services that receive the metrics of a run.
 
-The trackers are those of accelerate.  Nothing is sent unless a recipe lists a tracker.  A tracker that fails is dropped, since
-training is worth more than its curves elsewhere, and metrics.jsonl has them all.
+The metrics are in metrics.jsonl as well.  The trackers are those of accelerate.  Nothing is sent unless a recipe lists a
+tracker.  A tracker that fails is dropped, since training is worth more than its curves elsewhere, and metrics.jsonl has them
+all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
