@@ -60,7 +60,7 @@ def zipped() -> bytes:
         ("a.arrow", b"", "is not a complete Arrow file"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"prompt,completion\n", "is empty"),
-        ("a.jsonl.gz", gzip.compress(b""), "is empty"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("a.jsonl.gz", b"", "is empty|not a complete gzip file"),
     ],
 )
