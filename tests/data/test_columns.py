@@ -13,6 +13,7 @@ from redistill.data.columns import renamed
 from redistill.data.forms import parse_row
 from redistill.data.reader import read_records
 from redistill.data.sources import Source
+from redistill.records import Conversation
 
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]
 
@@ -67,6 +68,19 @@ def test_columns_are_mapped_and_other_rows_are_read_as_they_are(tmp_path: Path) 
     assert [record.references for record in records] == [("1",), ("2",), ("3",)]
     assert report.verdict == "prompt/completion, 2 rows; instruction/input/output, 1 row"
     assert report.unused == {"id": 1}
+
+
+def test_the_column_of_tools_is_mapped() -> None:
+    columns = {"messages": "dialog", "tools": "functions_json"}
+    row = renamed({"dialog": [*CALLING, TALK[1]], "functions_json": json.dumps(TOOLS)}, columns)
+    prompt = parse_row(row).prompt
+    assert isinstance(prompt, Conversation) and [json.loads(tool) for tool in prompt.tools] == TOOLS
+
+
+def test_one_row_that_begins_with_tools_is_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"tools": TOOLS, "messages": [*CALLING, TALK[1]]}))
+    assert read_records(path)[1].verdict == "messages, 1 row"
 
 
 def test_two_keys_may_have_one_column_and_a_column_may_have_the_name_of_a_key() -> None:
