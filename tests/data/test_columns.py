@@ -6,14 +6,23 @@ from typing import Any
 
 import pytest
 
+from redistill.data.bad_rows import BadRow
 from redistill.data.check import check_data
 from redistill.data.check_text import described
 from redistill.data.columns import renamed
-from redistill.data.forms import BadRow, parse_row
+from redistill.data.forms import parse_row
 from redistill.data.reader import read_records
 from redistill.data.sources import Source
+from redistill.records import Conversation
 
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]
+
+TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+CALLING = [
+    TALK[0],
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "clock", "arguments": "{}"}}]},
+    {"role": "tool", "content": "noon", "name": "clock", "tool_call_id": "1"},
+]
 
 
 def write(folder: Path, rows: list[dict[str, Any]], name: str = "a.jsonl") -> str:
@@ -61,6 +70,19 @@ def test_columns_are_mapped_and_other_rows_are_read_as_they_are(tmp_path: Path) 
     assert report.unused == {"id": 1}
 
 
+def test_the_column_of_tools_is_mapped() -> None:
+    columns = {"messages": "dialog", "tools": "functions_json"}
+    row = renamed({"dialog": [*CALLING, TALK[1]], "functions_json": json.dumps(TOOLS)}, columns)
+    prompt = parse_row(row).prompt
+    assert isinstance(prompt, Conversation) and [json.loads(tool) for tool in prompt.tools] == TOOLS
+
+
+def test_one_row_that_begins_with_tools_is_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"tools": TOOLS, "messages": [*CALLING, TALK[1]]}))
+    assert read_records(path)[1].verdict == "messages, 1 row"
+
+
 def test_two_keys_may_have_one_column_and_a_column_may_have_the_name_of_a_key() -> None:
     assert renamed({"output": "a"}, {"prompt": "output", "completion": "output"}) == {"prompt": "a", "completion": "a"}
     assert renamed({"prompt": "a", "completion": "b"}, {"prompt": "completion", "completion": "prompt"}) == {
@@ -77,6 +99,24 @@ def test_two_keys_may_have_one_column_and_a_column_may_have_the_name_of_a_key() 
         ({"prompt": "a", "completion": "b", "score": 0, "ok": False}, {"score": 1, "ok": 1}),
         ({"messages": TALK, "conversations": TALK}, {"conversations": 1}),
         ({"messages": [{**TALK[0], "weight": 0}, {**TALK[1], "weight": 1, "name": None}]}, {"messages[].weight": 2}),
+        ({"messages": [*CALLING, TALK[1]], "tools": TOOLS, "functions": TOOLS, "system": "s"}, {"functions": 1}),
+        (
+            {"prompt": CALLING, "completion": [{**TALK[1], "thinking": "t", "name": "n"}], "tools": TOOLS},
+            {"completion[].name": 1},
+        ),
+        ({"prompt": "a", "completion": "b", "tools": TOOLS, "system": "s"}, {"tools": 1, "system": 1}),
+        (
+            {"messages": [{**TALK[0], "name": "n", "tool_calls": [1]}, TALK[1]]},
+            {"messages[].name": 1, "messages[].tool_calls": 1},
+        ),
+        (
+            {"instruction": "a", "output": "b", "system": "s", "system_prompt": "t", "history": [["c", "d"]]},
+            {"system_prompt": 1},
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "q", "id": 1}, {"from": "gpt", "value": "x"}]},
+            {"conversations[].id": 1},
+        ),
     ],
 )
 def test_columns_that_are_not_used_are_counted(tmp_path: Path, row: dict[str, Any], unused: dict[str, int]) -> None:

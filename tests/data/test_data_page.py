@@ -10,9 +10,10 @@ import yaml
 from redistill.config.capabilities import why_gold
 from redistill.config.methods import METHODS
 from redistill.config.run import decode_run
+from redistill.data.bad_rows import BadRow
 from redistill.data.columns import COLUMNS
 from redistill.data.formats import FORMATS
-from redistill.data.forms import BadRow, parse_row
+from redistill.data.forms import parse_row
 from redistill.data.sources import Source
 from tests.data import test_whole_file
 

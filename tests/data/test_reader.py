@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redistill.data.forms import MAX_ROW_BYTES, BadRow, parse_row
+from redistill.data.bad_rows import BadRow
+from redistill.data.forms import MAX_ROW_BYTES, parse_row
 from redistill.data.reader import read_records
 from redistill.data.rejected import LISTED_ROWS, list_unlearned
 from redistill.errors import DataError

@@ -8,11 +8,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from redistill.cli.main import main
+from redistill.data.tokenize import TokenizeConfig
 from redistill.deploy.export import export
 from redistill.deploy.source import find_source, tokens_for
 from redistill.errors import CheckpointError, ConfigError, ModelError, OutputError
 from redistill.models.load import ModelConfig, load_model
 from redistill.runs.run import train_student
+from redistill.runs.templates import tokens_of
 from tests.deploy.models import KINDS, write_kind
 from tests.deploy.test_gguf import greedy
 from tests.worlds import tiny_run
@@ -47,6 +49,7 @@ def test_an_exported_folder_generates_the_text_of_the_student(run):
     assert found.folder == run / "export" / "transformers" and found.command == f"vllm serve {found.folder}"
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(found.files)
     assert texts(found.folder) == texts(run / "model")
+    assert tokens_of(str(found.folder)) == tokens_of(str(run)) != TokenizeConfig()
     assert export(str(run), "transformers").files == found.files  # an earlier export is replaced
 
 

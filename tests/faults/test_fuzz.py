@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from redistill.config import parse
 from redistill.config.parse import parse_override
 from redistill.config.run import decode_run, encode_run, load_config, override_run
+from redistill.data.bad_rows import BadRow
 from redistill.data.corpus import load_corpus
-from redistill.data.forms import BadRow, parse_row
+from redistill.data.forms import parse_row
 from redistill.data.reader import read_records
 from redistill.errors import ConfigError
 from redistill.runs.sweep_recipe import cells, read_sweep

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redistill.data.bad_rows import BadRow
 from redistill.data.columns import check_columns, renamed
-from redistill.data.forms import BadRow, parse_row
+from redistill.data.forms import parse_row
 from redistill.data.reader import read_records
 from redistill.data.sources import Source
 from tests.faults.noise import KEYS, TEXTS, VALUES, fuzzed, is_one_line, read_or_refused

@@ -370,6 +370,16 @@ def test_an_unknown_label_is_rejected(plan: Callable[..., Plan]) -> None:
         plan(only=("dkm",))
 
 
+def test_a_run_whose_chat_template_prints_the_date_of_its_start_is_finished(plan: Callable[..., Plan]) -> None:
+    made = plan(only=("kd",))
+    run_sweep(made, jobs=1)
+    path = made.folder / "kd-seed1" / "run.json"
+    described = json.loads(path.read_text())
+    described["config"]["data"]["tokens"]["template_date"] = "2026-11-30T23:59:58"
+    path.write_text(json.dumps(described))
+    assert list(plan().statuses().values()) == ["waiting", "finished", "waiting"]
+
+
 def test_runs_with_more_updates_are_extended(plan: Callable[..., Plan]) -> None:
     made = plan(base=BASE | {"training": {"updates": 4}})
     run_sweep(made, jobs=1)

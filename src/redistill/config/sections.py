@@ -186,9 +186,9 @@ class DataConfig:
         tests: Mapping of the name of each test set to its source, or to null for the data set on the hub. `redistill methods`
             lists the known test sets. `module:NAME` is an external test set. Any other name defines a new test set, which needs
             a file.
-        columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations) to columns with
-            other names, as in `{prompt: question, completion: answer}`. It applies to all sources without `columns` of their
-            own; a row with none of these columns is read as it is.
+        columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations, system, history,
+            tools) to columns with other names, as in `{prompt: question, completion: answer}`. It applies to all sources
+            without `columns` of their own; a row with none of these columns is read as it is.
         max_train_rows: Maximum number of training rows, >= 1; the first rows are used. If None, all rows are used.
         corpus: Plain text for the pre-training term of the objective: files (.txt, or .jsonl with a "text" key) or hub names.
             If empty, the term is disabled.

@@ -11,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from redistill.errors import ConfigError
 from redistill.storage.redaction import plain_line
 
-COLUMNS = ("prompt", "completion", "instruction", "input", "output", "messages", "conversations")
+COLUMNS = (
+    *("prompt", "completion", "instruction", "input", "output", "messages", "conversations"),
+    *("system", "history", "tools"),
+)
 """The keys of rows that a column can be mapped to."""
 
 _FORMS = ("prompt", "instruction", "messages", "conversations")  # a row has one form for each of these keys

@@ -24,6 +24,7 @@ from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.initialise import cast_weights
 from redistill.models.load import end_token_ids, load_model
 from redistill.reports.card import model_card
+from redistill.runs.templates import tokens_of, write_tokens
 from redistill.storage import files, folders
 from redistill.storage.paths import check_path
 
@@ -114,6 +115,8 @@ def _write_transformers(source: Source, folder: Path, dtype: Dtype | None) -> li
         _cast(source, model, dtype)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if source.run is not None:
+        write_tokens(folder, tokens_of(str(source.run)))
     return []
 
 

@@ -46,9 +46,7 @@ def check_owner(config: Run) -> bool:
         return False
     is_trained = held.get("status") in (TRAINED, FINISHED) and has_model(folder)
     check_run_schema(folder, held, resumes=not is_trained)
-    stored = mapping(held.get("config"))
-    config = with_template_date(config, at(stored, "data", "tokens", "template_date"))
-    mine, theirs = (without_outputs(tree) for tree in (encode_run(config), up_to_date(stored)))
+    mine, theirs = map(without_outputs, compared(config, held))
     if is_extension(mine, theirs):
         check_run_schema(folder, held, resumes=True)
         return False
@@ -58,6 +56,20 @@ def check_owner(config: Run) -> bool:
             more = ", and updates can only be raised"
         raise ConfigError(f"{folder}: contains another run ({different[0]}{more}); choose another `out`, or remove the folder")
     return is_trained
+
+
+def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], dict[str, Json]]:
+    """Return the settings of a run and those of a run folder, so that they can be compared.
+
+    If the recipe sets no date for the chat template, the run has the date that its folder states.
+
+    Args:
+        config: The run.
+        held: The content of run.json in the folder.
+    """
+    stored = mapping(held.get("config"))
+    config = with_template_date(config, at(stored, "data", "tokens", "template_date"))
+    return encode_run(config), up_to_date(stored)
 
 
 def is_extension(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:

@@ -12,7 +12,7 @@ from signal import SIGINT, SIGTERM
 import torch
 import yaml
 
-from redistill.config.run import Run, encode_run, up_to_date
+from redistill.config.run import Run, encode_run
 from redistill.config.schema import SCHEMA
 from redistill.errors import ConfigError, TrainingError
 from redistill.processes.children import child_environment, python_module
@@ -23,7 +23,7 @@ from redistill.reports.pages import score
 from redistill.reports.statistics import mean
 from redistill.reports.terminal import print_comparison
 from redistill.runs.demo import toy_world
-from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, check_run_schema, differences, is_extension
+from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, check_run_schema, compared, differences, is_extension
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
 from redistill.runs.record import cores
 from redistill.runs.served import check_hosts
@@ -175,7 +175,7 @@ def _status(config: Run) -> str:
         return "waiting"
     held = mapping(files.read_json(path))
     check_run_schema(config.folder, held, resumes=held.get("status") not in (TRAINED, FINISHED))
-    mine, theirs = (settings_of(tree) for tree in (encode_run(config), up_to_date(mapping(held.get("config")))))
+    mine, theirs = map(settings_of, compared(config, held))
     if is_extension(mine, theirs):
         check_run_schema(config.folder, held, resumes=True)
         return "running"
