@@ -234,8 +234,8 @@ class _ExampleBuilder(NamedTuple):
             asked: Hashes of the prompts of all test rows.
 
         Returns:
-            Training rows; validation rows, all of which can be used unless none can; and how many rows of `pool` and of `held` have the prompt
-            of a test row.
+            Training rows; validation rows, all of which can be used unless none can; and how many rows of `pool` and of `held`
+            have the prompt of a test row.
 
         Raises:
             ConfigError: `held` is None and `pool` has too few usable rows.
