@@ -137,7 +137,7 @@ def data_case(folder: Path, name: str, text: bytes) -> str:
 
 
 DATA: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is empty; it must have one JSON object per line"),
+    "empty": (b"", "is empty; it must have at least one row"),
     "blank": (b"\n \n", "is empty"),
     "no usable row": (b'{"instruction": "Say hi."}\n', ":1: 'output' is missing"),
     "no answer": (b'{"instruction": "Say hi.", "output": "Hi."}\n' * 9 + b'{"instruction": "x"}\n', ":10: 'output' is missing"),

@@ -246,12 +246,12 @@ class _ExampleBuilder(NamedTuple):
             asked: Hashes of the prompts of all test rows.
 
         Returns:
-            Training rows; validation rows, all of which can be used; and how many rows of `pool` and of `held` have the prompt
-            of a test row.
+            Training rows; validation rows, all of which can be used unless none can; and how many rows of `pool` and of `held`
+            have the prompt of a test row.
 
         Raises:
             ConfigError: `held` is None and `pool` has too few usable rows.
-            DataError: no row of `held` can be used, or too many rows are unusable.
+            DataError: the prompts of all rows are in a test set, or too many rows are unusable.
         """
         before = (pool, Rows.joined([]) if held is None else held)
         train, validation = (rows.take(~asks_one_of(rows, asked)) for rows in before)
@@ -261,10 +261,10 @@ class _ExampleBuilder(NamedTuple):
             role = "train" if held is None else "validation"
             raise DataError(f"{role}: the prompt of every row is also in a test set; use other data, or other test sets")
         found = first_usable(source, count, self.tokenizer, self.config.tokens, cache=self.report)
+        if held is not None and not len(found.indices):
+            return train, validation, leaked  # `tokenised` reports why none can be used, of the training data first
         if held is not None:
             self._list_left_out(validation, found.rejected, found.too_long, "validation data")
-            if not len(found.indices):  # reports why
-                tokenize_training(validation, self.tokenizer, self.config.tokens, self.seed, role="validation data")
             return train, validation.take(found.indices), leaked
         if len(found.indices) < count or len(train) <= count:
             raise ConfigError(self._too_few(train, len(found.indices), (*found.rejected, *found.too_long)))
