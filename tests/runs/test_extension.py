@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Callable[[Path], Run], str]] = {
     ),
     "fewer epochs": (
         lambda folder: longer(folder, "0.5 epochs", "sft", training={"patience": 3}),
-        "3 updates and .* has 4; upd",
+        "3 updates and .* has 4, and upd",
     ),
     "another seed": (lambda folder: longer(folder, 8, "sft", training={"patience": 3}, seed=4), "seed is 3 there and 4 here"),
     "another batch": (

@@ -1,8 +1,7 @@
-"""Longer runs: training resumes with more updates than before.
+"""Longer runs: a raised `training.updates` resumes a run.
 
-A run whose `training.updates` is raised is resumed from its last checkpoint.  The learning rate, and everything else that
-depends on the length of the run, uses the new length.  The results of the shorter run are kept in `<run folder>/step-N`, where
-N is the number of its updates.
+The run is resumed from its last checkpoint.  The learning rate, and everything else that depends on the length of the run, uses
+the new length.  The results of the shorter run are kept in `<run folder>/step-N`, where N is the number of its updates.
 """
 
 from pathlib import Path

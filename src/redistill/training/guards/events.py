@@ -1,4 +1,4 @@
-"""Events of training, such as a loss spike, which metrics.jsonl contains."""
+"""Events of training, such as a loss spike; metrics.jsonl contains them."""
 
 import json
 from collections.abc import Callable, Mapping
