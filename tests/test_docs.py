@@ -21,6 +21,7 @@ import redistill
 from redistill.cli.main import main
 from redistill.cli.parsers import build_parser
 from redistill.config.decode import kind_of
+from redistill.config.methods import METHODS
 from redistill.config.recipes import packaged_recipes
 from redistill.config.run import decode_run, load_config
 from redistill.contracts import Sampling, TokenSequence
@@ -165,6 +166,12 @@ def test_every_command_parses(path):
 def test_the_table_of_commands_has_every_command():
     (choices,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, Mapping))
     assert set(re.findall(r"^\| `redistill ([\w-]+)", COMMANDS, re.MULTILINE)) == set(choices)
+
+
+def test_the_page_of_methods_has_every_method():
+    page = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[`([\w-]+)`\]", page, re.MULTILINE) == list(METHODS)
+    assert f"{('nine', 'ten', 'eleven', 'twelve')[len(METHODS) - 9]} methods" in README
 
 
 @every_page
