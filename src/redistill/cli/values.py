@@ -14,7 +14,10 @@ from redistill.storage.paths import unusable
 
 
 def whole_number(text: str, lowest: int = -(2**63)) -> int:
-    """Parse an argument that is a whole number from `lowest` to 2^63 - 1, such as 1000 or 1e3."""
+    """Parse an argument that is a whole number, such as 1000 or 1e3.
+
+    The number must be from `lowest` to 2^63 - 1.
+    """
     try:
         number = int(text)  # a text of more than 4,300 digits raises a ValueError
     except ValueError:

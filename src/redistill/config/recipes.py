@@ -36,7 +36,9 @@ class PackagedRecipe:
 
 
 def packaged_recipes() -> dict[str, PackagedRecipe]:
-    """Return the recipes that are installed with the package, by name, in the order of their names.
+    """Return the recipes that are installed with the package, by name.
+
+    They are in the order of their names.
 
     Example:
         >>> packaged_recipes()["table1-toy"].command

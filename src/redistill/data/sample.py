@@ -1,6 +1,6 @@
-"""Sample rows to try the program with: short questions and answers, as conversations.
+"""Sample rows to try the program with.
 
-The rows were written for this package and have its licence.
+The rows are short questions and answers, as conversations.  The rows were written for this package and have its licence.
 """
 
 from pathlib import Path

@@ -170,9 +170,10 @@ class RevisedSource(Wrapping):
         return replaced(sequences, indices, revised)
 
     def metrics(self) -> Mapping[str, Json]:
-        """Return the number of revisions of the last step, and the fraction with an unchanged tail.
+        """Return the number of revisions, and the fraction with an unchanged tail.
 
-        An unchanged tail follows the error token in the revised sequence as in the draft, so that only one token is new.
+        Both are of the last step.  An unchanged tail follows the error token in the revised sequence as in the draft, so that
+        only one token is new.
         """
         revisions, same = self._counts
         fraction = {"unchanged_tails": same / revisions} if revisions else {}

@@ -1,7 +1,8 @@
-"""Longer runs: a run whose `training.updates` is raised is resumed from its last checkpoint.
+"""Longer runs.
 
-The learning rate, and everything else that depends on the length of the run, uses the new length.  The results of the shorter
-run are kept in `<run folder>/step-N`, where N is the number of its updates.
+A run whose `training.updates` is raised is resumed from its last checkpoint.  The learning rate, and everything else that
+depends on the length of the run, uses the new length.  The results of the shorter run are kept in `<run folder>/step-N`, where
+N is the number of its updates.
 """
 
 from pathlib import Path

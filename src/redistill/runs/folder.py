@@ -59,7 +59,7 @@ def check_owner(config: Run) -> bool:
 
 
 def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Return the settings of a run and those of a run folder, so that they can be compared.
+    """Return the settings of a run and those of a run folder, for a comparison.
 
     If the recipe sets no date for the chat template, the run has the date that its folder states.
 

@@ -22,9 +22,10 @@ def trained_templates(templates: Mapping[str, Mapping[str, int]]) -> dict[str, i
 def report_all_templates(
     prompts: Mapping[str, Mapping[str, int]], tokenizer: Tokenizer, tokens: TokenizeConfig, report: Callable[[str], None]
 ) -> dict[str, dict[str, int]]:
-    """Report the templates of all data sets; return the numbers of rows by template, for each data set.
+    """Report the templates of all data sets.
 
-    `prompts` has the numbers of rows by type of prompt, for each data set.
+    The result has the numbers of rows by template, for each data set.  `prompts` has the numbers of rows by type of prompt, for
+    each data set.
     """
     for note in chat_notes(tokenizer, tokens.chat):
         report(f"note: {note}")

@@ -1,7 +1,7 @@
-"""Trackers: tools and services that receive the metrics of a run, beside metrics.jsonl.
+"""Trackers: tools and services that receive the metrics of a run.
 
-The trackers are those of accelerate.  Nothing is sent unless a recipe lists a tracker.  A tracker that fails is dropped, since
-training is worth more than its curves elsewhere, and metrics.jsonl has them all.
+metrics.jsonl has all metrics as well.  The trackers are those of accelerate.  Nothing is sent unless a recipe lists a tracker.
+A tracker that fails is dropped, since training is worth more than its curves elsewhere, and metrics.jsonl has them all.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -71,7 +71,9 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
 
 
 def nucleus(probabilities_NV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the most probable classes of each row, the fewest that reach a total probability.
+    """Keep the fewest most probable classes that reach a total probability.
+
+    Each row is processed separately.
 
     Source: top-p sampling (Holtzman et al., arXiv 1904.09751).
 

@@ -1,4 +1,7 @@
-"""Events of training, such as a loss spike that a guard reports; metrics.jsonl contains them."""
+"""Events of training, such as a loss spike that a guard reports.
+
+metrics.jsonl contains them.
+"""
 
 import json
 from collections.abc import Callable, Mapping
