@@ -19,7 +19,7 @@ import yaml
 
 import redistill
 from redistill.cli.main import main
-from redistill.cli.parsers import build_parser
+from redistill.cli.parsers import build_parser, parse_arguments
 from redistill.config.decode import kind_of
 from redistill.config.methods import METHODS
 from redistill.config.recipes import packaged_recipes
@@ -153,7 +153,7 @@ def test_every_command_parses(path):
         if "redistill" not in words:
             continue
         arguments = words[words.index("redistill") + 1 :]
-        options = build_parser().parse_args(arguments)
+        options = parse_arguments(arguments)
         recipe = str(getattr(options, "recipe", None))
         if "/" not in recipe and "." not in recipe and recipe not in {"None", "RECIPE", "SWEEP"}:
             assert recipe in RECIPES, "the name of a recipe of the package, or a path with a suffix"
