@@ -29,6 +29,7 @@ TERMS = {
     "seqkd": {"sft"},
     "imitkd": {"divergence"},
     "gkd": {"divergence"},
+    "opd": {"divergence"},
     "minillm": {"divergence", "policy_gradient", "ratio", "clipped"},
     "distillm": {"divergence"},
     "mgsr": _MGSR,
