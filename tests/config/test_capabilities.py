@@ -42,6 +42,7 @@ EXPECTED = {
     "seqkd": NEEDS_ANY,
     "imitkd": NEEDS_NEW,
     "gkd": NEEDS_NUMBERS,
+    "opd": NEEDS_NUMBERS,
     "minillm": {
         FULL: {LOCAL: None, PLAIN: MIXTURE, FIXED_TEXT: MIXTURE},
         CACHED: dict.fromkeys(FITS, STATISTICS),

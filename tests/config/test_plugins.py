@@ -212,7 +212,12 @@ def test_an_allowed_divergence_is_configured_and_survives_printing(folder, capsy
     recipe = write_recipe(folder, **DIVERGENCE)
     assert cli.main(["config", str(recipe), "--allow-code", "own_parts", "objective.divergence.temperature=2"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["objective"]["divergence"] == {"kind": "own_parts:Hellinger", "temperature": 2.0, "scale": 3.0}
+    assert printed["objective"]["divergence"] == {
+        "kind": "own_parts:Hellinger",
+        "temperature": 2.0,
+        "teacher_temperature": 1.0,
+        "scale": 3.0,
+    }
     run = decode_run(printed, "printed", ["own_parts"])
     assert run == load_config(recipe, ["objective.divergence.temperature=2"], ["own_parts"])
     check_divergence(run.objective.divergence)
@@ -291,7 +296,11 @@ def test_python_code_may_pass_an_instance(folder):
     objective = Objective(sft_weight=0.0, divergence=Own())
     changed = dataclasses.replace(run, objective=objective)
     assert changed.resolved_method.objective.divergence == Own()
-    assert encode_run(changed)["objective"]["divergence"] == {"kind": f"{__name__}:Own", "temperature": 1.0}
+    assert encode_run(changed)["objective"]["divergence"] == {
+        "kind": f"{__name__}:Own",
+        "temperature": 1.0,
+        "teacher_temperature": 1.0,
+    }
 
 
 class Own(TotalVariation):

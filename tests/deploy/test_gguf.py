@@ -174,10 +174,3 @@ def test_values_beyond_float16_are_rejected(tmp_path):
     with pytest.raises(ModelError, match="--dtype bf16"):
         export(str(folder), "gguf", tmp_path / "out")
     assert export(str(folder), "gguf", tmp_path / "out", dtype="bf16").files == ("README.md", "model.gguf")
-
-
-def test_without_the_gguf_package_the_error_names_the_extra(tmp_path, monkeypatch):
-    folder = write_kind(tmp_path / "model", "smollm2")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=r"redistill\[gguf\]"):
-        export(str(folder), "gguf", tmp_path / "out")

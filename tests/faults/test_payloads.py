@@ -409,7 +409,7 @@ def test_transformers_gets_checked_models_only() -> None:
     found = [call for text in sources.values() for call in re.findall(r"\.from_pretrained\(\s*([^,)]*)", text)]
     assert found and set(found) <= {"**source", "**checked.source", "None"}  # None: weights from memory, no files
     downloads = re.compile(r"\b(?:snapshot_download|hf_hub_download|cached_file|load_dataset)\(")
-    assert {name for name, text in sources.items() if downloads.search(text)} == {"snapshots.py", "reader.py", "corpus.py"}
+    assert {name for name, text in sources.items() if downloads.search(text)} == {"snapshots.py", "sources.py", "corpus.py"}
 
 
 def test_every_model_is_loaded_from_safetensors_and_without_its_code() -> None:

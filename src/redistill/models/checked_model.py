@@ -17,6 +17,7 @@ from pathlib import Path
 from redistill.errors import ModelError
 from redistill.interfaces import Tokenizer
 from redistill.models.allowed_fields import Fields, config_fields, generation_fields, tokenizer_fields
+from redistill.models.gguf_files import check_gguf
 from redistill.models.reading import json_object, reading
 from redistill.models.snapshots import (
     CONFIG,
@@ -121,6 +122,7 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
         path = Path(name).expanduser()
         if not path.is_file():
             raise ModelError(f"{name}: no such file; give a .gguf file, a model folder, or a hub model")
+        check_gguf(name, path)
         with _temporary_folder(name) as folder:
             _link(path.resolve(), folder / path.name)
             yield CheckedModel(name, path.parent, folder, gguf=path.name)
