@@ -23,6 +23,7 @@ from redistill.config.sections import DataConfig
 from redistill.data.check import check_data
 from redistill.data.check_text import described
 from redistill.data.reader import read_records
+from redistill.data.tokenize import TokenizeConfig
 from redistill.runs.load import load_data
 from tests.faults.counts import trials
 from tests.faults.noise import read_or_refused
@@ -181,7 +182,8 @@ def test_each_row_is_read_or_set_aside_or_the_file_is_rejected(
     found = read_or_refused(lambda: read_records(path, max_bad_rows=LIMIT))
     (check,) = check_data([(str(path), "train")], {})
     assert all("\n" not in line and line.isprintable() for line in described([check]))
-    config = DataConfig(train=(str(path),), validation_rows=1, max_bad_rows=LIMIT)
+    tokens = TokenizeConfig(template="alpaca")  # the tokenizer has no chat template
+    config = DataConfig(train=(str(path),), validation_rows=1, max_bad_rows=LIMIT, tokens=tokens)
     data = read_or_refused(lambda: load_data(config, tokenizer, 1, rejected=tmp_path / "rejected.jsonl", report=str))
     if found is None:
         assert data is None and not check.is_sound

@@ -14,6 +14,7 @@ from redistill.data.check import check_data
 from redistill.data.check_text import described
 from redistill.data.forms import MAX_ROW_BYTES
 from redistill.data.reader import read_records
+from redistill.data.tokenize import TokenizeConfig
 from redistill.runs.load import load_data
 from redistill.storage.files import read_lines
 
@@ -59,6 +60,9 @@ FAULTS: dict[str, tuple[Callable[[int], bytes], str]] = {
 }  # fmt: skip
 
 
+ALPACA = TokenizeConfig(template="alpaca")
+
+
 class Words:
     """A tokenizer of words that has none for a zero-width space."""
 
@@ -90,7 +94,7 @@ def test_every_fault_is_listed_with_its_reason_every_other_row_is_kept_and_dupli
     corpus: Corpus, tmp_path: Path
 ) -> None:
     rejected, said = tmp_path / "rejected.jsonl", list[str]()
-    config = DataConfig(train=(str(corpus.path),), max_bad_rows=300)
+    config = DataConfig(train=(str(corpus.path),), max_bad_rows=300, tokens=ALPACA)
     found = load_data(config, Words(), 1, rejected=rejected, report=said.append)
     listed = {row["line"]: row["reason"] for row in read_lines(rejected)}
     faults = {number: kind for number, kind in corpus.planted.items() if kind != "duplicate"}
@@ -102,7 +106,7 @@ def test_every_fault_is_listed_with_its_reason_every_other_row_is_kept_and_dupli
 
 
 def test_the_check_counts_every_kind_and_prints_no_control_character(corpus: Corpus) -> None:
-    (check,) = check_data([(str(corpus.path), "train")], {}, tokenizer=Words())
+    (check,) = check_data([(str(corpus.path), "train")], {}, tokenizer=Words(), tokens=ALPACA)
     assert (check.rows, sum(check.faults.values()), len(check.repeats)) == (9_720, 280, EACH)
     assert {row.line for row in check.unusable} | {row.line for row in check.repeats} == corpus.planted.keys()
     assert check.faults["nothing to learn"] == check.faults["too large"] == check.faults["byte order mark"] == EACH

@@ -29,6 +29,7 @@ TERMS = {
     "seqkd": {"sft"},
     "imitkd": {"divergence"},
     "gkd": {"divergence"},
+    "opd": {"divergence"},
     "minillm": {"divergence", "policy_gradient", "ratio", "clipped"},
     "distillm": {"divergence"},
     "mgsr": _MGSR,
@@ -187,9 +188,9 @@ def test_a_folder_of_another_run_is_rejected_and_unchanged(
 ) -> None:
     _, recipe, folder = finished
     before = files.digest(folder / "run.json")
-    assert main(["run", str(recipe), "training.updates=11"]) == 2
+    assert main(["run", str(recipe), "seed=4"]) == 2
     line = capsys.readouterr().err.strip()
-    assert "\n" not in line and "training.updates is 10 there and 11 here" in line and "choose another `out`" in line
+    assert "\n" not in line and "seed is 3 there and 4 here" in line and "choose another `out`" in line
     assert files.digest(folder / "run.json") == before
 
 

@@ -1,8 +1,7 @@
 """A cached teacher has the loss and the gradient of the live teacher, for every divergence, DAC-KL and the span term."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -21,7 +20,7 @@ from redistill.models.student import StudentModule
 from redistill.randomness import generator
 from redistill.teachers import filling
 from redistill.teachers.cached import CachedTeacher
-from redistill.teachers.filling import Plan, Reader, StoreWriter
+from redistill.teachers.filling import Plan, Reader, StoreWriter, Tick
 from redistill.teachers.forms import Form, Full
 from redistill.teachers.local import LocalTeacher
 from redistill.teachers.store import TeacherStore, sequence_key
@@ -90,11 +89,12 @@ def reader(teacher: torch.nn.Module, dtype: torch.dtype, form: Form | None = Non
     hidden_states = body(teacher)
 
     @torch.no_grad()
-    def read(batch: Batch) -> torch.Tensor:
-        return hidden_states(batch.input_ids_BT, batch.attention_mask_BT).flatten(0, 1)[batch.position_N]
+    def read(batches: Sequence[Batch], tick: Tick) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            yield hidden_states(batch.input_ids_BT, batch.attention_mask_BT).flatten(0, 1)[batch.position_N]
 
     return Reader(
-        read=partial(map, read),
+        read=read,
         head=classifier or head(teacher),
         form=form or Full(),
         dtype=dtype,
@@ -117,7 +117,7 @@ class Rounded:
         self._teacher = reader(teacher, torch.float32)
 
     def rows(self, batch: Batch) -> TeacherTarget:
-        logits_NV = self._teacher.head.logits(next(iter(self._teacher.read([batch]))).bfloat16().float())
+        logits_NV = self._teacher.head.logits(next(iter(self._teacher.read([batch], lambda fraction: None))).bfloat16().float())
         return lambda rows: logits_NV[rows]
 
 

@@ -23,7 +23,7 @@ from redistill.data.sources import Located, Source, download, hub_rows, located
 from redistill.data.whole_file import single_byte_fault
 from redistill.errors import DataError
 from redistill.processes import signals
-from redistill.records import Json, Record
+from redistill.records import Conversation, Json, Record
 from redistill.storage import files
 from redistill.storage.cache import Stored, cached
 from redistill.storage.redaction import plain_line
@@ -272,7 +272,7 @@ def _surveyed(place: Located, require_answer: bool) -> Stored:
         prompts[type(parsed.prompt).__name__] += 1
         prompts_alone += not parsed.references
         table.add(line, row_text or _as_json(row), parsed)
-        if len(row) > len(parsed.used) or parsed.form in ("messages", "conversations"):
+        if len(row) > len(parsed.used) or isinstance(parsed.prompt, Conversation):
             for name in unused_keys(row, parsed):
                 unused[name if name in unused or len(unused) < MAX_NAMES else "others"] += 1
     _check_encoding(place, bad, sum(forms.values()))
