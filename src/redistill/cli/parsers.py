@@ -168,7 +168,7 @@ def _evaluate(group: Group) -> None:
         group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
     parser.add_argument("model", type=path_text, metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
-    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model (default: main)")
     _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=path_text, required=True)
     _add_repeatable(parser, "--metric", "NAME", "metric to compute; the first metric ranks the models")
     _allow_code(parser)
