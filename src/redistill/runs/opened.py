@@ -126,10 +126,12 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
                 )
             for note in (*models.notes, *notes(config), *_unscorable(config, data)):
                 progress.note(f"note: {note}")
+        signals.gather([])  # barrier: detects a rank that was interrupted above, before the collectives of `assemble`
+        with signals.handled(at_once=world == 1):
             opened = assemble(config, accelerator, models, data, progress)
             if models.states is not None:
                 models.states.check(source_of(config, models.tokenizer, models.end_ids, data, opened.corpus, progress.note))
-        signals.gather([])  # barrier: detects a rank that was interrupted above
+        signals.gather([])  # barrier: detects a rank that was interrupted above, where no rank polls
         progress.expect(opened.schedule.updates)
         with progress.phase("fine-tuning" if config.method == "sft" else "training", in_log=True):
             yield opened
