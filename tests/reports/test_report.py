@@ -48,6 +48,16 @@ def test_the_summary_has_means_deviations_and_paired_differences(run_folder, bas
     assert table[2]["versus"] is None and table[2]["difference"] is None and table[0]["kl"] is None
 
 
+@pytest.mark.parametrize(("speed", "shown"), [(300.0, "2.0×|faster"), (75.0, "2.0×|slower"), (0.0, None)])
+def test_the_speed_of_a_student_is_compared_with_that_of_the_teacher(run_folder, speed, shown):
+    for name, value in (("scores.json", speed), ("teacher/scores.json", 150.0)):
+        scores = files.read_json(run_folder / name)
+        files.write_json(run_folder / name, {**scores, "tokens_per_s": value})
+    page = build_report(run_folder).read_text(encoding="utf-8")
+    found = re.search(r"([\d.]+×)\D*?(faster|slower) than the teacher", page)
+    assert (found and "|".join(found.groups())) == shown
+
+
 def test_without_a_baseline_the_difference_is_to_the_student_before(run_folder):
     mine = summary_table(run_folder)[2]
     assert mine["versus"] == "before training" and mine["difference"] == pytest.approx(GAIN["student"] - GAIN["before"])
