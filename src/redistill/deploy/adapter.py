@@ -40,7 +40,7 @@ def write_adapter(source: Source, folder: Path, allow_code: Sequence[str] = ()) 
     found = None if source.model.endswith(".gguf") else find_adapter(source.model, None)
     base = _write_files(source, found, folder) if found is not None else _from_checkpoint(source, folder, allow_code)
     if is_local(base) or Path(base).is_dir():
-        return [f"adapter_config.json names the base model by the path {base}; change the path before use on another machine"]
+        return [f"adapter_config.json names the base model by a path, {base}; change the path on another machine"]
     return []
 
 
