@@ -10,8 +10,8 @@ field of `DacKLConfig` selects the interpretation.  The defaults are closest to 
 options.
 
 The functions return one value per row, and depend on no language model.  The [N, V] tensors of a chunk of rows need most of the
-memory, so they are never concatenated.  For the same reason, the backward pass recomputes the soft gate (the smooth function from
-which f_sub gets its gradient) instead of storing it.
+memory, so they are never concatenated.  For the same reason, the backward pass recomputes the soft gate (the smooth function
+from which f_sub gets its gradient) instead of storing it.
 """
 
 import math
