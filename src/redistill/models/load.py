@@ -1,7 +1,6 @@
 """Loading of models and tokenizers from the hub, a folder or a GGUF file.
 
-Weights are read from safetensors and GGUF files only, and no code from a model is run. Every failure raises an error with a
-message of one line.
+Weights are read from safetensors and GGUF files only, and no code from a model is run. Error messages have one line.
 """
 
 import contextlib
