@@ -55,7 +55,7 @@ class ReadReport:
     prompts: Mapping[str, int] = field(default_factory=dict)
 
     def noted(self) -> Iterator[str]:
-        """Yield notes for a log: the unused columns, and the number of rows without an answer."""
+        """Yield notes for a log: the unused columns, and the rows without an answer."""
         if self.unused:
             named = [f"{plain_line(name)[:60]} ({_rows(count)})" for name, count in list(self.unused.items())[:20]]
             more = f" and {len(self.unused) - 20} others" if len(self.unused) > 20 else ""

@@ -147,7 +147,7 @@ def located(source: Source, default: str) -> list[Located]:
 
 
 def is_hub_name(path: str) -> bool:
-    """Return whether a text that is not an existing path is the name of a hub data set."""
+    """Return whether a text that is not an existing path is a valid hub name."""
     return HUB_NAME.fullmatch(path) is not None and file_format(Path(path)) is None and not is_local(path)
 
 

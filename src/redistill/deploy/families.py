@@ -1,4 +1,4 @@
-"""Model families that can be written as GGUF files; `FAMILIES` has one entry for each.
+"""Model families that can be written as GGUF files, listed in `FAMILIES`.
 
 GGUF is the file format of llama.cpp. The names of tensors and of metadata come from the gguf package. An entry states what
 differs between families: the layout of weights, and the settings that llama.cpp can compute.
