@@ -328,8 +328,8 @@ class SampledClasses(NamedTuple):
 
     .. math:: \mathbb{E} \sum_k w_k f(c_k) = \sum_v p_v f(v) \quad \text{for every function } f
 
-    c_k are the classes of a row and w_k their weights; p is the teacher's distribution.  So an expectation under the teacher,
-    such as the cross entropy, is estimated without bias.  Source: Anshumann et al. (arXiv 2503.16870).
+    c_k are the classes of a row and w_k their weights; p is the teacher's distribution.  The weighted sum is an unbiased
+    estimate of an expectation under the teacher, such as the cross entropy.  Source: Anshumann et al. (arXiv 2503.16870).
 
     A row is the prediction of one token, and a class is a token id of the vocabulary.
 
@@ -400,8 +400,8 @@ class TeacherCapabilities(_Flags):
             tokens, and log-probabilities of given tokens.
         generates: The teacher generates text; it is a `TextTeacher`.
         mixture: The local engine can sample tokens from a mixture of the student and this teacher.
-        prefix_memory: The teacher has a method `remembering`. In its context, hidden states of a text are stored and reused
-            for texts with the same beginning.
+        prefix_memory: The teacher has a method `remembering`, which returns a context manager. Inside the context, hidden
+            states of a text are stored and reused for texts with the same beginning.
         new_text: The teacher provides distributions for any text; if False, only for the training and validation data and for
             its own answers, which were stored before the run.
         top_k: Number of classes in `TopClasses`; None if it is unknown or if `full_vocabulary` is True.
@@ -595,7 +595,7 @@ class GenerationRequest:
         max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
-            numbers of each token. So the text depends neither on the batch nor on the number of processes.
+            numbers of each token, so the text does not depend on the batch or on the number of processes.
 
     Example:
         >>> GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0)).max_new_tokens
@@ -637,8 +637,8 @@ class EngineCapabilities(_Flags):
     Args:
         mixture: Can sample tokens from a mixture of student and teacher (`Sampling.teacher_share`).
         no_repeat_ngram: Can ban repeated n-grams (`Sampling.no_repeat_ngram`).
-        prefix_memory: Has a method `remembering`. In its context, hidden states of a text are stored and reused for texts with
-            the same beginning.
+        prefix_memory: Has a method `remembering`, which returns a context manager. Inside the context, hidden states of a text
+            are stored and reused for texts with the same beginning.
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
         deterministic: Generates the same text again for the same request and the same weights.
         samples_student: Text is sampled from the student; False for an engine that returns fixed text.

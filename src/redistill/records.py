@@ -164,7 +164,7 @@ class Record:
         record_id: Identifier of the row, such as "dolly:17".
         prompt: The prompt that a model answers.
         references: Correct answers; empty for a row that has only a prompt.
-        answer: The last turn of a conversation, if it has reasoning or tool calls, which its reference, a text, lacks.
+        answer: The last turn of a conversation if it has reasoning or tool calls, which a reference (a text) cannot contain.
             Training uses this turn; scores are computed with the reference.  None for any other row.
 
     Example:
@@ -233,7 +233,7 @@ class Metric:
             score of the data set. Comparisons of models do not use this function: differences, confidence intervals and
             significance tests are computed from means over prompts.
         can_score: Function that receives a record, and returns whether its references allow any score but the worst. Records
-            that cannot be scored are reported before training and before an evaluation. By default, every record can.
+            that cannot be scored are reported before training and before an evaluation. By default, every record can be scored.
 
     Raises:
         ConfigError: the name is not a valid key, the title is empty, or the value of `better` or `needs` is unknown.

@@ -194,7 +194,7 @@ def test_5_prompt_tokens_among_the_targets_are_found(tmp_path: Path, monkeypatch
             yield found._replace(supervised=[False, *[True] * (len(found.ids) - 1)])
 
     monkeypatch.setattr(SequenceEncoder, "spelled", everything)
-    assert "24 of 24 rows; its targets begin with ' is an instruction" in found(tiny_run(tmp_path, "kd"))[5][0]
+    assert "24 of 24 rows; the first one's targets begin with ' is an instruction" in found(tiny_run(tmp_path, "kd"))[5][0]
 
 
 def test_5_text_that_the_template_inserts_before_an_answer_is_a_note(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The loop of `redistill chat`: reads prompts and prints the generated answers.
 
-Answers are untrusted text. Standard output removes terminal escapes from each part before it is printed.
+Answers are untrusted text. Terminal escape sequences are removed from each part of an answer before the part is printed.
 """
 
 import argparse
@@ -23,10 +23,10 @@ HELP = "/reset starts a new conversation, /quit ends the chat"
 
 
 def chat_loop(options: argparse.Namespace, speakers: "list[Speaker]", config: "ChatConfig") -> None:
-    """Answer the prompts of standard input until it ends, or until /quit or Ctrl-C.
+    """Answer the prompts of standard input until its end, /quit or Ctrl-C.
 
-    On a terminal, the prompts form one conversation.  Otherwise each line is a prompt of its own.  The answers are printed
-    while they are generated, or at the end as one JSON document with --json.
+    On a terminal, the prompts form one conversation.  Otherwise each line is a separate conversation.  Answers are printed
+    while they are generated.  With --json, all answers are printed at the end as one JSON document.
 
     Args:
         options: The options of the command.
@@ -67,7 +67,7 @@ def chat_loop(options: argparse.Namespace, speakers: "list[Speaker]", config: "C
 
 
 def _answered(speaker: "Speaker", turns: tuple[Turn, ...], config: "ChatConfig", *, named: bool, shown: bool) -> str | None:
-    """Generate the answer of a model, and return it; None if the prompt cannot be answered.
+    """Generate and return the answer of a model; return None if the prompt cannot be answered.
 
     The answer is printed while it is generated if `shown` is True, after the name of the model if `named` is True.
     """
@@ -88,7 +88,7 @@ def _answered(speaker: "Speaker", turns: tuple[Turn, ...], config: "ChatConfig",
 
 
 def _prompts(is_terminal: bool) -> Iterator[str]:
-    """Yield the lines of standard input that are not empty, until it ends or a line is /quit."""
+    """Yield the non-empty lines of standard input, until its end or a line /quit."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - editing of the line, by `input`
     while True:
@@ -105,7 +105,7 @@ def _prompts(is_terminal: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _quiet_interrupt() -> Iterator[None]:
-    """Context that Ctrl-C (SIGINT) ends without an error."""
+    """Context that exits without an error on Ctrl-C (SIGINT)."""
     try:
         yield
     except KeyboardInterrupt as error:

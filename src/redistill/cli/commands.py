@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a student without evaluating it; save it in OUT/model."""
+    """Train a student without evaluation, and save the student in OUT/model."""
     from redistill.runs.run import train_student
 
     student = train_student(_load(options))
@@ -216,7 +216,7 @@ def estimate(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """Check this machine, or a recipe for silent failures."""
+    """Check this machine, or check a recipe for silent failures."""
     from redistill.training.progress import report
 
     def phase(text: str) -> None:
@@ -224,7 +224,7 @@ def doctor(options: argparse.Namespace) -> None:
             report(f"doctor: {text}")
 
     if options.recipe is None and options.row is not None:
-        raise ConfigError(f"doctor: --row {options.row}: needs a sweep; also give the sweep, such as table1-toy")
+        raise ConfigError(f"doctor: --row {options.row}: needs a sweep; name the sweep as RECIPE, such as table1-toy")
     if options.recipe is None:
         from redistill.doctor.machine import examine_machine
         from redistill.doctor.table import print_machine
@@ -273,7 +273,7 @@ def methods(options: argparse.Namespace) -> None:
 
 
 def data_check(options: argparse.Namespace) -> None:
-    """Find unusable and duplicate rows in data, and rows that a test set contains."""
+    """Find unusable rows, duplicates, and rows whose prompt is in a test set."""
     from redistill.config.plugins import External
     from redistill.config.scoring import load_external, named_tasks
     from redistill.data.check import check_data

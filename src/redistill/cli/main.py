@@ -77,8 +77,8 @@ def _check_current_folder() -> None:
 def _output_code(options: argparse.Namespace) -> int:
     """Return the exit code of a command that raised no error.
 
-    The code is 0. If a write to standard output failed, it is the exit code of OutputError, except in two cases: the reading
-    process closed the pipe, or the command has an output folder, which contains the results.
+    The code is 0 if all writes to standard output succeeded. It is also 0 if the reading process closed the pipe, or if the
+    command has an output folder, because this folder contains the results. Otherwise it is the exit code of OutputError.
     """
     found = sys.stdout
     if not isinstance(found, streams.TolerantStream) or found.error is None or found.is_closed_pipe:

@@ -18,7 +18,7 @@ from redistill.config.other_tools import option_hint
 from redistill.config.shown import line
 
 WIDTH = 80
-RECIPE = "a YAML file, a name of `recipes list`, or a run.json"
+RECIPE = "a YAML file, a name from `recipes list`, or a run.json"
 EXIT_CODES = """\
 exit codes:
   0           success
@@ -52,8 +52,8 @@ def _help(prog: str) -> argparse.HelpFormatter:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line.
 
-    Unlike argparse alone, this function accepts overrides (section.field=value) after options. If an option is known
-    from another tool, the error names what to use instead.
+    Unlike argparse alone, this function accepts overrides (section.field=value) after options. If an option
+    exists only in another tool, the error message names the replacement.
 
     Args:
         arguments: The arguments, without the name of the program. If None, the arguments of this process are used.
@@ -116,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _demo(group: Group) -> None:
     parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="delete the teacher and students of the demo; train them again")
+    parser.add_argument("--fresh", action="store_true", help="first delete the teacher and students of an earlier demo")
     _add_private(parser)
     _add_json(parser)
 
@@ -138,7 +138,7 @@ def _cache_teacher(group: Group) -> None:
     example = "redistill cache-teacher smollm2-dolly method=kd --out kd"
     parser = _command(group, "cache-teacher", commands.cache_teacher, example)
     _add_recipe(parser, RECIPE, "settings to change, such as teacher.cache_dtype=bfloat16")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the cached teacher; teacher.path of later runs")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; set teacher.path to it in later runs")
     parser.add_argument(
         "--stream-layers",
         action="store_true",
@@ -150,7 +150,7 @@ def _cache_teacher(group: Group) -> None:
 
 def _sweep(group: Group) -> None:
     parser = _command(group, "sweep", commands.sweep, "redistill sweep table1-toy --only sft --only mgsr --jobs 2")
-    _add_recipe(parser, "a YAML file, or a name, such as table1-toy", "settings to change in all runs of the sweep")
+    _add_recipe(parser, "a YAML file, or the name of a sweep (table1-toy)", "settings to change in all runs of the sweep")
     _allow_host(parser)
     parser.add_argument("--out", type=path, help="output folder (default: runs/NAME)")
     parser.add_argument("--jobs", type=count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
@@ -234,7 +234,7 @@ def _estimate(group: Group) -> None:
 
 def _doctor(group: Group) -> None:
     parser = _command(group, "doctor", commands.doctor, "redistill doctor smollm2-dolly")
-    text = "a YAML file, a name of `recipes list`, a run.json, or a sweep if --row is set (default: check this machine)"
+    text = "a YAML file, a name from `recipes list`, a run.json, or a sweep if --row is set (default: check this machine)"
     _add_recipe(parser, text, "settings to change", is_optional=True)
     _allow_host(parser)
     parser.add_argument("--row", metavar="LABEL", help="check the first run with this label in the sweep")
@@ -300,7 +300,7 @@ def _export(group: Group) -> None:
     parser.add_argument("--out", type=path, metavar="DIR", help="new output folder (default: RUN/export/TARGET)")
     text = "f16, bf16 or f32 (default: that of the model; f16 for GGUF)"
     parser.add_argument("--dtype", choices=["f16", "bf16", "f32"], metavar="TYPE", help=text)
-    text = "upload the folder to this repository of the hub; a new repository is private"
+    text = "upload the folder to this repository on the hub; a repository that does not exist is created as private"
     parser.add_argument("--push", metavar="OWNER/NAME", help=text)
     _allow_code(parser)
     _add_json(parser)
@@ -362,12 +362,12 @@ def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bo
 
 
 def _allow_host(parser: _Parser) -> None:
-    text = "allow sending training data to this server that the recipe names"
+    text = "server of the recipe to which training data may be sent"
     _add_repeatable(parser, "--allow-host", "HOST", text)
 
 
 def _allow_code(parser: _Parser) -> None:
-    _add_repeatable(parser, "--allow-code", "MODULE", "allow importing this module; recipes name its components MODULE:Name")
+    _add_repeatable(parser, "--allow-code", "MODULE", "allow the import of this module, whose components are named MODULE:Name")
 
 
 def _add_repeatable(

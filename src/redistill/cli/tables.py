@@ -42,7 +42,7 @@ def matrix() -> list[dict[str, str | None]]:
     """Return all combinations of a method, a type of teacher and a type of engine.
 
     Each combination is a dict with the keys "method", "teacher", "engine" and "reason". The value of "reason" is None if the
-    combination is supported, and otherwise the reason why it is not.
+    combination is supported; otherwise it is the reason why the combination is not supported.
     """
     return [
         {"method": name, "teacher": teacher, "engine": engine, "reason": mismatch(row, teacher_can, engine_can)}
@@ -55,8 +55,8 @@ def matrix() -> list[dict[str, str | None]]:
 def print_matrix() -> None:
     """Print a table of the supported combinations of method, teacher and engine.
 
-    The table has one column for each engine. It shows "yes" for a supported combination, and a number for any other. A list
-    below the table gives the reason for each number.
+    The table has one column for each engine. It shows "yes" for a supported combination and a number for an
+    unsupported one. The list below the table gives the reason for each number.
     """
     cells = {(cell["method"], cell["teacher"], cell["engine"]): cell["reason"] for cell in matrix()}
     reasons = list(dict.fromkeys(reason for reason in cells.values() if reason))

@@ -38,7 +38,7 @@ def finite_number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{shown(text)}: must be a number that is finite")
+        raise argparse.ArgumentTypeError(f"{shown(text)}: must be a finite number")
     return number
 
 

@@ -22,7 +22,7 @@ def declared(node: object, attribute: str, expected: type[Declared], where: str)
         where: Path of `node` in the recipe, such as "teacher".
 
     Raises:
-        ConfigError: the attribute has another type, or reading it raised an exception.
+        ConfigError: the value does not have the type `expected`, or reading the attribute raised an exception.
     """
     try:
         value = getattr(node, attribute)

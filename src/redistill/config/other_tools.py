@@ -123,9 +123,9 @@ def setting_hint(name: str, known: Collection[str] = ()) -> str | None:
 
 
 def value_hint(value: object, allowed: Sequence[object]) -> str:
-    """Return the end of an error message for a value that other tools spell.
+    """Return a hint, the end of an error message, for a value as other tools spell it.
 
-    The text is "" if no other tool has the value, or if it has no equivalent among the allowed values.
+    The hint is "" if no other tool uses the value, or if no allowed value is equivalent to it.
 
     Example:
         >>> value_hint("bfloat16", ["fp32", "bf16"]), value_hint("fp16", ["fp32", "bf16"]), value_hint("x", ["fp32"])

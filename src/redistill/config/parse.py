@@ -64,7 +64,7 @@ def parse_override(text: str) -> Override:
     The value is parsed as YAML.
 
     Raises:
-        ConfigError: the text has another form, or its value is not YAML.
+        ConfigError: the text does not have the form `section.field=value`, or its value is not YAML.
 
     Example:
         >>> parse_override("optimiser.betas=[0.9, 0.95]")

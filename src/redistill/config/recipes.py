@@ -78,7 +78,7 @@ def read_recipe(path: Path, folder: Path = Path()) -> bytes:
 
     Args:
         path: Path of a file, relative to `folder`; or the name of a recipe of the package.
-        folder: Default is the current folder.
+        folder: The folder to which a relative `path` refers; by default, the current folder.
 
     Raises:
         ConfigError: there is no such file and no such recipe, or the file cannot be read.

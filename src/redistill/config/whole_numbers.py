@@ -8,13 +8,13 @@ _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}", re.ASCII)
 
 
 def whole_number(value: object) -> int | None:
-    """Convert a number with an exponent to a whole number, if it is one.
+    """Convert a float, or a text in exponent notation, to an integer of equal value.
 
     Args:
         value: A float, or a text such as "1e3" or "2.5e3".
 
     Returns:
-        The whole number; None for any other value, also for a text without an exponent.
+        The integer; None if the value is not whole, and for a text without an exponent or a value of another type.
 
     Example:
         >>> whole_number("1e3"), whole_number(20.0), whole_number("1e-3"), whole_number("12")

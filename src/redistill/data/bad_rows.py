@@ -29,9 +29,9 @@ class BadRow(Exception):
 
 
 def filled(value: object, name: str) -> str:
-    """Return a string that is not blank; any other value raises BadRow.
+    """Check that `value` is a string that is not blank, and return it.
 
-    `name` names the value in the message.
+    BadRow is raised for any other value.  `name` is the name of the value in the message.
     """
     text = text_of(value, name)
     if not text.strip():
@@ -40,9 +40,9 @@ def filled(value: object, name: str) -> str:
 
 
 def text_of(value: object, name: str) -> str:
-    """Return a string of valid characters; any other value raises BadRow.
+    """Check that `value` is a string of valid characters, and return it.
 
-    `name` names the value in the message.
+    BadRow is raised for any other value.  `name` is the name of the value in the message.
     """
     if not isinstance(value, str):
         fault: Fault = "missing text" if value is None else "wrong type"
@@ -55,16 +55,16 @@ def text_of(value: object, name: str) -> str:
 
 
 def first(row: Mapping[str, object], *names: str) -> object:
-    """Return the first value under the keys `names` of `row` that is not null.
+    """Return the value in `row` of the first key in `names` whose value is not null.
 
-    The result is None if there is no such value.
+    The result is None if there is no such key.
     """
     key = first_key(row, *names)
     return None if key is None else row[key]
 
 
 def first_key(row: Mapping[str, object], *names: str) -> str | None:
-    """Return the first of the keys `names` whose value in `row` is not null.
+    """Return the first key in `names` whose value in `row` is not null.
 
     The result is None if there is no such key.
     """

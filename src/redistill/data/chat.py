@@ -1,7 +1,8 @@
 """Rendering of conversations with the chat template of a tokenizer.
 
-A chat template is a Jinja program that comes with a model.  This module passes messages, tools and arguments to it, determines
-once which of them it renders, and fixes the date that it prints.  `models.chat_templates` has already run it with limits.
+A chat template is a Jinja program that comes with a model.  This module passes messages, tools and arguments to the
+template, determines once which of them the template renders, and fixes the date that the template prints.  Before that,
+`models.chat_templates` has rendered the template once with limits of time, memory and output.
 """
 
 import json
@@ -72,14 +73,14 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class _Support:
-    """What a chat template renders, and in which form.
+    """What a chat template renders, and the form of the values that are passed to it.
 
     Args:
-        tools: Whether it renders tool definitions.
-        calls: Whether it renders tool calls and their results.
-        empty: Content of a message that has only tool calls.
-        arguments_as_text: Whether the arguments of a call are passed as a JSON text, and not as an object.
-        reasoning: Key of a message whose value it renders as reasoning; None if it renders no reasoning.
+        tools: Whether the template renders tool definitions.
+        calls: Whether the template renders tool calls and their results.
+        empty: Content that the template needs in a message that has only tool calls: "" or None.
+        arguments_as_text: If True, the arguments of a call are passed as a JSON text; if False, as an object.
+        reasoning: Key of a message whose value is rendered as reasoning; None if the template renders no reasoning.
     """
 
     tools: bool = False
@@ -132,15 +133,15 @@ class Chat:
         return text
 
     def literal_ranges(self, dialogue: Dialogue, text: str, special: SpecialTokens, *, prompts: bool) -> tuple[Range, ...]:
-        """Find the special tokens of a rendered dialogue that its messages contain.
+        """Find the special tokens in a rendered dialogue that come from its messages.
 
-        Special tokens in definitions of tools are found too.
+        Special tokens that come from definitions of tools are found too.
 
         Args:
             dialogue: The dialogue.
             text: The rendered dialogue, which also contains special tokens of the template.
             special: The special tokens of the tokenizer.
-            prompts: The argument of `text`.
+            prompts: The argument `prompts` with which `Chat.text` rendered the dialogue.
 
         Returns:
             The character range [start, end) of each special token that comes from the dialogue.
@@ -164,7 +165,7 @@ class Chat:
     def _rendered_form(self, dialogue: Dialogue) -> tuple[list[Message], list[object]]:
         """Return the messages and tools in the form that the template renders.
 
-        DataError is raised if the template does not render tools, tool calls or reasoning that the dialogue has.
+        DataError is raised if the dialogue has tools, tool calls or reasoning that the template does not render.
         """
         has_calls = any(turn.calls or turn.role == "tool" for turn in dialogue.turns)
         has_reasoning = any(turn.reasoning for turn in dialogue.turns)
@@ -188,7 +189,7 @@ class Chat:
         return _support[key]
 
     def _probed(self) -> _Support:
-        """Determine what the template renders, with short conversations."""
+        """Render short conversations to determine what the template supports."""
         call = ToolCall("redistill_probe", '{"key": "probe value"}', "probe0001")  # Mistral needs an id of nine characters
         asked, result = Turn("user", "question"), Turn("tool", "probe result", name=call.name, call_id=call.call_id)
         used = (asked, Turn("assistant", "", calls=(call,)), result, Turn("assistant", "answer"))

@@ -115,7 +115,7 @@ class SourceCheck:
         test: Name of the test set; None for training and validation data.
         rows: Number of usable rows.
         verdict: Text that states the number of usable rows of each form (the keys of a row, such as "prompt/completion").  The
-            text is "none" if every row is unusable; it is the reason if the source cannot be read or has no rows.
+            text is "none" if every row is unusable, and the reason if the source cannot be read or has no rows.
         readable: Whether the source could be read and has at least one row.
         unusable: The unusable rows.
         unused: For each column that is not used, the number of rows that have a value in it.
@@ -194,8 +194,8 @@ def check_data(
         sources: Pairs (source, split).  A source is a file, a folder or a hub name; the split, such as "train", is the part
             that is read from a folder or hub data set.
         tests: Maps each test set, or its name, to a file.  If the file is None, the test set is read from the hub.
-        require_answer: Whether a row without an answer is unusable.  If None, it is, unless no row of the file has an answer:
-            such a file has prompts alone, for methods that train on generated text.
+        require_answer: Whether a row without an answer is unusable.  If None, such a row is unusable, except in a file in which
+            no row has an answer.  Such a file contains prompts for methods that train on generated text.
         tokenizer: Tokenizer for the checks of lengths, of special tokens, and of rows without a target (a token that the
             student is trained to predict).  If None, these checks are skipped.
         tokens: Template and length limits; if None, the default settings are used.
@@ -238,7 +238,7 @@ def _check_tests(
     tokenizer: Tokenizer | None,
     limits: TokenizeConfig,
 ) -> tuple[list[SourceCheck], dict[tuple[How, Question], str]]:
-    """Return a check of each test set, and the row of each test prompt, as `_leak` needs it."""
+    """Return a check of each test set, and the row of each test prompt (the argument `origins` of `_leak`)."""
     test_checks: list[SourceCheck] = []
     test_origins: dict[tuple[How, Question], str] = {}
     for task, path in tests.items():
@@ -282,7 +282,10 @@ def _survey(
 
 
 def _single(source: str | Source, split: str) -> Sequence[Source]:
-    """Return one source for each file of a folder; the source itself if it cannot be found, for the error of `_survey`."""
+    """Return one source for each file of a folder.
+
+    If nothing is found, `source` itself is returned, and `_survey` reports the error.
+    """
     try:
         return single_sources(source, split)
     except DataError:

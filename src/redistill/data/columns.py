@@ -1,6 +1,7 @@
-"""Columns of a data set under other names than those of the forms of rows.
+"""Mapping of the columns of a data set to the keys that rows must have.
 
-The setting `data.columns` maps a key of a form, such as "prompt", to the column of the file that has its values.
+The setting `data.columns` maps a key, such as "prompt", to the column of the file that contains the values of this key.  The
+keys of a row determine its form, such as "prompt/completion"; `forms` describes the forms.
 """
 
 import difflib
@@ -45,14 +46,14 @@ def check_columns(columns: Mapping[str, str]) -> None:
 
 
 def renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
-    """Return a row whose columns have the keys of a form.
+    """Return a row with its columns renamed to the keys that `columns` maps to them.
 
-    A row with none of the columns is returned unchanged.  Otherwise the form of the result is determined by the keys of
-    `columns`: the row's own keys of other forms are left out.
+    A row with none of the columns is returned unchanged.  In any other row, the keys of `columns` determine the form: if one of
+    them determines a form, the row's own keys that determine other forms are left out.
 
     Args:
         row: The row.
-        columns: Maps keys of a form to columns of the row.
+        columns: Maps keys of rows to columns of the row.
 
     Example:
         >>> renamed({"question": "2 + 2?", "answer": "4", "id": 7}, {"prompt": "question", "completion": "answer"})
@@ -66,7 +67,7 @@ def renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, 
 
 
 def mapping_hint(row: Mapping[str, object]) -> str:
-    """Return the setting with which a row whose keys belong to no form can be used.
+    """Suggest a setting for a row whose keys belong to no form.
 
     Args:
         row: The row, without null values.
@@ -89,11 +90,11 @@ def mapping_hint(row: Mapping[str, object]) -> str:
 
 
 def answer_hint(row: Mapping[str, object], used: Sequence[str]) -> str:
-    """Return the setting that uses another column of a row as its answer.
+    """Suggest a setting that uses another column of a row as its answer.
 
     Args:
         row: The row, without null values.
-        used: The keys of the row that are read already.
+        used: The keys of the row that are already used.
 
     Returns:
         A phrase that begins with a verb; "" if no other column looks like an answer.
@@ -108,7 +109,7 @@ def answer_hint(row: Mapping[str, object], used: Sequence[str]) -> str:
 
 
 def _named(row: Mapping[str, object], names: Sequence[str]) -> str | None:
-    """Return the key of `row` that is the first of `names`, ignoring case; None if there is no such key."""
+    """Return the key of `row` that equals the first possible one of `names`, ignoring case; None if no key does."""
     keys = {key.lower(): key for key in row}
     return next((keys[name] for name in names if name in keys), None)
 

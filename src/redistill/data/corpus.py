@@ -103,7 +103,7 @@ def load_corpus(
             if len(ids) >= max_tokens:
                 break
         if len(ids) == before:
-            raise DataError(f"{source}: has no text; give another file, or remove it from the corpus")
+            raise DataError(f"{source}: has no text; give another file, or remove this source from the corpus")
     num_blocks = min(len(ids) // block_tokens, max_blocks or len(ids))
     if not num_blocks:
         found = f"corpus {', '.join(map(str, sources))}: {len(ids)} tokens"

@@ -2,7 +2,7 @@
 
 Rows are yielded one at a time, so that the memory does not depend on the size of the file; a JSON array is read as one text.
 Every error of a library becomes a `DataError` of one line, or a `BadRow` if only one row is affected.  Values of CSV files are
-always text: no number is guessed.
+always text and are never converted to numbers.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ FORMATS = ("jsonl", "json", "csv", "tsv", "jsonl.gz", "json.gz", "csv.gz", "tsv.
 """The endings of files that can be read."""
 
 MAX_LINE_BYTES = 64 * MAX_ROW_BYTES
-"""Maximum length of a line in a compressed file, in bytes; a small file may contain a line that does not fit into memory."""
+"""Maximum length of a line in a compressed file, in bytes; a longer line may not fit into memory, even if the file is small."""
 
 MAX_ARRAY_BYTES = 4_000_000_000
 """Maximum length of a compressed JSON array, in bytes after decompression."""
@@ -48,7 +48,7 @@ The bytes are None if the row is not a line of JSON.  The value is a `BadRow` if
 
 
 def file_format(path: Path) -> str | None:
-    """Return the ending of a file, as in `FORMATS`; None if it cannot be read.
+    """Return the ending of a file, as in `FORMATS`; None if it is any other ending.
 
     Endings are compared without case.
 
@@ -68,8 +68,8 @@ def file_rows(path: Path, name: str) -> Iterator[FileRow]:
         name: Its name in messages.
 
     Raises:
-        DataError: the file cannot be read, or a fault concerns the whole file: another format, another encoding, a truncated
-            archive.
+        DataError: the file cannot be read, or a fault concerns the whole file, such as another format, another encoding or a
+            truncated archive.
     """
     ending = file_format(path) or "jsonl"
     kind = ending.removesuffix(".gz")
@@ -151,7 +151,8 @@ def _is_array(file: BinaryIO) -> bool:
 def _array(file: BinaryIO, ending: str, name: str) -> Iterable[object] | None:
     """Return the values of a file that is a JSON array.
 
-    None is returned if a .jsonl file begins with a bracket but is not a JSON array.  The caller then reads the file by lines.
+    None is returned if a .jsonl file begins with a bracket but is not a JSON array.  The caller then reads the file line by
+    line.
     """
     file.seek(0)
     is_json = ending.startswith("json") and not ending.startswith("jsonl")
@@ -226,7 +227,7 @@ def _not_utf8(error: UnicodeDecodeError) -> BadRow:
 
 
 class _TextLines(Iterator[str]):
-    """Decodes the lines of a CSV file; remembers that a line of the current row is not UTF-8."""
+    """Decodes the lines of a CSV file; `fault` is set if a line of the current row is not UTF-8."""
 
     def __init__(self, lines: Iterator[tuple[int, bytes]]) -> None:
         self._lines = lines
@@ -245,7 +246,8 @@ class _TextLines(Iterator[str]):
 def _csv_rows(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[FileRow]:
     """Yield the rows of a CSV file as mappings from column to text.
 
-    The first line has the names of the columns.  The separator is the comma, semicolon or tab that is most frequent there.
+    The first line has the names of the columns.  The separator is the comma, semicolon or tab, whichever is most frequent in
+    this line.
     """
     if csv.field_size_limit() < MAX_ROW_BYTES:
         csv.field_size_limit(MAX_ROW_BYTES)  # characters; a longer text is too large for a row
@@ -278,7 +280,7 @@ def _csv_rows(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[FileRow
 
 def _cells(cells: list[str], header: list[str]) -> object:
     if len(cells) != len(header):
-        return BadRow("not CSV", f"has {len(cells)} cells, and the header has {len(header)}; put quotes around each text")
+        return BadRow("not CSV", f"has {len(cells)} cells, but the header has {len(header)}; put quotes around each text")
     return dict(zip(header, cells))
 
 
@@ -327,7 +329,7 @@ def _parquet_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
 
 
 def _arrow_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
-    """Yield the batches of an Arrow file, or of an Arrow stream, as `Dataset.save_to_disk` writes it."""
+    """Yield the batches of an Arrow file, or of an Arrow stream (the format that `Dataset.save_to_disk` writes)."""
     import pyarrow as pa
 
     with path.open("rb") as file:

@@ -110,14 +110,14 @@ def unused_keys(row: Mapping[str, object], parsed: ParsedRow) -> Iterator[str]:
 
 _EMPTY: tuple[object, ...] = (None, "", [], {})
 _BESIDE_MESSAGES = ("system", "tools", "functions")
-"""Keys that a conversation reads beside its lists of messages."""
+"""Keys of a conversation that are used in addition to its list of messages."""
 
 
 def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
     """Return the texts of a prompt, in order.
 
-    They are the system message, the history, the instruction and its input; the one text of a raw prompt; or the contents of
-    the turns of a conversation, with their reasoning, tool calls and tool definitions as JSON.
+    For an instruction, these are the system message, the history, the instruction and its input.  A raw prompt has one text.
+    For a conversation, these are the content, reasoning and tool calls of each turn, and the tool definitions as JSON.
     """
     if isinstance(prompt, Instruction):
         earlier = (text for pair in prompt.history for text in pair)
@@ -128,7 +128,7 @@ def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
 
 
 def answer_texts(turn: Turn | None) -> tuple[str, ...]:
-    """Return the texts of a turn beside its content: its reasoning and tool calls.
+    """Return the texts of a turn except its content: its reasoning and tool calls.
 
     The result is empty if there is no such text.
     """
@@ -140,8 +140,8 @@ def answer_texts(turn: Turn | None) -> tuple[str, ...]:
 _MISSING_ANSWER: Mapping[Form, str] = {
     "instruction/input/output": "'output' is missing; rows need instruction and output",
     "prompt/completion": "'completion' is missing; rows need prompt and completion",
-    "messages": "no assistant answer; the last of 'messages' must have the role assistant",
-    "conversations": "no assistant answer; the last of 'conversations' must be from gpt",
+    "messages": "no assistant answer; the last message of 'messages' must have the role assistant",
+    "conversations": "no assistant answer; the last message of 'conversations' must be from gpt",
 }
 
 

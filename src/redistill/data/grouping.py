@@ -1,7 +1,7 @@
 """Partition of a batch into micro-batches of sequences of similar length.
 
 Sequences of similar length need little padding.  The loss is divided by the numbers of tokens and sequences in the
-global batch, and not by those in a micro-batch.  So every partition gives the same gradient; only the cost differs.
+global batch, not by those in a micro-batch, so every partition gives the same gradient.  Only the cost differs.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Selection of validation rows: the first rows that validation can use.
 
-A row that the template refuses, whose prompt is too long, or that has no answer is not selected.
+A row is not selected if the template rejects it, if its prompt is too long, or if it has no answer.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ class HeldOut(NamedTuple):
 
     Args:
         indices: Indices of the selected rows, in increasing order (int64).
-        rejected, too_long: The rows before the last selected one that are not selected; see `TokenizeReport`.  If fewer rows
-            can be used than requested, all such rows.
+        rejected, too_long: The unusable rows before the last selected row, in the two groups of `TokenizeReport`.  If there are
+            fewer usable rows than requested, all unusable rows.
     """
 
     indices: np.ndarray
@@ -38,7 +38,7 @@ def first_usable(
 ) -> HeldOut:
     """Find the first `count` rows that can be used for validation.
 
-    Only as many rows are tokenized as are needed.
+    Rows are tokenized in blocks until enough usable rows are found.
 
     Args:
         rows: The rows.

@@ -19,7 +19,7 @@ _ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
     **dict.fromkeys(_CALLS := ("function_call", "tool_call"), "assistant"),
 }
-"""Role of a turn for each name in data.  A message with one of the names `_CALLS` is the text of one tool call."""
+"""Role of a turn for each name in data.  The content of a message with one of the names `_CALLS` is a tool call."""
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _TOOL_CALLS = ("tool_calls", "function_call")
@@ -47,7 +47,7 @@ def _turn(message: object, where: str) -> Turn:
         raise BadRow("wrong type", f"{where} is {kind_of(message)}; it must be an object with role and content")
     name, content = first(message, "role", "from"), first(message, "content", "value")
     if not isinstance(name, str) or name not in _ROLES:
-        raise BadRow("unknown role", f"{where}: role {reprlib.repr(name)}; roles are system, user, assistant and tool")
+        raise BadRow("unknown role", f"{where}: unknown role {reprlib.repr(name)}; roles are system, user, assistant and tool")
     if name in _CALLS:
         return Turn("assistant", "", calls=_calls(_decoded(content, where, name), f"{where}: {name}"))
     role = _ROLES[name]
@@ -111,11 +111,12 @@ def _calls(value: object, where: str) -> tuple[ToolCall, ...]:
 
 
 def tools_of(value: object) -> tuple[str, ...]:
-    """Convert the key `tools` of a row to the JSON texts of the definitions.
+    """Convert the tool definitions of a row to JSON texts, one for each tool.
 
     Args:
-        value: A list of definitions, or its JSON text.  A definition is an object `{"type": "function", "function": {...}}`, or
-            only the inner object, which has a name.  None and an empty list stand for no tools.
+        value: A list of definitions, or this list as a JSON text.  A definition is an object
+            `{"type": "function", "function": {...}}`, or only the inner object, which has a name.  None and an empty list stand
+            for no tools.
 
     Raises:
         BadRow: `value` is anything else.
@@ -157,7 +158,7 @@ def check_order(turns: Sequence[Turn], name: str) -> None:
     follow an assistant turn with tool calls, and an assistant turn follows the results.
 
     Raises:
-        BadRow: the order is another one.
+        BadRow: the roles are in any other order.
     """
     num_system = int(turns[0].role == "system")
     allowed: tuple[Role, ...] = ("user",)

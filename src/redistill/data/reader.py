@@ -41,7 +41,7 @@ class ReadReport:
         verdict: The number of usable rows of each form, such as "instruction/input/output, 899 rows".
         num_rows: Number of usable rows.
         rejected: The unusable rows.
-        unused: For each column that no part of a run uses, the number of rows that have a value in it; the most frequent first.
+        unused: For each column that is not used, the number of rows that have a value in it; the most frequent column first.
         prompts_alone: Number of usable rows without an answer.
         prompts: Number of usable rows by the type of their prompt, such as {"Conversation": 20}.
     """
@@ -55,7 +55,7 @@ class ReadReport:
     prompts: Mapping[str, int] = field(default_factory=dict)
 
     def noted(self) -> Iterator[str]:
-        """Yield notes for a log: the unused columns, and the prompts alone."""
+        """Yield notes for a log: the unused columns, and the rows without an answer."""
         if self.unused:
             named = [f"{plain_line(name)[:60]} ({_rows(count)})" for name, count in list(self.unused.items())[:20]]
             more = f" and {len(self.unused) - 20} others" if len(self.unused) > 20 else ""
@@ -90,7 +90,7 @@ def read_records(
     Args:
         source: A file with an ending of `formats.FORMATS`, a folder with files of a split, or a hub name `owner/name`.  A
             source that looks like a path is never requested from the hub.
-        split: The split of a folder or of a hub data set, if the source names none.
+        split: The split to read from a folder or hub data set, if `source` names no split.
         hub_file: A file of the hub repository to read instead of a split.
         max_bad_rows: Maximum number of unusable rows of a file, >= 0.
         require_answer: Whether a row without an answer is unusable; if False, its record has no references (correct answers).
@@ -101,8 +101,8 @@ def read_records(
             the rows of a large file are stored for later runs.  None disables the cache.
 
     Returns:
-        The records in the order of the source, and the report; if a folder has several files of the split, the report of all.
-        Records are created on access; their `record_id` is "<file stem>:<line>".
+        The records in the order of the source, and the report.  If a folder has several files of the split, the report
+        describes all of them together.  Records are created on access; their `record_id` is "<file stem>:<line>".
 
     Raises:
         DataError: the source does not exist, cannot be read, has no usable row, or has more than `max_bad_rows` unusable rows.
@@ -145,8 +145,8 @@ def single_sources(source: str | Path | Source, split: str, columns: Mapping[str
 
     Args:
         source: A file, a folder, or a hub name.
-        split: The split of a folder or of a hub data set, if the source names none.
-        columns: Columns of the source, if it has none of its own.
+        split: The split to read from a folder or hub data set, if `source` names no split.
+        columns: The field `columns` of the results, if `source` does not set this field.
 
     Raises:
         DataError: the source does not exist, or the folder has no file of the split.
@@ -211,11 +211,11 @@ def _survey(place: Located, *, require_answer: bool, cache: Callable[[str], None
 def _surveyed_unchanged(place: Located, digest: str, require_answer: bool) -> Stored:
     """Parse the rows of a file; return the arrays and JSON values to cache.
 
-    A DataError is raised if the file has changed: its hash must equal `digest` after it was read.
+    A DataError is raised if the hash of the file after reading differs from `digest`.
     """
     found = _surveyed(place, require_answer)
     if place.path is not None and _digest_of_large(place.path) != digest:
-        raise DataError(f"{place.name}: has changed while it was read; run the command again when it is complete")
+        raise DataError(f"{place.name}: has changed while it was read; run the command again when the file is complete")
     return found
 
 
@@ -237,7 +237,7 @@ class _About(TypedDict):
     Args:
         verdict: The field `verdict` of `ReadReport`.
         rejected: Line number, fault and reason of each unusable row.
-        unused, prompts_alone, prompts: The fields of `ReadReport`.
+        unused, prompts_alone, prompts: The fields of `ReadReport` with these names.
     """
 
     verdict: str

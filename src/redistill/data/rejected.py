@@ -33,9 +33,9 @@ class RejectedRow:
     reason: str
 
     def in_file(self, name: str) -> "RejectedRow":
-        """Return the row with the name of its file in the reason.
+        """Return a copy of the row whose reason begins with `name`, the name of its file.
 
-        It is needed for a source of several files.
+        The reason needs this name if the source has several files.
         """
         return replace(self, reason=f"{name}: {self.reason}")
 

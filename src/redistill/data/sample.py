@@ -1,6 +1,6 @@
 """Sample rows: short questions and answers, as conversations.
 
-They are there to try the program with.  The rows were written for this package and have its licence.
+The rows are small data for a first run of the program.  They were written for this package and have its licence.
 """
 
 from pathlib import Path

@@ -22,7 +22,7 @@ ENDINGS = "a .jsonl, .json, .csv, .tsv, .parquet or .arrow file"
 """The files that can be read, for error messages; text files may also be compressed with gzip."""
 
 HUB_FORMS = "owner/name, owner/name:CONFIG, owner/name@REVISION, owner/name[SPLIT] and owner/name[:1%]"
-"""The ways to write a data set of the hub in one name, for error messages."""
+"""The forms of the name of a hub data set, for error messages."""
 
 _OWNER_NAME = HUB_NAME.pattern
 _NAME = re.compile(rf"(?P<path>{_OWNER_NAME})(?::(?P<config>[\w.+-]+))?(?:@(?P<revision>[\w./-]+))?(?:\[(?P<split>.+)\])?")
@@ -38,16 +38,16 @@ _SPLITS = {
 class Source:
     """A file, a folder or a data set of the hub, with the part to read.
 
-    A plain text, such as `mine.parquet` or `owner/name:CONFIG@REVISION[SPLIT]`, is an abbreviation of this section.
+    A recipe may replace this section by one text, such as `mine.parquet` or `owner/name:CONFIG@REVISION[SPLIT]`.
 
     Args:
         path: A file, a folder, or a hub name `owner/name`.  The endings of files are .jsonl, .json, .csv, .tsv (each also with
             .gz), .parquet and .arrow.
-        config: Configuration of a hub data set; if None, its default.
-        split: Split of a folder or a hub data set; for a hub data set also a part, such as `train[:1%]`.  If None, it is train
-            in `data.train`, validation in `data.validation`, and test in `data.tests`.
+        config: Configuration of a hub data set; if None, the default configuration.
+        split: Split of a folder or a hub data set, or a part of a hub data set's split, such as `train[:1%]`.  If None, the
+            split is train in `data.train`, validation in `data.validation`, and test in `data.tests`.
         revision: Branch, tag or commit of a hub data set; if None, its main branch is read.
-        columns: Columns that have other names than the keys of rows; if None, the value of `data.columns`.
+        columns: Maps keys of rows, such as prompt, to columns with other names; if None, `data.columns` is used.
 
     Raises:
         ConfigError: `path` is empty, or a key of `columns` is not the key of a row.
@@ -73,8 +73,8 @@ class Source:
         """Return the source that a recipe names.
 
         Args:
-            given: A path, a name in one of the ways of `HUB_FORMS`, or a source.
-            columns: The field `columns` of the result, if `given` has none.
+            given: A path, a hub name in one of the forms in `HUB_FORMS`, or a source.
+            columns: The field `columns` of the result, if `given` does not set this field.
         """
         source = given if isinstance(given, Source) else cls(path=str(given))
         found = {name: value for name, value in dataclasses.asdict(source).items() if value is not None}
@@ -86,11 +86,11 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The source in messages, without its split."""
+        """The name of the source in messages, without its split."""
         return self.path + (f":{self.config}" if self.config else "") + (f"@{self.revision}" if self.revision else "")
 
     def named_split(self, default: str) -> str:
-        """Return the split to read; `default` is the split if the source names none.
+        """Return the split to read, which is `default` if the source names no split.
 
         Example:
             >>> Source(path="owner/name", split=":1%").named_split("train")
@@ -105,8 +105,8 @@ class Located(NamedTuple):
     """A file, or a split of a hub data set.
 
     Args:
-        source: The source to which it belongs.
-        name: Its name in messages.
+        source: The source to which the file or split belongs.
+        name: Name of the file or data set in messages.
         stem: The first part of record ids.
         path: The file; None for a split of a hub data set.
         split: The split; only hub data sets need it.
@@ -122,13 +122,13 @@ class Located(NamedTuple):
 def located(source: Source, default: str) -> list[Located]:
     """Find the files of a source, or the split of a hub data set.
 
-    Of a folder, these are the first that exist: the file `<split>` with an ending of `FORMATS`; the files `<split>-*`, as
-    `train-00000-of-00002.parquet`; all files of the subfolder `<split>`; and all files of the folder, if none of them is named
-    after a split.  Nothing is requested from the hub.
+    In a folder, the files are the first of the following that exist: the file `<split>` with an ending of `FORMATS`; the files
+    `<split>-*`, such as `train-00000-of-00002.parquet`; all files of the subfolder `<split>`; the files of the split in the
+    subfolder `data`; all files of the folder, if none of them is named after a split.  Nothing is requested from the hub.
 
     Args:
         source: The source.
-        default: The split if the source names none: "train", "validation" or "test".
+        default: The split to read if the source names no split: "train", "validation" or "test".
 
     Raises:
         DataError: there is no such file or folder, a file has another ending, or a setting does not apply to the source.
@@ -147,7 +147,7 @@ def located(source: Source, default: str) -> list[Located]:
 
 
 def is_hub_name(path: str) -> bool:
-    """Return whether a path without a file is the name of a hub data set."""
+    """Return whether a text that is not an existing path is a valid hub name."""
     return HUB_NAME.fullmatch(path) is not None and file_format(Path(path)) is None and not is_local(path)
 
 
@@ -253,13 +253,13 @@ def _found_in(folder: Path, split: str) -> list[Path]:
         return [path for path, _ in files]
     found, name = ", ".join(plain_line(path.name) for path, _ in files[:6]) or "no such file", plain_line(split)[:60]
     raise DataError(
-        f"{folder}: has no {name}.jsonl or {name}.json (found: {found}) and no other data file of the split; name the file "
-        "itself or another split"
+        f"{folder}: has no {name}.jsonl or {name}.json (found: {found}) and no other data file of the split; give the "
+        "path of a file, or another split"
     )
 
 
 def _data_files(folder: Path) -> list[tuple[Path, str]]:
-    """Return the files of a folder that can be read, with their names in lower case and without their endings."""
+    """Return the data files of a folder, each with its name in lower case and without its ending."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     endings = {path: file_format(path) for path in files}
     return [(path, path.name[: -len(ending) - 1].lower()) for path, ending in endings.items() if ending is not None]

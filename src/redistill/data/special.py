@@ -1,7 +1,7 @@
 """Special tokens in the text of rows.
 
-A chat template writes special tokens, such as the token that ends a turn.  The same characters in a message are not meant as a
-special token; they are plain text.  This module finds which special tokens of a rendered conversation come from its messages
+A chat template writes special tokens, such as the token that ends a turn.  The same characters in a message are plain
+text, not a special token.  This module finds which special tokens of a rendered conversation come from its messages
 and not from the template.
 """
 

@@ -83,7 +83,7 @@ def renderings(kinds: Mapping[str, int], template: Template) -> dict[str, int]:
 
 
 def checked_renderings(prompts: Mapping[str, int], template: Template, tokenizer: Tokenizer, where: str) -> dict[str, int]:
-    """Return the result of `renderings`, if the tokenizer has the chat template.
+    """Count rows as `renderings` does; check that a chat template exists if needed.
 
     Args:
         prompts: Number of rows by the name of the type of their prompt.
@@ -98,7 +98,7 @@ def checked_renderings(prompts: Mapping[str, int], template: Template, tokenizer
     if "chat" in counts and not tokenizer.chat_template:
         raise ConfigError(
             f"data.tokens.template = {template}: {where} has {counts['chat']} rows for a chat template, and the tokenizer has "
-            "none, like that of most base models; set template: alpaca, or use a model with a chat template"
+            "no chat template (most base models have none); set template: alpaca, or use a model with a chat template"
         )
     return counts
 
@@ -120,7 +120,7 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
 
     Args:
         prompt: The prompt.
-        template: The setting `data.tokens.template`; `rendering_of` is the rule.
+        template: The setting `data.tokens.template`; `rendering_of` states what it selects.
         tokenizer: Provides the chat template; None if no prompt needs it.
         settings: Arguments and date of the chat template.
 
@@ -198,9 +198,9 @@ def render_transcript(
 
     Args:
         record: The record with the prompt.
-        answer: The last answer, one of the references.  If the record has an `answer`, this turn is rendered, with its
-            reasoning and tool calls.
-        template: The setting `data.tokens.template`; `rendering_of` is the rule.
+        answer: The last answer, one of the references.  If the field `answer` of the record is set, a chat template renders
+            that turn instead, with its reasoning and tool calls.
+        template: The setting `data.tokens.template`; `rendering_of` states what it selects.
         tokenizer: Provides the chat template; the Alpaca template does not use the tokenizer.
         every_turn: Whether to train on every answer of the assistant, and not only on the last answer.
         special: The tokenizer's special tokens; if None, the field `literal` of the result is empty.

@@ -41,22 +41,22 @@ class TokenizeConfig:
     Args:
         prompt_tokens: Maximum prompt length in tokens, >= 1.  Training leaves longer prompts out; evaluation keeps their last
             tokens.
-        response_tokens: Maximum answer length in tokens with the end token, >= 1.  A longer answer is truncated and has no end
-            token.
+        response_tokens: Maximum answer length in tokens, including the end token, >= 1.  A longer answer is truncated and has
+            no end token.
         template: "auto" renders each row by its form: conversations with the chat template of the tokenizer, instructions with
             the template of Stanford Alpaca, and a prompt with a completion verbatim.  "chat" renders all rows with the chat
-            template.  "alpaca" renders conversations as well with the Alpaca template.
+            template.  "alpaca" differs from "auto" only for conversations, which it renders with the Alpaca template.
         template_arguments: Arguments of the chat template by name, such as {enable_thinking: false}.  They are used in every
             rendering, in training and in evaluation.
-        template_date: Date and time that a chat template prints, in ISO format, such as 2026-11-30T09:00:00.  If None, and the
-            template prints a date, it is the time at which the run begins, which run.json then states.
+        template_date: Date and time that a chat template prints, in ISO format, such as 2026-11-30T09:00:00.  If None and the
+            template prints a date, the start time of the run is printed and stored in run.json.
         supervise: "last" trains on the last answer of a conversation, "every" on every answer of the assistant.
-        reference: Which of several references to train on: the "first", the "longest" or "shortest" in characters, or a
-            "random" one, which depends on the seed of the run.
+        reference: Which of several references (correct answers) to train on: the "first", the "longest" or "shortest" in
+            characters, or a "random" one, which depends on the seed of the run.
 
     Raises:
-        ConfigError: a length is below 1, a choice is unknown, an argument has a name that redistill itself sets, or the date is
-            not in ISO format.
+        ConfigError: a length is below 1, a choice is unknown, a template argument has a reserved or invalid name, or the date
+            is not in ISO format.
 
     Example:
         >>> TokenizeConfig(template="chat").prompt_tokens
@@ -85,7 +85,7 @@ class TokenizeConfig:
         for argument in self.template_arguments:
             if argument in RESERVED or not argument.isidentifier():
                 fault = "is set by redistill" if argument in RESERVED else "is not a name"
-                raise ConfigError(f"template_arguments.{argument[:60]}: {fault}; name a variable of the chat template")
+                raise ConfigError(f"template_arguments.{argument[:60]}: {fault}; give the name of a template variable")
         if self.template_date is not None and not is_date(self.template_date):
             raise ConfigError(f"template_date = {self.template_date!r}: must be in ISO format, such as 2026-11-30T09:00:00")
 
@@ -117,8 +117,8 @@ class TokenizeReport:
     Args:
         num_cut: Number of kept records whose answer was truncated.
         too_long: Records whose prompt is longer than the setting `prompt_tokens`.
-        rejected: Records that have no answer (unless prompts alone are allowed) or do not contain a target (a token that the
-            student is trained to predict), or that their template rejects.
+        rejected: Records without an answer (if answers are required), records without a target (a token that the student is
+            trained to predict), and records that their template rejects.
         special_tokens: Counts of special tokens in the text of the records.
     """
 
@@ -220,7 +220,7 @@ def _reasons(report: TokenizeReport, config: TokenizeConfig) -> str:
     first = f"{report.rejected[0].record_id}: {report.rejected[0].reason}" if report.rejected else ""
     long = f"{report.num_too_long} prompts are longer than prompt_tokens = {config.prompt_tokens}; raise prompt_tokens"
     if not report.rejected:
-        return f"{long} or use other data" if report.too_long else "there are none; use other data"
+        return f"{long} or use other data" if report.too_long else "there are no records; use other data"
     rejected = f"{len(report.rejected)} were rejected (first: {first})"
     return f"{rejected}, and {long} or use other data" if report.too_long else f"{rejected}; use other data"
 

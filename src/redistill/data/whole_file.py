@@ -10,7 +10,7 @@ from redistill.data.columns import COLUMNS
 from redistill.storage.json_text import JsonError, parse_json, parse_json_at
 
 HEAD_BYTES = 65_536
-"""Number of bytes at the start of a file in which faults of the whole file are searched."""
+"""Number of bytes at the start of a file that are searched for faults of the whole file."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _KNOWN = {
@@ -53,16 +53,16 @@ def fault_of_file(head: bytes, kind: str) -> str | None:
     if (fault := _encoding(head, start)) is not None:
         return fault
     if b"\n" not in head and _has_cr_lines(start, kind):
-        return "has lines that end with CR only, as old Mac files; convert them, for example with tr '\\r' '\\n' < OLD > NEW"
+        return "has lines that end with CR only, as in old Mac files; convert them, for example with tr '\\r' '\\n' < OLD > NEW"
     return _json_layout(start, len(head) < HEAD_BYTES, kind) if kind in ("jsonl", "json") and start.startswith(b"{") else None
 
 
 def single_byte_fault(first: str) -> str:
     """Return the fault of a file in a single-byte encoding.
 
-    `first` is the reason of its first faulty row.
+    `first` is the reason why the first faulty row is rejected, such as "not UTF-8 (byte 0xe9 at position 3)".
     """
-    return f"is {first}, and most rows are not; it may be Windows-1252 or Latin-1: {_UTF8.format('WINDOWS-1252')}"
+    return f"is {first}, like most rows; the file may be Windows-1252 or Latin-1: {_UTF8.format('WINDOWS-1252')}"
 
 
 def _encoding(head: bytes, start: bytes) -> str | None:

@@ -39,8 +39,8 @@ _PREPEND: Json = {"type": "Prepend", "prepend": _SPACE}
 Prefix = Literal["never", "first", "always", "every"]
 """Where a tokenizer inserts a space.
 
-"first": at the start of a text that does not start with a space.  "always": the same, and after added tokens.  "every": at the
-start of each text and after each added token, even before another space.
+"first": at the start of a text that does not start with a space.  "always": as "first", and also after added tokens.  "every":
+at the start of each text and after each added token, even before another space.
 """
 
 

@@ -1,4 +1,4 @@
 """Use of a trained student: export to other programs, publication, and chat.
 
-A finished run folder or a model comes in; nothing in this package trains or changes a run.
+The input is a finished run folder or a model. Nothing in this package trains a model or changes the files of a run.
 """

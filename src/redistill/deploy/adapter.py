@@ -22,8 +22,8 @@ from redistill.training import checkpoint
 def write_adapter(source: Source, folder: Path, allow_code: Sequence[str] = ()) -> list[str]:
     """Write the adapters of a student and its tokenizer to a folder.
 
-    If the run has merged its adapters into the student (`student.lora={export: merged}`), they are read from the checkpoint
-    with the best validation score.
+    If the run has merged its adapters into the student (`student.lora={export: merged}`), the adapters are read from the
+    checkpoint with the best validation score.
 
     Args:
         source: The student.
@@ -34,18 +34,18 @@ def write_adapter(source: Source, folder: Path, allow_code: Sequence[str] = ()) 
         Notes for the user.
 
     Raises:
-        ModelError: the student has no adapters, or their base has no name by which it could be loaded.
-        CheckpointError: the run has no checkpoints any more.
+        ModelError: the student has no adapters, or the files of its adapters are invalid.
+        CheckpointError: the adapters are merged, and the checkpoints of the run were deleted.
     """
     found = None if source.model.endswith(".gguf") else find_adapter(source.model, None)
     base = _write_files(source, found, folder) if found is not None else _from_checkpoint(source, folder, allow_code)
     if is_local(base) or Path(base).is_dir():
-        return [f"the adapters refer to their base by a path, {base}; set base_model_name_or_path for other machines"]
+        return [f"adapter_config.json names the base model by a path, {base}; change the path on another machine"]
     return []
 
 
 def _write_files(source: Source, adapter: Adapter, folder: Path) -> str:
-    """Write an adapter that was read from its folder, and return the name of its base."""
+    """Copy an adapter from its own folder to `folder`, and return the name of its base model."""
     import peft  # takes a second
 
     settings = peft.LoraConfig(
@@ -64,7 +64,7 @@ def _write_files(source: Source, adapter: Adapter, folder: Path) -> str:
 
 
 def _from_checkpoint(source: Source, folder: Path, allow_code: Sequence[str]) -> str:
-    """Write the adapters of a run's best checkpoint, and return the name of their base."""
+    """Write the adapters of a run's best checkpoint, and return the name of their base model."""
     student = None if source.run is None else student_source(load_config(source.run / RUN_FILE, (), allow_code))
     if source.run is None or student is None or student.lora is None:
         raise ModelError(f"{source.name}: has no LoRA adapters; set student.lora in the recipe, or use --to transformers")
@@ -73,8 +73,8 @@ def _from_checkpoint(source: Source, folder: Path, allow_code: Sequence[str]) ->
     step = None if newest is None else newest.state.get("training", {}).get("best_step")
     if not isinstance(step, int):
         raise CheckpointError(
-            f"{source.name}: its adapters are merged, and {checkpoints} has no checkpoint; use --to transformers, or train "
-            "with student.lora={export: adapter}"
+            f"{source.name}: the adapters are merged into the student, and {checkpoints} has no checkpoint; use "
+            "--to transformers, or train with student.lora={export: adapter}"
         )
     model, tokenizer = load_model(student, student.lora.quantise)
     base = model.name_or_path

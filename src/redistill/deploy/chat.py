@@ -1,4 +1,4 @@
-"""Answers of models to a conversation, generated and passed on token by token."""
+"""Generation of answers in a conversation, streamed token by token."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ class Speaker:
         """Generate the answer to a conversation.
 
         Args:
-            turns: The messages; the last one is of the user.
+            turns: The messages; the last one is a user message.
             config: How the answer is generated.
             emit: Function that is called with each new part of the answer.
 
@@ -81,7 +81,7 @@ class Speaker:
             The whole answer.  It is untrusted text.
 
         Raises:
-            DataError: the template rejects the conversation; or the model has too few positions for it.
+            DataError: the template rejects the conversation, or it has at least as many tokens as the model has positions.
         """
         from transformers import GenerationConfig, TextStreamer
 
@@ -92,7 +92,8 @@ class Speaker:
         longest = config.max_tokens if limit is None else min(config.max_tokens, limit - len(ids))
         if longest < 1:
             raise DataError(
-                f"{self.label}: the conversation has {len(ids)} tokens, and the model has {limit} positions; /reset"
+                f"{self.label}: the conversation has {len(ids)} tokens, and the model has {limit} positions; /reset starts "
+                "a new conversation"
             )
         parts: list[str] = []
 
@@ -120,7 +121,7 @@ class Speaker:
 
 
 def load_speakers(name: str, teacher: str | None, dtype: Literal["auto", "float32", "bfloat16"]) -> list[Speaker]:
-    """Load a model, and the teacher that answers beside it.
+    """Load a model, and optionally a second model that answers the same prompts.
 
     Args:
         name: A run folder, or the name of a model, as in `find_source`.
@@ -128,7 +129,7 @@ def load_speakers(name: str, teacher: str | None, dtype: Literal["auto", "float3
         dtype: "auto" or the dtype of the weights, as in `ModelConfig`.
 
     Raises:
-        ConfigError: `teacher` is "", but no run with a local teacher is known.
+        ConfigError: `teacher` is "", but `name` is not a run with a local teacher.
         ModelError: a model cannot be loaded.
     """
     source = find_source(name)
@@ -145,7 +146,7 @@ def _teacher(source: Source, name: str) -> ModelConfig:
         return find_source(name).config
     found = None if source.run is None else teacher_source(load_config(Path(source.run) / RUN_FILE))
     if found is None:
-        raise ConfigError(f"{source.name}: no local teacher is known; give one with --teacher MODEL")
+        raise ConfigError(f"{source.name}: is not a run with a local teacher; name the teacher with --teacher MODEL")
     return ModelConfig(model=found.model, revision=found.revision, adapter=found.adapter)
 
 

@@ -1,7 +1,7 @@
 """Export of a student to a folder that other programs read.
 
-The folder is written atomically, with a model card. Models are read through the checks of `models`, so that only plain weights,
-settings and tokenizers reach the folder.
+The folder is written atomically, with a model card. The package `models` checks each model that is read, so the folder contains
+only weights, settings and tokenizers, and no code.
 """
 
 import shlex
@@ -41,7 +41,7 @@ class Exported:
     Args:
         folder: The folder.
         files: Names of the files in the folder, in alphabetical order.
-        notes: Sentences about what other programs do differently.
+        notes: Notes for the user, such as settings that other programs treat differently.
         command: Command line that uses the folder.
         url: Address of the repository on the hub; None if nothing was uploaded.
     """
@@ -67,24 +67,25 @@ def export(
 
     Args:
         name: A run folder, or the name of a model, as in `find_source`.
-        target: "transformers" (safetensors, for vLLM as well), "adapter" (the LoRA adapters of PEFT), "gguf" (llama.cpp), or
-            "ollama" (GGUF with a Modelfile).
+        target: "transformers" (safetensors, for vLLM as well), "adapter" (LoRA adapters in the format of PEFT), "gguf"
+            (llama.cpp), or "ollama" (GGUF with a Modelfile).
         out: The folder to write, which must be new or empty.  If None, it is `export/TARGET` in the run folder, or
             `exports/NAME-TARGET` for a model without a run; an earlier export there is replaced.
-        dtype: dtype of the weights; if None, it is that of the model's files for "transformers", and float16 for GGUF.
+        dtype: dtype of the weights.  If None, "transformers" keeps the dtype of the model's files, and the GGUF file of the
+            other targets has float16.
         repository: Repository of the hub to upload the folder to, as owner/name; None uploads nothing.
         api: The client of the hub; if None, it is created with the token of this user.
         allow_code: Modules that may be imported for external components of the run's recipe; only "adapter" reads the recipe.
 
     Returns:
-        The folder, and what to do with it.
+        The folder, its files, notes for the user, and a command line that uses the folder.
 
     Raises:
-        ConfigError: `target`, `dtype` and `repository` cannot be combined or are invalid.
+        ConfigError: `repository` is not a valid name, nothing can be uploaded, or `dtype` is given for "adapter".
         CheckpointError: the run has no trained student, or its files are damaged.
-        ModelError: the model cannot be loaded; it has no adapters; or its family or tokenizer cannot be written as GGUF, in
-            which case the message has the command lines for the converter of llama.cpp.
-        OutputError: the folder is not empty, or cannot be written or uploaded.
+        ModelError: the model cannot be loaded, it has no adapters, or its family or tokenizer cannot be written as GGUF.  In
+            the last case, the message contains command lines that convert the model with llama.cpp.
+        OutputError: the folder is not empty, or it cannot be written or uploaded.
     """
     if target == "adapter" and dtype is not None:
         raise ConfigError(f"--dtype {dtype}: adapters are exported in float32; omit --dtype")
@@ -94,7 +95,7 @@ def export(
     folder = _default_folder(source, target) if out is None else out
     check_path(folder)
     if out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: is not empty; choose another --out, or remove it")
+        raise OutputError(f"{folder}: is not empty or not a folder; choose another --out, or remove it")
     with folders.new_folder(folder.absolute()) as made:
         if target == "adapter":
             notes = write_adapter(source, made, allow_code)
@@ -126,14 +127,14 @@ def _write_gguf(source: Source, folder: Path, target: Target, dtype: Dtype) -> l
     try:
         write_gguf(folder / GGUF_NAME, model, tokenizer, label=source.label, dtype=dtype)
     except UnsupportedError as error:
-        raise ModelError(f"{source.name}: {error}; convert it with llama.cpp: {_converter(source, dtype)}") from error
+        raise ModelError(f"{source.name}: {error}; convert the model with llama.cpp: {_converter(source, dtype)}") from error
     notes = []
     if (length := context_length(model.config)) < model.config.max_position_embeddings:
         notes.append(f"llama.cpp has no sliding window for this family, so the file limits texts to {length} tokens")
     if target == "ollama":
         notes += _write_modelfile(source, folder, model, tokenizer)
     elif not tokenizer.chat_template:
-        notes.append("the tokenizer has no chat template; llama.cpp's chat commands use another one, so send whole prompts")
+        notes.append("the tokenizer has no chat template; send complete prompts: the chat of llama.cpp uses another template")
     return notes
 
 
@@ -143,9 +144,9 @@ def _write_modelfile(source: Source, folder: Path, model: CausalModel, tokenizer
     stops = [tokenizer.decode([number]) for number in end_token_ids(model, tokenizer)]
     files.write_text(folder / "Modelfile", modelfile(GGUF_NAME, pieces, stops))
     if pieces is None:
-        return ["the chat template cannot be written for Ollama, which chooses one itself; check `ollama show --modelfile`"]
+        return ["Ollama cannot use the chat template and selects another one; see `ollama show --modelfile`"]
     if pieces.before_system is None:
-        return ["the chat template has no system message; Ollama ignores system messages for this model"]
+        return ["the chat template does not render system messages; Ollama ignores them for this model"]
     return []
 
 

@@ -1,4 +1,4 @@
-"""Model families that are written as GGUF files: one entry of `FAMILIES` for each.
+"""Model families that can be written as GGUF files, listed in `FAMILIES`.
 
 GGUF is the file format of llama.cpp. The names of tensors and of metadata come from the gguf package. An entry states what
 differs between families: the layout of weights, and the settings that llama.cpp can compute.
@@ -27,7 +27,7 @@ def _unchanged(name: str, weight: torch.Tensor, config: ModelSettings) -> torch.
 
 
 def _interleaved(name: str, weight: torch.Tensor, config: ModelSettings) -> torch.Tensor:
-    """Reorder the rows of query and key for the rotary embedding of llama.cpp.
+    """Reorder the rows of the query and key weights for the rotary embedding of llama.cpp.
 
     transformers rotates row i of a head together with row i + head_dim / 2, and llama.cpp rotates adjacent rows.
     """
@@ -52,9 +52,9 @@ class Family:
         architecture: Name of the architecture in GGUF.
         weight: Function that returns a weight in the layout of llama.cpp.  Its arguments are the name of the weight in
             transformers, the weight, and the config of the model.
-        allowed: Fields of the config that llama.cpp cannot change, with the values that it computes.  A field that is missing
+        allowed: Fields of the config for which llama.cpp supports only some values, with these values.  A field that is missing
             in a config is not checked.
-        rope_types: Kinds of rotary embedding that llama.cpp computes for this architecture.
+        rope_types: Kinds of rotary embedding that llama.cpp supports for this architecture.
     """
 
     architecture: str
@@ -83,31 +83,32 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: ModelSettings) -> Family:
-    """Return the family of a model; check that llama.cpp computes its settings.
+    """Return the family of a model; check that llama.cpp supports the settings.
 
     Raises:
-        UnsupportedError: the family has no entry in `FAMILIES`, or a setting has a value that llama.cpp does not compute.
+        UnsupportedError: the family has no entry in `FAMILIES`, or llama.cpp does not support the value of a setting.
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise UnsupportedError(f"the family {config.model_type} is not written (only {', '.join(FAMILIES)})")
+        raise UnsupportedError(f"the family {config.model_type} is not written as GGUF (only {', '.join(FAMILIES)})")
     for name, allowed in family.allowed.items():
         value = getattr(config, name, allowed[0])
         if value not in allowed:
-            raise UnsupportedError(f"{name} = {value!r} is not computed by llama.cpp for the family {config.model_type}")
+            raise UnsupportedError(f"{name} = {value!r} is not supported by llama.cpp for the family {config.model_type}")
     rope = _rope(config)
     kind = rope.get("rope_type", "default")
     if kind not in family.rope_types:
-        raise UnsupportedError(f"the rotary embedding {kind!r} is not written for the family {config.model_type}")
+        raise UnsupportedError(f"the rotary embedding {kind!r} is not supported for the family {config.model_type}")
     if rope.get("partial_rotary_factor") not in (None, 1.0):
-        raise UnsupportedError(f"partial_rotary_factor = {rope['partial_rotary_factor']} is not written")
+        raise UnsupportedError(f"partial_rotary_factor = {rope['partial_rotary_factor']} is not supported")
     return family
 
 
 def context_length(config: ModelSettings) -> int:
     """Return the longest text, in tokens, that llama.cpp computes correctly.
 
-    llama.cpp ignores sliding windows of these families, so that texts are limited to the length of the window.
+    llama.cpp ignores the sliding windows of the families in `FAMILIES`.  With a sliding window, the result is therefore at most
+    the length of the window.
     """
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
     window = getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
@@ -145,7 +146,7 @@ def write_settings(writer: "GGUFWriter", config: ModelSettings) -> None:
 def weights_of(model: CausalModel, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield each tensor in the layout of llama.cpp, with its name in GGUF.
 
-    A head that is tied to the embeddings is left out: llama.cpp then uses the embeddings.
+    An output head that is tied to the embeddings is left out; llama.cpp then uses the embeddings as the head.
 
     Raises:
         UnsupportedError: a weight has no name in GGUF.
@@ -168,7 +169,7 @@ def weights_of(model: CausalModel, family: Family) -> Iterator[tuple[str, torch.
 
 
 def _number(config: ModelSettings, name: str) -> int:
-    """Return a field of the config that all families in `FAMILIES` have, under this name or another one."""
+    """Return a field of the config, such as hidden_size; configs of some families map it to a field of another name."""
     return int(getattr(config, name))
 
 

@@ -1,6 +1,6 @@
 """Writes a model as a GGUF file, the format of llama.cpp and Ollama.
 
-The gguf package writes the file. One tensor at a time is converted, so that the memory in use is that of the model.
+The gguf package writes the file. Tensors are converted one at a time, so little memory is needed in addition to the model.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def write_gguf(path: Path, model: CausalModel, tokenizer: Tokenizer, *, label: s
         dtype: dtype of the matrices.
 
     Raises:
-        UnsupportedError: redistill cannot write models of this family, or tokenizers of this kind.
+        UnsupportedError: redistill cannot write models of this family or tokenizers of this kind.
         ModelError: a weight is too large for float16.
         OSError: the file cannot be written.
     """

@@ -26,16 +26,16 @@ def check_push(repository: str) -> None:
         repository: Name of the repository, as owner/name.
 
     Raises:
-        ConfigError: the name has another form; no token is stored; or the offline mode of huggingface_hub is set.
+        ConfigError: the name is not of the form owner/name, no access token is stored, or HF_HUB_OFFLINE is set.
     """
     from huggingface_hub import constants, get_token
 
     if not HUB_NAME.fullmatch(repository):
         raise ConfigError(f"--push {plain_line(repository)[:100]}: must be OWNER/NAME, the name of a repository on the hub")
     if constants.HF_HUB_OFFLINE:
-        raise ConfigError(f"--push {repository}: HF_HUB_OFFLINE is set, so that nothing is uploaded; unset it")
+        raise ConfigError(f"--push {repository}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it")
     if get_token() is None:
-        raise ConfigError(f"--push {repository}: there is no token of the hub; set HF_TOKEN, or run `hf auth login`")
+        raise ConfigError(f"--push {repository}: no access token of the hub is stored; set HF_TOKEN, or run `hf auth login`")
 
 
 def push(folder: Path, repository: str, api: HubApi | None = None) -> str:

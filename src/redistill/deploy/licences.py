@@ -1,4 +1,4 @@
-"""Licences that the folders of models name, for the model card.
+"""Licences of models for the model card, as the folders of the models state them.
 
 Nothing is looked up on the hub: for a hub model, only its card in the local cache is read.
 """
@@ -23,8 +23,8 @@ def licences_of(source: Source) -> Mapping[str, str]:
         source: The student.
 
     Returns:
-        For the teacher and the base of the student, as named in run.json, or for the model itself: the licence in the model
-        card of its folder, or "unknown: check".
+        Name of a model -> the licence in the model card of its folder, or "unknown: check".  For the student of a run, the
+        models are the teacher and the base model that run.json names; for any other model, the only key is the model itself.
     """
     names = [source.model]
     if source.run is not None:

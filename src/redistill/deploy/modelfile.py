@@ -1,8 +1,8 @@
 """The Modelfile of Ollama, with the prompt template of the training.
 
-Ollama does not render the Jinja template of a GGUF file: it compares this template with those that it knows, and without a
-match it sends the text of the user verbatim. The template is therefore written in Ollama's own language, Go's text/template. It
-is derived from rendered conversations, and compared with the rendering of further conversations.
+Ollama does not render the Jinja template of a GGUF file. Ollama recognises some templates; for any other template, it sends the
+text of the user verbatim. This module therefore writes the template in the template language of Ollama, Go's text/template.
+The Go template is derived from rendered conversations, and then checked against the rendering of further conversations.
 """
 
 import json
@@ -22,7 +22,7 @@ _SYSTEM, _USER, _ANSWER, _NEXT = "Xsystem0X", "Xuser1X", "Xanswer2X", "Xuser3X"
 
 @dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """The constant texts of a template, which stand before and after messages.
+    """The constant texts of a template before, between and after messages.
 
     Args:
         default: Text before the first user message of a conversation without a system message.
@@ -42,7 +42,7 @@ class Pieces:
     after_answer: str
 
     def rendered(self, turns: Sequence[Turn]) -> str:
-        """Render a conversation that ends with a user message, as Ollama does."""
+        """Render a conversation that ends with a user message, as Ollama would render it."""
         system = "\n\n".join(turn.content for turn in turns if turn.role == "system")
         has_system = bool(system) and self.before_system is not None
         text = f"{self.before_system}{system}{self.after_system}" if has_system else self.default
@@ -73,13 +73,13 @@ def pieces_of(tokenizer: Tokenizer, template: Template, settings: ChatSettings =
     """Find the constant texts of a prompt template.
 
     Args:
-        tokenizer: Provides the chat template.  If it puts its begin token before a text, the begin token is removed from the
-            template, since Ollama adds it as well.
+        tokenizer: Provides the chat template.  If the tokenizer puts its begin token before a text, this token is removed from
+            the template, because Ollama also adds it.
         template: "alpaca" or "chat".
         settings: Arguments and date of the chat template.
 
     Returns:
-        The texts; None if they depend on the content or on the number of messages, so that they cannot be found.
+        The texts.  None if the texts between messages depend on the content or number of the messages.
     """
 
     def render(*turns: Turn) -> str:
@@ -146,8 +146,8 @@ def _parts(text: str, *contents: str) -> list[str]:
 def _go(text: str) -> str:
     """Return an action of Go's template language that prints `text`; "" for an empty text.
 
-    Go reads the string literals of JSON.  Double quotes are escaped as well, so that the literal cannot contain the three
-    quotes that end a TEMPLATE.
+    The text is written as a JSON string literal, which Go accepts.  Double quotes are escaped, so the literal cannot contain
+    the three double quotes that end a TEMPLATE.
     """
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
 

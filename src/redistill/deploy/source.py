@@ -1,4 +1,4 @@
-"""The student of a run, or another model, by the name that a user gives."""
+"""Lookup of the model that a user names: the student of a run, or another model."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ class Source:
 
     @property
     def config(self) -> ModelConfig:
-        """The model with the dtype of its files."""
+        """Settings that load the model with the dtype of its files."""
         return ModelConfig(model=self.model, dtype="auto")
 
     @property
@@ -38,7 +38,7 @@ class Source:
 
 
 def find_source(name: str) -> Source:
-    """Find the model of a run folder or of the name of a model.
+    """Find the model that a user names, and the run that trained it.
 
     Args:
         name: A run folder, a model folder, a hub name, or the path of a .gguf file.  The folder `model` of a run folder also
@@ -46,7 +46,7 @@ def find_source(name: str) -> Source:
 
     Raises:
         CheckpointError: the run folder has no trained student.
-        ConfigError: `name` is not the name of a model.
+        ConfigError: `name` is not a valid name of a model.
     """
     path = Path(name)
     if (path / RUN_FILE).is_file():
@@ -59,7 +59,7 @@ def find_source(name: str) -> Source:
 
 
 def tokens_for(source: Source, tokenizer: Tokenizer) -> TokenizeConfig:
-    """Return the settings with which the prompts of a model are rendered.
+    """Return the settings for rendering the prompts of a model.
 
     The student of a run has the settings that the run was trained with.  Another model has the chat template of its tokenizer,
     or the Alpaca template if the tokenizer has no chat template.

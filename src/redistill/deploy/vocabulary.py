@@ -61,7 +61,7 @@ class Vocabulary:
         rule: llama.cpp's name of the rule that divides a text into words.
         tokens: Text of each token, by id.
         types: Type of each token.
-        merges: Pairs of tokens that are merged, the first one first.
+        merges: Pairs of tokens that are merged, in order of priority.
         scores: Score of each token; the pair whose merged token has the highest score is merged first.  None for "gpt2".
         adds_space: Whether a space is put before a text; None for "gpt2".
     """
@@ -80,7 +80,7 @@ def vocabulary_of(tokenizer: Tokenizer, rows: int) -> Vocabulary:
 
     Args:
         tokenizer: A tokenizer of transformers.
-        rows: Number of rows of the embeddings.  Ids without a token get an unused token.
+        rows: Number of rows of the embeddings.  Ids without a token get a placeholder of the type UNUSED.
 
     Raises:
         UnsupportedError: llama.cpp has no tokenizer of this kind.
@@ -91,7 +91,7 @@ def vocabulary_of(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     described: dict[str, Any] = json.loads(backend.to_str())
     model, added = described["model"], {token["id"]: token for token in described["added_tokens"]}
     if model["type"] != "BPE":
-        raise UnsupportedError(f"its tokenizer is of the type {model['type']}, and only BPE is written")
+        raise UnsupportedError(f"its tokenizer has the type {model['type']}, and only BPE is supported")
     vocabulary = {number: token for token, number in model["vocab"].items()}
     merges = [(first, second) for first, second in model["merges"]]
     is_sentencepiece = bool(model.get("byte_fallback"))
@@ -176,12 +176,12 @@ def _rule(described: Mapping[str, Any]) -> str:
     """Return llama.cpp's name of the rule by which a byte-level tokenizer divides a text into words."""
     normalizer = described["normalizer"]
     if normalizer is not None and normalizer["type"] != "NFC":  # llama.cpp reads the text as it is, which is mostly NFC
-        raise UnsupportedError(f"its tokenizer changes texts by {normalizer['type']}, which llama.cpp does not do")
+        raise UnsupportedError(f"its tokenizer normalises texts with {normalizer['type']}, and llama.cpp does not")
     first = described["pre_tokenizer"] or {"type": "none"}
     steps = tuple(filter(None, map(_step, first.get("pretokenizers", [first]))))
     rule = _RULES.get((steps, bool(described["model"].get("ignore_merges"))))
     if rule is None:
-        raise UnsupportedError("its tokenizer divides texts by a rule that is not known to be one of llama.cpp")
+        raise UnsupportedError("its tokenizer divides texts by a rule that matches no known rule of llama.cpp")
     return rule
 
 

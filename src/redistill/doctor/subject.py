@@ -223,8 +223,8 @@ def without_cache(run: Run) -> Run:
     """
     if isinstance(run.teacher, CachedTeacherConfig):
         raise ConfigError(
-            "teacher.kind = 'cached': has no hidden states of the rows that doctor examines; give the recipe that names "
-            "teacher.model and made the cache"
+            "teacher.kind = 'cached': has no hidden states of the rows that doctor examines; pass the recipe that created the "
+            "cache, which names teacher.model"
         )
     teacher = replace(run.teacher, cache=None) if isinstance(run.teacher, TeacherConfig) else run.teacher
     return replace(run, teacher=teacher)
@@ -254,7 +254,7 @@ def read_texts(config: Run, tokenizer: Tokenizer) -> Texts:
     rows = [record for source, split in named for record in survey_records(source, split=split)[0]]
     if not rows:
         raise DataError(
-            "doctor: the training data has no usable row with an answer, and its checks read answers; `redistill data check "
+            "doctor: the training data has no usable row with an answer, and the checks need answers; `redistill data check "
             "--recipe` lists the rows"
         )
     records = spread(rows, SAMPLE_ROWS)

@@ -188,7 +188,7 @@ def prompt_targets(subject: Subject) -> Findings:
     return [
         Finding(
             what=f"the targets of {wrong[0].record.record_id} are not its answers",
-            measured=f"{len(wrong)} of {len(examples)} rows; its targets begin with "
+            measured=f"{len(wrong)} of {len(examples)} rows; the first one's targets begin with "
             f"{quoted(subject.tokenizer.decode(marked[:12]))}",
             right="targets that begin where the prompt of evaluation ends",
             remedy="fix the chat template so that the rendered prompt is a prefix of the rendered prompt with its answer, "

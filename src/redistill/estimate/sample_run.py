@@ -157,9 +157,9 @@ def _notes(run: Run) -> list[str]:
     found = {
         length: policy.sampling is not None or policy.needs.teacher_text,
         "the time of text generation is that of an engine in this process": not isinstance(run.engine, LocalEngineConfig),
-        "the teacher does not run in this process; one layer is timed instead of it": not is_local,
-        "the student's body is timed without the compilation by training.compile = all": run.training.compile == "all",
-        "memory is that of quantised weights, time that of weights that are not quantised": is_quantised,
+        "the teacher does not run in this process; a model with one layer is timed in its place": not is_local,
+        "the student is timed without the compilation of its body (training.compile = all)": run.training.compile == "all",
+        "memory is estimated with quantised weights, time with weights that are not quantised": is_quantised,
         "fine-tuning before the run (`finetune`) is not included": is_tuned or run.starts_finetuned,
     }
     return [note for note, applies in found.items() if applies]

@@ -144,8 +144,8 @@ class ResponseFiles:
         """Generate the missing answers of one responses file, and return all its lines.
 
         There is one file for each data set and seed.  The lines are in the order of `rows`.  Each process generates a part of
-        the answers.  If an existing line lacks a metric, the metric is computed from the response.  If it is not an answer at
-        all, the answer is generated again.
+        the answers.  If an existing line lacks a metric, the metric is computed from the response.  If a line does not
+        contain an answer, the answer is generated again.
         """
         name = f"{dataset}-seed{seed}"
         existing = [line for path in self._files(name) for line in cast("list[Line]", files.read_lines(path))]

@@ -1,8 +1,8 @@
 """Text generation by a model of this process, with a random stream per sequence.
 
-Token t of a sequence is sampled with the t-th group of random numbers of the sequence's own stream; see `sample_rows`.  So a
-response does not depend on its batch, on the order of the requests, or on the number of processes.  This holds up to rounding:
-another batch changes the last bits of floating-point sums, which very rarely changes a token.
+Token t of a sequence is sampled with the t-th group of random numbers of the sequence's own stream; see `sample_rows`.  A
+response therefore does not depend on its batch, on the order of the requests, or on the number of processes, except for
+rounding: another batch changes the last bits of floating-point sums, which very rarely changes a token.
 
 With a teacher, student and teacher read the same tokens, each with its own KV cache.  Each token is sampled from the mixture of
 both distributions.

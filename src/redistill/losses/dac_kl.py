@@ -10,8 +10,8 @@ field of `DacKLConfig` selects the interpretation.  The defaults are closest to 
 options.
 
 The functions return one value per row, and depend on no language model.  The [N, V] tensors of a chunk of rows need most of the
-memory.  Therefore none of them are concatenated.  The backward pass recomputes the soft gate (the smooth function from which
-f_sub gets its gradient) instead of storing it.
+memory, so they are never concatenated.  For the same reason, the backward pass recomputes the soft gate (the smooth function
+from which f_sub gets its gradient) instead of storing it.
 """
 
 import math
@@ -225,8 +225,9 @@ class DacKL(nn.Module):
 
     The unit is nats per token.  DAC-KL is not a divergence in the strict sense.  Without normalisation it may be negative.  The
     network f_sub, which predicts the interval, can reduce the loss by excluding every class with p > q (p is the teacher, q the
-    student).  The minimum of both together keeps the tail and the arg max, and at last the arg max alone.  Therefore monitor
-    `recovered` of the metrics: the fraction of the mass beside the arg max that is kept.
+    student).  If student and f_sub both minimise the loss, the kept classes shrink to the tail and the arg max, and finally to
+    the arg max alone.  To detect this, monitor the metric `recovered`: the fraction of the teacher's mass outside its arg max
+    that is kept.
 
     Args:
         config: Settings of DAC-KL.

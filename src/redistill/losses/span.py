@@ -87,7 +87,7 @@ def span_loss(
 
     p is the teacher, q the student.  n_s is the number of spans, n_si the number of tokens of span i, and j runs over the pairs
     (j, j + 1) of span i.  Source: MGSR (arXiv 2407.10068), Eq. 9-10.  0 <= L <= sqrt(2), or 2 if `config.squared`.  L is 0 if p
-    and q are equal or if there is no span.  The gradient flows through q only; a pair whose norm is 0 contributes 0 to it.
+    and q are equal or if there is no span.  The gradient flows through q only; a pair whose norm is 0 has a gradient of 0.
 
     Args:
         logq_TV: Student log-probabilities of one sample's rows; float64 stays float64, all else is computed in float32.
@@ -117,7 +117,7 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
     """Return the weight w_n of each pair of neighbouring rows (n, n + 1).
 
     The span loss of the sample is the sum of w_n d_n, where d_n is the `pair_distance` of rows n and n + 1.  The last weight
-    is always 0, since the last row has no next row in the sample.  So samples can be concatenated.
+    is always 0, since the last row has no next row in the sample.  The rows of several samples can therefore be concatenated.
 
     Args:
         spans: Half-open ranges of rows.

@@ -109,7 +109,7 @@ def config_fields(what: str, fields: Mapping[str, Json]) -> Fields:
 
 
 def _config(what: str, fields: Mapping[str, Json], kind: type[PretrainedConfig] | None) -> Fields:
-    """The allowed fields of a config of the class `kind`; None is an unknown class.
+    """The allowed fields of a config of the class `kind`, which is None for an unknown class.
 
     A field that contains another config is filtered by the class of that config.
     """

@@ -1,7 +1,7 @@
-"""Models of some layers of another model, read from the files of the other model.
+"""Builds a model from some layers of a source model, read from its files.
 
-Only the weights of the chosen layers, and those outside of the layers, are read.  The memory of the other layers is not needed,
-as it is for `initialise.student_from_layers`, which copies from a loaded teacher.
+Only the weights of the chosen layers, and the weights outside of all layers (such as embeddings and head), are read.  The other
+layers need no memory.  In contrast, `initialise.student_from_layers` copies layers from a teacher that is loaded as a whole.
 """
 
 import re
@@ -59,11 +59,11 @@ class LayerFiles:
 
         Args:
             chosen: Indices of the layers.
-            outside: The weights outside of the layers, from an earlier model of this function, which the new model shares.  If
-                None, they are read.
+            outside: The weights outside of all layers, from a model that an earlier call returned; both models then share these
+                weights.  If None, they are read.
 
         Returns:
-            The model in eval mode on the CPU.  None if the family's weights have other names in files.
+            The model in eval mode on the CPU.  None if the family's weights have other names in files than in memory.
 
         Raises:
             ModelError: a file is damaged, or the family's config cannot be shortened.
@@ -121,8 +121,8 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
         layers: Number or indices of the layers; see `InitialiseConfig`.
 
     Returns:
-        A student with the weights of `student_from_layers`, in eval mode on the CPU.  None if the files of this teacher cannot
-        be read in parts (`layer_files`), or if the family's weights have other names in files.
+        A student with the same weights as that of `student_from_layers`, in eval mode on the CPU.  None if the files of this
+        teacher cannot be read in parts (`layer_files`), or if the family's weights have other names in files than in memory.
 
     Raises:
         ConfigError: the teacher does not have all of `layers`.
@@ -145,9 +145,9 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
 def _weights(
     paths: list[Path], name: str, chosen: tuple[int, ...], *, skips_others: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the memory-mapped weights of the chosen layers with the student's names, and those outside of the layers.
+    """Yield names in the student and memory-mapped weights, of the chosen layers and outside of all layers.
 
-    `name` is the name of the layer list, such as "layers".  With `skips_others`, those outside of the layers are not yielded.
+    `name` is the name of the layer list, such as "layers".  With `skips_others`, only weights of the chosen layers are yielded.
     """
     pattern = layer_name(name)
     for path in paths:
@@ -172,7 +172,7 @@ def layer_name(name: str) -> re.Pattern[str]:
 def _filled(
     family: type[CausalModel], settings: ModelSettings, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> CausalModel | None:
-    """Return a model of a family with these weights; None if a weight is missing or has another shape."""
+    """Return a model of a family with these weights; None if one is missing or differs in shape from the model."""
     model, report = family.from_pretrained(
         None,
         config=settings,

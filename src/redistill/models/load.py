@@ -1,6 +1,6 @@
 """Loading of models and tokenizers from the hub, a folder or a GGUF file.
 
-Weights are read from safetensors and GGUF files only, and no code from a model is run. Every failure is an error of one line.
+Weights are read from safetensors and GGUF files only, and no code from a model is run. Error messages have one line.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from redistill.models.weight_files import INDEX, SINGLE, Stored, stored_tensors
 from redistill.processes.memory import machine_bytes
 from redistill.storage.redaction import printable
 
-# Implementations in transformers and torch; others are kernels that may be downloaded from the hub.
+# The implementations in transformers and torch; all other names select kernels that may be downloaded from the hub.
 _IMPLEMENTATIONS = {
     "_attn_implementation": (None, "eager", "sdpa"),
     "_experts_implementation": (None, "eager", "batched_mm", "grouped_mm"),
@@ -207,8 +207,8 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
 def checkpoint_activations(model: nn.Module) -> None:
     """Enable gradient checkpointing.
 
-    The method for it has different names in different releases of transformers; the function calls the one that the installed
-    release has.
+    The method of a model that enables it has different names in different releases of transformers; this function calls the
+    method of the installed release.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})

@@ -1,8 +1,8 @@
 """The body of a model whose layers are read from disk one after another.
 
-Each layer reads all batches before the next layer is loaded, so that only one layer and the weights outside of the layers are
-in memory.  A layer is loaded as a model that has only this layer: the family's own code then computes masks and positions.  The
-embedding of this model is replaced by the states after the layer before.
+Each layer processes all batches before the next layer is loaded, so that only one layer and the weights outside of the layers
+are in memory.  A layer is loaded as a model that has only this layer, so that the family's own code computes masks and
+positions.  The embeddings of this model are replaced by the output of the previous layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ class StreamedBody:
         first: The model of the first layer alone, on `device`; it has the head of the whole model.
 
     Raises:
-        ModelError: the family's forward cannot be run layer by layer.
+        ModelError: models of this family cannot be run layer by layer.
     """
 
     def __init__(self, files: LayerFiles, device: torch.device | str) -> None:
@@ -56,8 +56,8 @@ class StreamedBody:
     def read(self, batches: Sequence[Batch], tick: Tick) -> Iterator[torch.Tensor]:
         """Yield the last hidden states of the rows of each batch, [N, E].
 
-        All batches are read by the first layer, then by the second one, and so on.  The states of all tokens of the batches are
-        in memory, on `device`.
+        The first layer processes all batches, then the second layer, and so on.  The hidden states of all tokens of the batches
+        are in memory, on `device`.
 
         Args:
             batches: The batches, on `device`.
@@ -90,7 +90,7 @@ class StreamedBody:
 
     @torch.no_grad()
     def _check(self, first: CausalModel) -> None:
-        """Compare a model of two layers, each with the weights of the first, with the same layers run one after another.
+        """Compare a model of two layers, both with the weights of the first layer, with a run of its layers one by one.
 
         Raises:
             ModelError: the results differ, or the layer cannot be run by itself.
@@ -111,7 +111,7 @@ class StreamedBody:
             raise self._rejected("a layer of it cannot be run by itself") from error
         is_token_BT = mask_BT.bool()
         if not torch.equal(found_BTE[is_token_BT], expected_BTE[is_token_BT]):
-            raise self._rejected("its layers depend on more than the states after the layer before")
+            raise self._rejected("its layers depend on more than the output of the previous layer")
 
     def _rejected(self, reason: str) -> ModelError:
         family = text_config(self._files.whole).model_type
@@ -127,12 +127,12 @@ class _Reached(Exception):
 def _run_layer(
     model: CausalModel, ids_BT: torch.Tensor, mask_BT: torch.Tensor, before_BTE: torch.Tensor | None, is_last: bool
 ) -> torch.Tensor:
-    """Return the states after the only layer of a model, or after the final norm if the layer is the last one.
+    """Return the output of the only layer of a model; for the last layer, the output of the final norm.
 
     Args:
         model: The model of this layer alone.
         ids_BT, mask_BT: Token ids and mask of a batch.
-        before_BTE: The states after the layer before; None for the first layer, which receives the embeddings.
+        before_BTE: The output of the previous layer; None for the first layer, whose input are the embeddings.
         is_last: Whether the layer is the last one of the whole model.
     """
     (layer,) = layer_list(model)[1]

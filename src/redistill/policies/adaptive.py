@@ -85,7 +85,7 @@ class Adaptive(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every policy must have.
+        `redistill.testing` checks for each of them the properties that every policy must have.
         """
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
 

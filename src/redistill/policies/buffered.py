@@ -18,9 +18,9 @@ class Buffered(WrappingNode):
     """Text sampled from a buffer of the newest `capacity` generated sequences.
 
     Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
-    the buffer, uniformly and without replacement.  The text comes from another policy, `source`.  Gold answers of this policy
-    are not replaced.  This policy may return more sequences than prompts, such as a draft and a revision of the draft for one
-    prompt; then the surplus sequences are added to the buffer, and are not part of the result.
+    the buffer, uniformly and without replacement.  The text comes from another policy, `source`.  Gold answers that
+    `source` returns are not replaced.  `source` may return more sequences than prompts, such as a draft and a revision of the
+    draft for one prompt; the surplus sequences are added to the buffer, and are not part of the result.
 
     Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD.  That
     code has a buffer of 1000 sequences per process.  Here all processes share one buffer, so that the result does not depend on
@@ -51,7 +51,7 @@ class Buffered(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every policy must have.
+        `redistill.testing` checks for each of them the properties that every policy must have.
         """
         return (cls(), cls(capacity=12))
 

@@ -51,7 +51,7 @@ class StudentGenerated(PolicyNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every policy must have.
+        `redistill.testing` checks for each of them the properties that every policy must have.
         """
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
@@ -100,7 +100,7 @@ class TeacherMixed(StudentGenerated):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every policy must have.
+        `redistill.testing` checks for each of them the properties that every policy must have.
         """
         return (cls(), cls(teacher_share=0.5, temperature=0.7, top_p=0.9))
 

@@ -5,9 +5,9 @@ ways.  First, its padding token is the end token, and removing the padding also 
 the labels are not shifted: the label at position t is token t instead of token t + 1.
 
 The public code computes the divergence at the positions whose label is not -100 (the label of prompt and padding): since labels
-are not shifted, these are the positions of the response tokens.  But the logits at a position predict the next token.  So the
-prediction of the first response token is excluded, and the prediction after the last response token is included.  The
-divergence itself does not use the labels.
+are not shifted, these are the positions of the response tokens.  The logits at a position predict the next token, however.  The
+code therefore excludes the prediction of the first response token, and includes the prediction after the last response token.
+The divergence itself does not use the labels.
 """
 
 from dataclasses import replace

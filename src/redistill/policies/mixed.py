@@ -48,7 +48,7 @@ class Mixed(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every policy must have.
+        `redistill.testing` checks for each of them the properties that every policy must have.
         """
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 

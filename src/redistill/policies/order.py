@@ -1,7 +1,7 @@
 """The order of the training data, and random choices between answers.
 
-Random generators are created from keys such as (seed, purpose, step, sample).  So random numbers depend neither on the number
-of processes nor on whether a run was resumed.
+Random generators are created from keys such as (seed, purpose, step, sample).  Random numbers therefore do not depend on the
+number of processes, or on whether a run was resumed.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,8 @@ class GoldItem:
         """The gold answer.
 
         Raises:
-            ConfigError: the training data has no answer to the prompt; a policy that uses gold answers declares this need.
+            ConfigError: the training data has no answer to the prompt.  A policy that uses gold answers must declare this in
+                `needs`, so that such data is rejected when it is read.
         """
         if self.gold is None:
             raise ConfigError(

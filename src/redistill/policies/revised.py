@@ -117,7 +117,7 @@ class Revised(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every policy must have.
+        `redistill.testing` checks for each of them the properties that every policy must have.
         """
         return (
             cls(),
@@ -170,10 +170,10 @@ class RevisedSource(Wrapping):
         return replaced(sequences, indices, revised)
 
     def metrics(self) -> Mapping[str, Json]:
-        """Return counts of the revisions of the last step.
+        """Return metrics of the revisions of the last step.
 
-        They are their number, and the fraction with an unchanged tail.  An unchanged tail follows the error token in the
-        revised sequence as in the draft, so that only one token is new.
+        The metrics are the number of revisions, and the fraction of them with an unchanged tail.  A tail is unchanged if the
+        tokens after the error token are the same as in the draft, so that the revision changes only one token.
         """
         revisions, same = self._counts
         fraction = {"unchanged_tails": same / revisions} if revisions else {}

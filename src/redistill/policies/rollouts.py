@@ -97,7 +97,7 @@ class Rollouts(WrappingNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every policy must have.
+        `redistill.testing` checks for each of them the properties that every policy must have.
         """
         return (
             cls(num_rollouts=16, inner_epochs=2),
@@ -169,7 +169,7 @@ class RolloutsSource(Wrapping):
     def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
         """Replace the pool of roll-outs by another pool.
 
-        A pool is generated at once and used for several epochs, which are a cycle.  The pool's metrics and its state for
+        A pool is generated at once and used for several epochs (a cycle).  The pool's metrics and its state for
         checkpoints are computed here once, and not at every update.
         """
         self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)

@@ -1,8 +1,8 @@
 """The interfaces of policies: nodes and sources.
 
 A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass that recipes decode from YAML; `bind(tools)`
-creates a *source*, which returns the sequences.  The state of a source (a buffer or roll-outs) is gathered from all processes.
-So the sequences of an update depend neither on the number of processes nor on whether the run was resumed.
+creates a *source*, which returns the sequences.  The state of a source (a buffer or roll-outs) is gathered from all processes,
+so the sequences of an update do not depend on the number of processes, or on whether the run was resumed.
 """
 
 from abc import abstractmethod

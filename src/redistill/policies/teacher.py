@@ -67,7 +67,7 @@ class TeacherGenerated(PolicyNode):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every policy must have.
+        `redistill.testing` checks for each of them the properties that every policy must have.
         """
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
@@ -225,10 +225,13 @@ class ResponseStore:
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
     """Return the teacher's mean -log p over the targets of the first gold answers.
 
-    The mean, in nats, is over the first 8 answers (`MARK_SEQUENCES`) in the order of training; where the data has only a
-    prompt, it is over the tokens of the prompt after the first.  It is stored with the answers that the teacher generates.  A
-    run with another teacher or data set has another mean, and must not use these answers; the name of a model does not identify
-    its weights.  The result is None if the teacher does not provide log-probabilities of tokens.
+    The mean, in nats, is over the first 8 answers (`MARK_SEQUENCES`) in the order of training.  For a row that has only a
+    prompt, the tokens of the prompt after the first are used as targets.
+
+    The mean identifies the teacher and the data of stored answers: it is stored with them, and a run whose mean differs must
+    not use them.  The name of a model would not be sufficient, since it does not identify the weights.
+
+    The result is None if the teacher does not provide log-probabilities of tokens.
     """
     if tools.scorer is None:
         return None

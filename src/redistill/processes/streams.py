@@ -68,10 +68,10 @@ class TolerantStream(io.TextIOWrapper):
 
     @contextlib.contextmanager
     def lines_above(self, print_line: Callable[[str], None]) -> Iterator[None]:
-        """Context in which a function prints the lines of `write`.
+        """Context in which `print_line` prints each line that is passed to `write`.
 
-        The function prints them above a progress bar.  Libraries write warnings and log lines at any time.  Without this, they
-        would be printed within the bar.
+        The function prints the line above a progress bar.  Libraries write warnings and log lines at any time; without this
+        context, these lines would be printed within the bar.
         """
         self._above = print_line
         try:

@@ -1,8 +1,8 @@
 """Detects dead ranks, so that no process waits for a process that failed or hangs.
 
-A timeout of collectives cannot distinguish a slow process from a stopped one.  So a thread of each process sends a heartbeat
-every second and checks the heartbeats of the others.  The first process that fails reports its failure before its connections
-break, and only this process prints its error.
+A timeout of collectives cannot distinguish a slow process from a stopped one.  Instead, a thread of each process sends a
+heartbeat every second and checks the heartbeats of the others.  The first process that fails reports its failure before its
+connections break, and only this process prints its error.
 """
 
 import atexit

@@ -214,7 +214,7 @@ def columns(models: Sequence[Entrant]) -> list[Column]:
 
 
 def by_primary(over: Sequence[Column]) -> list[list[Column]]:
-    """Return one list of columns per primary metric; a mean is its last column."""
+    """Return one list of columns per primary metric; a column of means is the last."""
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 

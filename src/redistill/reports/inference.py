@@ -30,8 +30,8 @@ class Contrast:
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
         num_seeds: Number of training seeds that both models have.  With 2 or more, interval and p are about the methods.
             Otherwise they are about the trained students.  With 0, each score is first averaged over all training seeds.
-        detectable: The smallest true difference, in the metric's unit, that a comparison with these numbers of seeds and
-            prompts and this variation finds at the 5 % level with a probability of 80 %; None with a single prompt.
+        detectable: The smallest true difference that a test at the 5 % level detects with a power of 80 %, in the metric's
+            unit.  It is computed for the same numbers of seeds and prompts, and the same variance; None with a single prompt.
     """
 
     interval: Interval
@@ -72,7 +72,7 @@ def contrast(strata: Sequence[np.ndarray], num_seeds: int, sign: int) -> Contras
 def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None]:
     r"""Compare two methods by a crossed model of training seeds and prompts.
 
-    Both are random samples.
+    Training seeds and prompts are both regarded as random samples.
 
     .. math:: d_{si} = \Delta + a_s + g_i + e_{si}, \qquad
               V = \max(A + B - C,\, A,\, B), \quad

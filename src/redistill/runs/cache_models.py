@@ -24,13 +24,13 @@ from redistill.runs.stages import teacher_source
 
 
 class SourceModels(NamedTuple):
-    """The teacher, and what the data and the store need of the student.
+    """The teacher, and the properties of the student on which the store depends.
 
     The weights of the student are not kept in memory.
 
     Args:
         teacher: The whole model, or the body that reads its layers one after another.
-        tokenizer, vocabulary, end_ids, pad_id: Those of the student; see `runs.models.Models`.
+        tokenizer, vocabulary, end_ids, pad_id: Properties of the student; see `runs.models.Models`.
     """
 
     teacher: CausalModel | StreamedBody
@@ -51,7 +51,7 @@ def streamed_files(config: Run) -> Iterator[LayerFiles]:
     assert source is not None
     if text_node(config) is not None:
         raise ConfigError(
-            "--stream-layers: the policy teacher_generated needs text of the teacher, which needs all layers for each token; "
+            "--stream-layers: the policy teacher_generated needs text of the teacher, and generating a token needs all layers; "
             "leave out --stream-layers, or use another policy"
         )
     with layer_files(source) as layers:
@@ -64,7 +64,7 @@ def streamed_files(config: Run) -> Iterator[LayerFiles]:
 
 
 def source_models(config: Run, layers: LayerFiles | None, device: torch.device) -> SourceModels:
-    """Load the models of a run without the cache.
+    """Load the models from which the cache of a run is filled.
 
     Args:
         config: The run.
@@ -72,14 +72,14 @@ def source_models(config: Run, layers: LayerFiles | None, device: torch.device) 
         device: Device of the teacher's layers that are read one after another.
     """
     assert isinstance(config.teacher, TeacherConfig)
-    student = replace(config.student, finetune=None, start="base", lora=None)  # its fine-tuning may follow
+    student = replace(config.student, finetune=None, start="base", lora=None)  # its fine-tuning may be done later
     plain = replace(config, teacher=replace(config.teacher, cache=None), student=student)
     if layers is None:
         models = load_models(plain)
         assert models.teacher is not None
         return SourceModels(models.teacher, models.tokenizer, models.vocabulary, models.end_ids, models.pad_id)
     body = StreamedBody(layers, device)
-    if student.model == "teacher":  # a student of its layers would need more memory, and has the same vocabulary
+    if student.model == "teacher":  # a student of the teacher's layers has its vocabulary, and need not be loaded
         found = _own_vocabulary(plain, body)
     else:
         models = load_models(plain, load_teacher=partial(_first_layer, body))
@@ -89,7 +89,7 @@ def source_models(config: Run, layers: LayerFiles | None, device: torch.device) 
 
 
 def _own_vocabulary(config: Run, body: StreamedBody) -> SourceModels:
-    """Return what the data and the store need of a student that consists of layers of the teacher."""
+    """Return the models of a run whose student consists of layers of the teacher."""
     source = teacher_source(config)
     assert source is not None
     first, tokenizer = _first_layer(body, source)

@@ -44,7 +44,7 @@ def source_of(
 
     Returns:
         Hashes and settings by name.  The hashes of the teacher's files are included if the recipe names the teacher's model.
-        Causes come before effects: another tokenizer or template also changes the data.
+        Causes come before effects, in the order in which errors name them: another tokenizer or template also changes the data.
     """
     found: dict[str, Json] = {}
     teacher, tokens = teacher_source(config), config.data.tokens

@@ -1,4 +1,4 @@
-"""Stores the hidden states of a recipe's teacher; the Python API of this work."""
+"""The Python API of `redistill cache-teacher`: stores a teacher's hidden states."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +21,15 @@ from redistill.training.progress import report
 def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> TeacherStore:
     """Store the last hidden states of a recipe's teacher.
 
-    They are stored for the targets of the training and validation data.  The head of the teacher is stored as well, so that
-    runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory. An interrupted call is resumed by the same call.
-    If the recipe fine-tunes the teacher, this stage is trained first.
+    The states at the targets of the training and validation data are stored.  The head of the teacher is stored as well, so
+    that runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.  An interrupted call is resumed by the same
+    call.  If the recipe fine-tunes the teacher, this stage is trained first.
 
     Args:
         config: The run.
         out: The folder to write.
         stream_layers: Whether the teacher's layers are read from disk one after another, for a teacher that is larger than the
-            memory.  The folder is bitwise the same.
+            memory.  The resulting folder is bitwise equal in both cases.
 
     Returns:
         The store.

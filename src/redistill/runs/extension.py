@@ -1,4 +1,4 @@
-"""Longer runs: a raised `training.updates` resumes a run.
+"""Extension of a run to a larger `training.updates`.
 
 The run is resumed from its last checkpoint.  The learning rate, and everything else that depends on the length of the run, uses
 the new length.  The results of the shorter run are kept in `<run folder>/step-N`, where N is the number of its updates.
@@ -22,7 +22,7 @@ from redistill.training.saving import planned_updates
 from redistill.training.schedule import check_length, in_updates
 
 RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS)
-"""Results of a run beside its model.  They are removed from the run folder when the run is extended."""
+"""Results of a run other than its model.  They are removed from the run folder when the run is extended."""
 
 
 def extend(run: OpenRun) -> list[Json]:
@@ -33,7 +33,8 @@ def extend(run: OpenRun) -> list[Json]:
     nothing is changed.  A call that was interrupted at any moment can be repeated.
 
     Args:
-        run: The run, whose checkpoints belong to it.  Called by the main process only, before run.json is written.
+        run: The run.  The caller has checked that the checkpoints belong to it.  Only the main process calls this function,
+            before it writes run.json.
 
     Returns:
         An entry for each extension of the run: `updates`, its length before the extension, and `step`, the number of updates
@@ -52,8 +53,8 @@ def extend(run: OpenRun) -> list[Json]:
     old = _in_updates(length, run)
     if new <= old:
         raise ConfigError(
-            f"{folder}: training.updates = {run.config.training.updates}: is {new} updates and the run there has {old}, "
-            "and updates can only be raised; choose another `out`, or remove the folder"
+            f"{folder}: training.updates = {run.config.training.updates}: is {new} updates, but the run in this folder has "
+            f"{old}, and the number can only be raised; choose another `out`, or remove the folder"
         )
     found = checkpoint.load(run.output.checkpoints)
     if found is None:

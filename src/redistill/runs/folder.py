@@ -31,7 +31,8 @@ def check_owner(config: Run) -> bool:
     """Check that the run folder, if it exists, belongs to this run.
 
     Returns:
-        True if the folder contains a trained student.  False if it was trained with fewer updates, and more can be made.
+        True if the folder contains a student that was trained with all updates of the run.  False if there is no such student:
+        the run has not started or has not ended, or its student was trained with fewer updates and can be trained further.
 
     Raises:
         ConfigError: the folder contains another run, or the same run with more updates; run.json has a newer schema (version of
@@ -53,7 +54,7 @@ def check_owner(config: Run) -> bool:
     if different := sorted(differences(mine, theirs)):
         more = f", and {len(different) - 1} more fields differ" if len(different) > 1 else ""
         if without_length(mine) == without_length(theirs):
-            more = ", and updates can only be raised"
+            more = ", and the number of updates can only be raised"
         raise ConfigError(f"{folder}: contains another run ({different[0]}{more}); choose another `out`, or remove the folder")
     return is_trained
 

@@ -38,7 +38,7 @@ def checked_identity(run: OpenRun) -> dict[str, str]:
 
     Returns:
         Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  The
-        hashes of the models come before those of the data, since an error about other checkpoints names only the first hash
+        hashes of the models come before those of the data: the error for checkpoints of another run names only the first hash
         that differs, and another tokenizer also changes the tokenized data.
 
     Raises:
@@ -102,9 +102,9 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _corpus_hash(run: OpenRun) -> str:
-    """Return a hash of the source files of the corpus, and of the blocks that every run reads, however long it is.
+    """Return a hash of the source files of the corpus, and of the blocks that a run of any length reads.
 
-    A longer run reads more blocks of the corpus, so a hash of all blocks would not be that of the shorter run.
+    A longer run reads more blocks of the corpus, so a hash of all blocks would differ from that of the shorter run.
     """
     note, sources = run.output.progress.note, [Path(source) for source in run.config.data.corpus if run.corpus]
     hashes = [file_hash(source, report=note, poll=signals.poll) for source in sources if source.is_file()]

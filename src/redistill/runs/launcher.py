@@ -19,7 +19,7 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
     """Check that `accelerate launch` requests nothing that redistill does not use.
 
     Raises:
-        ConfigError: DeepSpeed, FSDP or Megatron-LM of accelerate is requested, or an accumulation of gradients.
+        ConfigError: DeepSpeed, FSDP, Megatron-LM or gradient accumulation is requested.
     """
     for variable, option in _PLUGINS.items():
         if _is_true(environment.get(variable)):

@@ -238,7 +238,7 @@ class _ExampleBuilder(NamedTuple):
     special_tokens: dict[str, Json]
 
     def split(self, pool: Rows, held: Rows | None, asked: Set[bytes]) -> tuple[Rows, Rows, tuple[int, int]]:
-        """Select the training and the validation rows, without rows that have the prompt of a test row.
+        """Select the training and the validation rows, without prompts of test rows.
 
         Args:
             pool: The rows of the training data.
@@ -246,8 +246,8 @@ class _ExampleBuilder(NamedTuple):
             asked: Hashes of the prompts of all test rows.
 
         Returns:
-            Training rows; validation rows, all of which can be used unless none can; and how many rows of `pool` and of `held`
-            have the prompt of a test row.
+            Training rows; validation rows, all of which are usable, unless no row is usable; and how many rows of `pool` and
+            of `held` have the prompt of a test row.
 
         Raises:
             ConfigError: `held` is None and `pool` has too few usable rows.
@@ -262,7 +262,7 @@ class _ExampleBuilder(NamedTuple):
             raise DataError(f"{role}: the prompt of every row is also in a test set; use other data, or other test sets")
         found = first_usable(source, count, self.tokenizer, self.config.tokens, cache=self.report)
         if held is not None and not len(found.indices):
-            return train, validation, leaked  # `tokenised` reports why none can be used, of the training data first
+            return train, validation, leaked  # `tokenised` reports why no row is usable, of the training data first
         if held is not None:
             self._list_left_out(validation, found.rejected, found.too_long, "validation data")
             return train, validation.take(found.indices), leaked
@@ -273,7 +273,7 @@ class _ExampleBuilder(NamedTuple):
         return train.take(~chosen), train.take(chosen), leaked
 
     def _too_few(self, train: Rows, usable: int, left_out: Sequence[RejectedRecord]) -> str:
-        """Return the message for training data with too few rows for validation; `left_out` cannot be used for it."""
+        """Return the message for training data with too few rows for validation; `left_out` are unusable rows."""
         fault = f"data.validation_rows = {self.config.validation_rows}: the training set has only {len(train)} rows"
         if left_out:
             first = min(left_out, key=lambda found: found.index)
@@ -330,7 +330,9 @@ class _ExampleBuilder(NamedTuple):
                 raise DataError(f"{fault}{listed}: fix or remove them, or raise max_bad_rows")
 
     def check_tests(self, tests: Mapping[str, Sequence[Record]]) -> None:
-        """Tokenise the prompts of the test sets, so that a prompt that the template refuses is found before training.
+        """Tokenise the prompts of the test sets.
+
+        A prompt that the chat template rejects is thereby found before training.
 
         Raises:
             DataError: a prompt cannot be tokenised.

@@ -80,7 +80,8 @@ def load_models(
     Args:
         config: The run.
         report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
-        load_teacher: Function that loads the teacher; if its layers are read one after another, it returns a part of it.
+        load_teacher: Function that loads the teacher; if the teacher's layers are read one after another, it returns
+            a model of only a part of them.
 
     Raises:
         ConfigError: a model has too few positions for the length limits, or the folder of a cached teacher has no complete
@@ -154,8 +155,8 @@ def _teacher_layers(
 
     Args:
         source: The teacher.
-        loaded: The teacher's model and tokenizer; None if the teacher is cached.  Then only these layers are read, if its
-            files allow it.
+        loaded: The teacher's model and tokenizer; None if the teacher is cached.  If None, only these layers are read,
+            unless the format of the files requires that the whole teacher is loaded.
         layers: Number or indices of the layers.
     """
     if loaded is None and (student := student_from_files(source, layers)) is not None:
@@ -198,7 +199,7 @@ def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None
 
 
 def _about_teacher(node: object, source: ModelConfig | None, loaded: tuple[CausalModel, Tokenizer] | None) -> dict[str, Json]:
-    """Describe a teacher, whose model has been loaded from `source` unless it is in another process or in a store."""
+    """Describe a teacher for run.json; `loaded` is None for a served or a cached teacher."""
     name = node.model if isinstance(node, ServedTeacherConfig) else kind_of(type(node)) if source is None else source.model
     return {"name": name} if loaded is None else _about(loaded[0], name)
 

@@ -161,7 +161,7 @@ def write_run_file(
 def machine() -> dict[str, Json]:
     """Return a description of the machine and its accelerators, for run.json.
 
-    It has the versions of Python and of the platform and the number of torch threads as well.
+    The versions of Python and of the platform, and the number of torch threads, are included.
     """
     return {
         "cpu": _processor(),

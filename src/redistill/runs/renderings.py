@@ -1,4 +1,4 @@
-"""Reports with which template the rows of each data set are rendered."""
+"""Reports the templates with which the rows of each data set are rendered."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ def report_all_templates(
 ) -> dict[str, dict[str, int]]:
     """Report the templates of all data sets.
 
-    The result has the numbers of rows by template, for each data set.  `prompts` has the numbers of rows by type of prompt, for
-    each data set.
+    `prompts` maps the name of each data set to its numbers of rows by type of prompt.  The result maps the name of each data
+    set to its numbers of rows by template.
     """
     for note in chat_notes(tokenizer, tokens.chat):
         report(f"note: {note}")
@@ -44,13 +44,13 @@ def report_templates(
     report: Callable[[str], None],
     trained: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Report with which template each row of a data set is rendered.
+    """Report the templates with which the rows of a data set are rendered.
 
     Args:
         role: Name of the data set in messages: "train", "validation" or "test <name>".
         prompts: Number of rows by the type of their prompt, as in `ReadReport`.
         tokenizer: The tokenizer of the student.
-        tokens: The template.
+        tokens: The settings of the template.
         report: Function that is called with one line of text, and with a note on test rows whose template no training row has.
         trained: Number of training rows by template; None if `role` is not a test set, or if there was no training.
 
@@ -65,8 +65,8 @@ def report_templates(
     if trained and (other := {name: count for name, count in counts.items() if name not in trained}):
         only = "chat" if "chat" in trained else "alpaca"
         report(
-            f"note: {role}: {described_renderings(other)}, as no training row; data.tokens.template: {only} renders all rows "
-            "with one template"
+            f"note: {role}: {described_renderings(other)}, unlike all training rows; data.tokens.template: {only} renders all "
+            "rows with one template"
         )
     return counts
 
@@ -74,7 +74,7 @@ def report_templates(
 def report_tests(
     tests: Mapping[str, Sequence[Record]], tokenizer: Tokenizer, tokens: TokenizeConfig, report: Callable[[str], None]
 ) -> None:
-    """Report with which template each row of the test sets is rendered.
+    """Report the templates with which the rows of the test sets are rendered.
 
     Args:
         tests: Records by name of the test set.

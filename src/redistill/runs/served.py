@@ -1,4 +1,4 @@
-"""Opens the served teacher of a run, and keeps what identifies its model.
+"""Opens the served teacher of a run, and stores what identifies its model.
 
 The log-probabilities of a probe text are stored in the run folder.  A resumed run compares them with those of the server,
 within a tolerance, since rounding differs between batches and machines.
@@ -93,7 +93,8 @@ def open_served(config: Run, settings: ServedTeacherConfig, tools: EngineTools, 
 def same_model(run: "OpenRun", teacher: ServedTeacher) -> str:
     """Return a hash that identifies the model of a served teacher.
 
-    All processes have the same.  The first start stores what the hash is computed from.  Every process must call this function.
+    The hash is the same in all processes.  The first start of the run stores the values from which the hash is computed.  Every
+    process must call this function.
 
     Raises:
         CheckpointError: the folder has checkpoints, and the server had another model when they were written.

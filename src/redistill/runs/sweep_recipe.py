@@ -150,7 +150,7 @@ class Entry(NamedTuple):
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep recipe, and its base if that is a recipe of its own.
+    """Read a sweep recipe, and the recipe that its `base` names, if it names one.
 
     Args:
         path: A YAML file; or, if there is no such file, the name of a sweep of the package.

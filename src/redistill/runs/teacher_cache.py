@@ -1,4 +1,4 @@
-"""Makes the store of a cached teacher, and describes what its states depend on."""
+"""Makes the store of a cached teacher."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ from redistill.training.progress import AnswerProgress, duration, report
 
 Report = Callable[[str], None]
 STREAMED_BYTES = 1_000_000_000
-"""Size of the states of the tokens that a layer reads before the next layer is read from disk."""
+"""Minimum bytes of hidden states that one layer computes before the next layer is read from disk."""
 
 
 def make_cache(config: Run, accelerator: Accelerator) -> None:
@@ -57,7 +57,7 @@ def make_cache(config: Run, accelerator: Accelerator) -> None:
         return
     if accelerator.num_processes > 1:
         raise ConfigError(
-            f"teacher.cache = {config.teacher.cache!r}: is not complete, and a job of several processes does not make it; "
+            f"teacher.cache = {config.teacher.cache!r}: is not complete, and a job of several processes cannot make it; "
             f"first run `redistill cache-teacher RECIPE --out {folder}` in one process"
         )
     while not is_complete(folder):
@@ -78,14 +78,14 @@ def fill_cache(config: Run, accelerator: Accelerator, note: Report, *, stream_la
         config: The run, whose teacher is a `TeacherConfig` with `cache`.
         accelerator: The accelerator of the job.
         note: Function that is called with lines of text.
-        stream_layers: Whether the teacher's layers are read from disk one after another, each over many sequences.  The folder
-            is bitwise the same.
+        stream_layers: Whether the teacher's layers are read from disk one after another, each over many sequences.  The
+            resulting folder is bitwise equal in both cases.
 
     Raises:
         ConfigError: the teacher cannot be read layer by layer; or the folder contains something else, or the store of another
             teacher or of other data.
         BusyError: another process fills the store.
-        DiskFullError: there is too little free space; the message has the free and the needed size.
+        DiskFullError: there is too little free space; the message contains the free and the needed size.
         DataError, ModelError, VocabularyError: the models or the data cannot be used.
         Interrupted: a signal arrived.
     """
@@ -232,7 +232,7 @@ def _announce(plan: Plan, teacher: Reader, folder: Path, note: Report) -> None:
             f"{folder}: {megabytes(free)} are free and {megabytes(needed)} are needed for the cached teacher; free space, "
             "choose another folder, or set teacher.cache_dtype to bfloat16"
         )
-    # The layers of a streamed teacher would be read for the estimate alone, which would take longer than for a few sequences.
+    # Not estimated for a streamed teacher: all of its layers would be read from disk to time a few sequences.
     estimate = "" if teacher.tokens_at_once else f", about {duration(plan.seconds(teacher))} for all of it"
     row = f"{layout.width} x {layout.dtype}" if isinstance(teacher.form, Full) else label(teacher.form)
     size = f"{'at most ' if isinstance(teacher.form, Sampled) else ''}{megabytes(needed)}"

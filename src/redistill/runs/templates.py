@@ -28,9 +28,9 @@ SCHEMA = 1
 def dated(config: Run) -> Run:
     """Return a run with the date that its chat template prints.
 
-    The setting `data.tokens.template_date` of the result is the date of the recipe, or that of run.json if the run folder has
-    one, or the current time.  It is None if the chat template prints no date.  All processes of a job must call this function;
-    they get the same date.
+    The setting `data.tokens.template_date` of the result is the first of these that exists: the date in the recipe, the date
+    in the run.json of the run folder, and the current time.  The result is None if the chat template prints no date.
+    All processes of a job must call this function; they get the same date.
 
     Args:
         config: The run; its models need not be trained yet.
@@ -54,13 +54,14 @@ def dated(config: Run) -> Run:
 def dated_tests(data: DataConfig, tokenizer: Tokenizer, out: Path, settings_file: str) -> DataConfig:
     """Return the test sets of an evaluation with the date of the chat template.
 
-    The date is that of `data`, or that of an interrupted evaluation in the folder `out`, or the current time.
+    The date is the first of these that exists: the date of `data`, the date of an interrupted evaluation in the folder `out`,
+    and the current time.
 
     Args:
         data: The test sets, with the settings of tokenisation.
         tokenizer: The tokenizer of the model.
         out: The output folder of the evaluation.
-        settings_file: Name of the file with its settings.
+        settings_file: Name of the file with the settings of the evaluation, in this folder.
     """
     date, held = data.tokens.template_date, out / settings_file
     if date is None and held.is_file():
@@ -76,8 +77,9 @@ def dated_tests(data: DataConfig, tokenizer: Tokenizer, out: Path, settings_file
 def exported_tokenizer(tokenizer: Tokenizer, templates: Mapping[str, int]) -> Tokenizer:
     """Return the tokenizer for the folder of an exported student.
 
-    Its chat template is the one that the student was trained with.  If a training row was rendered with the tokenizer's chat
-    template, or no row with a template, this is the unchanged tokenizer.  Otherwise its chat template is the Alpaca template.
+    Its chat template is the one that the student was trained with.  If training rows were rendered with the tokenizer's chat
+    template, or if all rows were used verbatim, the result is the unchanged tokenizer.  Otherwise, the chat template of the
+    result is the Alpaca template.
 
     Args:
         tokenizer: The tokenizer of training, which is not changed.
@@ -102,8 +104,8 @@ def write_tokens(folder: Path, tokens: TokenizeConfig) -> None:
 def tokens_of(model: str) -> TokenizeConfig:
     """Return the prompt template and the length limits for a model.
 
-    If `model` is a run folder, or the folder of a student that redistill exported, they are those of its training; otherwise
-    they are the default values.
+    If `model` is a run folder, or the folder of a student that redistill exported, the values of its training are returned;
+    otherwise, the default values.
 
     Raises:
         ConfigError: run.json or redistill.json has no valid settings of tokenisation.
@@ -119,6 +121,6 @@ def tokens_of(model: str) -> TokenizeConfig:
     if not isinstance(tokens, dict):
         raise ConfigError(f"{described}: has no {path}; restore the {described.name} that the run wrote")
     try:
-        return decode(TokenizeConfig, tokens, {})  # other sections may need external modules
+        return decode(TokenizeConfig, tokens, {})  # only this section, since others may need external modules
     except ConfigError as error:
         raise ConfigError(f"{described}: {path}.{error}") from error

@@ -1,7 +1,7 @@
 """Addresses of servers in recipes, and the permission to connect to them.
 
-A recipe alone permits connections to this machine only, by a literal loopback address or the name localhost.  Any other host
-must be allowed by the user, on the command line or in Python, because training data are sent to it.
+A recipe by itself permits connections to this machine only, with a loopback IP address or the name localhost in the URL.  The
+user must allow any other host, on the command line or in Python, because training data are sent to the host.
 """
 
 import ipaddress
@@ -48,7 +48,7 @@ class Address:
     def is_loopback(self) -> bool:
         """True for localhost, an address in 127.0.0.0/8, and ::1.
 
-        Other names are not resolved: a name that resolves to such an address today may resolve to another one tomorrow.
+        False for every other name.  Names are not resolved, since a name may resolve to another address later.
         """
         if self.host == "localhost":
             return True
@@ -80,8 +80,8 @@ def parse_url(url: str) -> Address:
     without a path has the path /v1.
 
     Raises:
-        ConfigError: the URL has another scheme than http and https, user information, a query or a fragment, or its host or
-            path contains unusual characters.
+        ConfigError: the scheme is neither http nor https; the URL has user information, a query or a fragment; or the host or
+            the path contains unusual characters.
 
     Example:
         >>> parse_url("https://Teacher.example/v1/").host
@@ -159,21 +159,21 @@ class _Allowed:
     text: str
 
 
-_allowed: list[_Allowed] = []  # of this process, as the user has given it; never from a recipe
+_allowed: list[_Allowed] = []  # the hosts that the user allowed for this process; a recipe cannot add any
 
 
 def allow_hosts(hosts: Iterable[str]) -> None:
     """Set the hosts to which this process may connect as a client of a server.
 
-    This machine is always allowed.  The option --allow-host of the command line calls this function; recipes cannot.  A later
-    call replaces the hosts of an earlier one.
+    Connections to this machine are always allowed.  The command-line option --allow-host calls this function; a recipe cannot.
+    Each call replaces the hosts of the previous call.
 
     Args:
-        hosts: Each "HOST" or "HOST:PORT" for encrypted connections, or "http://HOST:PORT" for unencrypted ones as well.  The
-            host must be equal to that of the recipe; there are no patterns.
+        hosts: Each "HOST" or "HOST:PORT" for encrypted connections, or "http://HOST:PORT" for unencrypted ones as well.
+            HOST must be equal to the host in the recipe; wildcards are not supported.
 
     Raises:
-        ConfigError: a text has another form.
+        ConfigError: an item has none of these forms.
 
     Example:
         >>> allow_hosts(["teacher.example"])
@@ -188,7 +188,7 @@ def allow_hosts(hosts: Iterable[str]) -> None:
 
 
 def allowed_hosts() -> list[str]:
-    """Return the hosts as they were given to `allow_hosts`, for child processes."""
+    """Return the strings that were passed to `allow_hosts`, for child processes."""
     return [rule.text for rule in _allowed]
 
 

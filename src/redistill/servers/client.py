@@ -1,9 +1,9 @@
 """The HTTP client of servers that a recipe names.
 
 No other module of redistill connects to such a server.  Replies are untrusted.  Their size and time are limited, redirects are
-not followed, compressed replies are rejected, and the proxies that the environment names are not used.  The library is httpx2,
-which huggingface_hub needs as well: its asynchronous calls can be cancelled, so that a server which sends one byte at a time
-cannot exceed the limit of time.
+not followed, compressed replies are rejected, and the proxies that the environment names are not used.  The HTTP
+library is httpx2, which huggingface_hub requires as well.  Asynchronous calls of httpx2 can be cancelled, so that a server that
+sends one byte at a time cannot exceed the time limit.
 """
 
 import json
@@ -31,8 +31,8 @@ from redistill.storage.redaction import MASK, names_secret, plain_line
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 """Status codes of failures that may be temporary."""
 _POLL_S = 0.1
-_REASON_BYTES = 20_000  # of the reply to a rejected request
-_REASON = 200  # characters of it in an error message
+_REASON_BYTES = 20_000  # maximum size of the reply to a rejected request
+_REASON = 200  # maximum number of characters of server text in an error message
 _KEY = re.compile(r"[\x21-\x7e]{8,4096}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
 
@@ -49,7 +49,7 @@ class Limits:
         attempts: Maximum number of attempts of one request, >= 1.
         patience_s: Seconds after which a failed request is not tried again, >= 0.
         first_wait_s: Seconds before the second attempt, >= 0; doubled before each later attempt.
-        longest_wait_s: Maximum seconds before an attempt.
+        longest_wait_s: Maximum seconds between two attempts.
         concurrent: Maximum number of open requests, >= 1.
 
     Example:
@@ -67,14 +67,14 @@ class Limits:
 
 
 class Request(NamedTuple):
-    """A request.
+    """An HTTP request to a server.
 
     Args:
         path: Path below the address of the server, such as "/completions".
         body: The JSON value that is sent (POST); None for a GET request.
         max_bytes: Maximum size of the reply.
-        server: Index of the server.
-        is_pinned: Whether another server must not be tried when an attempt fails.
+        server: Index of the server; an index beyond the last server starts again at the first one.
+        is_pinned: True to send all attempts to this server; False to send later attempts to the other servers in turn.
     """
 
     path: str
@@ -85,7 +85,7 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A reply.
+    """A reply of a server, parsed as JSON.
 
     Args:
         value: The JSON value.
@@ -140,7 +140,7 @@ def api_key(variable: str | None) -> str | None:
 def check_variable(variable: str) -> None:
     """Check the name of the environment variable of an API key.
 
-    Values of variables with such names are masked in all output.
+    The name must be one by which a secret is recognised (`names_secret`), so that the value is masked in all output.
 
     Raises:
         ConfigError: the name is not that of a secret.
@@ -156,7 +156,7 @@ def check_variable(variable: str) -> None:
 
 
 class Client:
-    """Sends requests to one or several equal servers.
+    """Sends requests to one server, or to several servers with the same model.
 
     Attributes:
         num_attempts: Number of attempts so far.
@@ -252,7 +252,7 @@ class Client:
         return [replies[index] for index in range(len(requests))]
 
     async def _fetch(self, http: httpx2.AsyncClient, request: Request) -> _Content:
-        """Return the reply to a request, which is tried again after a temporary failure."""
+        """Send a request, try it again after temporary failures, and return the reply."""
         limits, end = self._limits, anyio.current_time() + self._limits.patience_s
         for attempt in count(1):
             server = self.servers[(request.server + (0 if request.is_pinned else attempt - 1)) % len(self.servers)]
@@ -293,7 +293,7 @@ class Client:
         except (httpx2.RequestError, httpx2.StreamError, OSError, ValueError) as error:
             if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
                 reason = self.filtered(first_line(error))
-                raise ServerError(f"{server.label}: its TLS certificate is invalid ({reason}); correct the server") from error
+                raise ServerError(f"{server.label}: its TLS certificate is invalid ({reason}); fix the certificate") from error
             kind = type(error).__name__
             raise _FailedAttempt(f"no valid reply ({self.filtered(f'{kind}: {error}'.rstrip(': '))})") from error
 
@@ -308,10 +308,10 @@ class Client:
             raise ServerError(f"{where}: is a redirect, which is not followed; set the url to the address of the server itself")
         if status in (401, 403):
             fault = "rejected the API key" if self._key else "needs an API key"
-            raise ServerError(f"{where}{quoted}: the server {fault}; set api_key_env to the variable with its key")
+            raise ServerError(f"{where}{quoted}: the server {fault}; set api_key_env to the variable with the API key")
         if status == 404:
             raise ServerError(f"{where}{quoted}: no such model or path; check model, and url with its path, such as /v1")
-        raise ServerError(f"{where}{quoted}: the server rejected the request; correct the setting that it names")
+        raise ServerError(f"{where}{quoted}: the server rejected the request; correct the setting that the server names")
 
 
 def _parsed(content: _Content) -> Reply:
@@ -322,7 +322,7 @@ def _parsed(content: _Content) -> Reply:
 
 
 async def _body(reply: httpx2.Response, max_bytes: int, server: Address) -> bytes:
-    """Read the body of a reply, as it is sent.
+    """Read the body of a reply, without decompression.
 
     Raises:
         ServerError: the body has more than `max_bytes` bytes.
@@ -338,7 +338,7 @@ async def _body(reply: httpx2.Response, max_bytes: int, server: Address) -> byte
 
 
 def _message(text: str) -> str:
-    """Return the message in the body of an error, which OpenAI and vLLM send as JSON; otherwise the body."""
+    """Return the error message in a JSON body, as OpenAI and vLLM send it; return any other body unchanged."""
     try:
         value = parse_json(text)
     except JsonError:

@@ -1,7 +1,7 @@
-"""Requests and replies of a completions endpoint, as OpenAI and vLLM have it.
+"""Requests and replies of a completions endpoint, as OpenAI and vLLM define it.
 
-A prompt is a list of token ids.  `prompt_logprobs` asks for the most probable tokens at each of its positions, and
-`return_token_ids` for the ids of generated tokens.  Every value of a reply is checked before it is used.
+A prompt is a list of token ids.  The field `prompt_logprobs` requests the most probable tokens at each position of the prompt,
+and the field `return_token_ids` requests the ids of generated tokens.  Every value of a reply is checked before it is used.
 """
 
 import math
@@ -21,13 +21,13 @@ from redistill.records import Json
 from redistill.servers.client import Reply, Request
 
 ENTRY_BYTES = 400
-"""Largest mean size of one listed token in a reply, with its text."""
+"""Maximum mean size in bytes of a listed token in a reply, including its text."""
 REPLY_BYTES = 1_000_000
-"""Largest size of the other parts of a reply."""
+"""Maximum size in bytes of the other parts of a reply."""
 MAX_EXCESS = 1e-3
-"""Rounding error by which the probabilities of a position may exceed 1."""
+"""Tolerance for rounding: a sum of probabilities may exceed 1, and a log-probability 0, by this amount."""
 _ID = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
-# All settings that a server may have defaults of its own for, such as those of the model's generation_config.json.
+# Each setting for which a server may have its own default, for example from the model's generation_config.json.
 _NEUTRAL: Mapping[str, Json] = {
     "n": 1,
     "temperature": 1.0,
@@ -45,9 +45,9 @@ _NEUTRAL: Mapping[str, Json] = {
 
 
 class InvalidReplyError(ValueError):
-    """A reply has another form than its request asks for.
+    """A reply does not have the form that its request asks for.
 
-    The message is the reason, without text of the server.
+    The message states the reason and quotes no text of the server.
     """
 
 
@@ -70,8 +70,8 @@ class Scores:
     Args:
         class_TK: int64; the K most probable tokens at each position, in descending order of probability.
         logp_TK: float64; their log-probabilities, <= 0, normalised over the vocabulary of the server.
-        own_T: float64; log-probability of the prompt's own token at each position.
-        texts: The text of each of these own tokens; None if the server does not return it.
+        own_T: float64; log-probability of the token that the prompt has at each position.
+        texts: The text of each of these tokens of the prompt; None if the server does not return it.
 
     Example:
         >>> prompts, reply = [[5, 6]], {"choices": [{"index": 0, "prompt_logprobs": [None, {"6": {"logprob": -0.5}}]}]}
@@ -99,10 +99,10 @@ def scores_request(
     Args:
         model: Name of the model.
         prompts: Token ids of each prompt, or a text that the server tokenises.
-        top_k: Number of most probable tokens.
+        top_k: Number of most probable tokens to return for each position.
         server: Index of the server.
-        is_pinned: Whether another server must not be tried.
-        temperature: Sampling temperature, on which log-probabilities must not depend.
+        is_pinned: See `Request`.
+        temperature: Sampling temperature.  The log-probabilities must not depend on it; `teachers.probe` checks this.
     """
     num_tokens = len(prompts) if isinstance(prompts, str) else sum(map(len, prompts))
     body: dict[str, Json] = {
@@ -202,12 +202,13 @@ def _logprob(value: Json) -> float:
 def text_request(model: str, request: GenerationRequest, sampling: Sampling, end_ids: Sequence[int], server: int) -> Request:
     """Return the request for the continuation of one prompt.
 
-    Each prompt is a request with its own seed: for equal prompts in one request, a server returns equal texts.
+    Each prompt is sent in its own request, with its own seed.  A server would return equal texts for equal prompts in one
+    request.
 
     Args:
         model: Name of the model.
         request: The prompt, the maximum number of tokens, and the key of the random numbers.
-        sampling: How tokens are sampled; neither a mixture nor a ban of n-grams.
+        sampling: How tokens are sampled.  It must neither mix models nor ban n-grams.
         end_ids: Tokens that end a text.
         server: Index of the server.
     """
@@ -276,11 +277,11 @@ def served_model(reply: Json, name: str) -> dict[str, str]:
     The result has the id of the model, its root and its limit of tokens, if they are listed.
 
     Raises:
-        InvalidReplyError: the list has another form, or lacks the model.
+        InvalidReplyError: the list does not have the form that OpenAI defines, or lacks the model.
     """
     listed = reply.get("data") if isinstance(reply, dict) else None
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        raise InvalidReplyError("the list of models has another form than that of OpenAI")
+        raise InvalidReplyError("the list of models does not have the form that OpenAI defines")
     found = next((each for each in listed if isinstance(each, dict) and each.get("id") == name), None)
     if found is None:
         raise InvalidReplyError("the model is not served; set model to one of the names that the server lists under /models")

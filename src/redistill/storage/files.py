@@ -95,7 +95,7 @@ disk = Disk()
 def check_own_file(descriptor: int) -> None:
     """Check that an open file is a regular file that has only one name.
 
-    Therefore a write to it does not change a file with another name.
+    A write to such a file cannot change a file with another name.
 
     Raises:
         OSError: the file is not a regular file, or it has several hard links.

@@ -1,7 +1,7 @@
 """Which names are looked up on the model hub, and whether the hub answers.
 
-huggingface_hub repeats a request that is not answered several times, so that a look-up would take minutes. The hub is therefore
-asked once, with a time limit, before the first look-up.
+huggingface_hub repeats an unanswered request several times, so a look-up could take minutes. Before the first look-up, one
+request with a time limit is therefore sent to the hub.
 """
 
 import functools
@@ -87,11 +87,11 @@ def _is_timeout(error: Exception) -> bool:
 def unreachable() -> str:
     """Return the reason why the hub cannot be reached, or "" if it answers.
 
-    The hub is asked once in a process, for at most `LOOK_UP_SECONDS`. If it does not answer, huggingface_hub's offline mode
-    is set for this process: local copies are used, and no other request is sent.
+    One request is sent per process, with a time limit of `LOOK_UP_SECONDS`. If the hub does not answer, huggingface_hub's
+    offline mode is set for this process: local copies are used, and no other request is sent.
 
     Returns:
-        The reason; "" as well if the user has set the offline mode.
+        The reason; also "" if the user has set the offline mode.
     """
     from huggingface_hub import constants
 

@@ -31,13 +31,12 @@ def parse_json(text: str | bytes, *, any_number: bool = False, unique_keys: bool
         text: The text. Bytes are decoded as UTF-8.
         any_number: Whether NaN, infinities, and integers outside of the range of float64 are allowed, as in columns of data
             sets that redistill does not use.
-        unique_keys: Whether an object with two equal keys is rejected. Otherwise the last value of a key is used. It cannot be
-            combined with `any_number`.
+        unique_keys: Whether an object with two equal keys is rejected. If False, the last value of a key is used. `unique_keys`
+            and `any_number` cannot both be True.
 
     Raises:
-        JsonError: the text is not UTF-8 or not JSON, or a value is nested more than `MAX_DEPTH` levels deep. If `any_number` is
-            not set, also for a number that is not finite as a float64. If `unique_keys` is set, also for an object with two
-            equal keys.
+        JsonError: the text is not UTF-8 or not JSON; a value is nested more than `MAX_DEPTH` levels deep; `any_number` is False
+            and a number is not finite as a float64; or `unique_keys` is True and an object has two equal keys.
 
     Example:
         >>> parse_json('{"loss": [1.5, null]}')
@@ -58,11 +57,10 @@ def parse_json(text: str | bytes, *, any_number: bool = False, unique_keys: bool
 
 
 def parse_json_at(text: str, start: int) -> tuple[Json, int]:
-    """Decode the JSON value at an index of a text; return it and where it ends.
+    """Return the JSON value that begins at index `start`, and the index of its end.
 
-    The value begins at the index `start`, and the second result is the index after its last character.
-
-    Numbers are not limited, as in `parse_json` with `any_number`.
+    The second result is the index after the last character of the value.  NaN, infinities and integers of any size are allowed,
+    as in `parse_json` with `any_number`.
 
     Raises:
         JsonError: there is no JSON value, or it is nested more than `MAX_DEPTH` levels deep.
@@ -77,7 +75,7 @@ def parse_json_at(text: str, start: int) -> tuple[Json, int]:
 
 
 def _decoded(decode: Callable[[], Value]) -> Value:
-    """Return the result of `decode`, a call of the standard library, whose exceptions become a JsonError."""
+    """Return `decode()`; convert the exceptions of Python's JSON decoder to JsonError."""
     try:
         return decode()
     except JsonError:
@@ -95,7 +93,7 @@ _TOO_DEEP = f"a value is nested more than {MAX_DEPTH} levels deep"
 
 
 def _check_depth(value: object, num_brackets: int) -> None:
-    """Raise JsonError if `value` is nested too deeply; a text of few brackets is not."""
+    """Raise JsonError if `value`, whose text has `num_brackets` opening brackets, is nested too deeply."""
     level, depth = [value], 0
     while num_brackets > MAX_DEPTH and level:
         if depth >= MAX_DEPTH:

@@ -15,12 +15,12 @@ def packaged(name: str) -> Path:
 
 
 def copy_packaged(source: Path, target: Path) -> None:
-    """Copy a file of the package to a new file, whose folders are created.
+    """Copy a file of the package to the path `target`, and create missing folders.
 
-    A file `target` with the same contents is not changed.
+    If the file `target` exists with the same contents, it is not changed.
 
     Raises:
-        OutputError: there is another file or folder `target`, or it cannot be written.
+        OutputError: `target` is a folder or a file with other contents, or it cannot be written.
     """
     check_path(target)
     data = source.read_bytes()

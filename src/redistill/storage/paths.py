@@ -14,14 +14,14 @@ MAX_BYTES = 3800
 """Maximum length of an output path. Linux limits a path to 4,096 bytes, of which the files inside the folder need the rest."""
 
 MAX_PART_BYTES = 255
-"""Maximum length of a part of a path between "/". Python raises an error even if it only tests whether a longer one exists."""
+"""Maximum length of one part of a path (the text between two "/"). Testing whether a longer part exists raises an error."""
 
 
 def unusable(text: str) -> str | None:
-    """Return the reason why no file can have a path, or None if a file can have it.
+    """Return the reason why the path `text` cannot exist; None if it can exist.
 
     Args:
-        text: The path of a file or folder that is read. The disk is not read.
+        text: The path of an input file or folder. The function does not access the disk.
 
     Example:
         >>> unusable("data/train.jsonl"), unusable("x" * 300)
@@ -40,7 +40,7 @@ def unusable(text: str) -> str | None:
 def expanded(text: str | Path) -> Path:
     """Return a path in which "~" and "~USER" stand for a home folder.
 
-    A name without a home folder, such as "~nobody/x", is returned unchanged.
+    If there is no user USER, the path is returned unchanged.
 
     Example:
         >>> expanded("data/train.jsonl").as_posix()
@@ -56,7 +56,7 @@ def check_path(path: Path) -> None:
     """Check that all libraries can use an output path, and that it can be printed.
 
     Args:
-        path: A folder, which need not exist. The disk is not read.
+        path: A folder, which need not exist. The function does not access the disk.
 
     Raises:
         OutputError: the path contains a control character; the path begins with "~"; the path has more than 3,800 bytes

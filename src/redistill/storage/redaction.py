@@ -78,7 +78,8 @@ _SECRETS = {
         ),
     }.items()
 }
-# Words in the names of environment variables with secret values, and words of other names that contain them.
+# _SECRET_WORD matches a word in the name of an environment variable with a secret value.  _NOT_SECRET lists the last words of
+# names that contain such a word, but whose values are not secret, such as TOKEN_TYPE.
 _SECRET_WORD = re.compile(
     r".*(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|APIKEY)|KEY|PASS|PASSPHRASE|PAT|AUTH|PWD|SIGNATURE|WEBHOOK"
 )
@@ -215,12 +216,14 @@ def _secrets_among(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
 
 @lru_cache(maxsize=4096)
 def names_secret(name: str) -> bool:
-    """Return whether the name of an environment variable is that of a secret.
+    """Return whether an environment variable with this name contains a secret.
 
     The value of such a variable is masked if it has at least eight characters and is not a path.  The result is True in two
-    cases.  The name ends in KEY, TOKEN or a similar word, even without an underscore before it, such as
-    DEPLOYKEY.  Or one of the words between its underscores is TOKEN or a similar word, and the last word does not describe
-    another value, such as TYPE.
+    cases:
+
+    - The name ends in KEY, TOKEN or a similar word, with or without an underscore before the word (such as DEPLOYKEY).
+    - One of the words between the underscores of the name is TOKEN or a similar word, and the last word is not one that marks a
+      value that is not secret (such as TYPE).
     """
     if name in {"PWD", "OLDPWD"}:
         return False

@@ -1,6 +1,6 @@
 """The cached teacher, whose distributions come from a store.
 
-It computes logits from stored hidden states, or reads the classes of a compact form.  No teacher model is in memory.
+The teacher computes logits from stored hidden states, or reads classes from a compact form.  No teacher model is in memory.
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ from redistill.vocab_pass.head import Head
 class CachedTeacherConfig:
     """A teacher whose distributions are stored in a folder.
 
-    The folder has its head and its last hidden states, or its distributions in a compact form. No teacher model is loaded. With
-    hidden states, the logits are exact, over the whole vocabulary, for the stored training and validation data.
+    The folder has the teacher's head and last hidden states, or its distributions in a compact form. No teacher model is
+    loaded. With hidden states, the logits of the whole vocabulary are exact for the stored training and validation data.
 
     Args:
         path: The folder that `redistill cache-teacher` wrote.
@@ -125,8 +125,8 @@ class CachedTeacher:
         found = self._store.rows(key)
         if found is None:
             raise DataError(
-                f"{self._store.folder}: has no hidden states of the sequence of example {sample}; it stores the gold "
-                "answers, and with the policy teacher_generated the teacher's answers; use a live teacher for other text"
+                f"{self._store.folder}: has no hidden states of the sequence of example {sample}; only gold answers "
+                "are stored and, with the policy teacher_generated, the teacher's answers; use a local teacher for other text"
             )
         return found
 
@@ -143,7 +143,7 @@ class _States:
         """Return the function that computes the logits of rows of these sequences."""
         weight_VD = self._rows.head.weight_VD
         found = [weight_VD.new_empty((0, weight_VD.shape[1])), *(sequence["hidden_NE"] for sequence in sequences)]
-        # In the dtype in which the teacher computes them: states in float32 would make products in bf16 products in fp32.
+        # Converted to the dtype of the teacher: with float32 states, products that the teacher computes in bf16 would be fp32.
         return self._rows.target(torch.cat([hidden_NE.to(weight_VD) for hidden_NE in found]))
 
 

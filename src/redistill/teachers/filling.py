@@ -1,10 +1,9 @@
 """Writes the store of a cached teacher.
 
-The teacher's answers are written first, if they are needed, then its head and its last hidden states, or a compact form of its
-distributions.  The store is written
-file by file, each of them atomically.  `filling.jsonl` lists the finished files until the store is complete.  So an
-interrupted call is resumed by the same call, and the resulting folder is bitwise equal to that of a call that was not
-interrupted.  `store` describes the format.
+If the teacher's answers are needed, they are written first.  Then either the teacher's head and its last hidden states are
+written, or a compact form of its distributions.  The files are written one after another, each of them atomically.
+`filling.jsonl` lists the finished files until the store is complete.  Therefore an interrupted call is resumed by the same
+call, and the resulting folder is bitwise equal to that of a call that was not interrupted.  `store` describes the format.
 """
 
 import time
@@ -51,7 +50,7 @@ TIMED_SEQUENCES = 4
 
 Tick = Callable[[float], None]
 Progress = Callable[[int, int, int], None]
-"""Function that is called with the number of items that are done, of all items, and of the tokens that this call has read."""
+"""Function that is called with three numbers: of finished items, of all items, and of tokens that this call has read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +58,16 @@ class Reader:
     """The teacher that fills a store.
 
     Args:
-        read: Function that yields, for each of several batches, the last hidden states of its rows, [N, E], without gradient.
-            Its second argument is a function that it calls repeatedly with the fraction of the work that is done.
-        head: The head of the teacher: with all of its classes for hidden states, and with the classes that the student has as
-            well for a compact form.
+        read: Function of a list of batches and a callback.  It yields the last hidden states of the rows of each batch, [N, E],
+            without gradient, and repeatedly calls the callback with the fraction of the work that is done.
+        head: The head of the teacher.  To store hidden states, it has all classes of the teacher; to store a compact form, it
+            has only the classes that the student has as well.
         form: The form of the rows.
         dtype: dtype of the stored states.
         pad_id: Padding token.
         batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited.
-        tokens_at_once: Smallest number of tokens for which `read` is called, if the remaining shards have that many.  A teacher
-            whose layers are read from disk in each call needs many.
+        tokens_at_once: Minimum number of tokens per call of `read`; the last call may have fewer.  It is large for a teacher
+            whose layers are read from disk in each call.
     """
 
     read: Callable[[Sequence[Batch], Tick], Iterable[torch.Tensor]]
@@ -113,7 +112,7 @@ class Reader:
         return map(self._rows, groups, self.read(batches, tick))
 
     def _rows(self, sequences: Sequence[TokenSequence], hidden_NE: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the tensors of the targets of some sequences, whose hidden states are given, on the CPU."""
+        """Return the tensors to store for the targets of some sequences, on the CPU, from their hidden states."""
         form = self.form
         if isinstance(form, Full):
             return {"hidden_NE": self._rounded(hidden_NE).cpu()}
@@ -228,7 +227,7 @@ class Plan:
         )
 
     def seconds(self, teacher: Reader, clock: Callable[[], float] = time.perf_counter) -> float:
-        """Estimate the seconds in which the teacher reads all sequences.
+        """Estimate the seconds that the teacher needs to read all sequences.
 
         A few sequences of median length are read, and their time per token is used for all tokens.
         """
@@ -314,7 +313,7 @@ class StoreWriter:
         self._complete(plan.layout(teacher))
 
     def _write(self, name: str, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Write a file and record its hash, unless an interrupted call has done so."""
+        """Write a file and record its hash, unless an earlier, interrupted call has done so."""
         path = self._folder / name
         if name in self._finished and path.is_file() and files.digest(path) == self._finished[name]:
             return
@@ -340,7 +339,7 @@ class _Read:
         progress: Function that receives the progress.
         total: Number of sequences of all shards.
         num_tokens: Number of tokens that have been read.
-        ready: Shards that have been read and not been written, by their numbers.
+        ready: Tensors of the shards that have been read but not written, by the number of the shard.
     """
 
     teacher: Reader
@@ -350,13 +349,13 @@ class _Read:
     ready: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def shard(self, plan: Plan, number: int, done: int) -> dict[str, torch.Tensor]:
-        """Return the tensors of a shard; `done` is the number of sequences of earlier shards."""
+        """Return the tensors of a shard; earlier shards have `done` sequences."""
         if number not in self.ready:
             self.ready = self._shards(plan, number, done)
         return self.ready.pop(number)
 
     def _shards(self, plan: Plan, number: int, done: int) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the tensors of a shard, and of the next ones that the teacher reads at once, by their numbers."""
+        """Return the tensors of a shard, and of the following shards that are read in the same call, by number of the shard."""
         shards, tokens = dict[int, list[TokenSequence]](), 0
         while number + len(shards) < len(plan.shards) and (not shards or tokens < self.teacher.tokens_at_once):
             shards[number + len(shards)] = sequences = plan.shard(number + len(shards))

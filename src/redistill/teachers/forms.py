@@ -88,7 +88,7 @@ class TopK:
         return self.k * (torch.int32.itemsize + torch.float16.itemsize) + torch.float32.itemsize
 
     def stored(self, logp_NV: torch.Tensor, generators: Sequence[np.random.Generator]) -> dict[str, torch.Tensor]:
-        """Return the stored tensors of some rows.
+        """Return the tensors to store for some rows.
 
         Args:
             logp_NV: The teacher's log-probabilities.
@@ -129,7 +129,7 @@ class Sampled:
     Args:
         draws: Number n of samples for each row, >= 1.
         power: Exponent t of the proposal, in (0, 2]; with 1 the classes are sampled from p.
-        seed: Seed of the samples, so that runs with different seeds can share a store.
+        seed: Seed of the samples. It does not depend on the run's seed, so that runs with different seeds can share a store.
 
     Raises:
         ConfigError: a value is out of range.
@@ -162,7 +162,7 @@ class Sampled:
         return self.draws * (torch.int32.itemsize + torch.float32.itemsize) + torch.int32.itemsize + torch.float32.itemsize
 
     def stored(self, logp_NV: torch.Tensor, generators: Sequence[np.random.Generator]) -> dict[str, torch.Tensor]:
-        """Return the stored tensors of some rows.
+        """Return the tensors to store for some rows.
 
         Args:
             logp_NV: The teacher's log-probabilities.
@@ -172,7 +172,7 @@ class Sampled:
         log_proposal_NV = torch.log_softmax(self.power * logp_NV, dim=-1)
         cumulative_NV = log_proposal_NV.exp().cumsum(dim=-1)
         uniform_NK = torch.from_numpy(np.stack([random.random(self.draws) for random in generators])).to(logp_NV.device)
-        # Below the total in spite of rounding, so that a class is always found, and never one of probability 0.
+        # The factor keeps thresholds below the total despite rounding, so that no class of probability 0 is sampled.
         threshold_NK = (uniform_NK * (1 - 1e-12)) * cumulative_NV[:, -1:]
         drawn_NK = torch.searchsorted(cumulative_NV, threshold_NK, right=True).clamp(max=logp_NV.shape[1] - 1)
         row_NK = torch.arange(len(drawn_NK), device=drawn_NK.device)[:, None]
@@ -245,9 +245,9 @@ def label(form: Form) -> str:
 
 
 def chunks(num_rows: int, num_classes: int) -> Iterator[slice]:
-    """Divide rows into slices that are processed at once.
+    """Divide rows into slices that are processed one after another.
 
-    A [rows, classes] tensor in float64 has at most `CHUNK_BYTES` bytes for each slice.
+    The [rows, classes] tensor of a slice in float64 has at most `CHUNK_BYTES` bytes, unless one row needs more.
     """
     size = max(1, CHUNK_BYTES // (num_classes * torch.float64.itemsize))
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))

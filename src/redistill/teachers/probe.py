@@ -1,8 +1,8 @@
 """The self-test of served teachers: model, tokenizer and log-probabilities.
 
-It precedes the loading of models.  A reply with status 200 does not show that a server has the expected weights.  Therefore a
-short text is scored by every server before the run and in every update, and the log-probabilities are compared with those of
-the start.
+It runs before models are loaded.  A reply with status 200 does not show that a server has the expected weights.  Therefore
+every server scores a short text, the probe text, before the run and in every update.  Its log-probabilities are compared with
+those at the start.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from redistill.servers.completions import (
 )
 
 TEXT = "The 3 foxes didn't sleep: naïve café, 北京.\n\tif x_1 == 42:\n        return f(x)  # done"
-SAME_NATS = 1e-3  # difference by which the log-probabilities of two temperatures may differ by rounding
+SAME_NATS = 1e-3  # maximum difference, due to rounding, between the log-probabilities at two temperatures
 NUM_IDS = 16  # evenly spaced ids of the vocabulary whose texts are compared
 
 
@@ -35,7 +35,7 @@ class Probe:
     Args:
         model: Id, root and limit of tokens of the model, as the server lists them.
         token_ids: Token ids of the probe text.
-        logprobs: Log-probability of each token after the first.
+        logprobs: Log-probability of each token of the probe text after the first.
     """
 
     model: Mapping[str, str]
@@ -136,12 +136,12 @@ def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[i
     if ids is not None and tuple(ids) != token_ids:
         raise VocabularyError(
             f"{reply.server}: its tokenizer is not that of the student: the probe text has {len(ids)} tokens there and "
-            f"{len(token_ids)} here, or other ids; use a teacher and a student with the same tokenizer"
+            f"{len(token_ids)} here, or their ids differ; use a teacher and a student with the same tokenizer"
         )
 
 
 def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...]) -> None:
-    """Send ids from the whole vocabulary, and compare their texts with those of the student's tokenizer.
+    """Send ids that are spread over the vocabulary; compare their texts with those of the student's tokenizer.
 
     Raises:
         VocabularyError: an id stands for another token.

@@ -1,7 +1,8 @@
 """The served teacher, whose most probable classes come from a server.
 
-The server is any completions endpoint in the form of OpenAI with `prompt_logprobs`, such as vLLM.  It returns the `top_k` most
-probable classes of each row.  The probability of all other classes together is kept as one more class; nothing is renormalised.
+The server has an OpenAI-compatible completions endpoint that supports `prompt_logprobs`; vLLM is an example.  For each row (the
+prediction of one target), the server returns the `top_k` most probable classes.  The total probability of all other classes is
+kept as one more class; nothing is renormalised.
 """
 
 import math
@@ -31,7 +32,7 @@ from redistill.teachers.probe import Probe, examine, mean_difference
 
 MAX_TOP_K = 1024
 LEAST_REST = 1e-10
-"""Smallest probability of the classes that are not listed; below it, the sum of the listed ones is rounded to 1."""
+"""Lower bound of the total probability of the classes that are not listed, so that its logarithm is finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +43,19 @@ class ServedTeacherConfig:
     the option `--allow-host` of the command.
 
     Args:
-        url: Address of the server, such as http://127.0.0.1:8000/v1; several addresses for servers with the same model, among
-            which the requests are divided.
+        url: Address of the server, such as http://127.0.0.1:8000/v1; or a list of addresses of servers with the same model,
+            over which the requests are distributed.
         model: Name of the model, as the server lists it.
         top_k: Number of most probable classes of each row, in [1, 1024]. The server must permit it (vLLM: `--max-logprobs`).
         api_key_env: Name of the environment variable with the API key. If None, no key is sent.
         prompts_per_request: Maximum number of prompts in one request, >= 1.
         concurrent_requests: Maximum number of open requests of one process, >= 1.
         timeout_s: Seconds after which a request without a complete reply is tried again, > 0.
-        patience_s: Seconds for which a failed request is tried again, >= 0; then the command ends, and can be resumed.
-        tolerance: Mean absolute difference, in nats per token, by which the log-probabilities of a probe text may differ
-            between the servers, and between the start and a later update; >= 0.
-        price: Price of a million tokens, in any currency, >= 0. If set, run.json has the price of the tokens that were sent and
-            generated.
+        patience_s: Seconds for which a failed request is tried again, >= 0. After that, the command ends, and can be resumed.
+        tolerance: Maximum mean absolute difference, in nats per token, between log-probabilities of the probe text (a built-in
+            text): between two servers, and between the start and a later update; >= 0.
+        price: Price of a million tokens, in any currency, >= 0. If set, run.json contains the price of all tokens that were
+            sent or generated.
 
     Raises:
         ConfigError: a URL or a name is invalid, or a number is out of range.
@@ -150,7 +151,7 @@ class ServedTeacher:
         settings: The teacher in the recipe.
         client: Client of the servers.
         probe: What the servers returned for the probe text at the start.
-        vocabulary: Number of classes of the student; a server must not list others.
+        vocabulary: Number of classes of the student; all token ids that a server lists must be below it.
         end_ids: Tokens that end a text.
         device: Device of the batches.
         count_text: Function that is called with the number of tokens of generated text.
@@ -260,7 +261,7 @@ class ServedTeacher:
         return texts
 
     def _exchange(self, requests: Sequence[Request], num_tokens: int) -> list[Reply]:
-        """Send requests that contain `num_tokens` tokens, and count both."""
+        """Send requests with `num_tokens` tokens in total; count the attempts and the tokens."""
         before = self._client.num_attempts
         replies = self._client.exchange(requests)
         self._count(self._client.num_attempts - before, num_tokens)
@@ -272,8 +273,8 @@ class ServedTeacher:
         if difference > self.tolerance:
             raise ServerError(
                 f"{server}: its log-probabilities of the probe text differ by {difference:.3g} nats per token from those at "
-                f"the start (teacher.tolerance {self.tolerance:g}), so it has another model; serve the model of the start, "
-                "and run the same command again to resume"
+                f"the start (teacher.tolerance {self.tolerance:g}), so the server now has another model; serve the model of "
+                "the start, and run the same command again to resume"
             )
 
 

@@ -1,11 +1,11 @@
 """The store of a cached teacher.
 
-It has the teacher's head and last hidden states, or its distributions in a compact form.  A teacher's logits are its last
-hidden states times its head.  So the states of the targets of a data set, with the head, are an exact teacher for this data: 2
-bytes x width per target in 16 bits, instead of 4 bytes x vocabulary for logits in float32.  `forms` describes the compact
-forms, which need no head.
+It has the teacher's head and last hidden states, or the teacher's distributions in a compact form.  The product of the last
+hidden states and the head is the teacher's logits.  So the head, and the states at the targets of a data set, are sufficient
+for the exact logits of all these targets.  In a 16-bit dtype, a target's state needs 2 x width bytes; its logits in float32
+would need 4 x vocabulary bytes.  `forms` describes the compact forms, which need no head.
 
-The folder consists of `head.safetensors`; the shards `states-00000.safetensors` ... with the rows of some sequences each;
+The folder consists of `head.safetensors`; the shards `states-00000.safetensors` ..., each with the rows of some sequences;
 `texts.jsonl`, if the teacher has generated text; `manifest.json`, which describes the store and has the SHA-256 of each other
 file; and `manifest.sha256`.  This module only reads a complete store; `filling` writes it.
 """
@@ -37,7 +37,7 @@ FILLING = "filling.jsonl"
 """The file of an incomplete store that lists its finished shards."""
 KEY_BYTES = 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHOWN_CHARACTERS = 20  # of a value in an error message; longer values are hashes
+SHOWN_CHARACTERS = 20  # longer values, which are hashes, are not shown in error messages
 _AGAIN = "remove the folder, and run `redistill cache-teacher` again"
 
 
@@ -212,10 +212,10 @@ class TeacherStore:
         return self._texts.get(text_key(request, sampling))
 
     def check(self, expected: Mapping[str, Json]) -> None:
-        """Check that the store belongs to a teacher and to data.
+        """Check that the store was made from the teacher, data and settings of a run.
 
         Args:
-            expected: What the rows of a run depend on, by the names of `source`; other names are not compared.
+            expected: What the rows of the run depend on, by the names of `source`.  Names that it lacks are not compared.
 
         Raises:
             ConfigError: a value differs; the message names all that differ.
@@ -229,7 +229,7 @@ def check_source(
     """Check that a store was made from what a recipe describes.
 
     Args:
-        folder: The folder of the store, for the message.
+        folder: The folder of the store, for the error message.
         held: What the rows of the store depend on, by name.
         expected: What the rows of the recipe depend on.
         names: The names to compare.
@@ -242,7 +242,7 @@ def check_source(
         shown = [f"{name} ({held.get(name)} there, {expected.get(name)} here)" if name in short else name for name in different]
         raise ConfigError(
             f"{folder}: the cached teacher was made with another {', another '.join(shown)} than this recipe has; choose "
-            "another folder, or remove it to make it again"
+            "another folder, or remove this folder to make the cached teacher again"
         )
 
 

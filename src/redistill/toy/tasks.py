@@ -1,8 +1,8 @@
 """The tasks of the toy world, such as arithmetic or sorting.
 
 Each task is a function that samples words and inserts them into sentence templates from phrasings.yaml. A task has several
-templates for the question and several for the answer. The questions with the same sampled words have the same meaning, and all
-answers with these words are correct.
+templates for the question and several for the answer. With the same sampled words, all templates for the question have the
+same meaning, and all templates for the answer give a correct answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence

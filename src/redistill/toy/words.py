@@ -8,7 +8,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Verb:
-    """The forms of a verb of moving, such as carry, carries, carried, (has) carried."""
+    """The forms of a verb of motion, such as carry, carries, carried, (has) carried."""
 
     base: str
     third: str

@@ -43,7 +43,7 @@ def toy_records(count: int, seed: int, split: Split) -> list[Record]:
 
     Returns:
         The records. In the splits "teacher" and "train", a record has one reference answer. In "validation" and "test", it has
-        all correct answers as references; the sampled one is first.
+        all correct answers as references; the sampled answer is first.
 
     Example:
         >>> record = toy_records(5, 10, "train")[4]

@@ -46,7 +46,7 @@ class Contents(dict[str, Value]):
     def __missing__(self, name: str) -> NoReturn:
         raise CheckpointError(
             f"{self.owner}: has no '{name}' (it has {plain_line(', '.join(sorted(self)))[:300] or 'nothing'}); "
-            "a run with other settings wrote it; set `out` to a new folder"
+            "the checkpoint was written by a run with other settings; set `out` to a new folder"
         )
 
 

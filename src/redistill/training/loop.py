@@ -2,8 +2,9 @@
 
 Validation and saving happen between updates.  The caller builds the objects that the loop uses (`Parts`).  The code of the loop
 is the same for all distillation methods.
+
 The coefficients of the loss terms are computed once per update, from the numbers of tokens and sequences of the global batch.
-Therefore one process with four micro-batches has the same gradient as two processes with two micro-batches each.
+One process with four micro-batches therefore has the same gradient as two processes with two micro-batches each.
 """
 
 import math
@@ -54,7 +55,8 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         Interrupted: a signal arrived.  All completed updates have been saved in a checkpoint; an incomplete update is
             discarded.
         TrainingError: a guard (a check of each update) ended the run.
-        ServerError: a server of the teacher failed.  If there is one process, all completed updates have been saved.
+        ServerError: a server of the teacher failed.  A run with one process has saved all completed updates in a checkpoint; a
+            run with several processes has saved no new checkpoint.
     """
     saved = first = state.step
     try:
@@ -82,7 +84,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
 
 
 def _compiling(parts: Parts, *, is_first: bool) -> AbstractContextManager[None]:
-    """Context of an update; progress names the compilation in the first one."""
+    """Context of an update; during the first update, the progress bar shows "compiling"."""
     compiles = is_first and parts.learner.student.is_compiled
     return parts.output.progress.phase("compiling", in_log=True) if compiles else nullcontext()
 
@@ -90,8 +92,8 @@ def _compiling(parts: Parts, *, is_first: bool) -> AbstractContextManager[None]:
 def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
     """Draw sequences, compute the gradient, make one update and log it.
 
-    A signal or an error of a server before the gradient is complete restores the state of the policy.  Once
-    the gradient is complete, signals are not checked until the update is complete.
+    If a signal arrives or a server fails before the gradient is complete, the state of the policy is restored.  Once the
+    gradient is complete, signals are not checked until the update is complete.
     """
     learner = parts.learner
     started, before, logged = time.perf_counter(), parts.policy.state_dict(), parts.output.revisions.num_bytes()
@@ -159,7 +161,8 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
     """Return `batches` plus empty ones, so that all processes have the same number.
 
-    Only forward and backward passes that are collective operations need this; otherwise `batches` is returned unchanged.
+    Equal numbers are needed only if forward and backward passes are collective operations; otherwise `batches` is returned
+    unchanged.
     """
     if not parts.learner.placement.passes_communicate:
         return batches

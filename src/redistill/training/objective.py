@@ -331,8 +331,9 @@ def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> di
 
     `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The sum of a term is
     divided by the number of tokens or sequences over which the term is a mean; the sum of a diagnostic is divided by the number
-    of sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the fraction of the
-    teacher's mass beside its arg max that is kept, (kept - p_max) / (1 - p_max), from the means of both; 1 if p_max is 1.
+    of sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the fraction that is
+    kept of the teacher's mass outside its arg max: (kept - p_max) / (1 - p_max), computed from the mean of the kept mass and
+    the mean of p_max, the mass of the arg max; 1 if the mean of p_max is 1.
     """
     divisors = {
         "sft": counts.sft_tokens,

@@ -111,11 +111,11 @@ class Progress(TerminalBar):
 
     @contextmanager
     def phase(self, name: str, *, in_log: bool = False) -> Iterator[None]:
-        """Context whose phase the bar names.
+        """Context in which the bar shows the phase `name`.
 
         Args:
             name: The phase, such as "validating".
-            in_log: Whether its beginning is a line of its own if the output is not a terminal.
+            in_log: Whether the name of the phase is printed as a line if the output is not a terminal.
         """
         if in_log and self._bar is None:
             self._print(name)
@@ -130,7 +130,7 @@ class Progress(TerminalBar):
             self.show(self._shown())
 
     def expect(self, total: int) -> None:
-        """Set the number of updates of the run, which is loaded now."""
+        """Set the number of updates of the run, after the run has been loaded."""
         self._total, self._phase, self._rest = total, "", f"step 0/{total}"
         self.show(self._shown(), total=total)
 
@@ -175,7 +175,7 @@ class Progress(TerminalBar):
 
 
 class AnswerProgress:
-    """Progress of an evaluation: a line after each tenth, or a bar on a terminal.
+    """Progress of an evaluation: a line per 10 % of the answers, or a bar.
 
     An instance is passed as the argument `progress` of `Evaluator.evaluate`.
 

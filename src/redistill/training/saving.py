@@ -147,7 +147,8 @@ def _training_state(values: Mapping[str, Json]) -> TrainingState:
 def _check_types(stored: object, own: object, path: str) -> None:
     """Raise a TypeError if a stored scalar has another type than the value of the same name in this run.
 
-    All numbers are of one type. A value that is None in this run may be any scalar. A list or dict may differ in its contents.
+    Integers and floats count as one type. If the value in this run is None, the stored value may be any scalar. The contents of
+    a list or dict may differ.
     """
     if isinstance(own, Mapping) and isinstance(stored, Mapping):
         for name in own.keys() & stored.keys():

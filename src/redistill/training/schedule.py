@@ -34,8 +34,8 @@ class TrainingConfig:
             of student text) are logged; >= 1.
         generation_batch_size: Sequences that one process generates or scores at once, >= 1; independent of the micro-batch.
         compile: What torch.compile compiles: "none"; "rows", the functions that compute loss terms from logits; or "all", these
-            functions and the student's body in training.  "auto" is "rows" if a compiler is installed and the vocabulary is
-            large enough to amortise compiling.
+            functions and the student's body (all but its head) in training.  "auto" is "rows" if a compiler is installed and
+            the vocabulary is large enough to amortise compiling.
 
     Raises:
         ConfigError: a value is out of range.
@@ -104,7 +104,7 @@ def longer(length: object, other: object) -> bool | None:
     """Return whether a length of training is larger than another.
 
     Each length is a value of `training.updates`.  The result is None if the two cannot be compared: one of them is a number of
-    updates and the other a number of epochs, or one is no length.
+    updates and the other a number of epochs, or one is not a valid length.
 
     Example:
         >>> longer(200, 100), longer("3 epochs", "5 epochs"), longer(200, "5 epochs")

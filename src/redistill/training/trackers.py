@@ -1,8 +1,7 @@
 """Trackers: tools and services that receive the metrics of a run.
 
 The metrics are in metrics.jsonl as well.  The trackers are those of accelerate.  Nothing is sent unless a recipe lists a
-tracker.  A tracker that fails is dropped, since training is worth more than its curves elsewhere, and metrics.jsonl has them
-all.
+tracker.  If a tracker fails, the run continues without this tracker: no metrics are lost, since metrics.jsonl has all of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -41,10 +40,10 @@ _WANDB = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Trackers that receive the metrics and settings of a run, beside metrics.jsonl.
+    """Trackers that receive the metrics and settings of a run.
 
-    These fields may change when a run is resumed.  Each tracker is configured by its own environment variables, such as
-    WANDB_API_KEY and MLFLOW_TRACKING_URI.
+    metrics.jsonl is written as well.  These fields may change when a run is resumed.  Each tracker is configured by its own
+    environment variables, such as WANDB_API_KEY and MLFLOW_TRACKING_URI.
 
     Args:
         to: Trackers: "tensorboard" (event files in `<run folder>/tensorboard`), "wandb" (Weights & Biases), "mlflow" and
@@ -129,7 +128,7 @@ class _Trackers:
         self._running: dict[str, GeneralTracker] = {}
 
     def start(self, tracker: str, config: TrackingConfig, name: str, folder: Path, step: int) -> None:
-        """Start a tracker; note its failure."""
+        """Start a tracker; report an error of the tracker as a note."""
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         with self._dropped_if_it_fails(tracker):

@@ -38,7 +38,7 @@ class Products:
         """Return `Products` with the precision in which the model computed `hidden_ND`.
 
         Operands are rounded to bf16 if `hidden_ND` is bf16, or if autocast to bf16 is active and `hidden_ND` is not float64.
-        So call this method before autocast is disabled.
+        Call this method before autocast is disabled.
         """
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
@@ -131,8 +131,8 @@ class Head:
         """Return a detached copy of the head with a converted weight.
 
         `logits` converts the weight to the dtype of the matrix product in every call.  In the copy, the weight is already
-        converted, and has only its first `num_classes` rows.  So use the copy if `logits` is called often, with hidden states
-        that have the dtype of `hidden_ND`.
+        converted, and has only its first `num_classes` rows.  Use the copy if `logits` is called often, with hidden states that
+        have the dtype of `hidden_ND`.
         """
         storage = Products.like(hidden_ND).storage
         bias_V = None if self.bias_V is None else self.bias_V.detach()[: self.vocabulary]

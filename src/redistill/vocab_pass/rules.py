@@ -50,15 +50,15 @@ class Sampled(NamedTuple):
 
 
 Both = LogProbs | Sampled
-"""What a rule receives of student and teacher."""
+"""The log-probabilities of student and teacher that a rule receives."""
 
 
 def both_models(logq_CV: Tensor, target_rows: TargetRows) -> Both:
-    """Return what a rule receives of both models for the rows of a tile.
+    """Return the log-probabilities that a rule receives, for the rows of a tile.
 
     Args:
         logq_CV: Student log-probabilities.
-        target_rows: What the teacher provides of the same rows.
+        target_rows: Teacher logits of the same rows, or the classes that the teacher provides.
     """
     if isinstance(target_rows, SampledClasses):
         logq_CK, dtype = logq_CV.gather(1, target_rows.class_NK), logq_CV.dtype

@@ -42,7 +42,7 @@ def row_statistics(
     .. math:: \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}, \qquad H(p) = -\sum_v p_v \log p_v
 
     p is the teacher, q the student.  forward_kl is KL(p || q), and reverse_kl is KL(q || p).  student_logprob and
-    teacher_logprob are log q and log p of the token that `token_N` gives for the row, and cross_entropy is -log q of it.
+    teacher_logprob are log q and log p of the token that `token_N` gives for the row, and cross_entropy is its -log q.
     student_entropy is H(q), and teacher_entropy is H(p).  All these statistics are in nats.  agreement is True where both
     models have the same arg max.  student_argmax and teacher_argmax are the most probable tokens.  teacher_sample is a token
     sampled from p, and teacher_nucleus_sample one sampled from the most probable classes of p, which have 0.9 of its mass

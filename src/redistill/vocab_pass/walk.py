@@ -48,7 +48,7 @@ def vocab_pass(
 
     The forward pass also computes the gradients with respect to the hidden states, the head and the parameters of the
     divergence, in chunks of rows.  The backward pass multiplies them by the incoming scalar.  Each input that requires a
-    gradient gets one, even if it is 0.  So in data-parallel training, all processes have gradients of the same tensors.  The
+    gradient gets one, even if it is 0, so that in data-parallel training all processes have gradients of the same tensors.  The
     span loss compares neighbouring rows.  If two of them are in different chunks, the chunk of the first row computes the pair.
     The second row (the halo row) is then computed in both chunks, and its two gradients are added.
 

@@ -23,8 +23,8 @@ class Task:
         description: Contents of the test set, in one line.
         hub_name: Name of the data set on the Hugging Face hub; None if the recipe gives a file.
         hub_file: The file of the hub repository that contains the test rows; the repository may have several files.
-        hub_rows: The test set consists of this number of rows at the start of the hub file, as in the literature.  If None, it
-            consists of all rows.
+        hub_rows: Number of rows at the start of the hub file that form the test set, as in the literature.  If None, all rows
+            form the test set.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
 
     Raises:

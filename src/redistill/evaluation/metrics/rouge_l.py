@@ -20,10 +20,10 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     texts.  F1 is computed by the package `rouge-score`, which papers use as well.
 
     The reference determines what a word is.  For English and other languages in Latin script, words are those of
-    `rouge-score`: sequences of [a-z0-9] after lower-casing; words of more than three letters are Porter-stemmed.  If more of
-    the reference's words are without a letter or digit of ASCII than with a letter of ASCII, both texts are divided into words
-    by `redistill.evaluation.metrics.words`, without stemming: a Chinese character is a word, and so is a Russian, Arabic or
-    Hindi word.  F1 of different tokenizers is not comparable.
+    `rouge-score`: sequences of [a-z0-9] after lower-casing; words of more than three letters are Porter-stemmed.  If the
+    reference has more words without any ASCII letter or digit than words with an ASCII letter, both texts are divided into
+    words by `redistill.evaluation.metrics.words`, without stemming: each Chinese character is a word, and Russian, Arabic and
+    Hindi words are found.  F1 values of different tokenizers are not comparable.
 
     Args:
         prediction: The text to score.

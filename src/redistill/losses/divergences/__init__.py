@@ -9,8 +9,8 @@ A log-probability of -inf marks a class that a model rules out (vocabulary paddi
 
 - A class that both models rule out contributes 0 to every divergence.
 - If only one model rules out a class, forward and reverse KL, their combinations, and alpha-beta with an exponent of 0 can be
-  infinite by their formulas.  Here the class contributes 0, since an infinite loss would end the run because of a class that
-  cannot be predicted.
+  infinite by their formulas.  Here the class contributes 0.  Otherwise a single class that one model cannot predict would make
+  the loss infinite and end the run.
 - Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are finite by their formulas.  Here the
   class contributes the value of the formula.
 

@@ -92,7 +92,7 @@ class HybridAcceptance(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(decay=0.5, temperature=2.0))
 

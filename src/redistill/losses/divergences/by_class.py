@@ -19,7 +19,7 @@ class ToDi(Softened):
 
     p is the teacher, q the student, sigma the logistic function, beta = `sharpness`. Classes that the student underestimates
     get more of forward KL, and classes that it overestimates more of reverse KL. Source: Jung et al. (arXiv 2505.16297), whose
-    ToDi has beta = 1. D is in nats per token, D >= 0 in each class, and D = 0 exactly when p = q. The gradient flows through q
+    ToDi has beta = 1. D is in nats per token, each summand is >= 0, and D = 0 exactly when p = q. The gradient flows through q
     only, and treats the weights as constants.
 
     Args:
@@ -62,7 +62,7 @@ class ToDi(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(sharpness=0.3), cls(temperature=2.0))
 
@@ -114,6 +114,6 @@ class EntropyAware(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(threshold_nats=0.0), cls(threshold_nats=1.5, temperature=2.0))

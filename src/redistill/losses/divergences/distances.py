@@ -54,7 +54,7 @@ class AlphaBeta(Softened):
     .. math:: \beta = 0:\; \frac{1}{\alpha^2} \sum_v \Bigl( p_v^{\alpha} \log \frac{p_v^{\alpha}}{q_v^{\alpha}}
               - p_v^{\alpha} + q_v^{\alpha} \Bigr).
 
-    For alpha = 0, D is given by the formula for beta = 0 if p and q are exchanged, and alpha is replaced by beta. Source:
+    For alpha = 0, D is the formula for beta = 0 with p and q exchanged, and with beta in place of alpha. Source:
     Cichocki et al. (2011); for distillation, ABKD (arXiv 2505.04560), whose public implementations use alpha = 0.2 and
     beta = 0.7 by default. D >= 0, and 0 exactly when p = q. The unit is nats per token only if s = 1. The gradient flows
     through q only; with respect to log q it is q^beta (q^alpha - p^alpha) / alpha.
@@ -106,7 +106,7 @@ class AlphaBeta(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(alpha=0.5, beta=0.5), cls(alpha=1.0, beta=0.0), cls(alpha=0.0, beta=0.7, temperature=2.0))
 

@@ -101,7 +101,7 @@ class ReverseKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(temperature=0.5))
 
@@ -150,7 +150,7 @@ class SymmetricKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(forward_weight=0.1), cls(temperature=2.0))
 
@@ -214,6 +214,6 @@ class AdaptiveKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(head_mass=0.9, temperature=2.0))

@@ -22,7 +22,7 @@ class JensenShannon(Softened):
     beta; "JSD" in Table 3c of MGSR. With the default w = 0.1, m is mostly the student. The published DistiLLM code uses the
     same weight (its parameter lambda = 0.9 is 1 - w), and TRL uses w = 0.5. D is in nats per token, 0 <= D <= H(w) <= log 2,
     where H(w) is the entropy of (w, 1 - w). D = 0 exactly when p = q. The gradient flows through q, including q in m. For w
-    near 0, D is about w KL(p || q); for w near 1, D is about (1 - w) KL(q || p). So gradients are small in both cases.
+    near 0, D is about w KL(p || q); for w near 1, D is about (1 - w) KL(q || p). Gradients are small in both cases.
 
     Args:
         teacher_weight: Weight of the teacher in the mixture, and of the KL from the teacher to the mixture, in (0, 1).
@@ -58,7 +58,7 @@ class JensenShannon(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(teacher_weight=0.5), cls(teacher_weight=0.9, temperature=2.0))
 
@@ -105,7 +105,7 @@ class SkewForwardKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(alpha=0.5, temperature=2.0))
 
@@ -152,7 +152,7 @@ class SkewReverseKL(Softened):
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(alpha=0.5, temperature=2.0))
 

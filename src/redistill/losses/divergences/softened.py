@@ -50,8 +50,8 @@ class Softened:
     def needs(self) -> Needs:
         """What the divergence requires of the teacher.
 
-        A temperature other than 1 changes the probability of each class by itself, so it needs all classes: the probability of
-        the classes that a teacher does not list cannot be computed from their total.
+        A temperature other than 1 requires the probabilities of all classes: if a teacher returns only the total probability
+        of some classes, their total at this temperature cannot be computed from it.
         """
         is_tempered = (self.temperature, self.teacher_temperature) != (1.0, 1.0)
         return Needs(full_vocabulary=is_tempered, probabilities=True)
@@ -60,7 +60,7 @@ class Softened:
     def examples(cls) -> tuple[Self, ...]:
         """Return example settings of this class.
 
-        redistill.testing checks with each of them the properties that every divergence must have.
+        `redistill.testing` checks for each of them the properties that every divergence must have.
         """
         return (cls(), cls(temperature=2.0))
 
@@ -81,8 +81,8 @@ def _tempered(log_NV: torch.Tensor, temperature: float) -> torch.Tensor:
 def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
     """Return log(a / b); the result is 0 where log a or log b is -inf.
 
-    So a divergence can multiply the result by a probability of 0.  An infinite result would give 0 * inf = NaN, also in the
-    gradient.
+    The result is finite, so a divergence can multiply it by a probability of 0.  An infinite result would give 0 * inf = NaN,
+    also in the gradient.
 
     Args:
         log_a_NV, log_b_NV: Log-probabilities in nats; -inf marks a class that a model rules out.
@@ -100,7 +100,7 @@ def log_ratio(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor) -> torch.Tensor:
 def bounded(log_NV: torch.Tensor) -> torch.Tensor:
     """Return log-probabilities clamped to finite values.
 
-    Only values whose exp is 0 in their dtype are changed.  So the difference of two results is finite.
+    Only values whose exp is 0 in their dtype are changed.  The difference of two results is always finite.
 
     Args:
         log_NV: Log-probabilities in nats, float32 or float64.

@@ -1,7 +1,7 @@
 """Detects a collapse of the student's generated text.
 
 The checked statistics are the length of responses, the fraction of responses with an end token, the fraction of distinct
-bigrams, and the fraction of the teacher's probability mass beside its most probable class that the divergence DAC-KL keeps.
+bigrams, and the fraction that DAC-KL (a divergence) keeps of the teacher's probability mass outside its most probable class.
 
 On-policy training can reinforce its own errors: a student that has learned to stop at once, never to stop, or to repeat itself
 generates more such text to learn from, while the loss falls.
@@ -103,8 +103,8 @@ class CollapseMonitor:
             step: Number of the update, from 1.
             texts: Properties of the sampled sequences of all processes, of any origin.
             gold: Properties of the gold answers of all processes in this update.
-            recovered: Fraction of the teacher's mass beside its most probable class that DAC-KL kept, at most 1; None if it was
-                not measured.
+            recovered: Fraction that DAC-KL kept of the teacher's probability mass outside its most probable class, at most 1;
+                None if it was not measured.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".
@@ -130,7 +130,7 @@ class CollapseMonitor:
             "distinct_2": (mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "fraction of distinct bigrams"),
         }
         if "recovered" in mean:
-            what = "fraction of the teacher's mass beside the arg max that DAC-KL keeps"
+            what = "fraction that DAC-KL keeps of the teacher's mass outside the arg max"
             checks["recovered"] = (mean["recovered"], config.min_recovered, what)
         low = {name: check for name, check in checks.items() if check[0] < check[1]}
         for name in sorted(low.keys() - self._alarms):

@@ -28,8 +28,8 @@ class GuardConfig:
             far, in [0, 1].
         min_distinct: Lower limit of the ratio between the mean fraction of distinct bigrams in responses and that in gold
             answers, in [0, 1].
-        min_recovered: Lower limit of the fraction of the teacher's mass beside its most probable class that the divergence
-            DAC-KL keeps, in [0, 1].
+        min_recovered: Lower limit of the fraction that the divergence DAC-KL keeps of the teacher's probability mass outside
+            its most probable class, in [0, 1].
 
     Raises:
         ConfigError: a value is out of range.
