@@ -98,8 +98,8 @@ def test_an_alpaca_test_set_of_a_chat_student_is_rendered_with_alpaca_and_a_note
     run = chat_run(tmp_path, JINJA, talks(8), rows(2, 30))
     train_student(run)
     note = (
-        "note: test mine: 2 with the Alpaca template, unlike all training rows; data.tokens.template: chat renders all rows with one "
-        "template"
+        "note: test mine: 2 with the Alpaca template, unlike all training rows; data.tokens.template: chat renders all rows "
+        "with one template"
     )
     printed = capsys.readouterr()
     assert note in (printed.out + printed.err).splitlines()

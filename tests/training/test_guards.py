@@ -171,9 +171,7 @@ def test_text_of_other_origins_is_ignored():
 def test_a_collapse_can_end_the_run():
     monitor = CollapseMonitor(GuardConfig(collapse_window=2, on_collapse="stop"), lambda event: None)
     monitor.observe(1, [HEALTHY], GOLD, 0.05)
-    with pytest.raises(
-        TrainingError, match=r"step 2: .*mass outside the arg max is 0\.05 over 2 updates, below 0\.1"
-    ):
+    with pytest.raises(TrainingError, match=r"step 2: .*mass outside the arg max is 0\.05 over 2 updates, below 0\.1"):
         monitor.observe(2, [HEALTHY], GOLD, 0.05)
 
 
