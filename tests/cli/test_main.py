@@ -158,8 +158,10 @@ def test_unusable_data_is_rejected(world: Path, tmp_path: Path, error_line: Call
 
 @pytest.mark.parametrize("role", ["data.train", "data.validation", "data.tests.toy"])
 def test_missing_data_is_reported(world: Path, tmp_path: Path, error_line: Callable[..., str], role: str) -> None:
-    line = error_line("run", recipe(world), f"{role}={tmp_path / 'none.jsonl'}")
-    assert line.startswith(f"{tmp_path / 'none.jsonl'}: no such file or folder; give a .jsonl")
+    missing = f"{role}={tmp_path / 'none.jsonl'}"
+    for model in ([], [f"student.model={tmp_path / 'none'}"]):  # data are looked for before a model is loaded
+        line = error_line("run", recipe(world), missing, *model)
+        assert line.startswith(f"{tmp_path / 'none.jsonl'}: no such file or folder; give a .jsonl")
 
 
 def test_an_unknown_test_set_without_a_file_is_rejected(world: Path, error_line: Callable[..., str]) -> None:

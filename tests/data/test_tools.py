@@ -200,3 +200,18 @@ def test_a_system_text_beside_a_conversation_is_its_system_message():
     assert record(row).prompt == Conversation((Turn("system", "Be kind."), Turn("user", "a")))
     with pytest.raises(BadRow, match="the key 'system' and a system message"):
         parse_row({"system": "x", "messages": [{"role": "system", "content": "y"}, ASKED, ANSWER]})
+
+
+def test_a_content_of_text_parts_is_their_text():
+    parts = [{"type": "text", "text": "Name "}, {"type": "text", "text": "a river."}]
+    row = {
+        "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "Po."}]}]
+    }
+    parsed = parse_row(row)
+    assert parsed.prompt.turns == (Turn("user", "Name a river."),) and parsed.references == ("Po.",)
+
+
+def test_a_part_of_another_type_is_named():
+    row = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}
+    with pytest.raises(BadRow, match="content has a part of type 'image_url'; only parts of type 'text' are supported"):
+        parse_row(row)

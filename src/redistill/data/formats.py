@@ -102,6 +102,8 @@ def _errors_of_files(name: str, ending: str) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        if ending.endswith(".gz") and first_line(error).startswith("Not a gzipped file"):
+            raise DataError(f"{name}: is not compressed with gzip; remove .gz from its name") from error
         remedy = "copy or download the file again" + ("" if ending.endswith(".gz") else ", or correct its ending")
         raise DataError(f"{name}: is not a complete gzip file ({first_line(error)}); {remedy}") from error
     except OSError as error:

@@ -58,7 +58,7 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
         ('Red.', 'Blue.')
     """
     if not isinstance(row, dict):
-        raise BadRow("not an object", f"is {kind_of(row)}; a row must be a JSON object")
+        raise BadRow("not an object", f"is {'null' if row is None else kind_of(row)}; a row must be a JSON object")
     row = {key: value for key, value in row.items() if value is not None}  # a table of rows of different forms has null cells
     if "messages" in row:
         parsed = _conversation_row(row, "messages")

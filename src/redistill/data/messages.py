@@ -45,7 +45,7 @@ def turns_of_messages(value: object, name: str) -> tuple[Turn, ...]:
 def _turn(message: object, where: str) -> Turn:
     if not isinstance(message, dict):
         raise BadRow("wrong type", f"{where} is {kind_of(message)}; it must be an object with role and content")
-    name, content = first(message, "role", "from"), first(message, "content", "value")
+    name, content = first(message, "role", "from"), _joined(first(message, "content", "value"), where)
     if not isinstance(name, str) or name not in _ROLES:
         raise BadRow("unknown role", f"{where}: unknown role {reprlib.repr(name)}; roles are system, user, assistant and tool")
     if name in _CALLS:
@@ -84,6 +84,17 @@ def keys_of_message(message: Mapping[str, object]) -> tuple[str, ...]:
     elif _ROLES[str(name)] == "tool":
         found += _OF_RESULT
     return tuple(key for key in found if key is not None)
+
+
+def _joined(content: object, where: str) -> object:
+    """Return the texts of a content that is a list of text parts, joined; any other content is returned unchanged."""
+    if not isinstance(content, list) or not all(isinstance(part, dict) and "type" in part for part in content):
+        return content
+    kinds = [part["type"] for part in content if part["type"] != "text"]
+    if kinds:
+        kind = reprlib.repr(kinds[0])
+        raise BadRow("wrong type", f"{where}: content has a part of type {kind}; only parts of type 'text' are supported")
+    return "".join(text_of(part.get("text"), f"{where}: text of a part") for part in content)
 
 
 def _optional(message: Mapping[str, object], key: str, where: str) -> str | None:

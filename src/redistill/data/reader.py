@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from redistill.data.bad_rows import BadRow, Fault
-from redistill.data.columns import renamed
+from redistill.data.columns import answer_hint, renamed
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint
 from redistill.data.formats import file_format, file_rows
 from redistill.data.forms import parse_row, unused_keys
@@ -61,7 +61,10 @@ class ReadReport:
             more = f" and {len(self.unused) - 20} others" if len(self.unused) > 20 else ""
             yield f"columns not used: {', '.join(named)}{more}"
         if self.prompts_alone:
-            yield f"{_rows(self.prompts_alone)} without an answer (prompts alone)"
+            hint = answer_hint(dict.fromkeys(self.unused), ("prompt",))
+            yield f"{_rows(self.prompts_alone)} without an answer (prompts alone)" + (
+                f"; to give answers, {hint}" if hint else ""
+            )
 
 
 def read_records(

@@ -15,8 +15,9 @@ from redistill.config.capabilities import why_gold
 from redistill.config.decode import kind_of
 from redistill.config.methods import method
 from redistill.config.run import Run
-from redistill.config.sections import TeacherConfig
+from redistill.config.sections import DataConfig, TeacherConfig
 from redistill.contracts import Engine, EngineTools, Processes, Teacher, TeacherTools, TokenSequence
+from redistill.data.reader import single_sources
 from redistill.data.spans.extract import SpanExtractor, load_extractor
 from redistill.errors import ConfigError
 from redistill.evaluation.scorable import unscorable_notes
@@ -135,6 +136,16 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         progress.expect(opened.schedule.updates)
         with progress.phase("fine-tuning" if config.method == "sft" else "training", in_log=True):
             yield opened
+
+
+def check_sources(config: DataConfig) -> None:
+    """Check that all files and folders of the data exist; request nothing from the hub.
+
+    Raises:
+        DataError: a source does not exist, or its format is not supported.
+    """
+    for source, split in (*config.sources, *((source, "test") for source in config.tasks.values() if source is not None)):
+        single_sources(source, split)
 
 
 def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSets, progress: Progress) -> OpenRun:

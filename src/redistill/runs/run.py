@@ -39,7 +39,7 @@ from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, ch
 from redistill.runs.identity import checked_identity
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
-from redistill.runs.opened import OpenRun, make_accelerator, open_run
+from redistill.runs.opened import OpenRun, check_sources, make_accelerator, open_run
 from redistill.runs.record import begin, cost, write_run_file
 from redistill.runs.renderings import report_tests
 from redistill.runs.served import check_servers
@@ -155,6 +155,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
     """
     if check_owner(config):  # another process may have trained the student before this one got the lock
         return
+    check_sources(config.data)  # before a model is loaded, which may take minutes
     if accelerator.is_main_process:
         check_packages(config.tracking)
     check_servers(config, accelerator, report)
