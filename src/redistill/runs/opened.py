@@ -139,7 +139,9 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
 
 
 def check_sources(config: DataConfig) -> None:
-    """Check that all files and folders of the data exist; request nothing from the hub.
+    """Check that all files and folders of the data exist.
+
+    Nothing is requested from the hub.
 
     Raises:
         DataError: a source does not exist, or its format is not supported.
