@@ -182,7 +182,7 @@ REJECTED = {
     ),
     "a sharded student, compiled": (
         {"placement": "sharded", "training": {"compile": "all"}},
-        "placement = 'sharded': cannot run with training.compile = 'all'; set compile to rows, or use auto",
+        "placement = 'sharded': cannot run with training.compile = 'all'; set training.compile to rows or auto",
     ),
     "no layers": ({"student": {"model": "teacher", "initialise": {"layers": 0}}}, "student.initialise.layers = 0"),
     "layers twice": ({"student": {"model": "teacher", "initialise": {"layers": [0, 0]}}}, "layers = [0, 0]: must be"),

@@ -166,7 +166,7 @@ class Run:
             )
         if self.training.compile == "all":
             raise ConfigError(
-                "placement = 'sharded': cannot run with training.compile = 'all'; set compile to rows, or use auto"
+                "placement = 'sharded': cannot run with training.compile = 'all'; set training.compile to rows or auto"
             )
 
     @property

@@ -33,9 +33,9 @@ class RejectedRow:
     reason: str
 
     def in_file(self, name: str) -> "RejectedRow":
-        """Return a copy of the row whose reason begins with `name`, the name of its file.
+        """Return a copy of this row with the name of its file put in front of the reason.
 
-        The reason needs this name if the source has several files.
+        The reason needs the name if the source has several files.
         """
         return replace(self, reason=f"{name}: {self.reason}")
 

@@ -296,9 +296,9 @@ def _report(records: Sequence[Record], stored: Stored, config: TokenizeConfig) -
 def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[int, list[Record]]]:
     """Yield batches of records, each with the index of its first record.
 
-    The numbers of records and of characters per batch are limited.  Batches have fewer records if `reference` is "random",
-    because the random choice for a record depends on the number of records kept before it.  If a record is left out, the
-    choices for the later records of its batch may change, and these records are encoded again.
+    The numbers of records and of characters per batch are limited.  If `reference` is "random", the
+    answer that is chosen for a record depends on the number of records kept before it.  When a record is left out, the later
+    records of its batch may therefore get other answers, and are encoded again.  Batches are smaller then, to limit this work.
     """
     most = 64 if reference == "random" else 1024
     batch: list[Record] = []

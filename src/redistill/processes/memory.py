@@ -85,7 +85,7 @@ class Halving:
         return self.size
 
     def take_changes(self) -> list[str]:
-        """Return one message for each change of the size since the last call."""
+        """Return one message for each time the batch size has changed since the last call."""
         changes, self._changes = self._changes, []
         return changes
 

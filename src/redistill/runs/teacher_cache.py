@@ -219,7 +219,9 @@ def _read_batches(hidden_states: BodyCall, batches: Sequence[Batch], tick: Calla
 
 
 def _announce(plan: Plan, teacher: Reader, folder: Path, note: Report) -> None:
-    """Report the size and the estimated time of a store; check the disk space.
+    """Report the size of the cache and the estimated time; check the disk space.
+
+    The time is that of computing and writing the cache.
 
     Raises:
         DiskFullError: there is too little free space.
