@@ -50,6 +50,7 @@ def zipped() -> bytes:
         ("a.jsonl", gzip.compress(LINES.encode(), mtime=0), "is compressed with gzip; give it a name that ends in .gz"),
         ("a.jsonl", b"PAR1" + bytes(60), "is a Parquet file"),
         ("a.jsonl", bytes(range(256)) * 4 + bytes(800), "is a binary file"),
+        ("a.json", b'{"prompt": ["1", "2"], "completion": ["3", "4"]}', "a list for each column; write a JSON array"),
         ("a.jsonl.gz", LINES.encode(), "is not compressed with gzip; remove .gz from its name"),
         ("a.jsonl.gz", gzip.compress(LINES.encode("utf-16"), mtime=0), "is encoded in UTF-16"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n", "is a pointer of git-lfs"),

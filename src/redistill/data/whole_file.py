@@ -4,6 +4,7 @@ Such a fault is found in the first bytes of a file: another format, another enco
 """
 
 import re
+from collections.abc import Mapping
 from typing import cast
 
 from redistill.data.columns import COLUMNS
@@ -125,10 +126,19 @@ def _wrapped(text: str, value: object) -> str | None:
         key = None if match is None else match[1]
     else:
         lists = cast("dict[str, object]", value).items()
+        if _is_table(dict(lists)):
+            return "is one JSON object with a list for each column; write a JSON array with one object per row"
         key = next((name for name, rows in lists if isinstance(rows, list) and rows and _is_row(rows[0])), None)
     if key is None or key in COLUMNS:
         return None
     return f"is one JSON object, and its rows are a list under {key[:60]!r}; write the list alone, as a JSON array"
+
+
+def _is_table(columns: Mapping[str, object]) -> bool:
+    """Return whether an object has at least two columns: lists of equal length with texts."""
+    lists = [value for value in columns.values() if isinstance(value, list) and value]
+    lengths = [len(texts) for texts in lists if all(isinstance(text, str) for text in texts)]
+    return len(lengths) > 1 and len(set(lengths)) == 1
 
 
 def _is_row(value: object) -> bool:
