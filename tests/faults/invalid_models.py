@@ -223,7 +223,7 @@ CASES = (
         "index elsewhere",
         "weights",
         sharded(lambda at, index: index["weight_map"].update(x="../y.safetensors")),
-        "weight_map of x is '../y.safetensors'",
+        "weight_map of 'x' is '../y.safetensors'",
     ),
     Case(
         "wrong index",

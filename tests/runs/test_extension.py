@@ -178,11 +178,11 @@ def with_other_data(folder: Path) -> None:
 CASES: dict[str, tuple[Callable[[Path], Run], str]] = {
     "fewer updates": (
         lambda folder: longer(folder, 3, "sft", training={"patience": 3}),
-        "updates is 4 there and 3 here, and upd",
+        "updates is 4 there and 3 here, and the number of updates can only be raised",
     ),
     "fewer epochs": (
         lambda folder: longer(folder, "0.5 epochs", "sft", training={"patience": 3}),
-        "3 updates and .* has 4, and upd",
+        "is 3 updates, but the run in this folder has 4, and the number can only be raised",
     ),
     "another seed": (lambda folder: longer(folder, 8, "sft", training={"patience": 3}, seed=4), "seed is 3 there and 4 here"),
     "another batch": (

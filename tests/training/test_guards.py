@@ -123,11 +123,13 @@ def test_skipped_spikes_count_towards_max_skips(tmp_path):
 
 HEALTHY = TextFacts(origin="student", length=40, ended=True, distinct=0.9)
 GOLD = [TextFacts(origin="dataset", length=50, ended=True, distinct=0.95)]
+KEPT = {"kept_mass": 0.9, "recovered": 0.8}
 COLLAPSED = {
-    "length": (replace(HEALTHY, length=2), 0.9),
-    "ended": (replace(HEALTHY, length=200, ended=False), 0.9),
-    "distinct_2": (replace(HEALTHY, distinct=0.1), 0.9),
-    "recovered": (HEALTHY, 0.05),
+    "length": (replace(HEALTHY, length=2), KEPT),
+    "ended": (replace(HEALTHY, length=200, ended=False), KEPT),
+    "distinct_2": (replace(HEALTHY, distinct=0.1), KEPT),
+    "recovered": (HEALTHY, {"kept_mass": 0.9, "recovered": 0.05}),
+    "kept_mass": (HEALTHY, {"kept_mass": 0.2}),
 }
 
 
@@ -136,7 +138,7 @@ def test_healthy_text_raises_no_alarm():
     monitor = CollapseMonitor(GuardConfig(collapse_window=4), reported.append)
     for step in range(40):
         text = replace(HEALTHY, length=20 + 10 * (step % 5), ended=step % 3 > 0, distinct=0.7 + 0.05 * (step % 5))
-        monitor.observe(step, [text, *GOLD], GOLD, 0.7)
+        monitor.observe(step, [text, *GOLD], GOLD, KEPT)
     assert reported == []
 
 
@@ -147,7 +149,7 @@ def test_each_sign_of_collapse_is_reported_once_until_it_recovers(sign):
     text, kept = COLLAPSED[sign]
     for step in range(60):
         is_bad = 10 <= step < 30 or step >= 40
-        monitor.observe(step, [text if is_bad else HEALTHY], GOLD, kept if is_bad else 0.9)
+        monitor.observe(step, [text if is_bad else HEALTHY], GOLD, kept if is_bad else KEPT)
     assert [event.facts["sign"] for event in reported] == [sign, sign]
     assert all(10 <= first.step < 14 and 40 <= second.step < 44 for first, second in [reported])
     assert all(event.facts["value"] < event.facts["least"] for event in reported)
@@ -157,26 +159,26 @@ def test_a_student_that_never_ended_its_texts_raises_no_alarm():
     reported = []
     monitor = CollapseMonitor(GuardConfig(collapse_window=2), reported.append)
     for step in range(9):
-        monitor.observe(step, [replace(HEALTHY, ended=False)], GOLD, None)
+        monitor.observe(step, [replace(HEALTHY, ended=False)], GOLD, {})
     assert reported == []
 
 
 def test_text_of_other_origins_is_ignored():
     monitor = CollapseMonitor(GuardConfig(collapse_window=1), pytest.fail)
     for origin in ("dataset", "teacher", "replay"):
-        monitor.observe(1, [replace(COLLAPSED["distinct_2"][0], origin=origin)], GOLD, 0.0)
+        monitor.observe(1, [replace(COLLAPSED["distinct_2"][0], origin=origin)], GOLD, {})
         assert text_metrics([replace(HEALTHY, origin=origin)]) == {}
 
 
 def test_a_collapse_can_end_the_run():
     monitor = CollapseMonitor(GuardConfig(collapse_window=2, on_collapse="stop"), lambda event: None)
-    monitor.observe(1, [HEALTHY], GOLD, 0.05)
+    monitor.observe(1, [HEALTHY], GOLD, {"recovered": 0.05})
     with pytest.raises(TrainingError, match=r"step 2: .*mass outside the arg max is 0\.05 over 2 updates, below 0\.1"):
-        monitor.observe(2, [HEALTHY], GOLD, 0.05)
+        monitor.observe(2, [HEALTHY], GOLD, {"recovered": 0.05})
 
 
 def test_a_threshold_of_zero_disables_the_check():
-    config = GuardConfig(collapse_window=1, min_length=0, min_ended=0, min_distinct=0, min_recovered=0)
+    config = GuardConfig(collapse_window=1, min_length=0, min_ended=0, min_distinct=0, min_kept_mass=0, min_recovered=0)
     monitor = CollapseMonitor(config, pytest.fail)
     for step, (text, kept) in enumerate(COLLAPSED.values()):
         monitor.observe(step, [text], GOLD, kept)
@@ -190,7 +192,7 @@ def test_a_resumed_monitor_reports_the_same(interrupted_at):
     for step in range(12):
         if step == interrupted_at:
             monitor = again(CollapseMonitor(config, reported.append), monitor.state_dict())
-        monitor.observe(step, [COLLAPSED["ended"][0] if step > 5 else HEALTHY], GOLD, 0.9)
+        monitor.observe(step, [COLLAPSED["ended"][0] if step > 5 else HEALTHY], GOLD, KEPT)
     assert [(event.step, event.facts["sign"]) for event in reported] == [(7, "ended")]
 
 

@@ -75,13 +75,15 @@ def cached(
 
 def _opened(folder: Path, key: str, report: Callable[[str], None], poll: Callable[[], None]) -> Stored | None:
     """Return the cache entry in `folder`, with memory-mapped arrays; None if it is missing or damaged."""
-    from redistill.storage.file_hash import file_hash  # here, since file_hash stores hashes in this cache
+    from redistill.storage.file_hash import HASHES, file_hash  # here, since file_hash stores hashes in this cache
 
     if not (folder / MANIFEST).is_file():
         return None
     try:
         manifest = files.read_json(folder / MANIFEST)
-        if manifest["key"] != key or file_hash(folder / ARRAYS, report, poll) != manifest["sha256"]:
+        is_hash = folder.parent.name == HASHES  # the hash of a stored hash would be stored, and so on
+        found = files.digest(folder / ARRAYS) if is_hash else file_hash(folder / ARRAYS, report, poll)
+        if manifest["key"] != key or found != manifest["sha256"]:
             raise DataError("the key or the SHA-256 in manifest.json is wrong")
         arrays = {name: tensor.numpy() for name, tensor in read_tensors(folder / ARRAYS).items()}
         stored = Stored({name: arrays[name] for name in manifest["arrays"]}, dict(manifest["about"]))

@@ -15,6 +15,8 @@ import numpy as np
 from redistill.storage import files
 from redistill.storage.cache import Stored, cached
 
+HASHES = "hashes"
+"""The kind of cache entry that has the hash of a file."""
 LARGE_BYTES = 10_000_000
 """Minimum size of a file whose hash is cached, in bytes; a smaller file is hashed at every call, in less than 0.1 s."""
 SETTLED_S = 2.0
@@ -49,7 +51,7 @@ def file_hash(path: Path, report: Callable[[str], None], poll: Callable[[], None
     def make() -> Stored:
         return Stored({"sha256": np.array(list(bytes.fromhex(files.digest(path))), dtype=np.uint8)}, {})
 
-    stored = cached("hashes", key, make, report=report, poll=poll).arrays.get("sha256")
+    stored = cached(HASHES, key, make, report=report, poll=poll).arrays.get("sha256")
     if stored is None or stored.dtype != np.uint8 or stored.size != hashlib.sha256().digest_size:  # foreign
         return files.digest(path)
     return stored.tobytes().hex()

@@ -288,7 +288,8 @@ def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], d
         parts.output.progress.update(state.step, metrics)
     for change in dict.fromkeys(changes):
         parts.guards.report_event(Event(state.step, "out_of_memory", f"step {state.step}: {change}"))
-    parts.guards.collapse.observe(state.step, texts, gold_texts, metrics.get("recovered"))
+    kept = {name: value for name, value in metrics.items() if name in ("kept_mass", "recovered")}
+    parts.guards.collapse.observe(state.step, texts, gold_texts, kept)
 
 
 def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:

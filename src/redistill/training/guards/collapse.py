@@ -96,15 +96,15 @@ class CollapseMonitor:
         self._best_ended = 0.0
         self._alarms: set[str] = set()
 
-    def observe(self, step: int, texts: Sequence[TextFacts], gold: Sequence[TextFacts], recovered: float | None) -> None:
+    def observe(self, step: int, texts: Sequence[TextFacts], gold: Sequence[TextFacts], kept: Mapping[str, float]) -> None:
         """Add the responses of one update, and compare running means with their limits.
 
         Args:
             step: Number of the update, from 1.
             texts: Properties of the sampled sequences of all processes, of any origin.
             gold: Properties of the gold answers of all processes in this update.
-            recovered: Fraction that DAC-KL kept of the teacher's probability mass outside its most probable class, at most 1;
-                None if it was not measured.
+            kept: What DAC-KL kept: "kept_mass", the teacher's probability mass of the kept classes, and "recovered", the
+                fraction of the mass outside the most probable class; each may be missing.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".
@@ -112,7 +112,6 @@ class CollapseMonitor:
         if not (own := [text for text in texts if text.origin in OWN]):
             return
         seen = {"gold_length": _mean(text.length for text in gold), "gold_distinct_2": _mean(text.distinct for text in gold)}
-        kept = {} if recovered is None else {"recovered": recovered}
         self._window.append({"length": _mean(text.length for text in own), **text_metrics(own), **seen, **kept})
         if len(self._window) == self._config.collapse_window:
             self._check(step)
@@ -120,7 +119,7 @@ class CollapseMonitor:
     def _check(self, step: int) -> None:
         """Report each running mean that fell below its limit at this update."""
         config = self._config
-        names = set.intersection(*map(set, self._window))  # recovered may be missing at some updates
+        names = set.intersection(*map(set, self._window))  # values of `kept` may be missing at some updates
         mean = {name: _mean(seen[name] for seen in self._window) for name in names}
         self._best_ended = max(self._best_ended, mean["ended"])
         usual = self._best_ended if self._best_ended > ENDED_AT_ALL else 0.0
@@ -129,6 +128,8 @@ class CollapseMonitor:
             "ended": (mean["ended"], config.min_ended * usual, "fraction with an end token"),
             "distinct_2": (mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "fraction of distinct bigrams"),
         }
+        if "kept_mass" in mean:
+            checks["kept_mass"] = (mean["kept_mass"], config.min_kept_mass, "teacher mass kept by DAC-KL")
         if "recovered" in mean:
             what = "fraction that DAC-KL keeps of the teacher's mass outside the arg max"
             checks["recovered"] = (mean["recovered"], config.min_recovered, what)

@@ -28,6 +28,8 @@ class GuardConfig:
             far, in [0, 1].
         min_distinct: Lower limit of the ratio between the mean fraction of distinct bigrams in responses and that in gold
             answers, in [0, 1].
+        min_kept_mass: Lower limit of the teacher probability mass of the classes that the divergence DAC-KL keeps, in [0, 1].
+            The most probable class alone may exceed it, so `min_recovered` detects a collapse earlier.
         min_recovered: Lower limit of the fraction that the divergence DAC-KL keeps of the teacher's probability mass outside
             its most probable class, in [0, 1].
 
@@ -53,6 +55,7 @@ class GuardConfig:
     min_length: float = 0.2
     min_ended: float = 0.5
     min_distinct: float = 0.5
+    min_kept_mass: float = 0.5
     min_recovered: float = 0.1
 
     def __post_init__(self) -> None:
@@ -62,6 +65,6 @@ class GuardConfig:
             raise ConfigError(f"collapse_window = {self.collapse_window}: must be >= 1; 20 is usual")
         if not 1 < self.spike_factor < math.inf:
             raise ConfigError(f"spike_factor = {self.spike_factor}: must be > 1 and finite; 5 is usual")
-        for name in ("min_length", "min_ended", "min_distinct", "min_recovered"):
+        for name in ("min_length", "min_ended", "min_distinct", "min_kept_mass", "min_recovered"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must lie in [0, 1]; 0 disables the check")
