@@ -128,6 +128,7 @@ def parts(fixture: PolicyFixture, folder: Path) -> Any:
     return SimpleNamespace(
         learner=SimpleNamespace(student=student, clip_parameters=[], optimizer=optimizer),
         policy=policy,
+        schedule=SimpleNamespace(updates=3),
         guards=SimpleNamespace(
             update=guard,
             collapse=CollapseMonitor(GuardConfig(), print),

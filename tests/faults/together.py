@@ -15,7 +15,7 @@ from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
 from redistill.runs.run import evaluate_model, train_student
 
-PATIENCE_S = 1800
+PATIENCE_S = 600
 
 
 def together(world: int, work: Callable[..., None], *arguments: Any) -> list[int | None]:

@@ -58,7 +58,14 @@ class Restricted(LocalEngineConfig):
 class Fixed(my_engine.FixedText):
     capabilities: ClassVar = ENGINES["fixed text"]
 """
-TEACHERS: dict[str, Any] = {"full vocabulary": {}, "served, top-k with rest": {"kind": "parts:TopKWithText"}, "none": None}
+TEACHERS: dict[str, Any] = {
+    "full vocabulary": {},
+    "cached": {"kind": "cached"},
+    "served, top-k with rest": {"kind": "parts:TopKWithText"},
+    "cached, sampled": {"kind": "cached", "form": {"kind": "sampled"}},
+    "none": None,
+}
+FORMS = {"cached": "full", "cached, sampled": "sampled"}
 ENGINES: dict[str, Any] = {
     "local": {"kind": "local"},
     "no mixtures, no n-gram bans": {"kind": "parts:Restricted"},
@@ -80,14 +87,36 @@ def world(tmp_path_factory):
         sys.modules.pop(name, None)
 
 
+@pytest.fixture(scope="module")
+def store(world):
+    """The folder of the cached teacher with the form of a type, and with its own texts for SeqKD; each is made once."""
+
+    def make(name: str, method: str) -> str:
+        method = "seqkd" if method == "seqkd" else "kd"
+        folder = world / f"store-{FORMS[name]}-{method}"
+        if not folder.exists():
+            path = world / f"{folder.name}.yaml"
+            path.write_text(yaml.safe_dump(recipe(world, method)), encoding="utf-8")
+            form = f"teacher.cache_form={{kind: {FORMS[name]}}}"
+            assert main(["cache-teacher", str(path), form, "--out", str(folder)]) == 0
+        return str(folder)
+
+    return make
+
+
+def recipe(world, method):
+    return encode_run(tiny_run(world, method, training={"updates": 1}, data={"validation_rows": 1, "tests": {}}))
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_each_cell_runs_an_update_or_is_rejected_in_one_line(world, capsys, method):
-    tree = encode_run(tiny_run(world, method, training={"updates": 1}, data={"validation_rows": 1, "tests": {}}))
+def test_each_cell_runs_an_update_or_is_rejected_in_one_line(world, store, capsys, method):
+    tree = recipe(world, method)
     for number, cell in enumerate(cell for cell in matrix() if cell["method"] == method):
         teacher = TEACHERS[cell["teacher"]]
         out = world / f"{method}-{number}"
+        model = {"path": store(cell["teacher"], method)} if cell["teacher"] in FORMS else {"model": str(world / "teacher")}
         parts = {
-            "teacher": None if teacher is None else {"model": str(world / "teacher"), **teacher},
+            "teacher": None if teacher is None else model | teacher,
             "engine": ENGINES[cell["engine"]],
             "out": str(out),
         }
