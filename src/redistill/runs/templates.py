@@ -42,13 +42,15 @@ def dated(config: Run) -> Run:
     tokens = config.data.tokens
     if tokens.template_date is not None or tokens.template == "alpaca":
         return config
-    if (config.folder / RUN_FILE).is_file():
-        return with_template_date(
-            config, at(files.read_json(config.folder / RUN_FILE), "config", "data", "tokens", "template_date")
-        )
-    source = config.teacher if config.student.model == "teacher" else config.student
-    assert isinstance(source, ModelConfig), "a student is cut from a local teacher"
-    return with_template_date(config, signals.gather([fixed_date(load_tokenizer(source), None)])[0])
+    run_file = config.folder / RUN_FILE
+    if run_file.is_file():
+        date = at(files.read_json(run_file), "config", "data", "tokens", "template_date")
+    else:
+        source = config.teacher if config.student.model == "teacher" else config.student
+        assert isinstance(source, ModelConfig), "a student is cut from a local teacher"
+        date = fixed_date(load_tokenizer(source), None)
+    # Every process gathers, also one that finds no run.json: otherwise the others would wait for it forever.
+    return with_template_date(config, signals.gather([date])[0])
 
 
 def dated_tests(data: DataConfig, tokenizer: Tokenizer, out: Path, settings_file: str) -> DataConfig:
