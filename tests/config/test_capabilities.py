@@ -32,7 +32,7 @@ NEEDS_NEW = {**NEEDS_ANY, CACHED: dict.fromkeys(FITS, NO_STATES), SAMPLED: dict.
 NEEDS_NUMBERS = {**NEEDS_NEW, SAMPLED: dict.fromkeys(FITS, PROBABILITIES)}
 NEEDS_ALL = {
     **NEEDS_ANY,
-    CACHED: dict.fromkeys(FITS, "policy mixed: needs teacher statistics"),
+    CACHED: dict.fromkeys(FITS, NO_STATES),
     TOP_K: dict.fromkeys(FITS, WHOLE),
     SAMPLED: dict.fromkeys(FITS, WHOLE),
 }
@@ -45,7 +45,7 @@ EXPECTED = {
     "opd": NEEDS_NUMBERS,
     "minillm": {
         FULL: {LOCAL: None, PLAIN: MIXTURE, FIXED_TEXT: MIXTURE},
-        CACHED: dict.fromkeys(FITS, STATISTICS),
+        CACHED: dict.fromkeys(FITS, NO_STATES),
         TOP_K: dict.fromkeys(FITS, STATISTICS),
         SAMPLED: dict.fromkeys(FITS, PROBABILITIES),
         NONE: dict.fromkeys(FITS, MISSING),

@@ -10,6 +10,8 @@ from redistill.cli.main import main
 from redistill.config.run import encode_run
 from redistill.models import load
 from redistill.storage import files
+from redistill.training import checkpoint
+from redistill.training import loop as training
 from tests.worlds import GPT2, tiny_run
 
 NOTHING_GENERATED = {"kind": "mixed", "student_fraction": 0.0}
@@ -99,7 +101,7 @@ def test_the_teacher_is_loaded_to_fill_the_store_and_never_again(tmp_path: Path,
         ({"method": "gkd"}, "policy mixed: generates student text during training"),
         ({"method": "imitkd"}, "policy student_generated: generates student text during training"),
         ({"method": "distillm"}, "policy adaptive: generates student text during training"),
-        ({"method": "mgsr"}, "policy mixed: needs teacher statistics (such as log-probabilities) of generated text"),
+        ({"method": "mgsr"}, "policy mixed: generates student text during training"),
         ({"method": "minillm"}, "policy rollouts: samples tokens from a mixture of student and teacher"),
     ],
 )
@@ -143,3 +145,45 @@ def test_doctor_and_estimate_accept_a_cached_teacher_or_reject_it_by_name(
     assert "the teacher does not run in this process" in " ".join(capsys.readouterr().out.split())
     assert main(["doctor", str(recipe), "teacher={kind: cached, path: somewhere}"]) == 2
     assert "teacher.kind = 'cached': has no hidden states of the rows that doctor examines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [["teacher.cache_new_text=true"], ["teacher.cache=store", "teacher.cache_form=top_k"]])
+def test_new_text_needs_a_cache_with_hidden_states(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str]
+) -> None:
+    recipe = recipe_of(tmp_path, "run", method="gkd")
+    assert main(["train", str(recipe), "teacher.cache_new_text=true", *settings]) == 2
+    assert "cache_new_text = True: needs cache, a folder, and cache_form full" in capsys.readouterr().err
+
+
+def test_a_method_with_replayed_text_reads_it_from_the_folder_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains the student of the live teacher, and after a kill bitwise the same student as without the kill."""
+    recipe = recipe_of(tmp_path, "live", method="distillm", policy={"kind": "adaptive", "threshold": 1.0, "capacity": 8})
+    assert main(["train", str(recipe), "training.updates=6"]) == 0
+    cached = [
+        "training.updates=6",
+        f"teacher.cache={tmp_path / 'store'}",
+        "teacher.cache_new_text=true",
+        "training.save_every=2",
+    ]
+    assert main(["train", str(recipe), *cached, "--out", str(tmp_path / "cached")]) == 0
+    for (step, own), (_, other) in zip(figures(tmp_path / "cached"), figures(tmp_path / "live"), strict=True):
+        assert own == pytest.approx(other, rel=1e-4, abs=1e-5), step
+    assert list((tmp_path / "cached" / "teacher-states").rglob("*.safetensors"))
+
+    log = training._log_update
+
+    def stop_after_an_update(parts: Any, state: Any, *rest: Any) -> None:
+        log(parts, state, *rest)
+        if state.step == 4:  # the states of this update are stored, and the last checkpoint is that of an earlier one
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_log_update", stop_after_an_update)
+        assert main(["train", str(recipe), *cached, "--out", str(tmp_path / "killed")]) == 130
+    assert checkpoint.steps(tmp_path / "killed" / "checkpoints")[-1] < 4
+    assert main(["train", str(recipe), *cached, "--out", str(tmp_path / "killed")]) == 0
+    ends = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("cached", "killed")]
+    assert ends[0] == ends[1]

@@ -64,15 +64,15 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
             f"objective.divergence {kind_of(type(row.objective.divergence))}: needs the teacher's probabilities, {provided}; "
             "use the divergence forward_kl, or another form of the cache"
         )
-    if needs.statistics and teacher is not None and not teacher.statistics:
-        yield (
-            f"{policy}: needs teacher statistics (such as log-probabilities) of generated text, {provided}; use a local "
-            "teacher, or a policy such as student_generated"
-        )
     if sampling is not None and row.objective.uses_teacher and teacher is not None and not teacher.new_text:
         yield (
             f"{policy}: generates student text during training, for which the teacher has no stored hidden states; use a "
-            "teacher that is not cached, set student_fraction to 0, or use the policy fixed"
+            "teacher that is not cached or has cache_new_text, set student_fraction to 0, or use the policy fixed"
+        )
+    elif needs.statistics and teacher is not None and not teacher.statistics:
+        yield (
+            f"{policy}: needs teacher statistics (such as log-probabilities) of generated text, {provided}; use a local "
+            "teacher, or a policy such as student_generated"
         )
     if needs.teacher_text and teacher is not None and not teacher.generates:
         yield (

@@ -90,11 +90,15 @@ class TeacherConfig(ModelConfig):
             the model is not loaded for training. If None, the model is loaded.
         cache_dtype: dtype of the stored states: "float32", "bfloat16" or "float16". With "auto" it is the dtype in which the
             teacher computes them, so that nothing is rounded.
+        cache_new_text: Whether the model is loaded as well, for text that the cache lacks, such as text that the student
+            generates. If the policy has a replay buffer, the states of this text are stored in the folder `teacher-states` of
+            the run, and are read when the text is replayed. Needs `cache`, with the form "full".
         cache_form: Form of the stored teacher: "full", its hidden states, from which all logits are computed; "top_k", its most
             probable classes and the remaining mass; or "sampled", classes that were sampled from it.
 
     Raises:
-        ConfigError: `model` is empty, the dtype is unknown, `cache` is empty, or `cache_dtype` is set for a compact form.
+        ConfigError: `model` is empty, the dtype is unknown, `cache` is empty, `cache_dtype` is set for a compact form, or
+            `cache_new_text` is set without `cache` or with a compact form.
 
     Example:
         >>> TeacherConfig(model="openai-community/gpt2-large", dtype="bfloat16").capabilities.full_vocabulary
@@ -106,6 +110,7 @@ class TeacherConfig(ModelConfig):
     finetune: FinetuneConfig | None = None
     cache: str | None = None
     cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    cache_new_text: bool = False
     cache_form: Form = field(default_factory=Full)
 
     def __post_init__(self) -> None:
@@ -118,10 +123,24 @@ class TeacherConfig(ModelConfig):
                 "does not store; remove it, or set cache_form to full"
             )
 
+        if self.cache_new_text and (self.cache is None or not isinstance(self.cache_form, Full)):
+            raise ConfigError("cache_new_text = True: needs cache, a folder, and cache_form full; set them, or remove it")
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is loaded for training.
+
+        A cached teacher is not, unless `cache_new_text` is set.
+        """
+        return self.cache is None or self.cache_new_text
+
     @property
     def capabilities(self) -> TeacherCapabilities:
-        """The features of the teacher; those of a cached teacher if `cache` is set."""
-        return LOCAL_TEACHER if self.cache is None else self.cache_form.capabilities
+        """The features of the teacher.
+
+        They are those of a cached teacher if the model is not loaded.
+        """
+        return LOCAL_TEACHER if self.is_loaded else self.cache_form.capabilities
 
 
 @dataclass(frozen=True, kw_only=True)

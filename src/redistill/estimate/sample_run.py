@@ -150,7 +150,7 @@ def _mean_step(policy: PolicyConfig, train: list[Example], seed: int) -> int:
 
 def _notes(run: Run) -> list[str]:
     policy, lora, teacher = run.resolved_method.policy, run.student.lora, run.teacher
-    is_local = teacher is None or (isinstance(teacher, TeacherConfig) and run.teacher_cache is None)
+    is_local = teacher is None or (isinstance(teacher, TeacherConfig) and teacher.is_loaded)
     is_tuned = isinstance(teacher, TeacherConfig) and teacher.finetune is not None
     is_quantised = lora is not None and lora.quantise != "none"
     length = f"every generated text is assumed to have the maximum length, {run.data.tokens.response_tokens} tokens"

@@ -84,7 +84,7 @@ def blueprints(run: Run) -> dict[Role, Blueprint]:
         ConfigError: a config does not state its number of layers, or the recipe selects layers that the model does not have.
     """
     sources: dict[Role, ModelConfig] = {"student": run.student}
-    if isinstance(run.teacher, TeacherConfig) and run.teacher_cache is None:
+    if isinstance(run.teacher, TeacherConfig) and run.teacher.is_loaded:
         sources["teacher"] = run.teacher
     found: dict[Role, Blueprint] = {}
     for role, source in sources.items():

@@ -4,7 +4,7 @@ docs/adding.md describes how to add a policy.
 """
 
 from redistill.policies.adaptive import Adaptive
-from redistill.policies.buffered import Buffered
+from redistill.policies.buffered import Buffered, has_buffer
 from redistill.policies.fixed import Fixed
 from redistill.policies.generated import StudentGenerated, TeacherMixed
 from redistill.policies.legacy import legacy_sequence
@@ -38,5 +38,6 @@ __all__ = [
     "TeacherGenerated",
     "TeacherMixed",
     "gold_sequence",
+    "has_buffer",
     "legacy_sequence",
 ]

@@ -59,6 +59,21 @@ class Buffered(WrappingNode):
         return BufferedSource(self.source.bind(tools), SequenceBuffer(self.capacity, tools))
 
 
+def has_buffer(policy: object) -> bool:
+    """Return whether a policy has a replay buffer.
+
+    The policy from which it takes its text may have the buffer as well.
+
+    Args:
+        policy: The settings of a policy.  Its attribute `source`, if it has one, is the inner policy.
+
+    Example:
+        >>> has_buffer(Buffered())
+        True
+    """
+    return hasattr(policy, "capacity") or (hasattr(policy, "source") and has_buffer(policy.source))
+
+
 class BufferedSource(Wrapping):
     """Returns the sequences of a `Buffered` policy; created by `Buffered.bind`."""
 

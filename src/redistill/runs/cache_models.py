@@ -73,7 +73,7 @@ def source_models(config: Run, layers: LayerFiles | None, device: torch.device) 
     """
     assert isinstance(config.teacher, TeacherConfig)
     student = replace(config.student, finetune=None, start="base", lora=None)  # its fine-tuning may be done later
-    plain = replace(config, teacher=replace(config.teacher, cache=None), student=student)
+    plain = replace(config, teacher=replace(config.teacher, cache=None, cache_new_text=False), student=student)
     if layers is None:
         models = load_models(plain)
         assert models.teacher is not None

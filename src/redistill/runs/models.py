@@ -8,7 +8,7 @@ from torch import nn
 
 from redistill.config.decode import kind_of
 from redistill.config.run import Run
-from redistill.config.sections import StudentConfig
+from redistill.config.sections import StudentConfig, TeacherConfig
 from redistill.data.alpaca import has_alpaca_jinja
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
@@ -74,8 +74,8 @@ def load_models(
 ) -> Models:
     """Load the models of a run on the CPU.
 
-    If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.  A cached teacher is not
-    loaded: its store is opened instead.
+    If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.  The store of a cached
+    teacher is opened, and its model is loaded only if the recipe sets `teacher.cache_new_text`.
 
     Args:
         config: The run.
@@ -92,7 +92,8 @@ def load_models(
     """
     source, taught_by = student_source(config), teacher_source(config)
     states = None if config.teacher_cache is None else TeacherStore.open(config.teacher_cache, report=report, poll=signals.poll)
-    taught = None if taught_by is None or states is not None else load_teacher(taught_by)
+    is_loaded = states is None or (isinstance(config.teacher, TeacherConfig) and config.teacher.is_loaded)
+    taught = load_teacher(taught_by) if taught_by is not None and is_loaded else None
     student, tokenizer = _load_student(source, taught_by, taught)
     if source.lora is not None:
         student = add_lora(student, source.lora, config.seed)

@@ -25,7 +25,7 @@ from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.models.families import layer_list
 from redistill.models.student import StudentModule
-from redistill.policies import Adaptive
+from redistill.policies import Adaptive, has_buffer
 from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.processes.memory import Halving
@@ -37,6 +37,7 @@ from redistill.runs.load import DataSets, load_data, read_corpus
 from redistill.runs.models import Models, load_models
 from redistill.runs.revisions import FILE as REVISIONS
 from redistill.runs.served import open_served
+from redistill.teachers.appended import AppendedStates
 from redistill.teachers.cached import CachedTeacher, CachedTeacherConfig
 from redistill.teachers.local import LocalTeacher
 from redistill.teachers.served import ServedTeacherConfig
@@ -189,7 +190,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         batch_size=text_batch,
         autocast=accelerator.autocast,
     )
-    teacher = _build_teacher(config, models, tools, device, output)
+    teacher = _build_teacher(config, models, tools, accelerator, output)
     engine = _build_engine(config, tools)
     placement = make_placement(accelerator.num_processes, config.placement)
     placement.wrap(student)
@@ -217,20 +218,24 @@ def _build_engine(config: Run, tools: EngineTools) -> Engine:
     return engine if isinstance(engine, LocalEngine) else CheckedEngine(engine, name, tools.vocabulary)
 
 
-def _build_teacher(config: Run, models: Models, tools: EngineTools, device: torch.device, output: Output) -> Teacher | None:
+def _build_teacher(config: Run, models: Models, tools: EngineTools, accelerator: Accelerator, output: Output) -> Teacher | None:
     """Build the run's teacher on its device; return None if the run uses none.
 
     Args:
         config: The run.
         models: The models, with the store of a cached teacher.
         tools: Tools of the student's engine; their attribute `teacher` is the language model of a local teacher, or None.
-        device: The device.
+        accelerator: The accelerator of the job.
         output: The counter of tokens and requests, and the messages on the terminal.
     """
-    node, vocabulary = config.teacher, tools.vocabulary
+    node, vocabulary, device = config.teacher, tools.vocabulary, accelerator.device
     if tools.teacher is not None:
-        engine = LocalEngineConfig().build(replace(tools, student=tools.teacher, teacher=None))
-        return LocalTeacher(tools.teacher, vocabulary=vocabulary, device=device, engine=MeteredEngine(engine, output.meter.add))
+        engine = MeteredEngine(LocalEngineConfig().build(replace(tools, student=tools.teacher, teacher=None)), output.meter.add)
+        states = None
+        if models.states is not None:
+            folder = config.folder / "teacher-states" / models.states.digest[:16] / f"rank-{accelerator.process_index}"
+            states = AppendedStates(models.states, folder, keeps=has_buffer(config.resolved_method.policy))
+        return LocalTeacher(tools.teacher, vocabulary=vocabulary, device=device, engine=engine, states=states)
     if models.states is not None:
         return CachedTeacher(models.states, vocabulary=vocabulary, device=device)
     if node is None or isinstance(node, TeacherConfig | CachedTeacherConfig):

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from redistill.config.plugins import External
 from redistill.config.run import Run, encode_run
 from redistill.config.scoring import load_external, metrics_of
-from redistill.config.sections import DataConfig
+from redistill.config.sections import DataConfig, TeacherConfig
 from redistill.contracts import Processes
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError
@@ -185,7 +185,7 @@ def _evaluate_before(run: OpenRun) -> None:
     folder, metrics = run.config.folder / "before", run.config.test_metrics
     bar, evaluator = run.output.progress, build_evaluator(run, run.models.student)
     progress = AnswerProgress("evaluating before training", bar.note, bar=bar)
-    if run.models.states is not None:
+    if run.models.states is not None and run.models.teacher is None:
         evaluator = replace(evaluator, teacher=None)  # a cached teacher has no states of test data
     with run.placement.unsharded(run.student):
         evaluator.evaluate(run.data.tests, folder, label="before", metrics=metrics, progress=progress)
@@ -278,7 +278,8 @@ def evaluate_run(config: Run) -> Mapping[str, Any]:
 def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Json]:
     config = dated(config)
     folder, source = config.folder, teacher_source(config)
-    compared = source if config.teacher_cache is None else None  # a cached teacher has no states of test data
+    is_loaded = isinstance(config.teacher, TeacherConfig) and config.teacher.is_loaded
+    compared = source if is_loaded else None  # a cached teacher has no states of test data
     evaluate = partial(_evaluate, data=config.data, config=config.evaluation, accelerator=accelerator)
     scores = evaluate(ModelConfig(model=str(folder / "model")), compared, label="student", folder=folder)
     if source is not None and "teacher" in config.evaluation.compare:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from redistill.contracts import (
@@ -24,7 +23,7 @@ from redistill.contracts import (
 from redistill.errors import ConfigError, DataError
 from redistill.teachers.forms import Form, Full, Tensors, joined
 from redistill.teachers.head_rows import HeadRows
-from redistill.teachers.store import TeacherStore, sequence_key
+from redistill.teachers.store import TeacherStore, batch_keys
 from redistill.vocab_pass.head import Head
 
 
@@ -97,7 +96,7 @@ class CachedTeacher:
         Raises:
             DataError: a sequence is not stored.
         """
-        return self._source.target([self._stored(key, sample) for key, sample in zip(_keys(batch), batch.samples)])
+        return self._source.target([self._stored(key, sample) for key, sample in zip(batch_keys(batch), batch.samples)])
 
     def faults(self) -> int:
         """Return the number of rows that were not finite since `faults` was last called."""
@@ -173,13 +172,3 @@ class _Classes:
         faults = int(self._faults)
         self._faults.zero_()
         return faults
-
-
-def _keys(batch: Batch) -> list[bytes]:
-    """Return the keys of the sequences that have distillation terms."""
-    count, num_tokens = batch.num_sampled, batch.input_ids_BT.shape[1]
-    ids_BT, lengths = batch.input_ids_BT[:count].cpu().numpy(), batch.attention_mask_BT[:count].sum(dim=1).tolist()
-    supervised_BT = np.zeros((count, num_tokens), dtype=np.uint8)
-    # The row at a position predicts the next token, which is the target.
-    supervised_BT.reshape(-1)[batch.position_N[: batch.num_sampled_rows].cpu().numpy() + 1] = 1
-    return [sequence_key(ids_BT[b, :length], supervised_BT[b, :length]) for b, length in enumerate(lengths)]

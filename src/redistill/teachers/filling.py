@@ -20,7 +20,7 @@ import torch
 from redistill.contracts import Batch, Generation, GenerationRequest, Sampling, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.data.grouping import grouped, read_cost
-from redistill.errors import ConfigError, ModelError
+from redistill.errors import ConfigError
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.storage import files
@@ -36,6 +36,7 @@ from redistill.teachers.store import (
     TEXTS,
     Layout,
     check_source,
+    rounded,
     sequence_key,
     shard_name,
     text_key,
@@ -115,7 +116,7 @@ class Reader:
         """Return the tensors to store for the targets of some sequences, on the CPU, from their hidden states."""
         form = self.form
         if isinstance(form, Full):
-            return {"hidden_NE": self._rounded(hidden_NE).cpu()}
+            return {"hidden_NE": rounded(hidden_NE, self.dtype).cpu()}
         seed = form.seed if isinstance(form, Sampled) else 0
         keys = [sequence_key(each.token_ids, each.supervised) for each in sequences]
         generators = row_generators(seed, keys, [each.num_targets for each in sequences])
@@ -124,20 +125,6 @@ class Reader:
             found = form.stored(whole(logits(rows)), generators[rows])
             parts.append({name: tensor.cpu() for name, tensor in found.items()})
         return joined(parts)
-
-    def _rounded(self, hidden_NE: torch.Tensor) -> torch.Tensor:
-        """Return hidden states in `dtype`.
-
-        Raises:
-            ModelError: a finite state is not finite in `dtype`.
-        """
-        stored_NE = hidden_NE.to(self.dtype)
-        if bool((hidden_NE.isfinite() & ~stored_NE.isfinite()).any()):
-            largest = float(hidden_NE.abs().nan_to_num().max())
-            raise ModelError(
-                f"teacher.cache_dtype = {_name(self.dtype)!r}: a hidden state of {largest:.3g} exceeds its range; use bfloat16"
-            )
-        return stored_NE
 
 
 class Rows(NamedTuple):

@@ -24,6 +24,7 @@ from redistill.contracts import (
 )
 from redistill.generation.prefix import PrefixMemory, PrefixReader
 from redistill.models.families import head
+from redistill.teachers.appended import AppendedStates
 from redistill.teachers.head_rows import HeadRows
 
 LOCAL = TeacherCapabilities(full_vocabulary=True, statistics=True, generates=True, mixture=True, prefix_memory=True)
@@ -39,6 +40,7 @@ class LocalTeacher:
         vocabulary: Size of the vocabulary that student and teacher share.  Logits are computed only for token ids below it.
         device: Device of the model.
         engine: Generates the teacher's text; None if no policy uses teacher text.
+        states: Stored hidden states, which are read instead of running the model where possible; None without a cache.
 
     Example:
         >>> from redistill.contracts import items_of
@@ -53,16 +55,26 @@ class LocalTeacher:
 
     capabilities = LOCAL
 
-    def __init__(self, model: nn.Module, *, vocabulary: int, device: torch.device | str, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        vocabulary: int,
+        device: torch.device | str,
+        engine: Engine | None = None,
+        states: AppendedStates | None = None,
+    ) -> None:
         model.to(device).eval().requires_grad_(False)
-        self._device, self._engine = torch.device(device), engine
+        self._device, self._engine, self._states = torch.device(device), engine, states
         self._reader = PrefixReader(model)
         self._memory: PrefixMemory | None = None
         self._remembers = self._in_autocast = False
         self._rows = HeadRows(head(model, vocabulary), device)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """Do nothing: `rows` runs the model."""
+        """Tell the stored states, if there are any, which sequences come next."""
+        if self._states is not None:
+            self._states.expect(sequences)
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> TeacherTarget:
@@ -72,19 +84,25 @@ class LocalTeacher:
         before the head, on the sequences that have distillation terms.  The returned function (`contracts.TeacherTarget`)
         receives a slice of rows, and multiplies their hidden states by the head.
         """
-        first = slice(0, batch.num_sampled)
         weight_VD = self._rows.head.weight_VD
         if batch.num_sampled_rows == 0:
             hidden_NE = weight_VD.new_empty((0, weight_VD.shape[1]))
+        elif self._states is None or self._remembers:  # a draft is read for its keys and values as well, which are not stored
+            hidden_NE = self._hidden_states(batch)
         else:
-            hidden_NE = self._reader.rows(
-                batch.input_ids_BT[first].to(self._device),
-                batch.attention_mask_BT[first].to(self._device),
-                batch.position_N[: batch.num_sampled_rows].to(self._device),
-                self._memory if self._autocasts() == self._in_autocast else None,  # stored states have one precision
-                remember=self._remembers,
-            )
+            # Converted as the states of a cached teacher are (see `cached`).
+            hidden_NE = self._states.rows(batch, lambda: self._hidden_states(batch)).to(weight_VD)
         return self._rows.target(hidden_NE)
+
+    def _hidden_states(self, batch: Batch) -> torch.Tensor:
+        first = slice(0, batch.num_sampled)
+        return self._reader.rows(
+            batch.input_ids_BT[first].to(self._device),
+            batch.attention_mask_BT[first].to(self._device),
+            batch.position_N[: batch.num_sampled_rows].to(self._device),
+            self._memory if self._autocasts() == self._in_autocast else None,  # stored states have one precision
+            remember=self._remembers,
+        )
 
     def faults(self) -> int:
         """Return the number of rows with non-finite logits since `faults` was last called.

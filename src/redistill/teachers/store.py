@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from redistill.contracts import Generation, GenerationRequest, Sampling
-from redistill.errors import ConfigError, DataError
+from redistill.contracts import Batch, Generation, GenerationRequest, Sampling
+from redistill.errors import ConfigError, DataError, ModelError
 from redistill.records import Json
 from redistill.storage import files
 from redistill.storage.file_hash import file_hash
@@ -100,6 +100,30 @@ def sequence_key(token_ids: Sequence[int] | np.ndarray, supervised: Sequence[boo
     found = hashlib.blake2b(np.asarray(token_ids, dtype="<i8").tobytes(), digest_size=KEY_BYTES)
     found.update(np.asarray(supervised, dtype=np.uint8).tobytes())
     return found.digest()
+
+
+def batch_keys(batch: Batch) -> list[bytes]:
+    """Return the keys of those sequences of a batch that have distillation terms, in their order (see `sequence_key`)."""
+    count, num_tokens = batch.num_sampled, batch.input_ids_BT.shape[1]
+    ids_BT, lengths = batch.input_ids_BT[:count].cpu().numpy(), batch.attention_mask_BT[:count].sum(dim=1).tolist()
+    supervised_BT = np.zeros((count, num_tokens), dtype=np.uint8)
+    # The row at a position predicts the next token, which is the target.
+    supervised_BT.reshape(-1)[batch.position_N[: batch.num_sampled_rows].cpu().numpy() + 1] = 1
+    return [sequence_key(ids_BT[b, :length], supervised_BT[b, :length]) for b, length in enumerate(lengths)]
+
+
+def rounded(hidden_NE: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return hidden states in the dtype in which they are stored.
+
+    Raises:
+        ModelError: a finite state is not finite in `dtype`.
+    """
+    stored_NE = hidden_NE.to(dtype)
+    if bool((hidden_NE.isfinite() & ~stored_NE.isfinite()).any()):
+        largest = float(hidden_NE.abs().nan_to_num().max())
+        name = str(dtype).removeprefix("torch.")
+        raise ModelError(f"teacher.cache_dtype = {name!r}: a hidden state of {largest:.3g} exceeds its range; use bfloat16")
+    return stored_NE
 
 
 def text_key(request: GenerationRequest, sampling: Sampling) -> str:
