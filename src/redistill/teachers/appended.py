@@ -48,7 +48,10 @@ class AppendedStates:
             self._open(path)
 
     def expect(self, sequences: Sequence[TokenSequence]) -> None:
-        """Set the sequences of the next batches; the states of those that were generated are appended."""
+        """Set the sequences of the next batches.
+
+        The states of those that were generated are appended.
+        """
         generated = (each for each in sequences if each.origin not in NOT_GENERATED) if self._keeps else ()
         self._expected = {sequence_key(each.token_ids, each.supervised) for each in generated}
 

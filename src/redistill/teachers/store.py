@@ -103,7 +103,10 @@ def sequence_key(token_ids: Sequence[int] | np.ndarray, supervised: Sequence[boo
 
 
 def batch_keys(batch: Batch) -> list[bytes]:
-    """Return the keys of those sequences of a batch that have distillation terms, in their order (see `sequence_key`)."""
+    """Return the keys of sequences of a batch (see `sequence_key`).
+
+    The keys are those of the sequences that have distillation terms, in their order.
+    """
     count, num_tokens = batch.num_sampled, batch.input_ids_BT.shape[1]
     ids_BT, lengths = batch.input_ids_BT[:count].cpu().numpy(), batch.attention_mask_BT[:count].sum(dim=1).tolist()
     supervised_BT = np.zeros((count, num_tokens), dtype=np.uint8)
