@@ -34,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     sys.excepthook = print_traceback
     with streams.tolerant_streams(), streams.plain_messages():
-        options = parse_arguments(arguments)
+        try:
+            options = parse_arguments(arguments)
+        except RedistillError as error:
+            return _report(error)
         code = _run(options)
         return code or _output_code(options)
 
@@ -53,14 +56,18 @@ def _run(options: argparse.Namespace) -> int:
         with signals.handled(at_once=True), reserved_stdout(options):
             options.command(options)
     except RedistillError as error:
-        # A name from an untrusted file may contain line ends.
-        print(f"redistill: {plain_line(str(error))}", file=sys.stderr)
-        return error.exit_code
+        return _report(error)
     except KeyboardInterrupt as error:
         if is_main_process():
             print("redistill: interrupted; run the same command again to resume", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
     return 0
+
+
+def _report(error: RedistillError) -> int:
+    """Print the message of an error as one line, and return the exit code."""
+    print(f"redistill: {plain_line(str(error))}", file=sys.stderr)  # a name from an untrusted file may contain line ends
+    return error.exit_code
 
 
 def _check_current_folder() -> None:

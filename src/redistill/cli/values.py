@@ -1,7 +1,7 @@
 """Parsers of the values of arguments.
 
 Each function parses the text of one argument, and is the `type` of an option. A function raises
-`argparse.ArgumentTypeError` for a text that is not allowed; its message is one line.
+`argparse.ArgumentTypeError`, or `OutputError` for an output path, if a text is not allowed; the message is one line.
 """
 
 import argparse
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from redistill.config.shown import shown
 from redistill.config.whole_numbers import whole_number as with_exponent
+from redistill.errors import OutputError
 from redistill.storage.paths import unusable
 
 
@@ -50,8 +51,14 @@ def path_text(text: str) -> str:
 
 
 def path(text: str) -> Path:
-    """Parse an argument that is the path of a file or folder."""
-    return Path(path_text(text))
+    """Parse an argument that is the path of a file or folder.
+
+    Raises:
+        OutputError: such a path cannot exist.
+    """
+    if (fault := unusable(text)) is not None:
+        raise OutputError(f"{shown(text)}: {fault}")
+    return Path(text)
 
 
 def seeds(text: str) -> tuple[int, ...]:
