@@ -246,6 +246,8 @@ class Batch:
             sequences without a `Rollout`.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
+        phrases: For each span that the span loss uses, the half-open range of its rows, and 1 / (number of such spans of its
+            sequence).
 
     Example:
         >>> from redistill.data.collate import collate
@@ -273,6 +275,7 @@ class Batch:
     importance_N: torch.Tensor
     samples: tuple[int, ...]
     origins: tuple[Origin, ...]
+    phrases: tuple[tuple[int, int, float], ...] = ()
 
 
 # --- protocols ----------------------------------------------------------------------------------------------------------
