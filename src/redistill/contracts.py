@@ -246,6 +246,8 @@ class Batch:
             sequences without a `Rollout`.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
+        phrases: For each span that the span loss uses, the half-open range of its rows, and 1 / (number of such spans of its
+            sequence).
 
     Example:
         >>> from redistill.data.collate import collate
@@ -273,6 +275,7 @@ class Batch:
     importance_N: torch.Tensor
     samples: tuple[int, ...]
     origins: tuple[Origin, ...]
+    phrases: tuple[tuple[int, int, float], ...] = ()
 
 
 # --- protocols ----------------------------------------------------------------------------------------------------------
@@ -596,6 +599,9 @@ class GenerationRequest:
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
             numbers of each token, so the text does not depend on the batch or on the number of processes.
+        skipped_tokens: Number of tokens that earlier requests sampled with this stream, >= 0.  They are the last tokens of
+            `prompt_ids`.  An engine with deterministic text leaves out their random numbers, so that a text has the same tokens
+            if it is generated in several parts.
 
     Example:
         >>> GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0)).max_new_tokens
@@ -606,6 +612,7 @@ class GenerationRequest:
     max_new_tokens: int
     seed: int
     stream: tuple[int | str, ...]
+    skipped_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from redistill.config.methods import METHODS, Method
 from redistill.contracts import EngineCapabilities, TeacherCapabilities
 from redistill.losses.dac_kl import DacKLConfig
 from redistill.losses.divergences import Divergence, ForwardKL
+from redistill.losses.span import SpanConfig
 from redistill.policies import Fixed, Mixed, Revised, Rollouts, StudentGenerated, TeacherGenerated, TeacherMixed
 from redistill.training.objective import Objective
 
@@ -97,6 +98,14 @@ def test_mgsr_needs_the_whole_vocabulary_of_the_teacher() -> None:
     without_weight = of(StudentGenerated(), sft_weight=1.0, divergence=DacKLConfig(), divergence_weight=0.0)
     assert found(without_weight, TOP_K) is None
     assert found(of(StudentGenerated()), TOP_K) is None
+
+
+def test_the_likelihood_of_a_phrase_needs_no_whole_vocabulary_but_probabilities() -> None:
+    row = of(StudentGenerated(), span_weight=1.0, span=SpanConfig(form="likelihood"))
+    assert found(row, TOP_K) is None
+    sampled = TeacherCapabilities(full_vocabulary=False, generates=True, sampled=True)
+    line = mismatch(row, sampled, ENGINES[LOCAL])
+    assert line is not None and line.startswith("objective.span_weight: needs the teacher's probabilities")
 
 
 def test_a_temperature_needs_the_whole_vocabulary() -> None:

@@ -60,10 +60,10 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
         part, remedy = _part_with_remedy(row.objective)
         yield f"{part}: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or {remedy}"
     elif needs.probabilities and teacher is not None and teacher.sampled:
-        yield (
-            f"objective.divergence {kind_of(type(row.objective.divergence))}: needs the teacher's probabilities, {provided}; "
-            "use the divergence forward_kl, or another form of the cache"
-        )
+        part, remedy = f"objective.divergence {kind_of(type(row.objective.divergence))}", "use the divergence forward_kl"
+        if row.objective.uses_spans:
+            part, remedy = "objective.span_weight", "set it to 0"
+        yield f"{part}: needs the teacher's probabilities, {provided}; {remedy}, or another form of the cache"
     if sampling is not None and row.objective.uses_teacher and teacher is not None and not teacher.new_text:
         yield (
             f"{policy}: generates student text during training, for which the teacher has no stored hidden states; use a "
@@ -134,7 +134,7 @@ def _needing_gold(row: Method) -> str | None:
 def _part_with_remedy(objective: Objective) -> tuple[str, str]:
     """Return the setting that needs teacher logits of the whole vocabulary, and a change that does not need them."""
     kind, remedy = kind_of(type(objective.divergence)), "a method without DAC-KL and span loss, such as gkd"
-    if objective.uses_spans:
+    if objective.uses_spans and objective.span.needs.full_vocabulary:
         return "objective.span_weight", remedy
     if any(getattr(objective.divergence, name, 1.0) != 1.0 for name in ("temperature", "teacher_temperature")):
         return f"objective.divergence {kind} with a temperature", "the temperature 1"

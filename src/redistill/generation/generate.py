@@ -247,7 +247,8 @@ class _LiveBatch:
         uniform = np.zeros((len(requests), self.longest, NUMBERS_PER_DRAW))
         for row, request in zip(uniform, requests):
             numbers = randomness.generator(request.seed, str(request.stream[0]), *request.stream[1:])
-            row[: request.max_new_tokens] = numbers.random((request.max_new_tokens, NUMBERS_PER_DRAW))
+            skipped, stop = request.skipped_tokens, request.skipped_tokens + request.max_new_tokens
+            row[: request.max_new_tokens] = numbers.random((stop, NUMBERS_PER_DRAW))[skipped:]
         self.prompts = [request.prompt_ids for request in requests]
         ids_LT, mask_LT = pad(self.prompts, pad_id, side="left")
         self._prompt_length = ids_LT.shape[1]

@@ -149,7 +149,8 @@ def build_policy(run: OpenRun) -> Policy:
         on_revision=partial(log_revision, config, models.tokenizer) if run.processes.is_main else lambda revision: None,
     )
     special = (*models.end_ids, *models.tokenizer.all_special_ids)
-    marker = None if run.spans is None else SpanMarker(run.spans, models.tokenizer, special)
+    random_seed = config.seed if config.resolved_method.objective.span.placement == "random" else None
+    marker = None if run.spans is None else SpanMarker(run.spans, models.tokenizer, special, random_seed)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
     drawing = partial(_remembering, run) if revises(node) else nullcontext
     source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)

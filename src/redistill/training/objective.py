@@ -26,7 +26,7 @@ from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.losses.divergences import Divergence, ForwardKL, ReverseKL
 from redistill.losses.span import SpanConfig
-from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PolicyGradientTerm, SpanTerm, Term
+from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PhraseTerm, PolicyGradientTerm, SpanTerm, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +171,7 @@ class Objective:
         return (
             cls(),
             cls(divergence=DacKLConfig(), span_weight=1.0),
+            cls(divergence=ForwardKL(), span_weight=1.0, span=SpanConfig(form="likelihood", placement="random")),
             cls(
                 sft_weight=0.0, divergence=ReverseKL(), policy_gradient=PolicyGradientConfig(), pretraining=PretrainingConfig()
             ),
@@ -205,12 +206,9 @@ class Objective:
     @property
     def needs(self) -> Needs:
         """What the terms, including the divergence, require of the teacher and the data."""
-        needs = Needs(
-            teacher=self.uses_teacher,
-            full_vocabulary=self.uses_spans,
-            probabilities=self.uses_spans,
-            gold=self.sft_weight > 0 and self.sft_on == "gold",
-        )
+        needs = Needs(teacher=self.uses_teacher, gold=self.sft_weight > 0 and self.sft_on == "gold")
+        if self.uses_spans:
+            needs |= self.span.needs
         return needs | getattr(self.divergence, "needs", Needs(probabilities=True)) if self.uses_divergence else needs
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
@@ -317,9 +315,12 @@ def terms(
         weight_N = None if by_token else batch.sequence_weight_N[:rows]
         found.append(DivergenceTerm(coefficient, divergence, rows, weight_N))
     if objective.uses_spans and counts.span_samples:
-        keep = divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None
         coefficient = objective.span_weight / counts.span_samples
-        found.append(SpanTerm(coefficient, batch.pair_weight_N[:rows], objective.span.squared, keep))
+        if objective.span.form == "likelihood":
+            found.append(PhraseTerm(coefficient, batch.target_N[:rows], batch.phrases))
+        else:
+            keep = divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None
+            found.append(SpanTerm(coefficient, batch.pair_weight_N[:rows], objective.span.squared, keep))
     if gradient is not None and counts.sampled_tokens:
         rollout = batch.target_N[:rows], batch.old_logprob_N, batch.advantage_N, batch.importance_N
         found.append(PolicyGradientTerm(gradient.weight / counts.sampled_tokens, *rollout, gradient.clip))

@@ -167,6 +167,24 @@ class SpanRule:
 
 
 @dataclass(frozen=True)
+class PhraseRule:
+    """The likelihood form of the span loss.
+
+    The arguments of a call include `token_C`, the token of each row; `value_C`, the part of the loss that is stored at the row;
+    and `slope_C`, the derivative of the loss with respect to log q of the token.  A call returns the sum of `value_C` in a dict
+    with the key `name`; its gradient is that of the sum of slope times log q.
+    """
+
+    name: str
+
+    def __call__(
+        self, logq_CV: Tensor, both: Both | None, token_C: Tensor, value_C: Tensor, slope_C: Tensor
+    ) -> dict[str, Tensor]:
+        logprob_C = logq_CV[: len(token_C)].gather(1, token_C[:, None])[:, 0].masked_fill(slope_C == 0, 0.0)
+        return {self.name: (value_C + slope_C * (logprob_C - logprob_C.detach())).sum(dtype=torch.float64)}
+
+
+@dataclass(frozen=True)
 class PolicyGradientRule:
     """Sum of the clipped policy-gradient loss over generated tokens.
 
@@ -193,4 +211,4 @@ class PolicyGradientRule:
         return {name: value_C.sum(dtype=torch.float64) for name, value_C in sums.items()}
 
 
-Rule = CrossEntropyRule | DivergenceRule | SpanRule | PolicyGradientRule
+Rule = CrossEntropyRule | DivergenceRule | SpanRule | PhraseRule | PolicyGradientRule

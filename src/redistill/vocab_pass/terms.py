@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from redistill.contracts import Divergence
-from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PolicyGradientRule, SpanRule
+from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PhraseRule, PolicyGradientRule, SpanRule
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +153,51 @@ class SpanTerm:
 
 
 @dataclass(frozen=True, eq=False)
+class PhraseTerm:
+    """The likelihood form of the span loss, summed over the first rows of the batch.
+
+    `losses.phrase.phrase_rows` has the equation.  `with_phrases` sets the last two fields; without them the sum is 0.
+
+    Args:
+        coefficient: Factor of the sum.  Training uses the weight of the term divided by the number of samples with spans in the
+            global batch.
+        token_N: The token that each of these rows predicts, int64.
+        phrases: For each phrase its half-open range of rows, and its weight.
+        value_N, slope_N: The loss, and its derivative with respect to log q of the token; None until they are computed.
+
+    Example:
+        >>> PhraseTerm(1.0, torch.tensor([4, 2]), ((0, 2, 1.0),)).tensors(slice(0, 2), torch.device("cpu"))[0]
+        tensor([4, 2])
+    """
+
+    coefficient: float
+    token_N: torch.Tensor
+    phrases: tuple[tuple[int, int, float], ...]
+    value_N: torch.Tensor | None = None
+    slope_N: torch.Tensor | None = None
+    name: ClassVar[str] = "span"
+
+    @property
+    def rule(self) -> PhraseRule:
+        """The function that computes the sum of this term over a slice of rows.
+
+        The functions of terms with equal settings are equal, so they are compiled once.
+        """
+        return PhraseRule(self.name)
+
+    def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Return the tensor arguments of `rule` for the slice `rows`.
+
+        If new tensors are created, they are on `device`.
+        """
+        token_C = self.token_N[rows]
+        if self.value_N is None or self.slope_N is None:
+            zero_C = torch.zeros(len(token_C), device=device)
+            return token_C, zero_C, zero_C
+        return token_C, self.value_N[rows], self.slope_N[rows]
+
+
+@dataclass(frozen=True, eq=False)
 class PolicyGradientTerm:
     r"""MiniLLM's clipped policy-gradient loss, summed over the first rows of the batch.
 
@@ -204,4 +249,4 @@ class PolicyGradientTerm:
         return self.token_N[rows], self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows]
 
 
-Term = CrossEntropyTerm | DivergenceTerm | SpanTerm | PolicyGradientTerm
+Term = CrossEntropyTerm | DivergenceTerm | SpanTerm | PhraseTerm | PolicyGradientTerm
