@@ -6,6 +6,7 @@ these types. Shape letters are defined in docs/notation.md.
 Longer than 400 lines: one file defines every type that is part of the interface between packages.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
@@ -101,9 +102,14 @@ class TokenSequence:
         origin: Where the response came from, such as "dataset" or "student"; see `Origin`.
         spans: Half-open ranges of target indices for the span loss; the first target of the sequence has index 0.
         rollout: Values for the policy gradient; None if the objective has no policy gradient.
+        weights: Weight of each target in the divergence term, finite and >= 0; () if all weights are 1.  A weight multiplies
+            the divergence at its target.  The sum is divided by the number of targets, not by the sum of the weights, so that
+            a weight does not change what other targets contribute.  Cross entropy (SFT), span loss and policy gradient do not
+            use the weights.
 
     Raises:
-        AssertionError: the lengths differ, no token is a target, or the first token is a target.
+        AssertionError: the lengths differ, no token is a target, the first token is a target, or a weight is negative or not
+            finite.
 
     Example:
         >>> supervised = (False, False, True, True)
@@ -118,15 +124,23 @@ class TokenSequence:
     origin: Origin
     spans: tuple[tuple[int, int], ...] = ()
     rollout: Rollout | None = None
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.supervised) > 1, "a target needs a preceding token"
         assert not self.supervised[0] and any(self.supervised), "some token, but not the first, must be a target"
+        assert not self.weights or len(self.weights) == self.num_targets, "there must be one weight for each target, or none"
+        assert all(0 <= weight < math.inf for weight in self.weights), "a weight must be finite and at least 0"
 
     @property
     def num_targets(self) -> int:
         """Number of targets (tokens that the student is trained to predict), >= 1."""
         return sum(self.supervised)
+
+    @property
+    def target_weights(self) -> tuple[float, ...]:
+        """The weight of each target in the divergence term; 1 if `weights` is empty."""
+        return self.weights or (1.0,) * self.num_targets
 
     @property
     def response_start(self) -> int:
@@ -244,6 +258,7 @@ class Batch:
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
         old_logprob_N, advantage_N, importance_N: float32; the values in `Rollout` for the first `num_sampled_rows` rows, 0 for
             sequences without a `Rollout`.
+        token_weight_N: float32; the weight in the divergence term of each of the first `num_sampled_rows` rows.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
 
@@ -271,6 +286,7 @@ class Batch:
     old_logprob_N: torch.Tensor
     advantage_N: torch.Tensor
     importance_N: torch.Tensor
+    token_weight_N: torch.Tensor
     samples: tuple[int, ...]
     origins: tuple[Origin, ...]
 

@@ -43,6 +43,11 @@ EXPECTED = {
     "imitkd": NEEDS_NEW,
     "gkd": NEEDS_NUMBERS,
     "opd": NEEDS_NUMBERS,
+    "iwopd": {
+        **NEEDS_NUMBERS,
+        CACHED: dict.fromkeys(FITS, "policy prefix_weighted: needs teacher statistics"),
+        TOP_K: dict.fromkeys(FITS, "policy prefix_weighted: needs teacher statistics"),
+    },
     "minillm": {
         FULL: {LOCAL: None, PLAIN: MIXTURE, FIXED_TEXT: MIXTURE},
         CACHED: dict.fromkeys(FITS, STATISTICS),

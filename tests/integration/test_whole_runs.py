@@ -30,6 +30,7 @@ TERMS = {
     "imitkd": {"divergence"},
     "gkd": {"divergence"},
     "opd": {"divergence"},
+    "iwopd": {"divergence"},
     "minillm": {"divergence", "policy_gradient", "ratio", "clipped"},
     "distillm": {"divergence"},
     "mgsr": _MGSR,

@@ -17,6 +17,7 @@ from redistill.policies import (
     Fixed,
     Mixed,
     PolicyConfig,
+    PrefixWeighted,
     Revised,
     Rollouts,
     StudentGenerated,
@@ -88,6 +89,13 @@ METHODS: dict[str, Method] = {
         objective=Objective(sft_weight=0.0, divergence=ReverseKL()),
         summary="on-policy distillation: reverse KL per token on the student's own text",
         source="Agarwal et al. 2024 (arXiv 2306.13649) with the reverse KL of Gu et al. 2024 (arXiv 2306.08543)",
+        start="finetuned",
+    ),
+    "iwopd": Method(
+        policy=PrefixWeighted(source=StudentGenerated(), amplification=0.5),
+        objective=Objective(sft_weight=0.0, divergence=ReverseKL()),
+        summary="opd with less weight on tokens after a prefix on which the models disagree",
+        source="Xie et al. 2026 (arXiv 2606.22600)",
         start="finetuned",
     ),
     "minillm": Method(

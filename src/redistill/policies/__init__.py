@@ -11,13 +11,15 @@ from redistill.policies.legacy import legacy_sequence
 from redistill.policies.mixed import Mixed
 from redistill.policies.order import GoldBatches, GoldItem, Shuffled, gold_sequence
 from redistill.policies.policy import Policy
+from redistill.policies.prefix_weighted import PrefixWeighted
 from redistill.policies.revised import Revised
 from redistill.policies.rollouts import Rollouts
 from redistill.policies.scorer import Scorer
 from redistill.policies.source import PolicyTools, Revision
 from redistill.policies.teacher import TeacherGenerated
 
-PolicyConfig = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed | Mixed | Buffered | Adaptive | Revised | Rollouts
+Inner = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed  # policies that wrap no other policy
+PolicyConfig = Inner | Mixed | Buffered | Adaptive | Revised | Rollouts | PrefixWeighted
 
 __all__ = [
     "Adaptive",
@@ -29,6 +31,7 @@ __all__ = [
     "Policy",
     "PolicyConfig",
     "PolicyTools",
+    "PrefixWeighted",
     "Revised",
     "Revision",
     "Rollouts",

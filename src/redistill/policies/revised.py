@@ -8,7 +8,7 @@ prefix.  Gold sequences that a source returns are not revised.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self, cast
 
 import torch
@@ -75,10 +75,14 @@ class Revised(WrappingNode):
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
         in_order: Whether a later round ignores the positions before the previous error token.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
+        error_weight: Weight of the error token in the divergence term, > 0; 1 is the paper's method.  Divergences use all
+            classes, so that the divergence at the error does not depend on which token stands there: with the weight 1, a
+            revision has an effect only through the tokens after the error.  Of several rounds, each error that remains in the
+            text has this weight.
 
     Raises:
-        ConfigError: rounds or teacher_tokens is below 1; threshold_nats is missing or not used; or the source generates no
-            student text.
+        ConfigError: rounds or teacher_tokens is below 1; threshold_nats is missing or not used; error_weight is not above 0 or
+            not finite; or the source generates no student text.
 
     Example:
         >>> Revised(rounds=2).needs.statistics
@@ -98,6 +102,7 @@ class Revised(WrappingNode):
     rounds: int = 1
     in_order: bool = False
     mode: Literal["replace", "append"] = "replace"
+    error_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -111,6 +116,8 @@ class Revised(WrappingNode):
             )
         if self.threshold_nats is not None and not 0 < self.threshold_nats < math.inf:
             raise ConfigError(f"threshold_nats = {self.threshold_nats}: must be > 0 and finite; 1 is usual")
+        if not 0 < self.error_weight < math.inf:
+            raise ConfigError(f"error_weight = {self.error_weight}: must be > 0 and finite; the paper's method is 1")
         check_student_text("revised", self.source, "mixed with the source revised")
 
     @classmethod
@@ -126,6 +133,7 @@ class Revised(WrappingNode):
             cls(detection="random", mode="append"),
             cls(teacher_token="nucleus", teacher_tokens=3, detection="first", threshold_nats=0.1),
             cls(teacher_tokens="all"),
+            cls(rounds=2, error_weight=4.0),
         )
 
     @property
@@ -209,8 +217,10 @@ class RevisedSource(Wrapping):
         ]
         tails = self._tails(step, number, drafts, corrections)
         revised = [
-            answered(draft, correction.prefix_ids + tail, "revised") if correction.changed else draft
-            for draft, correction, tail in zip(drafts, corrections, tails, strict=True)
+            self._weighted(draft, answered(draft, correction.prefix_ids + tail, "revised"), error)
+            if correction.changed
+            else draft
+            for draft, correction, tail, error in zip(drafts, corrections, tails, errors, strict=True)
         ]
         for draft, sequence, error, scores in zip(drafts, revised, errors, score_BT.tolist(), strict=True):
             if sequence is not draft:
@@ -218,6 +228,13 @@ class RevisedSource(Wrapping):
                 self._counts = (self._counts[0] + 1, self._counts[1] + is_same)
                 self._tools.on_revision(Revision(step, draft.sample, error, scores[error], draft, sequence))
         return revised, errors
+
+    def _weighted(self, draft: TokenSequence, revised: TokenSequence, error: int) -> TokenSequence:
+        """Return the revised sequence with weights: those of the draft before the error, then `error_weight`, then 1."""
+        if self._settings.error_weight == 1 and not draft.weights:
+            return revised
+        weights = (*draft.target_weights[:error], self._settings.error_weight)
+        return replace(revised, weights=weights + (1.0,) * (revised.num_targets - len(weights)))
 
     def _random_scores(self, step: int, number: int, drafts: list[TokenSequence]) -> torch.Tensor:
         """Return random scores [B, T] for the tokens of the drafts, so that a random token is replaced."""

@@ -124,7 +124,8 @@ class Objective:
             term.
         divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
         divergence_mean: "tokens" takes the mean over all sampled tokens.  "sequences" takes the mean over the tokens of each
-            sampled sequence, then the mean over sequences (Eq. 8).
+            sampled sequence, then the mean over sequences (Eq. 8).  If a policy weights tokens, the divergence at a token is
+            multiplied by its weight; the numbers of tokens by which sums are divided stay the same.
         span_weight: Weight of the span loss (Eq. 10) on sampled sequences, >= 0; 0 removes it.
         span: Options of the span loss.
         policy_gradient: MiniLLM's term, which needs the policy `rollouts`; if None, there is no such term.
@@ -314,7 +315,7 @@ def terms(
         assert divergence is not None
         by_token = objective.divergence_mean == "tokens"
         coefficient = objective.divergence_weight / max(counts.sampled_tokens if by_token else counts.sampled_sequences, 1)
-        weight_N = None if by_token else batch.sequence_weight_N[:rows]
+        weight_N = batch.token_weight_N if by_token else batch.token_weight_N * batch.sequence_weight_N[:rows]
         found.append(DivergenceTerm(coefficient, divergence, rows, weight_N))
     if objective.uses_spans and counts.span_samples:
         keep = divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None
