@@ -9,7 +9,7 @@ Longer than 400 lines: one file defines every type that is part of the interface
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay"
 "revised" is student text in which the teacher replaced a token. "replay" is taken from a buffer of earlier generated text.
 "corpus" is a block of the pre-training corpus.
 """
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+"""All origins; `RowContext` represents an origin by its index in this tuple."""
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -306,6 +308,8 @@ class Divergence(Protocol):
         nats if the class states no other unit. The dtype is float32, or float64 for float64 inputs. The gradient flows through
         q only.
 
+    If the class has an attribute `reads_context` that is True, a call has a third argument, context_N (`RowContext`).
+
     Example:
         >>> from redistill.losses.divergences import ForwardKL
         >>> divergence: Divergence = ForwardKL()
@@ -315,6 +319,27 @@ class Divergence(Protocol):
     """
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor: ...
+
+
+class RowContext(NamedTuple):
+    """What a divergence may depend on besides the two distributions of a row.
+
+    A row is the prediction of one token.  A divergence with the class attribute ``reads_context = True`` is called with this
+    object as third argument; all others are called with the two distributions alone.
+
+    Args:
+        origin_N: int64; index in `ORIGINS` of the origin of the text that the row belongs to.
+        progress_N: float32; training progress in [0, 1], the same number for all rows: 0 at the first update of the run, 1 at
+            the last one.
+
+    Example:
+        >>> context = RowContext(torch.tensor([ORIGINS.index("student")]), torch.tensor([0.5]))
+        >>> ORIGINS[context.origin_N[0]]
+        'student'
+    """
+
+    origin_N: torch.Tensor
+    progress_N: torch.Tensor
 
 
 class TopClasses(NamedTuple):

@@ -56,6 +56,7 @@ EXPECTED = {
         NONE: dict.fromkeys(FITS, MISSING),
     },
     "distillm": NEEDS_NUMBERS,
+    "distillm2": NEEDS_NUMBERS,
     "mgsr": NEEDS_ALL,
     "mgsr-robust": NEEDS_ALL,
 }

@@ -10,12 +10,13 @@ from typing import Literal
 from redistill.config.plugins import instance
 from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKLConfig
-from redistill.losses.divergences import ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
+from redistill.losses.divergences import ByOrigin, ForwardKL, JensenShannon, ReverseKL, SkewForwardKL, SkewReverseKL
 from redistill.policies import (
     Adaptive,
     Buffered,
     Fixed,
     Mixed,
+    Paired,
     PolicyConfig,
     PrefixWeighted,
     Revised,
@@ -122,6 +123,17 @@ METHODS: dict[str, Method] = {
         objective=Objective(sft_weight=0.0, divergence=SkewReverseKL(alpha=0.1), pretraining=PretrainingConfig()),
         summary="skew KL on gold answers and replayed student text; more student text as the validation loss rises",
         source="Ko et al. 2024 (arXiv 2402.03898)",
+        start="finetuned",
+    ),
+    "distillm2": Method(
+        policy=Paired(source=StudentGenerated()),
+        objective=Objective(
+            sft_weight=0.0,
+            divergence=ByOrigin(student=SkewReverseKL(alpha=0.1), teacher=SkewForwardKL(alpha=0.1)),
+            divergence_mean="sequences",
+        ),
+        summary="skew forward KL on the teacher's answers, skew reverse KL on the student's answers to the same prompts",
+        source="Ko et al. 2025 (arXiv 2503.07067)",
         start="finetuned",
     ),
     "mgsr": Method(
