@@ -10,7 +10,15 @@ from typing import Literal
 from redistill.config.plugins import instance
 from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKLConfig
-from redistill.losses.divergences import ByOrigin, ForwardKL, JensenShannon, ReverseKL, SkewForwardKL, SkewReverseKL
+from redistill.losses.divergences import (
+    ByOrigin,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+    Taid,
+)
 from redistill.policies import (
     Adaptive,
     Buffered,
@@ -134,6 +142,13 @@ METHODS: dict[str, Method] = {
         ),
         summary="skew forward KL on the teacher's answers, skew reverse KL on the student's answers to the same prompts",
         source="Ko et al. 2025 (arXiv 2503.07067)",
+        start="finetuned",
+    ),
+    "taid": Method(
+        policy=Fixed(),
+        objective=Objective(sft_weight=0.0, divergence=Taid()),
+        summary="forward KL to a target that moves from the student to the teacher during training, on the gold answers",
+        source="Shing et al. 2025 (arXiv 2501.16937)",
         start="finetuned",
     ),
     "mgsr": Method(

@@ -25,9 +25,10 @@ from redistill.losses.divergences.distances import AlphaBeta, TotalVariation
 from redistill.losses.divergences.kl import AdaptiveKL, ForwardKL, ReverseKL, SymmetricKL
 from redistill.losses.divergences.mixtures import JensenShannon, SkewForwardKL, SkewReverseKL
 from redistill.losses.divergences.softened import Softened, bounded, fraction, log_ratio
+from redistill.losses.divergences.taid import Pace, Taid
 
 Table3c = ForwardKL | ReverseKL | SymmetricKL | JensenShannon | TotalVariation | SkewForwardKL | SkewReverseKL  # in MGSR
-Divergence = Table3c | AdaptiveKL | AlphaBeta | ToDi | EntropyAware | NegativeLogAcceptance | HybridAcceptance
+Divergence = Table3c | AdaptiveKL | AlphaBeta | ToDi | EntropyAware | NegativeLogAcceptance | HybridAcceptance | Taid
 
 __all__ = [
     "AdaptiveKL",
@@ -39,11 +40,13 @@ __all__ = [
     "HybridAcceptance",
     "JensenShannon",
     "NegativeLogAcceptance",
+    "Pace",
     "ReverseKL",
     "SkewForwardKL",
     "SkewReverseKL",
     "Softened",
     "SymmetricKL",
+    "Taid",
     "ToDi",
     "TotalVariation",
     "bounded",
