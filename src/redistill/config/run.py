@@ -27,7 +27,7 @@ from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.generation.local import LocalEngineConfig
 from redistill.losses.divergences import Divergence
-from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
+from redistill.policies import Adaptive, Buffered, Paired, PolicyConfig, Rollouts
 from redistill.records import Json, Metric
 from redistill.storage import files
 from redistill.teachers.cached import CachedTeacherConfig
@@ -38,7 +38,7 @@ from redistill.training.optimiser import OptimiserConfig
 from redistill.training.schedule import TrainingConfig
 from redistill.training.trackers import TrackingConfig
 
-NAMES = {"PolicyConfig": PolicyConfig}  # the fields of policies refer to this type by name
+NAMES = {"PolicyConfig": PolicyConfig, "Divergence": Divergence}  # fields of components refer to these types by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +141,14 @@ class Run:
     def _check_layers(self, policy: object) -> None:
         """Raise a ConfigError for an invalid nested policy or a small replay buffer.
 
-        The field `source` of a policy can contain another policy. This inner policy must not be `rollouts`. A replay buffer
-        must have a capacity of at least `training.batch_size` sequences.
+        The field `source` of a policy can contain another policy. This inner policy must not be `rollouts` or `paired`. A
+        replay buffer must have a capacity of at least `training.batch_size` sequences.
         """
         outermost = policy
         while policy is not None:
-            if isinstance(policy, Rollouts) and policy is not outermost:
-                raise ConfigError("policy: rollouts cannot be the source of another policy; set policy.kind to rollouts")
+            if isinstance(policy, Rollouts | Paired) and policy is not outermost:
+                kind = decoding.kind_of(type(policy))
+                raise ConfigError(f"policy: {kind} cannot be the source of another policy; set policy.kind to {kind}")
             if isinstance(policy, Adaptive | Buffered) and policy.capacity < self.training.batch_size:
                 raise ConfigError(
                     f"policy: capacity = {policy.capacity}: must be at least training.batch_size = {self.training.batch_size}, "

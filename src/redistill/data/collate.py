@@ -63,6 +63,9 @@ def collate(
         old_logprob_N=_rollout_rows(sampled, "old_logprobs").to(device),
         advantage_N=_rollout_rows(sampled, "advantages").to(device),
         importance_N=_rollout_rows(sampled, "importances").to(device),
+        token_weight_N=torch.tensor(
+            [weight for sequence in sampled for weight in sequence.target_weights], dtype=torch.float32
+        ).to(device),
         samples=tuple(sequence.sample for sequence in sequences),
         origins=tuple(sequence.origin for sequence in sequences),
         phrases=() if span_config is None else _phrases(sampled, span_config),

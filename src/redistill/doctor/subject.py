@@ -26,7 +26,18 @@ from redistill.doctor.reading import Reading, read_gold
 from redistill.errors import ConfigError, DataError, NotFiniteError, RedistillError, VocabularyError, WeightsError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.load import load_tokenizer
-from redistill.policies import Adaptive, Buffered, Fixed, Mixed, PolicyConfig, Revised, Rollouts, TeacherGenerated
+from redistill.policies import (
+    Adaptive,
+    Buffered,
+    Fixed,
+    Mixed,
+    Paired,
+    PolicyConfig,
+    PrefixWeighted,
+    Revised,
+    Rollouts,
+    TeacherGenerated,
+)
 from redistill.records import Record
 from redistill.runs.build import build_evaluator, build_parts, build_policy
 from redistill.runs.folder import has_model
@@ -313,7 +324,9 @@ def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
     """
     if isinstance(policy, TeacherGenerated):
         return replace(policy, store=None)
-    if isinstance(policy, Mixed | Buffered | Adaptive | Revised):
+    if isinstance(policy, Paired):
+        return replace(policy, source=self_contained(policy.source, size), teacher=replace(policy.teacher, store=None))
+    if isinstance(policy, Mixed | Buffered | Adaptive | Revised | PrefixWeighted):
         return replace(policy, source=self_contained(policy.source, size))
     return replace(policy, num_rollouts=size) if isinstance(policy, Rollouts) else policy
 

@@ -70,10 +70,15 @@ class Revised(WrappingNode):
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
         in_order: Whether a later round ignores the positions before the previous error token.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
+        error_weight: Weight of the error token in the divergence term, > 0; 1 is the paper's method.  Divergences use all
+            classes, so that the divergence at the error does not depend on which token stands there: with the weight 1, a
+            revision has an effect only through the tokens after the error.  Of several rounds, each error that remains in the
+            text has this weight.
 
     Raises:
         ConfigError: rounds, teacher_tokens or chunk_tokens is below 1; threshold_nats is missing or not used; chunk_tokens
-            cannot be combined with other settings; or the source generates no student text.
+            cannot be combined with other settings; error_weight is not above 0 or not finite; or the source generates no
+            student text.
 
     Example:
         >>> Revised(rounds=2).needs.statistics
@@ -94,6 +99,7 @@ class Revised(WrappingNode):
     rounds: int = 1
     in_order: bool = False
     mode: Literal["replace", "append"] = "replace"
+    error_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -114,6 +120,8 @@ class Revised(WrappingNode):
             check_field(
                 self, "chunk_tokens", good, f"needs detection first, mode replace and source student_generated; {remedy}"
             )
+        if not 0 < self.error_weight < math.inf:
+            raise ConfigError(f"error_weight = {self.error_weight}: must be > 0 and finite; the paper's method is 1")
         check_student_text("revised", self.source, "mixed with the source revised")
 
     @classmethod
@@ -130,6 +138,7 @@ class Revised(WrappingNode):
             cls(teacher_token="nucleus", teacher_tokens=3, detection="first", threshold_nats=0.1),
             cls(detection="first", threshold_nats=0.1, chunk_tokens=2),
             cls(teacher_tokens="all"),
+            cls(rounds=2, error_weight=4.0),
         )
 
     @property
@@ -232,8 +241,10 @@ class RevisedSource(Wrapping):
         ]
         tails = self._tails(step, number, drafts, corrections)
         revised = [
-            answered(draft, correction.prefix_ids + tail, "revised") if correction.changed else draft
-            for draft, correction, tail in zip(drafts, corrections, tails, strict=True)
+            self._weighted(draft, answered(draft, correction.prefix_ids + tail, "revised"), error)
+            if correction.changed
+            else draft
+            for draft, correction, tail, error in zip(drafts, corrections, tails, errors, strict=True)
         ]
         for draft, sequence, error, scores in zip(drafts, revised, errors, score_BT.tolist(), strict=True):
             if sequence is not draft:
@@ -241,6 +252,13 @@ class RevisedSource(Wrapping):
                 self._counts = (self._counts[0] + 1, self._counts[1] + is_same)
                 self._tools.on_revision(Revision(step, draft.sample, error, scores[error], draft, sequence))
         return revised, errors
+
+    def _weighted(self, draft: TokenSequence, revised: TokenSequence, error: int) -> TokenSequence:
+        """Return the revised sequence with weights: those of the draft before the error, then `error_weight`, then 1."""
+        if self._settings.error_weight == 1 and not draft.weights:
+            return revised
+        weights = (*draft.target_weights[:error], self._settings.error_weight)
+        return replace(revised, weights=weights + (1.0,) * (revised.num_targets - len(weights)))
 
     def _random_scores(self, step: int, number: int, drafts: list[TokenSequence]) -> torch.Tensor:
         """Return random scores [B, T] for the tokens of the drafts, so that a random token is replaced."""

@@ -23,6 +23,7 @@ from redistill.policies.revised import revises
 from redistill.runs.external import SOURCE, built
 from redistill.runs.opened import OpenRun
 from redistill.runs.revisions import log_revision
+from redistill.training.curriculum import Curriculum
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Event, UpdateGuard
 from redistill.training.optimiser import parameter_groups
 from redistill.training.parts import Guards, Learner, Parts
@@ -43,7 +44,12 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
         groups, lr=optimiser.learning_rate, betas=optimiser.betas, weight_decay=optimiser.weight_decay, fused=True
     )
     learner = Learner(
-        student=run.student, placement=run.placement, optimizer=optimizer, objective=objective, teacher=run.teacher
+        student=run.student,
+        placement=run.placement,
+        optimizer=optimizer,
+        objective=objective,
+        teacher=run.teacher,
+        curriculum=Curriculum(objective.divergence, run.schedule.updates),
     )
     held_out = (run.data.validation, run.data.validation_examples)
     return Parts(

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from redistill.contracts import Divergence
+from redistill.contracts import Divergence, RowContext
 from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PhraseRule, PolicyGradientRule, SpanRule
 
 
@@ -71,6 +71,8 @@ class DivergenceTerm:
             diagnostics).  diagnostics maps names to tensors with one value per row; each tensor is summed under its name.
         num_rows: Number of rows on which the divergence is computed: the first rows of the batch.
         weight_N: Weight of each of these rows in the sum, float32, `num_rows` long.  If None, all rows have the weight 1.
+        context: Origin and training progress of each of these rows, for a divergence that depends on them
+            (`reads_context`); None for other divergences.
         name: Name of this sum in the results.
 
     Raises:
@@ -86,6 +88,7 @@ class DivergenceTerm:
     divergence: Divergence | torch.nn.Module
     num_rows: int
     weight_N: torch.Tensor | None = None
+    context: RowContext | None = None
     name: str = "divergence"
 
     @property
@@ -103,7 +106,8 @@ class DivergenceTerm:
         """
         num_rows = max(0, min(rows.stop, self.num_rows) - rows.start)
         counted_C = torch.ones(num_rows, dtype=torch.bool, device=device)
-        return (counted_C.float() if self.weight_N is None else self.weight_N[rows]), counted_C
+        weight_C = counted_C.float() if self.weight_N is None else self.weight_N[rows]
+        return weight_C, counted_C, *(() if self.context is None else (values_N[rows] for values_N in self.context))
 
 
 @dataclass(frozen=True, eq=False)
