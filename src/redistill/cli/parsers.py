@@ -294,8 +294,8 @@ def _models(group: Group) -> None:
 def _export(group: Group) -> None:
     parser = _command(group, "export", commands.export, "redistill export runs/kd --to ollama")
     parser.add_argument("model", type=path_text, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
-    targets = ("transformers", "adapter", "gguf", "ollama")
-    text = "transformers (also for vLLM), adapter (LoRA, for PEFT), gguf (llama.cpp) or ollama (GGUF and Modelfile)"
+    targets = ("transformers", "vllm", "adapter", "gguf", "ollama")
+    text = "transformers (also for vLLM), vllm (for the engine vllm), adapter (LoRA, for PEFT), gguf (llama.cpp) or ollama"
     parser.add_argument("--to", choices=targets, required=True, metavar="TARGET", help=text)
     parser.add_argument("--out", type=path, metavar="DIR", help="new output folder (default: RUN/export/TARGET)")
     text = "f16, bf16 or f32 (default: that of the model; f16 for GGUF)"
