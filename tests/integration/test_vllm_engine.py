@@ -108,6 +108,8 @@ def test_an_old_head_ends_the_run_with_a_checkpoint(world: Path, capsys: pytest.
         ("minillm", {}, "samples tokens from a mixture of student and teacher, which the engine does not support"),
         ("gkd", {"placement": "sharded"}, "placement = 'sharded': the engine vllm cannot receive the weights"),
         ("gkd", {"engine": {"mode": "colocated"}}, "engine.mode = 'colocated': must be 'server'"),
+        ("gkd", {"engine": {"every": 4, "ahead": 3}}, "engine.ahead = 3: must be a multiple or a divisor of every = 4"),
+        ("minillm", {"engine": {"ahead": 2, "unsupported": "local"}}, "engine.ahead = 2: must be 1 with the policy rollouts"),
         ("gkd", {"engine": {"every": 0}}, "engine.every = 0: must lie in [1, 1024]"),
         ("gkd", {"engine": {"url": "https://gpu.example/v1"}}, "--allow-host gpu.example"),
     ],
@@ -117,3 +119,19 @@ def test_what_the_engine_cannot_do_is_rejected(world: Path, method, sections, te
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
     assert not (world / "out").exists()
+
+
+@pytest.mark.parametrize("engine", [{"every": 2}, {"ahead": 2}, {"every": 2, "ahead": 2}])
+def test_fewer_transfers_are_logged_as_staleness(world: Path, engine, capsys: pytest.CaptureFixture[str]) -> None:
+    script = VllmScript(world / "student")
+    with serving(script) as server:
+        assert main(["train", str(recipe(world, server.url, engine=engine))]) == 0, capsys.readouterr().err
+        texts = [each.body["prompt"] for each in server.received if "stop_token_ids" in (each.body or {})]
+    assert script.num_loads == 2 and len(texts) == 16
+    assert [line["policy"]["staleness"] for line in lines(world)] == [0, 1, 0, 1]
+
+
+def test_the_local_engine_draws_ahead(world: Path) -> None:
+    path = recipe(world, "http://127.0.0.1:9/v1")
+    assert main(["train", str(path), "engine={kind: local, ahead: 3}"]) == 0
+    assert [line["policy"]["staleness"] for line in lines(world)] == [0, 1, 2, 0]

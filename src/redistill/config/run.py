@@ -144,15 +144,21 @@ class Run:
         """Raise a ConfigError for an invalid nested policy or a small replay buffer.
 
         The field `source` of a policy can contain another policy. This inner policy must not be `rollouts`. A replay buffer
-        must have a capacity of at least `training.batch_size` sequences.
+        must have a capacity of at least `training.batch_size` sequences, times `engine.ahead`.
         """
-        outermost = policy
+        outermost, ahead = policy, getattr(self.engine, "ahead", 1)
+        if isinstance(policy, Rollouts) and ahead != 1:
+            raise ConfigError(
+                f"engine.ahead = {ahead}: must be 1 with the policy rollouts, which generates a pool at once; set "
+                "policy.num_rollouts instead"
+            )
         while policy is not None:
             if isinstance(policy, Rollouts) and policy is not outermost:
                 raise ConfigError("policy: rollouts cannot be the source of another policy; set policy.kind to rollouts")
-            if isinstance(policy, Adaptive | Buffered) and policy.capacity < self.training.batch_size:
+            size, times = self.training.batch_size, "" if ahead == 1 else f" times engine.ahead = {ahead}"
+            if isinstance(policy, Adaptive | Buffered) and policy.capacity < size * ahead:
                 raise ConfigError(
-                    f"policy: capacity = {policy.capacity}: must be at least training.batch_size = {self.training.batch_size}, "
+                    f"policy: capacity = {policy.capacity}: must be at least training.batch_size = {size}{times}, "
                     "since a batch is drawn without replacement; raise capacity or lower training.batch_size"
                 )
             policy = getattr(policy, "source", None)

@@ -14,12 +14,15 @@ from redistill.contracts import Batch, Engine, TextTeacher
 from redistill.data.spans.mark import SpanMarker
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.generation.external import CheckedEngine
-from redistill.generation.local import LocalEngine, MeteredEngine
+from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.generation.prefix import PrefixReader
+from redistill.generation.vllm import VllmEngine, VllmEngineConfig
 from redistill.models.families import head
 from redistill.policies import GoldBatches, Policy, PolicyTools, Scorer, Shuffled
+from redistill.policies.ahead import AheadSource
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.revised import revises
+from redistill.policies.source import Source
 from redistill.runs.external import SOURCE, built
 from redistill.runs.opened import OpenRun
 from redistill.runs.revisions import log_revision
@@ -152,12 +155,30 @@ def build_policy(run: OpenRun) -> Policy:
     marker = None if run.spans is None else SpanMarker(run.spans, models.tokenizer, special)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
     drawing = partial(_remembering, run) if revises(node) else nullcontext
-    source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
+    source: Source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
+    if (
+        node.sampling is not None
+        and isinstance(config.engine, LocalEngineConfig | VllmEngineConfig)
+        and config.engine.interval > 1
+    ):
+        source = AheadSource(
+            source,
+            gold,
+            num_steps=config.engine.ahead,
+            updates=run.schedule.updates,
+            weights_step=partial(_weights_step, _unwrapped(run.engine)),
+        )
     corpus = None
     if run.corpus:
         size = settings.batch_size
         corpus = Shuffled(run.corpus, batch_size=size, seed=config.seed, purpose="corpus", processes=run.processes)
     return Policy(gold, source, marker, corpus=corpus, rewrite=rewrite, drawing=drawing)
+
+
+def _weights_step(engine: Engine, step: int) -> int:
+    """Return the number of updates that the weights of an engine have received, after `step` updates of the student."""
+    synced = engine.synced_step if isinstance(engine, VllmEngine) else None
+    return step if synced is None else synced
 
 
 def _unwrapped(engine: Engine) -> Engine:
