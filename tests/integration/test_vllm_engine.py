@@ -135,3 +135,20 @@ def test_the_local_engine_draws_ahead(world: Path) -> None:
     path = recipe(world, "http://127.0.0.1:9/v1")
     assert main(["train", str(path), "engine={kind: local, ahead: 3}"]) == 0
     assert [line["policy"]["staleness"] for line in lines(world)] == [0, 1, 2, 0]
+
+
+def test_evaluate_generates_answers_with_the_engine(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", str(world / "student"), "--data", f"toy={world / 'test.jsonl'}", "--seeds", "10"]
+    command += ["--response-tokens", "8", "--prompt-tokens", "80", "--temperature", "0", "--no-repeat-ngram", "0"]
+    assert main([*command, "--out", str(world / "local")]) == 0
+    with serving(VllmScript(world / "student")) as server:
+        engine = f"{{kind: vllm, url: '{server.url}', model: student}}"
+        capsys.readouterr()
+        assert main([*command, "--out", str(world / "served"), "--engine", engine]) == 0, capsys.readouterr().err
+        assert "engine: training data (token ids of prompts) are sent to 127.0.0.1" in capsys.readouterr().err
+        assert main([*command, "--out", str(world / "local"), "--engine", engine]) == 2  # not mixed with other answers
+    local, served = (json.loads((world / out / "scores.json").read_text()) for out in ("local", "served"))
+    assert served["datasets"] == local["datasets"]
+    assert (served["settings"]["engine"], "engine" in local["settings"]) == ("vllm", False)
+    assert main([*command, "--out", str(world / "other"), "--engine", "{kind: vlm}"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("redistill: --engine: engine.kind = 'vlm': no such kind")

@@ -10,13 +10,16 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from redistill.config.decode import kind_of
-from redistill.contracts import Batch, Engine, TextTeacher
+from redistill.config.engines import EngineConfig
+from redistill.contracts import Batch, Engine, EngineTools, TextTeacher
 from redistill.data.spans.mark import SpanMarker
+from redistill.data.tokenize import TokenizeConfig
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.generation.prefix import PrefixReader
 from redistill.generation.vllm import VllmEngine, VllmEngineConfig
+from redistill.interfaces import Tokenizer
 from redistill.models.families import head
 from redistill.policies import GoldBatches, Policy, PolicyTools, Scorer, Shuffled
 from redistill.policies.ahead import AheadSource
@@ -113,6 +116,42 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
         processes=run.processes,
         autocast=run.accelerator.autocast,
     )
+
+
+def build_test_engine(
+    config: EngineConfig | None, local: LocalEngine, tokenizer: Tokenizer, tokens: TokenizeConfig, note: Callable[[str], None]
+) -> Engine:
+    """Build the engine that generates answers to test sets.
+
+    Args:
+        config: The engine; None generates with the model in this process.
+        local: The local engine of the model that is evaluated.
+        tokenizer: Its tokenizer.
+        tokens: Length limits of prompt and answer.
+        note: Function that is called with one line, such as which data are sent where.
+
+    Raises:
+        ConfigError, ServerError: a server is not allowed, or cannot be used.
+    """
+    if not isinstance(config, VllmEngineConfig):
+        return local
+    assert local.vocabulary is not None, "set by the caller"
+    note(config.announcement())
+    tools = EngineTools(
+        student=local.model,
+        teacher=None,
+        tokenizer=tokenizer,
+        vocabulary=local.vocabulary,
+        end_ids=tuple(local.end_ids),
+        pad_id=local.pad_id,
+        batch_size=local.batch_size,
+        autocast=local.autocast,
+        note=note,
+    )
+    config.connect(note).check(tokens.prompt_tokens + tokens.response_tokens, note)
+    engine = config.build(tools)
+    engine.sync(local.model, 0)
+    return engine
 
 
 def build_gold(run: OpenRun) -> GoldBatches:
