@@ -383,9 +383,7 @@ def _evaluate(
         evaluator = Evaluator(
             model=model,
             tokenizer=tokenizer,
-            engine=build_test_engine(
-                engine, build_local_engine(model, tokenizer, config, size), tokenizer, data.tokens, bar.note
-            ),
+            engine=build_test_engine(engine, local, tokenizer, data.tokens, bar.note),
             config=config,
             tokens=data.tokens,
             teacher=teacher,
