@@ -777,6 +777,7 @@ class EngineTools(TextTools):
             process.
         batch_size: Number of sequences per batch; it is lowered when memory runs out.
         autocast: Function that returns the autocast context in which models run.
+        note: Function that prints one line to the user.
 
     Example:
         >>> from contextlib import nullcontext
@@ -795,6 +796,7 @@ class EngineTools(TextTools):
     teacher: nn.Module | None
     batch_size: "BatchSize"
     autocast: Autocast
+    note: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from redistill.policies import Fixed, Mixed, Revised, Rollouts, StudentGenerated
 from redistill.training.objective import Objective
 
 FULL, CACHED, TOP_K, SAMPLED, NONE = "full vocabulary", "cached", "served, top-k with rest", "cached, sampled", "none"
-LOCAL, PLAIN, FIXED_TEXT = "local", "no mixtures, no n-gram bans", "fixed text"
+LOCAL, PLAIN, FIXED_TEXT = "local", "vllm", "fixed text"
 
 MISSING = "teacher: missing; set one"
 WHOLE = "objective.span_weight: needs teacher logits of the whole vocabulary"

@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping
 
 from redistill.config.decode import kind_of
 from redistill.config.methods import METHODS, Method
+from redistill.config.sections import StudentConfig
 from redistill.contracts import EngineCapabilities, Needs, TeacherCapabilities
 from redistill.generation.local import LOCAL as LOCAL_ENGINE
 from redistill.losses.divergences import ByOrigin
+from redistill.generation.vllm import VllmEngineConfig
 from redistill.teachers.forms import Full, Sampled
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
 from redistill.teachers.served import ServedTeacherConfig
 from redistill.training.objective import Objective
+from redistill.training.schedule import TrainingConfig
 
 TEACHERS: Mapping[str, TeacherCapabilities | None] = {
     "full vocabulary": LOCAL_TEACHER,
@@ -27,7 +30,7 @@ TEACHERS: Mapping[str, TeacherCapabilities | None] = {
 """The types of teachers that `redistill methods --matrix` lists, with their capabilities; None stands for no teacher."""
 ENGINES: Mapping[str, EngineCapabilities] = {
     "local": LOCAL_ENGINE,
-    "no mixtures, no n-gram bans": EngineCapabilities(deterministic=True),
+    "vllm": VllmEngineConfig(url=("http://127.0.0.1:8000/v1",), model="student").capabilities,
     "fixed text": EngineCapabilities(deterministic=True, samples_student=False),
 }
 """The types of engines that `redistill methods --matrix` lists, with their capabilities."""
@@ -100,6 +103,29 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
             f"{policy}: bans repeated n-grams, which the engine does not support; use the engine local, or set "
             "no_repeat_ngram to 0"
         )
+
+
+def sharding_fault(student: StudentConfig, engine: object, training: TrainingConfig) -> str | None:
+    """Return why a student cannot be sharded over processes (FSDP2).
+
+    The result is one line with a remedy; None if the student can be sharded.
+
+    Args:
+        student: The student of the recipe.
+        engine: The settings of its generation engine.
+        training: The settings of training.
+
+    Example:
+        >>> sharding_fault(StudentConfig(model="gpt2"), None, TrainingConfig(compile="all"))
+        "cannot run with training.compile = 'all'; set training.compile to rows or auto"
+    """
+    if student.lora is not None and (student.lora.quantise != "none" or student.lora.export == "adapter"):
+        return "needs lora.quantise = 'none' and lora.export = 'merged'; set both, or use auto"
+    if training.compile == "all":
+        return "cannot run with training.compile = 'all'; set training.compile to rows or auto"
+    if isinstance(engine, VllmEngineConfig):
+        return "the engine vllm cannot receive the weights of a sharded student; use auto, or the engine local"
+    return None
 
 
 def why_gold(row: Method) -> str:

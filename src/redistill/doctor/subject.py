@@ -24,6 +24,7 @@ from redistill.doctor.findings import NotExamined
 from redistill.doctor.gradient import Measured, measure
 from redistill.doctor.reading import Reading, read_gold
 from redistill.errors import ConfigError, DataError, NotFiniteError, RedistillError, VocabularyError, WeightsError
+from redistill.generation.vllm import VllmEngineConfig
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.load import load_tokenizer
 from redistill.policies import (
@@ -215,6 +216,8 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
     texts = read_texts(config, tokenizer)
     if isinstance(config.teacher, ServedTeacherConfig):
         report(announcement(config.teacher))
+    if isinstance(config.engine, VllmEngineConfig):
+        report(config.engine.announcement())
     report(f"loading the models ({source.model}{f', {taught_by.model}' if taught_by is not None else ''})")
     found: Loaded | RedistillError
     try:
