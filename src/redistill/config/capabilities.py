@@ -12,8 +12,8 @@ from redistill.config.methods import METHODS, Method
 from redistill.config.sections import StudentConfig
 from redistill.contracts import EngineCapabilities, Needs, TeacherCapabilities
 from redistill.generation.local import LOCAL as LOCAL_ENGINE
-from redistill.losses.divergences import ByOrigin
 from redistill.generation.vllm import VllmEngineConfig
+from redistill.losses.divergences import ByOrigin
 from redistill.teachers.forms import Full, Sampled
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
 from redistill.teachers.served import ServedTeacherConfig
