@@ -118,6 +118,10 @@ class Run:
             )
         if fault := mismatch(row, self.teacher_capabilities, self.engine_capabilities):
             raise ConfigError(f"{fault} (method {self.method})")
+        if isinstance(self.engine, VllmEngineConfig) and policy.sampling is None:
+            raise ConfigError(
+                f"engine.kind = 'vllm': policy {decoding.kind_of(type(policy))} generates no student text; use the engine local"
+            )
         if objective.policy_gradient is not None and not isinstance(policy, Rollouts):
             raise ConfigError(
                 "objective.policy_gradient: needs the policy rollouts, which computes the rewards; set policy to rollouts"
