@@ -212,7 +212,7 @@ def text_request(model: str, request: GenerationRequest, sampling: Sampling, end
         end_ids: Tokens that end a text.
         server: Index of the server.
     """
-    assert not sampling.teacher_share and not sampling.no_repeat_ngram, "declared by the capabilities of the teacher"
+    assert not sampling.uses_teacher and not sampling.no_repeat_ngram, "declared by the capabilities of the teacher"
     purpose, *counters = request.stream
     body: dict[str, Json] = {
         **_NEUTRAL,
