@@ -34,6 +34,7 @@ TERMS = {
     "minillm": {"divergence", "policy_gradient", "ratio", "clipped"},
     "distillm": {"divergence"},
     "distillm2": {"divergence"},
+    "skd": {"divergence"},
     "taid": {"divergence", "teacher_share"},
     "mgsr": _MGSR,
     "mgsr-robust": _MGSR,

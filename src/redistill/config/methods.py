@@ -23,6 +23,7 @@ from redistill.policies import (
     Adaptive,
     Buffered,
     Fixed,
+    Interleaved,
     Mixed,
     Paired,
     PolicyConfig,
@@ -142,6 +143,13 @@ METHODS: dict[str, Method] = {
         ),
         summary="skew forward KL on the teacher's answers, skew reverse KL on the student's answers to the same prompts",
         source="Ko et al. 2025 (arXiv 2503.07067)",
+        start="finetuned",
+    ),
+    "skd": Method(
+        policy=Interleaved(teacher_top_k=25),
+        objective=Objective(sft_weight=0.0, divergence=ForwardKL()),
+        summary="forward KL on the student's text, in which the teacher replaces the tokens that it ranks below its top 25",
+        source="Xu et al. 2024 (arXiv 2410.11325)",
         start="finetuned",
     ),
     "taid": Method(
