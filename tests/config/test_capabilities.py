@@ -53,6 +53,7 @@ EXPECTED = {
     "distillm": NEEDS_NUMBERS,
     "mgsr": NEEDS_ALL,
     "mgsr-robust": NEEDS_ALL,
+    "draft": {**NEEDS_ANY, SAMPLED: dict.fromkeys(FITS, PROBABILITIES)},
 }
 
 

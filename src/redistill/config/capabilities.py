@@ -114,7 +114,7 @@ def why_gold(row: Method) -> str:
 
     Example:
         >>> why_gold(METHODS["kd"])
-        'policy fixed needs gold answers; of the methods, seqkd, imitkd, opd and minillm train on prompts alone'
+        'policy fixed needs gold answers; of the methods, seqkd, imitkd, opd, minillm and draft train on prompts alone'
         >>> why_gold(METHODS["seqkd"])
         ''
     """
