@@ -68,6 +68,7 @@ EXPECTED = {
     "taid": {**NEEDS_ANY, TOP_K: dict.fromkeys(FITS, TAID), SAMPLED: dict.fromkeys(FITS, TAID)},
     "mgsr": NEEDS_ALL,
     "mgsr-robust": NEEDS_ALL,
+    "draft": {**NEEDS_ANY, SAMPLED: dict.fromkeys(FITS, PROBABILITIES)},
 }
 
 

@@ -38,6 +38,7 @@ TERMS = {
     "taid": {"divergence", "teacher_share"},
     "mgsr": _MGSR,
     "mgsr-robust": _MGSR,
+    "draft": {"divergence"},
 }
 CONFIDENT = {**LLAMA, "initializer_range": 0.15}  # two random models that differ, so that there is something to learn
 PARTS = {"run.json", "metrics.jsonl", "checkpoints", "model", "responses", "settings.json", "scores.json", "report.html"}
