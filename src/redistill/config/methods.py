@@ -12,12 +12,14 @@ from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKLConfig
 from redistill.losses.divergences import (
     ByOrigin,
+    EntropyAware,
     ForwardKL,
     JensenShannon,
     ReverseKL,
     SkewForwardKL,
     SkewReverseKL,
     Taid,
+    ToDi,
 )
 from redistill.policies import (
     Adaptive,
@@ -74,6 +76,13 @@ METHODS: dict[str, Method] = {
         summary="forward KL to the teacher on the gold answers",
         source="Hinton et al. 2015 (arXiv 1503.02531)",
     ),
+    "todi": Method(
+        policy=Fixed(),
+        objective=Objective(sft_weight=0.0, divergence=ToDi()),
+        summary="forward and reverse KL on the gold answers, weighted for each class",
+        source="Jung et al. 2025 (arXiv 2505.16297)",
+        start="finetuned",
+    ),
     "seqkd": Method(
         policy=TeacherGenerated(),
         objective=Objective(sft_on="sampled"),
@@ -99,6 +108,13 @@ METHODS: dict[str, Method] = {
         objective=Objective(sft_weight=0.0, divergence=ReverseKL()),
         summary="on-policy distillation: reverse KL per token on the student's own text",
         source="Agarwal et al. 2024 (arXiv 2306.13649) with the reverse KL of Gu et al. 2024 (arXiv 2306.08543)",
+        start="finetuned",
+    ),
+    "eopd": Method(
+        policy=StudentGenerated(),
+        objective=Objective(sft_weight=0.0, divergence=EntropyAware()),
+        summary="opd with forward KL in addition where the teacher is uncertain",
+        source="Entropy-aware on-policy distillation, 2026 (arXiv 2603.07079)",
         start="finetuned",
     ),
     "iwopd": Method(
