@@ -76,13 +76,6 @@ METHODS: dict[str, Method] = {
         summary="forward KL to the teacher on the gold answers",
         source="Hinton et al. 2015 (arXiv 1503.02531)",
     ),
-    "todi": Method(
-        policy=Fixed(),
-        objective=Objective(sft_weight=0.0, divergence=ToDi()),
-        summary="forward and reverse KL on the gold answers, weighted for each class",
-        source="Jung et al. 2025 (arXiv 2505.16297)",
-        start="finetuned",
-    ),
     "seqkd": Method(
         policy=TeacherGenerated(),
         objective=Objective(sft_on="sampled"),
@@ -166,6 +159,13 @@ METHODS: dict[str, Method] = {
         objective=Objective(sft_weight=0.0, divergence=ForwardKL()),
         summary="forward KL on the student's text, in which the teacher replaces the tokens that it ranks below its top 25",
         source="Xu et al. 2024 (arXiv 2410.11325)",
+        start="finetuned",
+    ),
+    "todi": Method(
+        policy=Fixed(),
+        objective=Objective(sft_weight=0.0, divergence=ToDi()),
+        summary="forward and reverse KL on the gold answers, weighted for each class",
+        source="Jung et al. 2025 (arXiv 2505.16297)",
         start="finetuned",
     ),
     "taid": Method(
