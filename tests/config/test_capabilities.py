@@ -42,10 +42,12 @@ NEEDS_ALL = {
 EXPECTED = {
     "sft": {**NEEDS_ANY, NONE: FITS},
     "kd": NEEDS_ANY,
+    "todi": {**NEEDS_ANY, SAMPLED: dict.fromkeys(FITS, PROBABILITIES)},
     "seqkd": NEEDS_ANY,
     "imitkd": NEEDS_NEW,
     "gkd": NEEDS_NUMBERS,
     "opd": NEEDS_NUMBERS,
+    "eopd": NEEDS_NUMBERS,
     "iwopd": {
         **NEEDS_NUMBERS,
         CACHED: dict.fromkeys(FITS, NO_STATES),

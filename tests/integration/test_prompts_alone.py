@@ -15,7 +15,7 @@ from redistill.runs.run import train_student
 from redistill.storage.files import read_json, read_lines
 from tests.worlds import rows, tiny_run, write_rows
 
-ALONE = {"seqkd", "imitkd", "opd", "iwopd", "minillm", "distillm2", "skd", "draft"}
+ALONE = {"seqkd", "imitkd", "opd", "eopd", "iwopd", "minillm", "distillm2", "skd", "draft"}
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_the_adaptation_equals_a_loop_and_never_falls_below_the_schedule(
     curriculum, t, m, last = Curriculum(node, len(losses)), 0.4, 0.0, None
     for step, loss in enumerate(losses):
         t = max(t, 0.4 + 0.5 * step / max(1, len(losses) - 1))
-        assert node.share(curriculum.progress(step)) == pytest.approx(t, abs=1e-8)
+        assert node.interpolation(curriculum.progress(step)) == pytest.approx(t, abs=1e-8)
         curriculum.observe(step, loss)
         curriculum.observe(step, math.nan)  # an update that is not finite changes nothing
         if last is not None:
@@ -91,7 +91,7 @@ def test_progress_reaches_the_divergence_also_inside_by_origin() -> None:
 
 def test_a_resumed_run_has_the_same_target(tmp_path: Path) -> None:
     straight = Straight(tmp_path, ("TAID", 1, "fp32"))
-    shares = [line["teacher_share"] for line in files.read_lines(straight.folder / "metrics.jsonl") if line["kind"] == "train"]
+    shares = [line["interpolation"] for line in files.read_lines(straight.folder / "metrics.jsonl") if line["kind"] == "train"]
     assert shares[0] == 0.4 and shares == sorted(shares)
     assert shares[3] > 0.4 + 0.6 * 3 / (UPDATES - 1), "it is ahead of the schedule"
     folder, recipe = straight.stopped_behind(3)

@@ -12,6 +12,7 @@ from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKLConfig
 from redistill.losses.divergences import (
     ByOrigin,
+    EntropyAware,
     ForwardKL,
     HybridAcceptance,
     JensenShannon,
@@ -19,6 +20,7 @@ from redistill.losses.divergences import (
     SkewForwardKL,
     SkewReverseKL,
     Taid,
+    ToDi,
 )
 from redistill.policies import (
     Adaptive,
@@ -111,6 +113,13 @@ METHODS: dict[str, Method] = {
         source="Agarwal et al. 2024 (arXiv 2306.13649) with the reverse KL of Gu et al. 2024 (arXiv 2306.08543)",
         start="finetuned",
     ),
+    "eopd": Method(
+        policy=StudentGenerated(),
+        objective=Objective(sft_weight=0.0, divergence=EntropyAware()),
+        summary="opd with forward KL in addition where the teacher is uncertain",
+        source="Entropy-aware on-policy distillation, 2026 (arXiv 2603.07079)",
+        start="finetuned",
+    ),
     "iwopd": Method(
         policy=PrefixWeighted(source=StudentGenerated(), amplification=0.5),
         objective=Objective(sft_weight=0.0, divergence=ReverseKL()),
@@ -160,6 +169,13 @@ METHODS: dict[str, Method] = {
         objective=Objective(sft_weight=0.0, divergence=ForwardKL()),
         summary="forward KL on the student's text, in which the teacher replaces the tokens that it ranks below its top 25",
         source="Xu et al. 2024 (arXiv 2410.11325)",
+        start="finetuned",
+    ),
+    "todi": Method(
+        policy=Fixed(),
+        objective=Objective(sft_weight=0.0, divergence=ToDi()),
+        summary="forward and reverse KL on the gold answers, weighted for each class",
+        source="Jung et al. 2025 (arXiv 2505.16297)",
         start="finetuned",
     ),
     "taid": Method(

@@ -53,9 +53,9 @@ class Curriculum:
     def metrics(self, step: int) -> Mapping[str, float]:
         """Return the metrics of an update.
 
-        "teacher_share" is the share t of the teacher in the target of `Taid`; other divergences have no metric.
+        "interpolation" is the weight t of the teacher in the target of `Taid`; other divergences have no metric.
         """
-        return {} if self._taid is None else {"teacher_share": self._taid.share(self.progress(step))}
+        return {} if self._taid is None else {"interpolation": self._taid.interpolation(self.progress(step))}
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return the state that checkpoints contain.

@@ -53,8 +53,8 @@ class Taid(Softened):
     `by_origin`, t follows the schedule alone.
 
     Args:
-        t_start: Share t of the teacher at the first update, in (0, 1).
-        t_end: Share t of the teacher at the last update, in (t_start, 1].
+        t_start: Weight t of the teacher at the first update, in (0, 1).
+        t_end: Weight t of the teacher at the last update, in (t_start, 1].
         adaptation: Step size alpha of the adaptation to the loss, in [0, 1]; with 0, t follows the schedule alone.
         momentum: Weight beta of earlier losses, in [0, 1).
 
@@ -97,8 +97,8 @@ class Taid(Softened):
     def needs(self) -> Needs:
         return super().needs | Needs(full_vocabulary=True)
 
-    def share(self, progress: float) -> float:
-        """Return the share t of the teacher for a training progress in [0, 1]."""
+    def interpolation(self, progress: float) -> float:
+        """Return the weight t of the teacher for a training progress in [0, 1]."""
         return self.t_start + (self.t_end - self.t_start) * progress
 
     def paced(self, pace: Pace, loss: float) -> Pace:
@@ -112,7 +112,7 @@ class Taid(Softened):
             return pace._replace(loss=loss)
         decrease = (pace.loss - loss) / max(pace.loss, 1e-15)
         momentum = self.momentum * pace.momentum + (1 - self.momentum) * decrease
-        t = self.share(pace.progress)
+        t = self.interpolation(pace.progress)
         t = min(self.t_end, t + self.adaptation * (0.5 + 0.5 * math.tanh(momentum / 2)) * (1 - t))
         return Pace((t - self.t_start) / (self.t_end - self.t_start), momentum, loss)
 
