@@ -17,6 +17,7 @@ from redistill.contracts import Batch, Draw, Example
 from redistill.policies import GoldBatches, Mixed, Policy, PolicyTools
 from redistill.processes.placement import Single
 from redistill.testing.fixture import make_fixture
+from redistill.training.curriculum import Curriculum
 from redistill.training.loop import accumulate_gradients, cut, global_counts
 from redistill.training.objective import averages
 from redistill.training.parts import Learner
@@ -125,6 +126,7 @@ def parts_of(script: SimpleNamespace) -> Any:
         optimizer=torch.optim.AdamW(groups, betas=script.optimiser.betas),
         objective=METHODS["mgsr"].objective,
         teacher=script.teacher,
+        curriculum=Curriculum(None, updates=1),
     )
     accelerator = SimpleNamespace(device="cpu", autocast=contextlib.nullcontext, backward=torch.Tensor.backward)
     return SimpleNamespace(learner=learner, accelerator=accelerator, pad_id=script.END)

@@ -6,9 +6,10 @@ these types. Shape letters are defined in docs/notation.md.
 Longer than 400 lines: one file defines every type that is part of the interface between packages.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay"
 "revised" is student text in which the teacher replaced a token. "replay" is taken from a buffer of earlier generated text.
 "corpus" is a block of the pre-training corpus.
 """
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+"""All origins; `RowContext` represents an origin by its index in this tuple."""
 
 
 # --- data ---------------------------------------------------------------------------------------------------------------
@@ -101,9 +104,14 @@ class TokenSequence:
         origin: Where the response came from, such as "dataset" or "student"; see `Origin`.
         spans: Half-open ranges of target indices for the span loss; the first target of the sequence has index 0.
         rollout: Values for the policy gradient; None if the objective has no policy gradient.
+        weights: Weight of each target in the divergence term, finite and >= 0; () if all weights are 1.  A weight multiplies
+            the divergence at its target.  The sum is divided by the number of targets, not by the sum of the weights, so that
+            a weight does not change what other targets contribute.  Cross entropy (SFT), span loss and policy gradient do not
+            use the weights.
 
     Raises:
-        AssertionError: the lengths differ, no token is a target, or the first token is a target.
+        AssertionError: the lengths differ, no token is a target, the first token is a target, or a weight is negative or not
+            finite.
 
     Example:
         >>> supervised = (False, False, True, True)
@@ -118,15 +126,23 @@ class TokenSequence:
     origin: Origin
     spans: tuple[tuple[int, int], ...] = ()
     rollout: Rollout | None = None
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.supervised) > 1, "a target needs a preceding token"
         assert not self.supervised[0] and any(self.supervised), "some token, but not the first, must be a target"
+        assert not self.weights or len(self.weights) == self.num_targets, "there must be one weight for each target, or none"
+        assert all(0 <= weight < math.inf for weight in self.weights), "a weight must be finite and at least 0"
 
     @property
     def num_targets(self) -> int:
         """Number of targets (tokens that the student is trained to predict), >= 1."""
         return sum(self.supervised)
+
+    @property
+    def target_weights(self) -> tuple[float, ...]:
+        """The weight of each target in the divergence term; 1 if `weights` is empty."""
+        return self.weights or (1.0,) * self.num_targets
 
     @property
     def response_start(self) -> int:
@@ -244,8 +260,11 @@ class Batch:
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
         old_logprob_N, advantage_N, importance_N: float32; the values in `Rollout` for the first `num_sampled_rows` rows, 0 for
             sequences without a `Rollout`.
+        token_weight_N: float32; the weight in the divergence term of each of the first `num_sampled_rows` rows.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
+        phrases: For each span that the span loss uses, the half-open range of its rows, and 1 / (number of such spans of its
+            sequence).
 
     Example:
         >>> from redistill.data.collate import collate
@@ -271,8 +290,10 @@ class Batch:
     old_logprob_N: torch.Tensor
     advantage_N: torch.Tensor
     importance_N: torch.Tensor
+    token_weight_N: torch.Tensor
     samples: tuple[int, ...]
     origins: tuple[Origin, ...]
+    phrases: tuple[tuple[int, int, float], ...] = ()
 
 
 # --- protocols ----------------------------------------------------------------------------------------------------------
@@ -290,6 +311,8 @@ class Divergence(Protocol):
         nats if the class states no other unit. The dtype is float32, or float64 for float64 inputs. The gradient flows through
         q only.
 
+    If the class has an attribute `reads_context` that is True, a call has a third argument, context_N (`RowContext`).
+
     Example:
         >>> from redistill.losses.divergences import ForwardKL
         >>> divergence: Divergence = ForwardKL()
@@ -299,6 +322,27 @@ class Divergence(Protocol):
     """
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor: ...
+
+
+class RowContext(NamedTuple):
+    """What a divergence may depend on besides the two distributions of a row.
+
+    A row is the prediction of one token.  A divergence with the class attribute ``reads_context = True`` is called with this
+    object as third argument; all others are called with the two distributions alone.
+
+    Args:
+        origin_N: int64; index in `ORIGINS` of the origin of the text that the row belongs to.
+        progress_N: float32; training progress in [0, 1], the same number for all rows: 0 at the first update of the run, 1 at
+            the last one.
+
+    Example:
+        >>> context = RowContext(torch.tensor([ORIGINS.index("student")]), torch.tensor([0.5]))
+        >>> ORIGINS[context.origin_N[0]]
+        'student'
+    """
+
+    origin_N: torch.Tensor
+    progress_N: torch.Tensor
 
 
 class TopClasses(NamedTuple):
@@ -596,6 +640,9 @@ class GenerationRequest:
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
             numbers of each token, so the text does not depend on the batch or on the number of processes.
+        skipped_tokens: Number of tokens that earlier requests sampled with this stream, >= 0.  They are the last tokens of
+            `prompt_ids`.  An engine with deterministic text leaves out their random numbers, so that a text has the same tokens
+            if it is generated in several parts.
 
     Example:
         >>> GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0)).max_new_tokens
@@ -606,6 +653,7 @@ class GenerationRequest:
     max_new_tokens: int
     seed: int
     stream: tuple[int | str, ...]
+    skipped_tokens: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -729,6 +777,7 @@ class EngineTools(TextTools):
             process.
         batch_size: Number of sequences per batch; it is lowered when memory runs out.
         autocast: Function that returns the autocast context in which models run.
+        note: Function that prints one line to the user.
 
     Example:
         >>> from contextlib import nullcontext
@@ -747,6 +796,7 @@ class EngineTools(TextTools):
     teacher: nn.Module | None
     batch_size: "BatchSize"
     autocast: Autocast
+    note: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True, kw_only=True)

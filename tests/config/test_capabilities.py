@@ -9,15 +9,17 @@ from redistill.config.capabilities import ENGINES, TEACHERS, mismatch
 from redistill.config.methods import METHODS, Method
 from redistill.contracts import EngineCapabilities, TeacherCapabilities
 from redistill.losses.dac_kl import DacKLConfig
-from redistill.losses.divergences import Divergence, ForwardKL
+from redistill.losses.divergences import Divergence, ForwardKL, Taid
+from redistill.losses.span import SpanConfig
 from redistill.policies import Fixed, Mixed, Revised, Rollouts, StudentGenerated, TeacherGenerated, TeacherMixed
 from redistill.training.objective import Objective
 
 FULL, CACHED, TOP_K, SAMPLED, NONE = "full vocabulary", "cached", "served, top-k with rest", "cached, sampled", "none"
-LOCAL, PLAIN, FIXED_TEXT = "local", "no mixtures, no n-gram bans", "fixed text"
+LOCAL, PLAIN, FIXED_TEXT = "local", "vllm", "fixed text"
 
 MISSING = "teacher: missing; set one"
 WHOLE = "objective.span_weight: needs teacher logits of the whole vocabulary"
+TAID = "objective.divergence taid: needs teacher logits of the whole vocabulary"
 STATISTICS = "policy rollouts: needs teacher statistics (such as log-probabilities) of generated text"
 MIXTURE = "policy rollouts: samples tokens from a mixture of student and teacher, which the engine"
 
@@ -43,6 +45,11 @@ EXPECTED = {
     "imitkd": NEEDS_NEW,
     "gkd": NEEDS_NUMBERS,
     "opd": NEEDS_NUMBERS,
+    "iwopd": {
+        **NEEDS_NUMBERS,
+        CACHED: dict.fromkeys(FITS, NO_STATES),
+        TOP_K: dict.fromkeys(FITS, "policy prefix_weighted: needs teacher statistics"),
+    },
     "minillm": {
         FULL: {LOCAL: None, PLAIN: MIXTURE, FIXED_TEXT: MIXTURE},
         CACHED: dict.fromkeys(FITS, NO_STATES),
@@ -51,6 +58,8 @@ EXPECTED = {
         NONE: dict.fromkeys(FITS, MISSING),
     },
     "distillm": NEEDS_NUMBERS,
+    "distillm2": NEEDS_NUMBERS,
+    "taid": {**NEEDS_ANY, TOP_K: dict.fromkeys(FITS, TAID), SAMPLED: dict.fromkeys(FITS, TAID)},
     "mgsr": NEEDS_ALL,
     "mgsr-robust": NEEDS_ALL,
 }
@@ -99,6 +108,14 @@ def test_mgsr_needs_the_whole_vocabulary_of_the_teacher() -> None:
     assert found(of(StudentGenerated()), TOP_K) is None
 
 
+def test_the_likelihood_of_a_phrase_needs_no_whole_vocabulary_but_probabilities() -> None:
+    row = of(StudentGenerated(), span_weight=1.0, span=SpanConfig(form="likelihood"))
+    assert found(row, TOP_K) is None
+    sampled = TeacherCapabilities(full_vocabulary=False, generates=True, sampled=True)
+    line = mismatch(row, sampled, ENGINES[LOCAL])
+    assert line is not None and line.startswith("objective.span_weight: needs the teacher's probabilities")
+
+
 def test_a_temperature_needs_the_whole_vocabulary() -> None:
     line = found(of(StudentGenerated(), divergence=ForwardKL(temperature=2.0)), TOP_K)
     assert line == (
@@ -113,6 +130,8 @@ def test_sampled_classes_are_sufficient_for_forward_kl_alone(cls: type[Divergenc
     line = mismatch(of(Fixed(), divergence=cls()), sampled, ENGINES[LOCAL])
     if cls is ForwardKL:
         assert line is None
+    elif cls is Taid:
+        assert line is not None and line.startswith(TAID)
     else:
         assert line is not None and "needs the teacher's probabilities, but the teacher provides only classes" in line
         assert line.endswith("; use the divergence forward_kl, or another form of the cache")

@@ -93,6 +93,13 @@ def test_pair_weights_are_those_of_the_span_loss_sample_by_sample():
     assert batch.num_span_samples == 1
 
 
+def test_phrases_are_ranges_of_rows_of_the_batch_weighted_by_their_number():
+    first = sequence([1, 2, 3, 4, 5], "..xxx", origin="student", spans=((0, 2), (1, 3)))
+    second = sequence([1, 2, 3, 4], ".xxx", origin="revised", spans=((0, 3), (1, 2)))
+    batch = collate([*gold(first), *sampled(first, second)], pad_id=PAD, span_config=SpanConfig())
+    assert batch.phrases == ((0, 2, 0.5), (1, 3, 0.5), (3, 6, 1.0)), "the inner span of the second is left out"
+
+
 @pytest.mark.parametrize(("skip_singletons", "counted"), [(False, 2), (True, 1)])
 def test_a_sample_without_counted_spans_is_not_a_span_sample(skip_singletons, counted):
     single = sequence([1, 2, 3], ".xx", origin="student", spans=((0, 1), (1, 2)))

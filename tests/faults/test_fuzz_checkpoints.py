@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redistill.losses.divergences import Taid
 from redistill.policies import Adaptive
 from redistill.processes.memory import Halving
 from redistill.storage import files
@@ -22,6 +23,7 @@ from redistill.storage.cache import ARRAYS, MANIFEST, Stored, cached
 from redistill.storage.tensors import read_tensors
 from redistill.storage.user_cache import cache_folder
 from redistill.training import checkpoint
+from redistill.training.curriculum import Curriculum
 from redistill.training.guards import CollapseMonitor, EarlyStopping, GuardConfig, UpdateGuard
 from redistill.training.metrics import MetricsLog
 from redistill.training.parts import TrainingState
@@ -124,9 +126,10 @@ def parts(fixture: PolicyFixture, folder: Path) -> Any:
     student = SimpleNamespace(model=model, clip_network=None, named_parameters=model.named_parameters)
     policy = fixture.policy(Adaptive(threshold=1.0, capacity=8))
     policy.observe(1.0)
-    guard = UpdateGuard(GuardConfig(), folder=folder)
+    guard, curriculum = UpdateGuard(GuardConfig(), folder=folder), Curriculum(Taid(), updates=3)
+    curriculum.observe(0, 1.0)
     return SimpleNamespace(
-        learner=SimpleNamespace(student=student, clip_parameters=[], optimizer=optimizer),
+        learner=SimpleNamespace(student=student, clip_parameters=[], optimizer=optimizer, curriculum=curriculum),
         policy=policy,
         schedule=SimpleNamespace(updates=3),
         guards=SimpleNamespace(

@@ -42,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "a replay buffer": {"method": "imitkd", "policy": {"kind": "buffered", "capacity": 9}},
     "an adaptive buffer": {"method": "distillm", "policy": {"kind": "adaptive", "threshold": 0.8, "capacity": 6}},
     "roll-outs": {"method": "minillm", "policy": {"kind": "rollouts", "num_rollouts": 8, "inner_epochs": 2}},
+    "TAID": {"method": "taid", "objective": {"sft_weight": 0.0, "divergence": {"kind": "taid", "adaptation": 0.5}}},
     "MGSR": {"method": "mgsr"},
     "MGSR with adapters": {"method": "mgsr", "student": {"lora": {"rank": 2, "alpha": 4, "dropout": 0.1}}},
 }

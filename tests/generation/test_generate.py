@@ -14,7 +14,8 @@ from transformers import NoRepeatNGramLogitsProcessor
 from redistill import randomness
 from redistill.contracts import GenerationRequest, Sampling
 from redistill.errors import ConfigError
-from redistill.generation.generate import NgramBan, _masses, generate, probabilities
+from redistill.generation.generate import _masses, generate, probabilities
+from redistill.generation.ngrams import NgramBan
 from redistill.models.initialise import fresh_model
 from redistill.models.load import checkpoint_activations
 from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows

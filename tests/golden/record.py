@@ -50,6 +50,7 @@ SHOWN_STEPS = 5  # train lines that are stored in full; of the later ones the re
 SHOWN_ROWS = 10  # a file of at most this many rows of text is stored in full
 SHOWN_OF_MANY = 3  # rows of text that are stored in full of a longer file
 STOP_AFTER, RESUMED_UPDATES = 4, 16
+SPANS = "objective.span.nested=both"  # the default when these parts of the record were made
 WAIT_S = 1800.0  # a command that takes longer is stopped
 
 Tree = dict[str, Any]
@@ -195,14 +196,15 @@ def table_record(path: Path) -> list[Tree]:
 
 def run_part(work: Path, name: str, *overrides: str, launcher: Sequence[str] = ()) -> Tree:
     """Run ``toy.yaml`` with ``overrides`` and return its record."""
-    redistill(work, name, "run", str(HERE / "toy.yaml"), *overrides, "--out", name, launcher=launcher)
+    redistill(work, name, "run", str(HERE / "toy.yaml"), SPANS, *overrides, "--out", name, launcher=launcher)
     return run_record(work / name)
 
 
 def demo_part(work: Path) -> Tree:
-    """Run the demo and return the records of its two students."""
+    """Run the demo and return the records of its two students; MGSR's is run again with the spans of the record."""
     redistill(work, "demo", "demo", "--out", "demo")
-    return {method: run_record(work / "demo" / method) for method in ("sft", "mgsr")}
+    redistill(work, "demo-mgsr", "run", str(work / "demo" / "mgsr" / "run.json"), SPANS, "--out", "demo-mgsr")
+    return {"sft": run_record(work / "demo" / "sft"), "mgsr": run_record(work / "demo-mgsr")}
 
 
 def lora_part(work: Path) -> Tree:
@@ -234,7 +236,7 @@ def resumed_part(work: Path) -> Tree:
     overrides = (policy, f"training.updates={RESUMED_UPDATES}", "training.evaluate_every=6")
     undisturbed = run_part(work, "undisturbed", *overrides)
     name, metrics = "resumed", work / "resumed" / "metrics.jsonl"
-    process = start(work, name, ("run", str(HERE / "toy.yaml"), *overrides, "--out", name))
+    process = start(work, name, ("run", str(HERE / "toy.yaml"), SPANS, *overrides, "--out", name))
     while process.poll() is None and updates_in(metrics) < STOP_AFTER:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)  # nothing happens if it has ended

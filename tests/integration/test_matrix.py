@@ -46,7 +46,7 @@ class TopKWithText(my_teacher.TopK):
 
 @dataclass(frozen=True, kw_only=True)
 class Restricted(LocalEngineConfig):
-    capabilities: ClassVar = ENGINES["no mixtures, no n-gram bans"]
+    capabilities: ClassVar = ENGINES["vllm"]
 
     def build(self, tools):
         engine = super().build(tools)
@@ -68,7 +68,7 @@ TEACHERS: dict[str, Any] = {
 FORMS = {"cached": "full", "cached, sampled": "sampled"}
 ENGINES: dict[str, Any] = {
     "local": {"kind": "local"},
-    "no mixtures, no n-gram bans": {"kind": "parts:Restricted"},
+    "vllm": {"kind": "parts:Restricted"},
     "fixed text": {"kind": "parts:Fixed"},
 }
 

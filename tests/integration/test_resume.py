@@ -25,6 +25,7 @@ SECTIONS: dict[str, dict[str, Any]] = {  # the interruption is within a cycle of
     "minillm": {"policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 8, "inner_epochs": 2}},
     "distillm": {"policy": {"kind": "adaptive", "threshold": 0.8, "capacity": 6, "source": {"kind": "revised"}}},
     "adapters": {"method": "kd", "student": {"lora": {"rank": 2, "alpha": 4}}},
+    "ahead": {"method": "distillm", "engine": {"kind": "local", "ahead": 4}},  # text of two more updates is waiting
 }
 
 
@@ -53,7 +54,7 @@ def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
-@pytest.fixture(scope="module", params=["mgsr", "seqkd", "minillm", "distillm", "adapters"])
+@pytest.fixture(scope="module", params=["mgsr", "seqkd", "minillm", "distillm", "adapters", "ahead"])
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same run twice: straight through, and interrupted."""
     folder = tmp_path_factory.mktemp("resume")

@@ -30,8 +30,11 @@ TERMS = {
     "imitkd": {"divergence"},
     "gkd": {"divergence"},
     "opd": {"divergence"},
+    "iwopd": {"divergence"},
     "minillm": {"divergence", "policy_gradient", "ratio", "clipped"},
     "distillm": {"divergence"},
+    "distillm2": {"divergence"},
+    "taid": {"divergence", "teacher_share"},
     "mgsr": _MGSR,
     "mgsr-robust": _MGSR,
 }
@@ -79,7 +82,7 @@ def test_the_folder_holds_every_part_and_nothing_unfinished(finished: tuple[str,
         expected.add("revisions.jsonl")
     if method == "mgsr":
         expected |= {"teacher", "before"}
-    if method == "seqkd":
+    if method in ("seqkd", "distillm2"):
         expected.add("teacher-responses.jsonl")
     assert {path.name for path in folder.iterdir()} == expected
     assert not list(folder.rglob(f"{files.TEMPORARY}*"))

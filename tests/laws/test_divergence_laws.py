@@ -22,6 +22,7 @@ from redistill.losses.divergences import (
     SkewForwardKL,
     SkewReverseKL,
     SymmetricKL,
+    Taid,
     ToDi,
     TotalVariation,
 )
@@ -74,6 +75,11 @@ def hybrid_acceptance(d, q, p):
     return w * kl(p, q) + (1 - w) * (1 - acceptance)
 
 
+def taid(d, q, p):
+    target = q ** (1 - d.t_start) * p**d.t_start
+    return kl(target / target.sum(-1, keepdims=True), q)
+
+
 ORACLES = {
     ForwardKL: lambda d, q, p: kl(p, q),
     ReverseKL: lambda d, q, p: kl(q, p),
@@ -88,6 +94,7 @@ ORACLES = {
     EntropyAware: entropy_aware,
     NegativeLogAcceptance: lambda d, q, p: -np.log(np.minimum(p, q).sum(-1)),
     HybridAcceptance: hybrid_acceptance,
+    Taid: taid,
 }
 
 

@@ -13,7 +13,7 @@ from redistill.losses.span import SpanConfig, counted_spans, pair_distance, pair
 from redistill.randomness import generator
 
 CONFIGS = [
-    SpanConfig(squared=squared, denominator=denominator, skip_singletons=skip)
+    SpanConfig(nested="both", squared=squared, denominator=denominator, skip_singletons=skip)
     for squared in (False, True)
     for denominator in ("tokens", "pairs")
     for skip in (False, True)
@@ -136,7 +136,7 @@ def test_an_unknown_denominator_is_rejected():
 @given(spans=span_lists, squared=st.booleans(), key=st.integers(0, 1000))
 def test_clipped_products_live_where_both_rows_keep_a_class(spans, squared, key):
     logq, logp, keep = log_rows(9, 5, "q", key), log_rows(9, 5, "p", key), kept_rows(9, 5, key)
-    config = SpanConfig(vectors="clipped", squared=squared)
+    config = SpanConfig(nested="both", vectors="clipped", squared=squared)
     loss = span_loss(logq, logp, spans, config, keep)
     with np.errstate(divide="ignore"):
         clipped = [np.log(np.exp(rows.numpy()) * keep.numpy()) for rows in (logq, logp)]
@@ -194,7 +194,10 @@ def test_a_prepositional_phrase_and_its_noun_phrase_count_as_one(nested):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"nested": "flat"}, "nested = 'flat': must be both, outer or inner"),
+        ({"nested": "flat"}, "nested = 'flat': must be outer, inner or both"),
+        ({"form": "cosine"}, "form = 'cosine': must be products or likelihood"),
+        ({"form": "likelihood", "squared": True}, "form = 'likelihood': compares no products"),
+        ({"placement": "first"}, "placement = 'first': must be phrases or random"),
         ({"vectors": "top"}, "vectors = 'top': must be full or clipped"),
     ],
 )

@@ -29,8 +29,11 @@ def sequences(draw: Callable[..., Any]) -> TokenSequence:
     supervised = [False, *draw(st.lists(st.booleans(), min_size=len(token_ids) - 1, max_size=len(token_ids) - 1))]
     supervised[-1] = True
     origin = draw(st.sampled_from(["student", "revised", "mixture", "replay", "dataset", "teacher"]))
-    sample = draw(st.integers(0, 2**40))
-    return TokenSequence(sample=sample, token_ids=tuple(token_ids), supervised=tuple(supervised), origin=origin)
+    sample, count = draw(st.integers(0, 2**40)), sum(supervised)
+    positive = st.floats(0, allow_infinity=False).filter(lambda weight: weight != 1)
+    weights = draw(st.just([]) | st.lists(positive, min_size=count, max_size=count))
+    ids, mask = tuple(token_ids), tuple(supervised)
+    return TokenSequence(sample=sample, token_ids=ids, supervised=mask, origin=origin, weights=tuple(weights))
 
 
 several = st.lists(sequences(), min_size=1, max_size=4).map(tuple)

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from redistill.reports.logs import read_log
-from redistill.reports.plots import INK, TRAINING_NAMES, Panel, panels
+from redistill.reports.plots import INK, TRAINING_NAMES, Panel, _mass_parts, panels
 from redistill.reports.thinning import MAX_POINTS
 from tests.reports.fabricated import metrics
 
@@ -51,3 +51,20 @@ def test_an_origin_that_resembles_mathtext_is_plotted_verbatim():
     lines = [{"kind": "train", "step": step, "origin": {"$\\frac{": 1, "<b>": 2}} for step in (1, 2)]
     (panel,) = plotted(lines)
     assert "$\\frac{" in panel.svg and "&lt;b&gt;" in panel.svg and "<b>" not in panel.svg
+
+
+def test_the_parts_of_the_teachers_mass_sum_to_1_and_need_a_kept_arg_max():
+    def lines(top: float) -> list[dict]:
+        return [
+            {"kind": "train", "step": step, "kept_mass": 0.75, "top_mass": top, "dropped_above": 0.125} for step in (1, 2, 3)
+        ]
+
+    parts = dict(_mass_parts(read_log(lines(0.5), TRAINING_NAMES).train))
+    assert {label: bins.means.tolist() for label, bins in parts.items()} == {
+        "arg max": [0.5] * 3,
+        "other kept": [0.25] * 3,
+        "dropped above": [0.125] * 3,
+        "dropped below": [0.125] * 3,
+    }
+    assert _mass_parts(read_log(lines(0.8), TRAINING_NAMES).train) == []
+    assert [panel.title for panel in plotted(lines(0.5))][-1].startswith("Kept and whole distribution")

@@ -40,6 +40,7 @@ class Server(ThreadingHTTPServer):
     """A server whose replies a function returns; `received` has its requests."""
 
     daemon_threads = True
+    request_queue_size = 128
     block_on_close = False
 
     def __init__(self, script: Script) -> None:

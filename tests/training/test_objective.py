@@ -13,7 +13,7 @@ from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.losses.divergences import Divergence, ForwardKL, ReverseKL
 from redistill.losses.span import SpanConfig
 from redistill.training.objective import Counts, Objective, PretrainingConfig, averages, corpus_items, terms
-from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, SpanTerm
+from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PhraseTerm, SpanTerm
 
 FULL = Objective(sft_weight=2.0, divergence=ForwardKL(), divergence_weight=3.0, span_weight=5.0)
 COUNTS = Counts(sft_tokens=10, sampled_tokens=20, sampled_sequences=5, span_samples=4, corpus_tokens=8)
@@ -58,6 +58,13 @@ def test_a_terms_coefficient_is_its_weight_over_its_own_count():
     assert isinstance(sft, CrossEntropyTerm) and sft.coefficient == 2.0 / 10
     assert isinstance(divergence, DivergenceTerm) and divergence.coefficient == 3.0 / 20
     assert isinstance(span, SpanTerm) and span.coefficient == 5.0 / 4
+
+
+def test_the_likelihood_form_has_a_term_of_its_own_with_the_same_coefficient():
+    objective = Objective(span_weight=5.0, span=SpanConfig(form="likelihood"))
+    term = terms(objective, COUNTS, full_batch(), None)[-1]
+    assert isinstance(term, PhraseTerm) and (term.coefficient, term.phrases) == (5.0 / 4, ((0, 2, 1.0),))
+    assert len(term.token_N) == 7 and not objective.needs.full_vocabulary
 
 
 def test_terms_use_only_their_rows():

@@ -115,6 +115,7 @@ def _result(result: "RunResult") -> dict[str, object]:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Score a model on instruction-following test sets."""
+    from redistill.config.engines import decode_engine
     from redistill.evaluation.scores import EvaluationConfig
     from redistill.models.load import ModelConfig
     from redistill.reports.terminal import print_scores
@@ -137,6 +138,7 @@ def evaluate(options: argparse.Namespace) -> None:
         options.out,
         teacher=ModelConfig(model=options.teacher, dtype=options.dtype) if options.teacher else None,
         allow_code=options.allow_code,
+        engine=decode_engine(options.engine) if options.engine else None,
     )
     if not is_main_process():
         return

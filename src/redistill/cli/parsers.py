@@ -170,7 +170,9 @@ def _evaluate(group: Group) -> None:
     parser.add_argument("model", type=path_text, metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model (default: main)")
     _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=path_text, required=True)
-    _add_repeatable(parser, "--metric", "NAME", "metric to compute; the first metric ranks the models")
+    parser.add_argument("--engine", metavar="YAML", help="the engine that generates answers (default: local)")
+    _allow_host(parser)
+    _add_repeatable(parser, "--metric", "NAME", "metric; the first one ranks the models")
     _allow_code(parser)
     parser.add_argument("--out", type=path, required=True, help="output folder for responses and scores.json")
     _add_private(parser)
@@ -294,8 +296,8 @@ def _models(group: Group) -> None:
 def _export(group: Group) -> None:
     parser = _command(group, "export", commands.export, "redistill export runs/kd --to ollama")
     parser.add_argument("model", type=path_text, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
-    targets = ("transformers", "adapter", "gguf", "ollama")
-    text = "transformers (also for vLLM), adapter (LoRA, for PEFT), gguf (llama.cpp) or ollama (GGUF and Modelfile)"
+    targets = ("transformers", "vllm", "adapter", "gguf", "ollama")
+    text = "transformers (also for vLLM), vllm (for the engine vllm), adapter (LoRA, for PEFT), gguf (llama.cpp) or ollama"
     parser.add_argument("--to", choices=targets, required=True, metavar="TARGET", help=text)
     parser.add_argument("--out", type=path, metavar="DIR", help="new output folder (default: RUN/export/TARGET)")
     text = "f16, bf16 or f32 (default: that of the model; f16 for GGUF)"
@@ -362,7 +364,7 @@ def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bo
 
 
 def _allow_host(parser: _Parser) -> None:
-    text = "server of the recipe to which training data may be sent"
+    text = "server to which training data may be sent"
     _add_repeatable(parser, "--allow-host", "HOST", text)
 
 
@@ -383,7 +385,7 @@ def _add_lengths(parser: _Parser, default: str) -> None:
     text = f"auto, alpaca or chat (default: {default}, else auto)"
     parser.add_argument("--template", choices=choices, metavar="NAME", help=text)
     for name in ("prompt", "response"):
-        text = f"maximum {name} length in tokens (default: {default}, else 256)"
+        text = f"{name} limit in tokens (default: {default}, else 256)"
         parser.add_argument(f"--{name}-tokens", type=whole_number, metavar="N", help=text)
 
 

@@ -9,12 +9,16 @@ from collections.abc import Iterator, Mapping
 
 from redistill.config.decode import kind_of
 from redistill.config.methods import METHODS, Method
+from redistill.config.sections import StudentConfig
 from redistill.contracts import EngineCapabilities, Needs, TeacherCapabilities
 from redistill.generation.local import LOCAL as LOCAL_ENGINE
+from redistill.generation.vllm import VllmEngineConfig
+from redistill.losses.divergences import ByOrigin
 from redistill.teachers.forms import Full, Sampled
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
 from redistill.teachers.served import ServedTeacherConfig
 from redistill.training.objective import Objective
+from redistill.training.schedule import TrainingConfig
 
 TEACHERS: Mapping[str, TeacherCapabilities | None] = {
     "full vocabulary": LOCAL_TEACHER,
@@ -26,7 +30,7 @@ TEACHERS: Mapping[str, TeacherCapabilities | None] = {
 """The types of teachers that `redistill methods --matrix` lists, with their capabilities; None stands for no teacher."""
 ENGINES: Mapping[str, EngineCapabilities] = {
     "local": LOCAL_ENGINE,
-    "no mixtures, no n-gram bans": EngineCapabilities(deterministic=True),
+    "vllm": VllmEngineConfig(url=("http://127.0.0.1:8000/v1",), model="student").capabilities,
     "fixed text": EngineCapabilities(deterministic=True, samples_student=False),
 }
 """The types of engines that `redistill methods --matrix` lists, with their capabilities."""
@@ -60,10 +64,10 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
         part, remedy = _part_with_remedy(row.objective)
         yield f"{part}: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or {remedy}"
     elif needs.probabilities and teacher is not None and teacher.sampled:
-        yield (
-            f"objective.divergence {kind_of(type(row.objective.divergence))}: needs the teacher's probabilities, {provided}; "
-            "use the divergence forward_kl, or another form of the cache"
-        )
+        part, remedy = f"objective.divergence {kind_of(type(row.objective.divergence))}", "use the divergence forward_kl"
+        if row.objective.uses_spans:
+            part, remedy = "objective.span_weight", "set it to 0"
+        yield f"{part}: needs the teacher's probabilities, {provided}; {remedy}, or another form of the cache"
     if sampling is not None and row.objective.uses_teacher and teacher is not None and not teacher.new_text:
         yield (
             f"{policy}: generates student text during training, for which the teacher has no stored hidden states; use a "
@@ -101,6 +105,29 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
         )
 
 
+def sharding_fault(student: StudentConfig, engine: object, training: TrainingConfig) -> str | None:
+    """Return why a student cannot be sharded over processes (FSDP2).
+
+    The result is one line with a remedy; None if the student can be sharded.
+
+    Args:
+        student: The student of the recipe.
+        engine: The settings of its generation engine.
+        training: The settings of training.
+
+    Example:
+        >>> sharding_fault(StudentConfig(model="gpt2"), None, TrainingConfig(compile="all"))
+        "cannot run with training.compile = 'all'; set training.compile to rows or auto"
+    """
+    if student.lora is not None and (student.lora.quantise != "none" or student.lora.export == "adapter"):
+        return "needs lora.quantise = 'none' and lora.export = 'merged'; set both, or use auto"
+    if training.compile == "all":
+        return "cannot run with training.compile = 'all'; set training.compile to rows or auto"
+    if isinstance(engine, VllmEngineConfig):
+        return "the engine vllm cannot receive the weights of a sharded student; use auto, or the engine local"
+    return None
+
+
 def why_gold(row: Method) -> str:
     """Return why a method cannot train on prompts alone, with a remedy.
 
@@ -113,8 +140,8 @@ def why_gold(row: Method) -> str:
         The part of the method that needs gold answers, as one line of text; "" if no part does.
 
     Example:
-        >>> why_gold(METHODS["kd"])
-        'policy fixed needs gold answers; of the methods, seqkd, imitkd, opd and minillm train on prompts alone'
+        >>> why_gold(METHODS["kd"])  # doctest: +ELLIPSIS
+        'policy fixed needs gold answers; of the methods, seqkd, imitkd, ... train on prompts alone'
         >>> why_gold(METHODS["seqkd"])
         ''
     """
@@ -134,8 +161,9 @@ def _needing_gold(row: Method) -> str | None:
 def _part_with_remedy(objective: Objective) -> tuple[str, str]:
     """Return the setting that needs teacher logits of the whole vocabulary, and a change that does not need them."""
     kind, remedy = kind_of(type(objective.divergence)), "a method without DAC-KL and span loss, such as gkd"
-    if objective.uses_spans:
+    if objective.uses_spans and objective.span.needs.full_vocabulary:
         return "objective.span_weight", remedy
-    if any(getattr(objective.divergence, name, 1.0) != 1.0 for name in ("temperature", "teacher_temperature")):
+    single = objective.divergence.parts.values() if isinstance(objective.divergence, ByOrigin) else (objective.divergence,)
+    if any(getattr(part, name, 1.0) != 1.0 for part in single for name in ("temperature", "teacher_temperature")):
         return f"objective.divergence {kind} with a temperature", "the temperature 1"
     return f"objective.divergence {kind}", remedy

@@ -10,13 +10,23 @@ from typing import Literal
 from redistill.config.plugins import instance
 from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKLConfig
-from redistill.losses.divergences import ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
+from redistill.losses.divergences import (
+    ByOrigin,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+    Taid,
+)
 from redistill.policies import (
     Adaptive,
     Buffered,
     Fixed,
     Mixed,
+    Paired,
     PolicyConfig,
+    PrefixWeighted,
     Revised,
     Rollouts,
     StudentGenerated,
@@ -90,6 +100,13 @@ METHODS: dict[str, Method] = {
         source="Agarwal et al. 2024 (arXiv 2306.13649) with the reverse KL of Gu et al. 2024 (arXiv 2306.08543)",
         start="finetuned",
     ),
+    "iwopd": Method(
+        policy=PrefixWeighted(source=StudentGenerated(), amplification=0.5),
+        objective=Objective(sft_weight=0.0, divergence=ReverseKL()),
+        summary="opd with less weight on tokens after a prefix on which the models disagree",
+        source="Xie et al. 2026 (arXiv 2606.22600)",
+        start="finetuned",
+    ),
     "minillm": Method(
         policy=Rollouts(source=TeacherMixed(teacher_share=0.2)),
         objective=Objective(
@@ -114,6 +131,24 @@ METHODS: dict[str, Method] = {
         objective=Objective(sft_weight=0.0, divergence=SkewReverseKL(alpha=0.1), pretraining=PretrainingConfig()),
         summary="skew KL on gold answers and replayed student text; more student text as the validation loss rises",
         source="Ko et al. 2024 (arXiv 2402.03898)",
+        start="finetuned",
+    ),
+    "distillm2": Method(
+        policy=Paired(source=StudentGenerated()),
+        objective=Objective(
+            sft_weight=0.0,
+            divergence=ByOrigin(student=SkewReverseKL(alpha=0.1), teacher=SkewForwardKL(alpha=0.1)),
+            divergence_mean="sequences",
+        ),
+        summary="skew forward KL on the teacher's answers, skew reverse KL on the student's answers to the same prompts",
+        source="Ko et al. 2025 (arXiv 2503.07067)",
+        start="finetuned",
+    ),
+    "taid": Method(
+        policy=Fixed(),
+        objective=Objective(sft_weight=0.0, divergence=Taid()),
+        summary="forward KL to a target that moves from the student to the teacher during training, on the gold answers",
+        source="Shing et al. 2025 (arXiv 2501.16937)",
         start="finetuned",
     ),
     "mgsr": Method(

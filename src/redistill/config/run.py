@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from redistill.config import decode as decoding
 from redistill.config import parse
-from redistill.config.capabilities import mismatch
+from redistill.config.capabilities import mismatch, sharding_fault
 from redistill.config.external import check_policy_node, declared, teacher_capabilities
 from redistill.config.methods import METHODS, Method, as_in_reference, method
 from redistill.config.plugins import External, Slot
@@ -26,8 +26,9 @@ from redistill.contracts import EngineCapabilities, TeacherCapabilities
 from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.generation.local import LocalEngineConfig
+from redistill.generation.vllm import VllmEngineConfig
 from redistill.losses.divergences import Divergence
-from redistill.policies import Adaptive, Buffered, PolicyConfig, Rollouts
+from redistill.policies import Adaptive, Buffered, Paired, PolicyConfig, Rollouts
 from redistill.records import Json, Metric
 from redistill.storage import files
 from redistill.teachers.cached import CachedTeacherConfig
@@ -38,7 +39,7 @@ from redistill.training.optimiser import OptimiserConfig
 from redistill.training.schedule import TrainingConfig
 from redistill.training.trackers import TrackingConfig
 
-NAMES = {"PolicyConfig": PolicyConfig}  # the fields of policies refer to this type by name
+NAMES = {"PolicyConfig": PolicyConfig, "Divergence": Divergence}  # fields of components refer to these types by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class Run:
     teacher: TeacherConfig | CachedTeacherConfig | ServedTeacherConfig | None = None
     student: StudentConfig
     data: DataConfig = field(default_factory=DataConfig)
-    engine: LocalEngineConfig = field(default_factory=LocalEngineConfig)
+    engine: LocalEngineConfig | VllmEngineConfig = field(default_factory=LocalEngineConfig)
     placement: Literal["auto", "sharded"] = "auto"
     policy: PolicyConfig | None = None
     objective: Objective | None = None
@@ -127,7 +128,8 @@ class Run:
                 "only in the folders of this run; set export to merged, or remove student.finetune"
             )
         self._check_layers(policy)
-        self._check_placement()
+        if self.placement == "sharded" and (fault := sharding_fault(self.student, self.engine, self.training)):
+            raise ConfigError(f"placement = 'sharded': {fault}")
         try:
             validated, _ = self.validation_metrics, self.test_metrics
         except ConfigError as error:
@@ -141,33 +143,26 @@ class Run:
     def _check_layers(self, policy: object) -> None:
         """Raise a ConfigError for an invalid nested policy or a small replay buffer.
 
-        The field `source` of a policy can contain another policy. This inner policy must not be `rollouts`. A replay buffer
-        must have a capacity of at least `training.batch_size` sequences.
+        The field `source` of a policy can contain another policy. This inner policy must not be `rollouts` or `paired`. A
+        replay buffer must have a capacity of at least `training.batch_size` sequences, times `engine.ahead`.
         """
-        outermost = policy
+        outermost, ahead = policy, getattr(self.engine, "ahead", 1)
+        if isinstance(policy, Rollouts) and ahead != 1:
+            raise ConfigError(
+                f"engine.ahead = {ahead}: must be 1 with the policy rollouts, which generates a pool at once; set "
+                "policy.num_rollouts instead"
+            )
         while policy is not None:
-            if isinstance(policy, Rollouts) and policy is not outermost:
-                raise ConfigError("policy: rollouts cannot be the source of another policy; set policy.kind to rollouts")
-            if isinstance(policy, Adaptive | Buffered) and policy.capacity < self.training.batch_size:
+            if isinstance(policy, Rollouts | Paired) and policy is not outermost:
+                kind = decoding.kind_of(type(policy))
+                raise ConfigError(f"policy: {kind} cannot be the source of another policy; set policy.kind to {kind}")
+            size, times = self.training.batch_size, "" if ahead == 1 else f" times engine.ahead = {ahead}"
+            if isinstance(policy, Adaptive | Buffered) and policy.capacity < size * ahead:
                 raise ConfigError(
-                    f"policy: capacity = {policy.capacity}: must be at least training.batch_size = {self.training.batch_size}, "
+                    f"policy: capacity = {policy.capacity}: must be at least training.batch_size = {size}{times}, "
                     "since a batch is drawn without replacement; raise capacity or lower training.batch_size"
                 )
             policy = getattr(policy, "source", None)
-
-    def _check_placement(self) -> None:
-        """Raise a ConfigError if a setting does not support the sharded student (FSDP2)."""
-        if self.placement != "sharded":
-            return
-        lora = self.student.lora
-        if lora is not None and (lora.quantise != "none" or lora.export == "adapter"):
-            raise ConfigError(
-                "placement = 'sharded': needs lora.quantise = 'none' and lora.export = 'merged'; set both, or use auto"
-            )
-        if self.training.compile == "all":
-            raise ConfigError(
-                "placement = 'sharded': cannot run with training.compile = 'all'; set training.compile to rows or auto"
-            )
 
     @property
     def teacher_capabilities(self) -> TeacherCapabilities | None:
@@ -223,7 +218,7 @@ SLOTS = (
     Slot("divergence", get_args(Divergence), needs=("__call__",), has_laws=True),
     Slot("policy", get_args(PolicyConfig), needs=("bind", "sampling", "needs"), has_laws=True),
     Slot("teacher", (TeacherConfig, CachedTeacherConfig, ServedTeacherConfig), needs=("capabilities", "build")),
-    Slot("engine", (LocalEngineConfig,), needs=("capabilities", "build")),
+    Slot("engine", (LocalEngineConfig, VllmEngineConfig), needs=("capabilities", "build")),
 )
 
 

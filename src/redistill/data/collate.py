@@ -63,8 +63,12 @@ def collate(
         old_logprob_N=_rollout_rows(sampled, "old_logprobs").to(device),
         advantage_N=_rollout_rows(sampled, "advantages").to(device),
         importance_N=_rollout_rows(sampled, "importances").to(device),
+        token_weight_N=torch.tensor(
+            [weight for sequence in sampled for weight in sequence.target_weights], dtype=torch.float32
+        ).to(device),
         samples=tuple(sequence.sample for sequence in sequences),
         origins=tuple(sequence.origin for sequence in sequences),
+        phrases=() if span_config is None else _phrases(sampled, span_config),
     )
 
 
@@ -75,6 +79,17 @@ def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
     passes, a process with fewer micro-batches than the other processes adds empty batches.
     """
     return collate((), pad_id=pad_id, device=device)
+
+
+def _phrases(sampled: Sequence[TokenSequence], span_config: SpanConfig) -> tuple[tuple[int, int, float], ...]:
+    """Return the spans that the span loss uses, as ranges of rows of the batch, each with its weight."""
+    found: list[tuple[int, int, float]] = []
+    first = 0
+    for sequence in sampled:
+        counted = counted_spans(sequence.spans, span_config)
+        found += [(first + start, first + stop, 1 / len(counted)) for start, stop in counted]
+        first += sequence.num_targets
+    return tuple(found)
 
 
 def _rollout_rows(sampled: Sequence[TokenSequence], name: str) -> torch.Tensor:

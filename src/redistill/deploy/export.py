@@ -23,12 +23,13 @@ from redistill.errors import ConfigError, ModelError, OutputError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.initialise import cast_weights
 from redistill.models.load import end_token_ids, load_model
+from redistill.models.lora import merged_copy
 from redistill.reports.card import model_card
 from redistill.runs.templates import tokens_of, write_tokens
 from redistill.storage import files, folders
 from redistill.storage.paths import check_path
 
-Target = Literal["transformers", "adapter", "gguf", "ollama"]
+Target = Literal["transformers", "vllm", "adapter", "gguf", "ollama"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 GGUF_NAME, CARD = "model.gguf", "README.md"
 _DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
@@ -67,7 +68,8 @@ def export(
 
     Args:
         name: A run folder, or the name of a model, as in `find_source`.
-        target: "transformers" (safetensors, for vLLM as well), "adapter" (LoRA adapters in the format of PEFT), "gguf"
+        target: "transformers" (safetensors, for vLLM as well), "vllm" (the same with a head of its own, for vLLM servers that
+            receive the weights of a student during a run), "adapter" (LoRA adapters in the format of PEFT), "gguf"
             (llama.cpp), or "ollama" (GGUF with a Modelfile).
         out: The folder to write, which must be new or empty.  If None, it is `export/TARGET` in the run folder, or
             `exports/NAME-TARGET` for a model without a run; an earlier export there is replaced.
@@ -99,8 +101,8 @@ def export(
     with folders.new_folder(folder.absolute()) as made:
         if target == "adapter":
             notes = write_adapter(source, made, allow_code)
-        elif target == "transformers":
-            notes = _write_transformers(source, made, dtype)
+        elif target in ("transformers", "vllm"):
+            notes = _write_transformers(source, made, dtype, untied=target == "vllm")
         else:
             notes = _write_gguf(source, made, target, dtype or "f16")
         card = model_card(source.run, source.label, target=target, licences=licences_of(source))
@@ -110,11 +112,11 @@ def export(
     return exported if repository is None else replace(exported, url=push(folder, repository, api))
 
 
-def _write_transformers(source: Source, folder: Path, dtype: Dtype | None) -> list[str]:
+def _write_transformers(source: Source, folder: Path, dtype: Dtype | None, *, untied: bool) -> list[str]:
     model, tokenizer = load_model(source.config)
     if dtype is not None:
         _cast(source, model, dtype)
-    model.save_pretrained(folder)
+    (merged_copy(model, untied=True) if untied else model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if source.run is not None:
         write_tokens(folder, tokens_of(str(source.run)))
@@ -175,6 +177,7 @@ def _command(folder: Path, target: Target, source: Source) -> str:
     name, label = shlex.quote(str(folder)), files.slug(source.label).lower()
     commands: dict[Target, str] = {
         "transformers": f"vllm serve {name}",
+        "vllm": f"VLLM_SERVER_DEV_MODE=1 vllm serve {name} --served-model-name student --host 127.0.0.1",
         "adapter": f"redistill chat {name}",
         "gguf": f"llama-cli -m {shlex.quote(str(folder / GGUF_NAME))}",
         "ollama": f"ollama create {label} -f {shlex.quote(str(folder / 'Modelfile'))} && ollama run {label}",

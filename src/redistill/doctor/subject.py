@@ -24,9 +24,21 @@ from redistill.doctor.findings import NotExamined
 from redistill.doctor.gradient import Measured, measure
 from redistill.doctor.reading import Reading, read_gold
 from redistill.errors import ConfigError, DataError, NotFiniteError, RedistillError, VocabularyError, WeightsError
+from redistill.generation.vllm import VllmEngineConfig
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.load import load_tokenizer
-from redistill.policies import Adaptive, Buffered, Fixed, Mixed, PolicyConfig, Revised, Rollouts, TeacherGenerated
+from redistill.policies import (
+    Adaptive,
+    Buffered,
+    Fixed,
+    Mixed,
+    Paired,
+    PolicyConfig,
+    PrefixWeighted,
+    Revised,
+    Rollouts,
+    TeacherGenerated,
+)
 from redistill.records import Record
 from redistill.runs.build import build_evaluator, build_parts, build_policy
 from redistill.runs.folder import has_model
@@ -204,6 +216,8 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
     texts = read_texts(config, tokenizer)
     if isinstance(config.teacher, ServedTeacherConfig):
         report(announcement(config.teacher))
+    if isinstance(config.engine, VllmEngineConfig):
+        report(config.engine.announcement())
     report(f"loading the models ({source.model}{f', {taught_by.model}' if taught_by is not None else ''})")
     found: Loaded | RedistillError
     try:
@@ -313,7 +327,9 @@ def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
     """
     if isinstance(policy, TeacherGenerated):
         return replace(policy, store=None)
-    if isinstance(policy, Mixed | Buffered | Adaptive | Revised):
+    if isinstance(policy, Paired):
+        return replace(policy, source=self_contained(policy.source, size), teacher=replace(policy.teacher, store=None))
+    if isinstance(policy, Mixed | Buffered | Adaptive | Revised | PrefixWeighted):
         return replace(policy, source=self_contained(policy.source, size))
     return replace(policy, num_rollouts=size) if isinstance(policy, Rollouts) else policy
 

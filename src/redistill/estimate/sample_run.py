@@ -19,7 +19,7 @@ from redistill.errors import ConfigError, RedistillError
 from redistill.generation.local import LocalEngineConfig
 from redistill.interfaces import Tokenizer
 from redistill.models.load import ModelConfig, load_tokenizer
-from redistill.policies import Adaptive, GoldBatches, Mixed, PolicyConfig, Rollouts, TeacherGenerated
+from redistill.policies import Adaptive, GoldBatches, Mixed, Paired, PolicyConfig, Rollouts, TeacherGenerated
 from redistill.policies.order import coin, gold_sequence
 from redistill.records import RawPrompt, Record
 from redistill.runs.load import DataSets
@@ -131,6 +131,8 @@ def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConf
             return replace(policy, student_fraction=1.0), fraction * generating
         case Rollouts():
             return replace(policy, num_rollouts=batch_size), generating / policy.inner_epochs
+        case Paired(teacher=teacher):
+            return replace(policy, teacher=replace(teacher, store=None)), generating
         case TeacherGenerated():  # an answer is generated once in a run
             return replace(policy, store=None), 1 / epochs
     return policy, generating

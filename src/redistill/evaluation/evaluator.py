@@ -20,6 +20,7 @@ from redistill.evaluation.folder import RESPONSES, ProgressCall, ResponseFiles, 
 from redistill.evaluation.gold import gold_examples, teacher_forced
 from redistill.evaluation.scores import SCORES, EvaluationConfig, checked, described, earlier_scores, settings
 from redistill.generation.local import LocalEngine
+from redistill.generation.vllm import VllmEngine
 from redistill.interfaces import Autocast, Tokenizer
 from redistill.models.load import end_token_ids
 from redistill.processes.memory import Halving
@@ -90,6 +91,8 @@ class Evaluator:
         chosen = {name: self._rows(found, f"test set {name}") for name, found in records.items()}
         self.processes.gather([])  # barrier that reports signals; after it, some processes may have no answers to generate
         mine = settings(self.model, label, config, self.tokens, chosen)
+        if isinstance(self.engine, VllmEngine):  # its random numbers are not those of the local engine
+            mine["engine"] = "vllm"
         check_settings(folder, mine)
         shown = {name: {metric.name: metric.described for metric in metrics[name]} for name in chosen}
         held, is_complete = earlier_scores(folder / SCORES, mine, shown, needs_kl=self.teacher is not None)

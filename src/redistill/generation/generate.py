@@ -19,6 +19,7 @@ from redistill import randomness
 from redistill.contracts import Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError
 from redistill.generation.decoder import Decoder
+from redistill.generation.ngrams import NgramBan
 from redistill.generation.prefix import PrefixMemory
 from redistill.models.families import position_limit
 from redistill.processes import signals
@@ -142,40 +143,6 @@ def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return softened_NV.sub_(softened_NV.amax(dim=-1, keepdim=True)).exp_()
 
 
-class NgramBan:
-    """Finds the tokens that would repeat an n-gram of a sequence.
-
-    The n-grams are those of prompt and response without padding, as in `NoRepeatNGramLogitsProcessor` of transformers for
-    unpadded sequences.
-
-    Args:
-        size: Length n of the n-grams, >= 1.
-        rows: Token ids of the prompt of each sequence; `push` appends the tokens of the response.
-    """
-
-    def __init__(self, size: int, rows: Sequence[Sequence[int]]) -> None:
-        self._size = size
-        self._history: list[list[int]] = [[] for _ in rows]
-        self._followers: list[dict[tuple[int, ...], list[int]]] = [{} for _ in rows]
-        for row, tokens in enumerate(rows):
-            for token in tokens:
-                self.push(row, token)
-
-    def push(self, row: int, token: int) -> None:
-        """Append `token` to the sequence with index `row`."""
-        if len(self._history[row]) >= self._size - 1:
-            self._followers[row].setdefault(self._last(row), []).append(token)
-        self._history[row].append(token)
-
-    def banned(self, row: int) -> list[int]:
-        """Return the token ids that must not follow the sequence with index `row`."""
-        return self._followers[row].get(self._last(row), [])
-
-    def _last(self, row: int) -> tuple[int, ...]:
-        history = self._history[row]
-        return tuple(history[len(history) - self._size + 1 :])
-
-
 def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: Sampling) -> None:
     """Generate tokens until every sequence has ended; the tokens are added to `batch`."""
     for decoder in decoders:
@@ -247,7 +214,8 @@ class _LiveBatch:
         uniform = np.zeros((len(requests), self.longest, NUMBERS_PER_DRAW))
         for row, request in zip(uniform, requests):
             numbers = randomness.generator(request.seed, str(request.stream[0]), *request.stream[1:])
-            row[: request.max_new_tokens] = numbers.random((request.max_new_tokens, NUMBERS_PER_DRAW))
+            skipped, stop = request.skipped_tokens, request.skipped_tokens + request.max_new_tokens
+            row[: request.max_new_tokens] = numbers.random((stop, NUMBERS_PER_DRAW))[skipped:]
         self.prompts = [request.prompt_ids for request in requests]
         ids_LT, mask_LT = pad(self.prompts, pad_id, side="left")
         self._prompt_length = ids_LT.shape[1]

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from redistill.contracts import BatchSize, Engine, EngineCapabilities, EngineTools, Generation, GenerationRequest, Sampling
+from redistill.errors import check_field
 from redistill.generation.generate import generate
 from redistill.generation.prefix import PrefixMemory
 from redistill.interfaces import Autocast
@@ -21,6 +22,13 @@ class LocalEngineConfig:
 
     This is the configuration of `LocalEngine` in a recipe; `build` creates the engine.
 
+    Args:
+        ahead: Number of updates whose text is generated at once, >= 1.  Text is then generated with weights that are up to
+            `ahead` - 1 updates old.
+
+    Raises:
+        ConfigError: `ahead` is out of range.
+
     Example:
         >>> LocalEngineConfig().capabilities.mixture, LocalEngineConfig().capabilities.logprobs
         (True, False)
@@ -28,6 +36,16 @@ class LocalEngineConfig:
 
     kind: ClassVar[str] = "local"
     capabilities: ClassVar[EngineCapabilities] = LOCAL
+
+    ahead: int = 1
+
+    def __post_init__(self) -> None:
+        check_field(self, "ahead", 1 <= self.ahead <= 1024, "must lie in [1, 1024]; 1 is usual")
+
+    @property
+    def interval(self) -> int:
+        """Number of updates between two draws of text."""
+        return self.ahead
 
     def build(self, tools: EngineTools) -> "LocalEngine":
         """Create the run's engine; the engine generates text with `tools.student`."""

@@ -5,6 +5,8 @@ tokens.  The loss compares student and teacher at each pair of neighbouring rows
 
 `span_loss` computes the loss of one sample.  The training step (vocab_pass) computes the same sum from `pair_distance` and
 `pair_weights`, so that it can process the pairs of all samples in chunks.
+
+`SpanConfig.form` "likelihood" selects another loss, which is not in the paper; phrase.py computes it.
 """
 
 from collections.abc import Sequence
@@ -14,17 +16,20 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from redistill.contracts import Needs
 from redistill.errors import check_field
 from redistill.tensors import loss_dtype
 
 Denominator = Literal["tokens", "pairs"]
+Form = Literal["products", "likelihood"]
 Nested = Literal["both", "outer", "inner"]
+Placement = Literal["phrases", "random"]
 Vectors = Literal["full", "clipped"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpanConfig:
-    r"""Settings of the span loss (Eq. 10); the defaults are the equation as printed.
+    r"""Settings of the span loss; the defaults are Eq. 10 as printed.
 
     .. math::
         L = \frac{1}{n_s} \sum_{i=1}^{n_s} \frac{1}{n_{s_i}} \sum_{j} \lVert q_j \circ q_{j+1} - p_j \circ p_{j+1} \rVert_2
@@ -34,40 +39,61 @@ class SpanConfig:
     Source: MGSR (arXiv 2407.10068), Eq. 9-10.
 
     Args:
+        form: "products" is Eq. 10.  "likelihood" compares the log-likelihoods of a phrase under both models, as defined in
+            `phrase.phrase_rows`; it needs only the probability of one token in each row, and it is not in the paper.  With it,
+            `squared`, `denominator` and `vectors` must have their defaults.
         squared: Whether the L2 norm in the equation is squared.
         denominator: Divisor of the sum over a span: its number of "tokens" (n_si, as printed), or its number of "pairs" of
             rows, which is one less.
         skip_singletons: Whether spans of one token are excluded from the mean over spans.  Such a span has no pair, so its sum
             is 0 and it reduces the mean.
-        nested: Which spans are used if one span contains another, as a prepositional phrase contains a noun phrase: "both",
-            only the "outer" span, or only the "inner" span.
+        nested: Which spans are used if one span contains another, as a prepositional phrase contains a noun phrase: only the
+            "outer" span, only the "inner" span, or "both".  The paper divides a sequence into phrases, so they do not overlap.
+        placement: "phrases" uses the spans of phrases.  "random" is a control: each sequence has spans of the same lengths at
+            random positions.
         vectors: The distributions that are multiplied.  "full" uses all classes; "clipped" uses only the classes that DAC-KL
             keeps, without renormalisation.
 
     Raises:
-        ConfigError: denominator, nested or vectors has a value that is not listed here.
+        ConfigError: a field has a value that is not listed here, or two fields cannot be combined.
 
     Example:
         >>> SpanConfig(denominator="pairs").nested
-        'both'
+        'outer'
         >>> SpanConfig(nested="all")
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: nested = 'all': must be both, outer or inner; both counts every phrase
+        redistill.errors.ConfigError: nested = 'all': must be outer, inner or both; outer counts no token twice
     """
 
+    form: Form = "products"
     squared: bool = False
     denominator: Denominator = "tokens"
     skip_singletons: bool = False
-    nested: Nested = "both"
+    nested: Nested = "outer"
+    placement: Placement = "phrases"
     vectors: Vectors = "full"
 
     def __post_init__(self) -> None:
         good = self.denominator in get_args(Denominator)
         check_field(self, "denominator", good, "must be tokens or pairs; Eq. 10 divides by tokens")
-        check_field(self, "nested", self.nested in get_args(Nested), "must be both, outer or inner; both counts every phrase")
+        good = self.nested in get_args(Nested)
+        check_field(self, "nested", good, "must be outer, inner or both; outer counts no token twice")
+        for name, kind in (("form", Form), ("placement", Placement)):
+            check_field(self, name, getattr(self, name) in get_args(kind), f"must be {' or '.join(get_args(kind))}")
         good = self.vectors in get_args(Vectors)
         check_field(self, "vectors", good, "must be full or clipped; clipped needs the divergence dac_kl")
+        has_defaults = not self.squared and self.denominator == "tokens" and self.vectors == "full"
+        remedy = "leave out squared, denominator and vectors, which are options of products"
+        check_field(self, "form", self.form == "products" or has_defaults, f"compares no products; {remedy}")
+
+    @property
+    def needs(self) -> Needs:
+        """What the span loss requires of the teacher.
+
+        It requires probabilities; the form "products" requires those of all classes.
+        """
+        return Needs(teacher=True, full_vocabulary=self.form == "products", probabilities=True)
 
 
 def span_loss(

@@ -218,11 +218,15 @@ def save_student(
     tokenizer.save_pretrained(folder)
 
 
-def merged_copy(model: nn.Module) -> CausalModel:
+def merged_copy(model: nn.Module, *, untied: bool = False) -> CausalModel:
     """Return a copy of `model` with merged adapters; the copy can only be saved.
 
     Weights of layers without an adapter share memory with `model`. The copy cannot compute a forward pass, because its
     non-persistent buffers are on the device "meta".
+
+    Args:
+        model: A model with or without adapters.
+        untied: Whether the copy has a head of its own. If False, its head is tied to the input embedding if that of `model` is.
 
     Returns:
         A model of the same class as `unwrapped(model)`, with the same dtype and device.
@@ -231,10 +235,16 @@ def merged_copy(model: nn.Module) -> CausalModel:
     config = copy.deepcopy(plain.config)
     if is_quantised(plain):
         del vars(config)["quantization_config"]
+    if untied:
+        for part in (config, config.get_text_config()):
+            setattr(part, "tie_word_embeddings", False)  # noqa: B010 - not every family declares the field
     with torch.device("meta"):
         merged = type(plain)(config)
     adapted = adapted_layers(model)
     weights = {name: _weight(plain, adapted, name) for name in merged.state_dict()}
+    if untied:  # tensors that share memory would be saved only once
+        head = next(f"{path}.weight" for path, part in merged.named_modules() if part is merged.get_output_embeddings())
+        weights[head] = weights[head].clone()
     merged.load_state_dict(weights, assign=True)
     merged.tie_weights()
     merged.generation_config = copy.deepcopy(plain.generation_config)

@@ -20,7 +20,7 @@ from redistill.errors import first_line
 from redistill.interfaces import CausalModel
 from redistill.models.families import BodyCall, body, head
 from redistill.storage.user_cache import check_compiler_cache
-from redistill.vocab_pass import Compile, Head, Term, compiles, vocab_pass
+from redistill.vocab_pass import Compile, Head, Term, compiles, vocab_pass, with_phrases
 
 Learned = tuple[torch.Tensor, dict[str, torch.Tensor]]
 Rows = tuple[torch.Tensor, Head]
@@ -90,6 +90,7 @@ class StudentModule(nn.Module):
         if mode == "rows":
             return hidden_ND, student_head
         compiled = compiles(self._compile, student_head.num_classes, hidden_ND.device)
+        terms = with_phrases(terms, hidden_ND, student_head, target)
         return vocab_pass(hidden_ND, student_head, target, terms, compiled=compiled, into_grad=True)
 
     def rows(self, batch: Batch) -> Rows:

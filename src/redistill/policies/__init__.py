@@ -10,14 +10,17 @@ from redistill.policies.generated import StudentGenerated, TeacherMixed
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.mixed import Mixed
 from redistill.policies.order import GoldBatches, GoldItem, Shuffled, gold_sequence
+from redistill.policies.paired import Paired
 from redistill.policies.policy import Policy
+from redistill.policies.prefix_weighted import PrefixWeighted
 from redistill.policies.revised import Revised
 from redistill.policies.rollouts import Rollouts
 from redistill.policies.scorer import Scorer
 from redistill.policies.source import PolicyTools, Revision
 from redistill.policies.teacher import TeacherGenerated
 
-PolicyConfig = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed | Mixed | Buffered | Adaptive | Revised | Rollouts
+Inner = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed  # policies that wrap no other policy
+PolicyConfig = Inner | Mixed | Buffered | Adaptive | Revised | Rollouts | PrefixWeighted | Paired
 
 __all__ = [
     "Adaptive",
@@ -26,9 +29,11 @@ __all__ = [
     "GoldBatches",
     "GoldItem",
     "Mixed",
+    "Paired",
     "Policy",
     "PolicyConfig",
     "PolicyTools",
+    "PrefixWeighted",
     "Revised",
     "Revision",
     "Rollouts",

@@ -33,7 +33,8 @@ def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
     Returns:
         The sequence without the end tokens of its response, followed by the filler.  The filler is a target; the first response
         token is not.  If m > 0 response tokens remain, there are m targets, and the logits at response token i predict target
-        i, for i = 0 .. m-1.
+        i, for i = 0 .. m-1.  A target has the weight of the token that was predicted there before: the filler has that of the
+        last end token, or 1 if the response did not end with one.
 
     Example:
         >>> generated = TokenSequence(
@@ -47,8 +48,13 @@ def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
     assert all(sequence.supervised[sequence.response_start :]), "every token of a generated response is a target"
     prompt_ids = sequence.prompt_ids
     kept = tuple(token for token in sequence.response_ids if token != end_id)
+    weights = sequence.weights
+    if weights:
+        of_kept = [weight for token, weight in zip(sequence.response_ids, weights, strict=True) if token != end_id]
+        weights = (*of_kept[1:], weights[-1] if sequence.response_ids[-1] == end_id else 1.0)
     return replace(
         sequence,
         token_ids=(*prompt_ids, *kept, end_id),
         supervised=(False,) * len(prompt_ids) + (False,) * min(1, len(kept)) + (True,) * max(1, len(kept)),
+        weights=weights,
     )

@@ -8,34 +8,26 @@ prefix.  Gold sequences that a source returns are not revised.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from redistill.contracts import Generation, GenerationRequest, Needs, Sampling, StateValue, TokenSequence
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, check_field
+from redistill.policies.chunked import ChunkedEngine
 from redistill.policies.correction import Correction, correct, is_finished, locate_error
-from redistill.policies.generated import answered
+from redistill.policies.draft_scores import Detection, DraftScores
+from redistill.policies.generated import StudentGenerated, answered
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyTools, Revision, Source, Wrapping, WrappingNode, check_student_text, replaced
 from redistill.randomness import generator
 from redistill.records import Json
 from redistill.tensors import pad
-from redistill.vocab_pass import NUCLEUS, NUMBERS_PER_DRAW, Statistic
+from redistill.vocab_pass import NUCLEUS, Statistic
 
-Detection = Literal["reverse", "forward", "surprise", "first", "random"]
 TeacherToken = Literal["sample", "nucleus", "argmax"]
-_STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
-    "reverse": ("reverse_kl",),
-    "forward": ("forward_kl",),
-    "surprise": ("teacher_logprob", "teacher_entropy"),
-    "first": ("reverse_kl",),
-    "random": ("reverse_kl",),  # only logged; so this control costs as much as "reverse"
-}
-
-
 _ASKED: dict[TeacherToken, tuple[Statistic, Sampling]] = {
     "sample": ("teacher_sample", Sampling()),
     "nucleus": ("teacher_nucleus_sample", Sampling(top_p=NUCLEUS)),
@@ -72,12 +64,20 @@ class Revised(WrappingNode):
             "first" is the first position at which KL(q || p) exceeds `threshold_nats`, since later disagreement may be a
             consequence of it; without such a position the draft is unchanged.  "random" is a control with random scores.
         threshold_nats: Threshold of KL(q || p) for the detection "first", > 0; None for other detections.
+        chunk_tokens: For the detection "first", number of tokens, >= 1, that are generated at once before both models score
+            them; a draft whose error is found is not continued.  The revised text is the same as without chunks, up to
+            rounding.  If None, or if the engine has no prefix memory, drafts are generated whole.
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
         in_order: Whether a later round ignores the positions before the previous error token.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
+        error_weight: Weight of the error token in the divergence term, > 0; 1 is the paper's method.  Divergences use all
+            classes, so that the divergence at the error does not depend on which token stands there: with the weight 1, a
+            revision has an effect only through the tokens after the error.  Of several rounds, each error that remains in the
+            text has this weight.
 
     Raises:
-        ConfigError: rounds or teacher_tokens is below 1; threshold_nats is missing or not used; or the source generates no
+        ConfigError: rounds, teacher_tokens or chunk_tokens is below 1; threshold_nats is missing or not used; chunk_tokens
+            cannot be combined with other settings; error_weight is not above 0 or not finite; or the source generates no
             student text.
 
     Example:
@@ -95,9 +95,11 @@ class Revised(WrappingNode):
     teacher_tokens: int | Literal["all"] = 1
     detection: Detection = "reverse"
     threshold_nats: float | None = None
+    chunk_tokens: int | None = None
     rounds: int = 1
     in_order: bool = False
     mode: Literal["replace", "append"] = "replace"
+    error_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -111,6 +113,15 @@ class Revised(WrappingNode):
             )
         if self.threshold_nats is not None and not 0 < self.threshold_nats < math.inf:
             raise ConfigError(f"threshold_nats = {self.threshold_nats}: must be > 0 and finite; 1 is usual")
+        if self.chunk_tokens is not None:
+            check_field(self, "chunk_tokens", self.chunk_tokens >= 1, "must be >= 1; 16 is usual")
+            good = self.detection == "first" and self.mode == "replace" and isinstance(self.source, StudentGenerated)
+            remedy = "set these, or leave it out"
+            check_field(
+                self, "chunk_tokens", good, f"needs detection first, mode replace and source student_generated; {remedy}"
+            )
+        if not 0 < self.error_weight < math.inf:
+            raise ConfigError(f"error_weight = {self.error_weight}: must be > 0 and finite; the paper's method is 1")
         check_student_text("revised", self.source, "mixed with the source revised")
 
     @classmethod
@@ -125,7 +136,9 @@ class Revised(WrappingNode):
             cls(detection="surprise", rounds=3, in_order=True),
             cls(detection="random", mode="append"),
             cls(teacher_token="nucleus", teacher_tokens=3, detection="first", threshold_nats=0.1),
+            cls(detection="first", threshold_nats=0.1, chunk_tokens=2),
             cls(teacher_tokens="all"),
+            cls(rounds=2, error_weight=4.0),
         )
 
     @property
@@ -133,7 +146,11 @@ class Revised(WrappingNode):
         return self.source.needs | Needs(teacher=True, statistics=True, teacher_text=self.teacher_tokens != 1)
 
     def bind(self, tools: PolicyTools) -> "RevisedSource":
-        return RevisedSource(self, self.source.bind(tools), tools)
+        scores = draft_scores(self, tools)
+        drafting = tools
+        if self.chunk_tokens is not None and tools.engine.capabilities.prefix_memory:
+            drafting = replace(tools, engine=ChunkedEngine(tools.engine, self.chunk_tokens, scores.has_error))
+        return RevisedSource(self, self.source.bind(drafting), tools, scores)
 
 
 def revises(node: object) -> bool:
@@ -145,13 +162,27 @@ def revises(node: object) -> bool:
     return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
 
 
-class RevisedSource(Wrapping):
-    """Returns the sequences of a `Revised` policy; created by `Revised.bind`."""
+def draft_scores(settings: Revised, tools: PolicyTools) -> DraftScores:
+    """Return the object that scores the drafts of a `Revised` policy."""
+    assert tools.scorer is not None, "checked by `needs` when the recipe was read"
+    ask_token, _ = _ASKED[settings.teacher_token]
+    return DraftScores(tools.scorer, settings.detection, ask_token, tools.seed, settings.threshold_nats)
 
-    def __init__(self, settings: Revised, source: Source, tools: PolicyTools) -> None:
-        assert tools.scorer is not None and settings.sampling is not None, "checked by `needs` when the recipe was read"
+
+class RevisedSource(Wrapping):
+    """Returns the sequences of a `Revised` policy; created by `Revised.bind`.
+
+    Args:
+        settings: The policy.
+        source: Generates the drafts.
+        tools: The objects that the policy uses.
+        scores: Scores of the tokens of drafts; if None, drafts are scored when they are complete.
+    """
+
+    def __init__(self, settings: Revised, source: Source, tools: PolicyTools, scores: DraftScores | None = None) -> None:
+        assert settings.sampling is not None, "checked when the recipe was read"
         self._settings, self._source, self._tools = settings, source, tools
-        self._scorer, self._sampling = tools.scorer, settings.sampling
+        self._scores, self._sampling = scores or draft_scores(settings, tools), settings.sampling
         self._counts = (0, 0)  # revisions of the last step, and those with an unchanged tail
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
@@ -173,10 +204,11 @@ class RevisedSource(Wrapping):
         """Return metrics of the revisions of the last step.
 
         The metrics are the number of revisions, and the fraction of them with an unchanged tail.  A tail is unchanged if the
-        tokens after the error token are the same as in the draft, so that the revision changes only one token.
+        tokens after the error token are the same as in the draft, so that the revision changes only one token.  With drafts in
+        chunks the fraction is left out, since most drafts end near their error.
         """
         revisions, same = self._counts
-        fraction = {"unchanged_tails": same / revisions} if revisions else {}
+        fraction = {"unchanged_tails": same / revisions} if revisions and self._settings.chunk_tokens is None else {}
         return {**self._source.metrics(), "revisions": revisions, **fraction}
 
     def state_dict(self) -> Mapping[str, StateValue]:
@@ -195,7 +227,7 @@ class RevisedSource(Wrapping):
         `starts` has one position for each draft; tokens before it are not replaced.  A draft in which no token is replaced is
         returned unchanged, with the position -1.
         """
-        score_BT, teacher_BT = self._score(step, number, drafts)
+        score_BT, teacher_BT = self._scores.of(step, number, drafts)
         student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
         is_searched_BT = valid_BT.bool() & (torch.arange(student_BT.shape[1]) >= torch.tensor(starts)[:, None])
         ranked_BT = self._random_scores(step, number, drafts) if self._settings.detection == "random" else score_BT
@@ -209,8 +241,10 @@ class RevisedSource(Wrapping):
         ]
         tails = self._tails(step, number, drafts, corrections)
         revised = [
-            answered(draft, correction.prefix_ids + tail, "revised") if correction.changed else draft
-            for draft, correction, tail in zip(drafts, corrections, tails, strict=True)
+            self._weighted(draft, answered(draft, correction.prefix_ids + tail, "revised"), error)
+            if correction.changed
+            else draft
+            for draft, correction, tail, error in zip(drafts, corrections, tails, errors, strict=True)
         ]
         for draft, sequence, error, scores in zip(drafts, revised, errors, score_BT.tolist(), strict=True):
             if sequence is not draft:
@@ -219,27 +253,17 @@ class RevisedSource(Wrapping):
                 self._tools.on_revision(Revision(step, draft.sample, error, scores[error], draft, sequence))
         return revised, errors
 
+    def _weighted(self, draft: TokenSequence, revised: TokenSequence, error: int) -> TokenSequence:
+        """Return the revised sequence with weights: those of the draft before the error, then `error_weight`, then 1."""
+        if self._settings.error_weight == 1 and not draft.weights:
+            return revised
+        weights = (*draft.target_weights[:error], self._settings.error_weight)
+        return replace(revised, weights=weights + (1.0,) * (revised.num_targets - len(weights)))
+
     def _random_scores(self, step: int, number: int, drafts: list[TokenSequence]) -> torch.Tensor:
         """Return random scores [B, T] for the tokens of the drafts, so that a random token is replaced."""
         streams = [(generator(self._tools.seed, "error", step, draft.sample, number), draft.num_targets) for draft in drafts]
         return pad_sequence([torch.from_numpy(stream.random(length)) for stream, length in streams], batch_first=True)
-
-    def _score(self, step: int, number: int, drafts: list[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return, for each token of the drafts, the score of disagreement and the teacher's token.
-
-        Both results are [B, T] tensors on the CPU.  Each model runs once on each draft.
-        """
-        statistics = _STATISTICS[self._settings.detection]
-        ask_token, _ = _ASKED[self._settings.teacher_token]
-        streams = [generator(self._tools.seed, "teacher-token", step, draft.sample, number) for draft in drafts]
-        sizes = [(draft.num_targets, NUMBERS_PER_DRAW) for draft in drafts]
-        uniforms = [stream.random(size) for stream, size in zip(streams, sizes, strict=True)]
-        found = self._scorer.statistics(drafts, (*statistics, ask_token), uniforms)
-        padded = {name: pad_sequence(rows, batch_first=True).cpu() for name, rows in found.items()}
-        score_BT = padded[statistics[0]]
-        if self._settings.detection == "surprise":
-            score_BT = -padded["teacher_logprob"] - padded["teacher_entropy"]
-        return score_BT.double(), padded[ask_token]
 
     def _tails(
         self, step: int, number: int, drafts: list[TokenSequence], corrections: list[Correction]

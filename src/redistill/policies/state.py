@@ -5,7 +5,7 @@ Sequences would be long as JSON: a buffer of 1,000 sequences of 512 tokens needs
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, islice, pairwise
 from typing import TypeAlias, TypeGuard, cast
 
 import numpy as np
@@ -51,7 +51,8 @@ def store(state: Mapping[str, StateValue]) -> StoredState:
     A tuple of n sequences with N tokens in total becomes five tensors.  token_ids (int32, [N]) and supervised (bool, [N])
     concatenate the sequences, and ends (int64, [n]) contains for each sequence the index after its last token, in [1, N].
     sample (int64, [n]) contains the indices of the training examples.  origin (uint8, [n]) contains indices of the list
-    "origins" in `StoredState`.
+    "origins" in `StoredState`.  If a target has a weight other than 1, there is a sixth tensor, weights (float64), with the
+    weights of all targets.
 
     Raises:
         ConfigError: a sequence has spans or a roll-out, which are not stored.
@@ -124,7 +125,10 @@ def _tensors_of(sequences: Sequence[TokenSequence], origins: Sequence[str]) -> d
             )
     tokens = np.fromiter(chain.from_iterable(sequence.token_ids for sequence in sequences), np.int32)
     supervised = np.fromiter(chain.from_iterable(sequence.supervised for sequence in sequences), np.bool_)
-    return {
+    weights: dict[str, torch.Tensor] = {}
+    if any(weight != 1 for sequence in sequences for weight in sequence.weights):
+        weights = {"weights": torch.tensor([w for sequence in sequences for w in sequence.target_weights], dtype=torch.float64)}
+    return weights | {
         "sample": torch.tensor([sequence.sample for sequence in sequences]),
         "ends": torch.tensor(list(accumulate(len(sequence.token_ids) for sequence in sequences))),
         "origin": torch.tensor([origins.index(sequence.origin) for sequence in sequences], dtype=torch.uint8),
@@ -137,12 +141,20 @@ def _sequences_of(tensors: Mapping[str, torch.Tensor], prefix: str, origins: Seq
     names = ("sample", "ends", "origin", "token_ids", "supervised")
     samples, ends, kinds, token_ids, supervised = (tensors[prefix + name].tolist() for name in names)
     bounds = pairwise((0, *ends))
+    held = tensors.get(f"{prefix}weights")
+    weights = iter([1.0] * sum(supervised) if held is None else held.tolist())
     return tuple(
         TokenSequence(
             sample=sample,
             token_ids=tuple(token_ids[start:end]),
             supervised=tuple(supervised[start:end]),
             origin=cast("Origin", origins[kind]),
+            weights=_unless_all_one(tuple(islice(weights, sum(supervised[start:end])))),
         )
         for sample, kind, (start, end) in zip(samples, kinds, bounds, strict=True)
     )
+
+
+def _unless_all_one(weights: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the weights of a sequence in their shortest form: () if all are 1."""
+    return weights if any(weight != 1 for weight in weights) else ()

@@ -21,7 +21,7 @@ def model_card(
     run_folder: Path | None,
     label: str,
     *,
-    target: Literal["transformers", "adapter", "gguf", "ollama"],
+    target: Literal["transformers", "vllm", "adapter", "gguf", "ollama"],
     licences: Mapping[str, str],
 ) -> str:
     """Return the model card of an exported model, as Markdown with metadata in YAML.
@@ -59,7 +59,7 @@ def _metadata(run: RunFolder | None, target: str, licences: Mapping[str, str]) -
     """
     named = {licence.strip().lower() for licence in licences.values()}
     licence = named.pop() if len(named) == 1 else ""
-    library = {"adapter": "peft", "transformers": "transformers"}.get(target, "gguf")
+    library = {"adapter": "peft", "transformers": "transformers", "vllm": "transformers"}.get(target, "gguf")
     bases = [] if run is None else [at(run.description, "config", role, "model") for role in ("student", "teacher")]
     base = next((str(name) for name in bases if name and name != "teacher"), "")
     return {

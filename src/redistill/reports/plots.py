@@ -6,19 +6,22 @@ ids.  matplotlib is imported when the first curve is plotted.
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from redistill.records import FRACTION
 from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES, Measure
 from redistill.reports.logs import RunLog
-from redistill.reports.thinning import Curve
+from redistill.reports.thinning import Bins, Curve
 from redistill.storage.redaction import plain
 
 INK = "#010203"  # placeholder, replaced by currentColor in the SVG
 COLOURS = ("#3b82c4", "#d97a2b", "#3f9b6a", "#b0569b", "#8a8f98")
 MAX_LABEL = 40
 SIZE_INCHES = (4.0, 2.3)
+LEGEND_CHARACTERS = 32  # of all labels together, in one row
 
 TRAINING = {
     "loss": "Loss, weighted sum of its terms",
@@ -46,7 +49,8 @@ _NOT_METRICS = ("kind", "step", "distinct_1", "distinct_2")
 CLIPPING = {"kept_mass": "kept mass", "recovered": "recovered", "upper": "u", "lower": "l", "target_only": "target only"}
 
 KEPT_CLASSES = "kept_classes"
-TRAINING_NAMES = (*TRAINING, *CLIPPING, KEPT_CLASSES)
+MASSES = ("kept_mass", "top_mass", "dropped_above")  # from which the parts of the teacher's mass are computed
+TRAINING_NAMES = (*TRAINING, *dict.fromkeys((*CLIPPING, *MASSES)), KEPT_CLASSES)
 """Names of the training metrics that have a chart."""
 
 
@@ -75,19 +79,47 @@ def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
     scores = {measure.name: _title(measure) for measure in validated or _undescribed(log.validation)}
     charts = []
     for group, curves, titles in (("training", log.train, TRAINING), ("validation", log.validation, scores | VALIDATION)):
-        charts += [Panel(group, title, _plot([(title, curves[name])])) for name, title in titles.items() if name in curves]
-    kept = [(label, log.train[name]) for name, label in CLIPPING.items() if name in log.train]
+        charts += [
+            Panel(group, title, _plot([(title, curves[name].bins())])) for name, title in titles.items() if name in curves
+        ]
+    kept = [(label, log.train[name].bins()) for name, label in CLIPPING.items() if name in log.train]
     if kept:
         charts.append(Panel("clipping", "Clipping by DAC-KL, probabilities and fractions", _plot(kept, limits=(0, 1.02))))
+    if parts := _mass_parts(log.train):
+        title = "Kept and whole distribution of the teacher, probability mass"
+        charts.append(Panel("clipping", title, _plot(parts, limits=(0, 1), stacked=True)))
     if KEPT_CLASSES in log.train:
         bins = log.train[KEPT_CLASSES].bins()
         logarithmic = bool(bins.highs.max() > 20 * bins.lows.min() > 0)
-        classes = [("kept classes", log.train[KEPT_CLASSES])]
+        classes = [("kept classes", bins)]
         charts.append(Panel("clipping", "Classes kept per token", _plot(classes, log=logarithmic)))
     if log.origins:
-        origins = [(plain(name)[:MAX_LABEL], log.origins[name]) for name in sorted(log.origins)]
+        origins = [(plain(name)[:MAX_LABEL], log.origins[name].bins()) for name in sorted(log.origins)]
         charts.append(Panel("training", "Origin of sequences, fraction", _plot(origins, limits=(0, 1), stacked=True)))
     return charts
+
+
+def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
+    """Return the mass of the teacher that DAC-KL keeps and drops, in four parts.
+
+    The parts sum to 1.  They show the view of Fig. 5 of MGSR (arXiv 2407.10068) over updates, the kept distribution against the
+    whole one: if the most probable classes are kept, the part "dropped above" is 0.  The result is empty if a metric is missing
+    or the arg max is not always kept.
+    """
+    if any(name not in train for name in MASSES):
+        return []
+    kept, top, above = (train[name].bins() for name in MASSES)
+    if not (np.array_equal(kept.steps, top.steps) and np.array_equal(kept.steps, above.steps)):
+        return []
+    if (kept.means < top.means - 1e-6).any():
+        return []
+    parts = {
+        "arg max": top.means,
+        "other kept": kept.means - top.means,
+        "dropped above": above.means,
+        "dropped below": 1 - kept.means - above.means,
+    }
+    return [(label, kept._replace(means=np.clip(means, 0, 1))) for label, means in parts.items()]
 
 
 def _undescribed(names: Iterable[str]) -> Iterator[Measure]:
@@ -104,9 +136,9 @@ def _title(measure: Measure) -> str:
 
 
 def _plot(
-    curves: Sequence[tuple[str, Curve]], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
+    binned: Sequence[tuple[str, Bins]], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
 ) -> str:
-    """Plot curves with their labels, and return the <svg> element.
+    """Plot the bins of curves with their labels, and return the <svg> element.
 
     A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
     means are plotted as stacked areas instead.  `limits` are the ends of the vertical axis; the axis is logarithmic if `log` is
@@ -118,7 +150,6 @@ def _plot(
     # Keep text as text, and derive the ids of clip paths from the content.
     style: dict[str, object] = {"svg.fonttype": "none", "svg.hashsalt": "redistill", "font.size": 9, "axes.linewidth": 0.6}
     style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    binned = [(label, curve.bins()) for label, curve in curves]
     with matplotlib.style.context(["default", style]):
         figure = Figure(figsize=SIZE_INCHES, layout="constrained")
         axes = figure.add_subplot()
@@ -137,9 +168,10 @@ def _plot(
             axes.set_yscale("log")
         if limits is not None:
             axes.set_ylim(*limits)
-        if len(curves) > 1 or stacked:
+        if len(binned) > 1 or stacked:
+            columns = len(binned) if sum(len(label) for label, _ in binned) <= LEGEND_CHARACTERS else 2
             position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
-            for text in axes.legend(frameon=False, fontsize=8, ncols=len(curves), **position).get_texts():
+            for text in axes.legend(frameon=False, fontsize=8, ncols=columns, **position).get_texts():
                 text.set_parse_math(False)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

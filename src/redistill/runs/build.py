@@ -10,19 +10,26 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from redistill.config.decode import kind_of
-from redistill.contracts import Batch, Engine, TextTeacher
+from redistill.config.engines import EngineConfig
+from redistill.contracts import Batch, Engine, EngineTools, TextTeacher
 from redistill.data.spans.mark import SpanMarker
+from redistill.data.tokenize import TokenizeConfig
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.generation.external import CheckedEngine
-from redistill.generation.local import LocalEngine, MeteredEngine
+from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.generation.prefix import PrefixReader
+from redistill.generation.vllm import VllmEngine, VllmEngineConfig
+from redistill.interfaces import Tokenizer
 from redistill.models.families import head
 from redistill.policies import GoldBatches, Policy, PolicyTools, Scorer, Shuffled
+from redistill.policies.ahead import AheadSource
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.revised import revises
+from redistill.policies.source import Source
 from redistill.runs.external import SOURCE, built
 from redistill.runs.opened import OpenRun
 from redistill.runs.revisions import log_revision
+from redistill.training.curriculum import Curriculum
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Event, UpdateGuard
 from redistill.training.optimiser import parameter_groups
 from redistill.training.parts import Guards, Learner, Parts
@@ -43,7 +50,12 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
         groups, lr=optimiser.learning_rate, betas=optimiser.betas, weight_decay=optimiser.weight_decay, fused=True
     )
     learner = Learner(
-        student=run.student, placement=run.placement, optimizer=optimizer, objective=objective, teacher=run.teacher
+        student=run.student,
+        placement=run.placement,
+        optimizer=optimizer,
+        objective=objective,
+        teacher=run.teacher,
+        curriculum=Curriculum(objective.divergence, run.schedule.updates),
     )
     held_out = (run.data.validation, run.data.validation_examples)
     return Parts(
@@ -112,6 +124,42 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
     )
 
 
+def build_test_engine(
+    config: EngineConfig | None, local: LocalEngine, tokenizer: Tokenizer, tokens: TokenizeConfig, note: Callable[[str], None]
+) -> Engine:
+    """Build the engine that generates answers to test sets.
+
+    Args:
+        config: The engine; None generates with the model in this process.
+        local: The local engine of the model that is evaluated.
+        tokenizer: Its tokenizer.
+        tokens: Length limits of prompt and answer.
+        note: Function that is called with one line, such as which data are sent where.
+
+    Raises:
+        ConfigError, ServerError: a server is not allowed, or cannot be used.
+    """
+    if not isinstance(config, VllmEngineConfig):
+        return local
+    assert local.vocabulary is not None, "set by the caller"
+    note(config.announcement())
+    tools = EngineTools(
+        student=local.model,
+        teacher=None,
+        tokenizer=tokenizer,
+        vocabulary=local.vocabulary,
+        end_ids=tuple(local.end_ids),
+        pad_id=local.pad_id,
+        batch_size=local.batch_size,
+        autocast=local.autocast,
+        note=note,
+    )
+    config.connect(note).check(tokens.prompt_tokens + tokens.response_tokens, note)
+    engine = config.build(tools)
+    engine.sync(local.model, 0)
+    return engine
+
+
 def build_gold(run: OpenRun) -> GoldBatches:
     """Return the training examples with their reference answers, as shuffled batches.
 
@@ -149,15 +197,34 @@ def build_policy(run: OpenRun) -> Policy:
         on_revision=partial(log_revision, config, models.tokenizer) if run.processes.is_main else lambda revision: None,
     )
     special = (*models.end_ids, *models.tokenizer.all_special_ids)
-    marker = None if run.spans is None else SpanMarker(run.spans, models.tokenizer, special)
+    random_seed = config.seed if config.resolved_method.objective.span.placement == "random" else None
+    marker = None if run.spans is None else SpanMarker(run.spans, models.tokenizer, special, random_seed)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
     drawing = partial(_remembering, run) if revises(node) else nullcontext
-    source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
+    source: Source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
+    if (
+        node.sampling is not None
+        and isinstance(config.engine, LocalEngineConfig | VllmEngineConfig)
+        and config.engine.interval > 1
+    ):
+        source = AheadSource(
+            source,
+            gold,
+            num_steps=config.engine.ahead,
+            updates=run.schedule.updates,
+            weights_step=partial(_weights_step, _unwrapped(run.engine)),
+        )
     corpus = None
     if run.corpus:
         size = settings.batch_size
         corpus = Shuffled(run.corpus, batch_size=size, seed=config.seed, purpose="corpus", processes=run.processes)
     return Policy(gold, source, marker, corpus=corpus, rewrite=rewrite, drawing=drawing)
+
+
+def _weights_step(engine: Engine, step: int) -> int:
+    """Return the number of updates that the weights of an engine have received, after `step` updates of the student."""
+    synced = engine.synced_step if isinstance(engine, VllmEngine) else None
+    return step if synced is None else synced
 
 
 def _unwrapped(engine: Engine) -> Engine:

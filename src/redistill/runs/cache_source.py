@@ -12,7 +12,7 @@ from redistill.data.examples import digest_of
 from redistill.errors import ConfigError
 from redistill.interfaces import Tokenizer
 from redistill.models.model_hashes import model_hashes
-from redistill.policies import TeacherGenerated
+from redistill.policies import Paired, TeacherGenerated
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.runs.load import DataSets
@@ -85,7 +85,7 @@ def text_node(config: Run) -> TeacherGenerated | None:
     if not config.resolved_method.policy.needs.teacher_text:
         return None
     while not isinstance(policy, TeacherGenerated):
-        policy = getattr(policy, "source", None)
+        policy = policy.teacher if isinstance(policy, Paired) else getattr(policy, "source", None)
         if policy is None:
             raise ConfigError(
                 "policy: uses text that the teacher generates, which is stored only for the policy teacher_generated; use this "

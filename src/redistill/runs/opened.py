@@ -189,6 +189,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         pad_id=models.pad_id,
         batch_size=text_batch,
         autocast=accelerator.autocast,
+        note=progress.note,
     )
     teacher = _build_teacher(config, models, tools, accelerator, output)
     engine = _build_engine(config, tools)

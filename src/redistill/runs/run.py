@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from redistill.config.engines import EngineConfig
 from redistill.config.plugins import External
 from redistill.config.run import Run, encode_run
 from redistill.config.scoring import load_external, metrics_of
@@ -33,7 +34,7 @@ from redistill.processes import watch as ranks
 from redistill.processes.placement import full
 from redistill.records import Json
 from redistill.reports.report import build_report
-from redistill.runs.build import build_evaluator, build_parts
+from redistill.runs.build import build_evaluator, build_parts, build_test_engine
 from redistill.runs.extension import report_extension
 from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, sole_use
 from redistill.runs.identity import checked_identity
@@ -300,6 +301,7 @@ def evaluate_model(
     *,
     teacher: ModelConfig | None = None,
     allow_code: Sequence[str] = (),
+    engine: EngineConfig | None = None,
 ) -> Mapping[str, Any]:
     """Evaluate a model on test sets; transformers must be able to load the model.
 
@@ -314,6 +316,7 @@ def evaluate_model(
         teacher: Teacher with which the model is compared on the reference answers, by KL and by agreement (whether both
             have the same most probable token); if None, these scores are omitted.
         allow_code: Modules that may be imported for metrics and test sets with names of the form `module:NAME`.
+        engine: Engine that generates the answers; if None, the model in this process generates them.
 
     Returns:
         The content of scores.json.
@@ -340,7 +343,7 @@ def evaluate_model(
         model = replace(model, model=str(Path(model.model) / "model"))
     accelerator = make_accelerator("fp32")  # the model runs in the dtype of its weights, without autocast
     with sole_use(out, accelerator, SETTINGS):
-        return _evaluate(model, teacher, data, evaluation_config, out, name, accelerator)
+        return _evaluate(model, teacher, data, evaluation_config, out, name, accelerator, engine)
 
 
 @ranks.watched()
@@ -352,11 +355,13 @@ def _evaluate(
     folder: Path,
     label: str,
     accelerator: Accelerator,
+    engine: EngineConfig | None = None,
 ) -> Mapping[str, Json]:
     """Load a model, evaluate it on the test sets in `data`, and return the content of scores.json.
 
     `source` and `teacher_source` name the model and the teacher to load.  Without a teacher, the scores that compare the model
-    with it are omitted.  `label` names the model in messages, and `folder` is the output folder.
+    with it are omitted.  `label` names the model in messages, and `folder` is the output folder.  `engine` generates the
+    answers; if it is None, the model does so in this process.
     """
     metrics = metrics_of(data.tasks, config.metrics)
     with Progress(enabled=accelerator.is_main_process) as bar:
@@ -375,10 +380,11 @@ def _evaluate(
         data = dated_tests(data, tokenizer, folder, SETTINGS)
         report_tests(tests, tokenizer, data.tokens, bar.note)
         model = model.to(accelerator.device)
+        local = build_local_engine(model, tokenizer, config, size)
         evaluator = Evaluator(
             model=model,
             tokenizer=tokenizer,
-            engine=build_local_engine(model, tokenizer, config, size),
+            engine=build_test_engine(engine, local, tokenizer, data.tokens, bar.note),
             config=config,
             tokens=data.tokens,
             teacher=teacher,

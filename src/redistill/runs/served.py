@@ -1,4 +1,4 @@
-"""Opens the served teacher of a run, and stores what identifies its model.
+"""Checks the servers of a run, opens its served teacher, and identifies its model.
 
 The log-probabilities of a probe text are stored in the run folder.  A resumed run compares them with those of the server,
 within a tolerance, since rounding differs between batches and machines.
@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from redistill.config.run import Run
 from redistill.contracts import EngineTools
 from redistill.errors import CheckpointError
+from redistill.generation.vllm import VllmEngineConfig
 from redistill.models.load import load_tokenizer
 from redistill.processes import signals
 from redistill.records import Json
@@ -35,9 +36,9 @@ Report = Callable[[str], None]
 
 
 def check_servers(config: Run, accelerator: Accelerator, report: Report) -> None:
-    """Test the servers of a run's teacher before models are loaded and trained.
+    """Test the servers of a run's teacher and engine before models are loaded.
 
-    For other teachers, nothing is done.  The main process prints which data are sent where.
+    For other teachers and engines, nothing is done.  The main process prints which data are sent where.
 
     Raises:
         ConfigError: a server is not allowed.
@@ -45,9 +46,13 @@ def check_servers(config: Run, accelerator: Accelerator, report: Report) -> None
         VocabularyError: the server has another tokenizer.
         Interrupted: a signal arrived.
     """
+    note = report if accelerator.is_main_process else _silent
+    if isinstance(config.engine, VllmEngineConfig):
+        servers = config.engine.connect(note)
+        note(config.engine.announcement())
+        servers.check(_max_tokens(config), note)
     if not isinstance(settings := config.teacher, ServedTeacherConfig):
         return
-    note = report if accelerator.is_main_process else _silent
     client = settings.connect(note)
     note(announcement(settings))
     with signals.handled(at_once=True):
@@ -56,15 +61,17 @@ def check_servers(config: Run, accelerator: Accelerator, report: Report) -> None
 
 
 def check_hosts(config: Run) -> None:
-    """Check that the servers of a run's teacher are allowed; connect to none.
+    """Check that the servers of a run's teacher and engine are allowed.
 
-    The variable of the API key must be set as well.
+    The function connects to no server.  The variable of the API key must be set as well.
 
     Raises:
         ConfigError: a server is not allowed, or the variable is not set.
     """
     if isinstance(config.teacher, ServedTeacherConfig):
         config.teacher.connect(_silent)
+    if isinstance(config.engine, VllmEngineConfig):
+        config.engine.connect(_silent)
 
 
 def open_served(config: Run, settings: ServedTeacherConfig, tools: EngineTools, meter: Meter, note: Report) -> ServedTeacher:

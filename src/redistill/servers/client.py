@@ -75,6 +75,7 @@ class Request(NamedTuple):
         max_bytes: Maximum size of the reply.
         server: Index of the server; an index beyond the last server starts again at the first one.
         is_pinned: True to send all attempts to this server; False to send later attempts to the other servers in turn.
+        has_json: False if the reply is not JSON; its content is then ignored, and the value of the `Reply` is None.
     """
 
     path: str
@@ -82,13 +83,14 @@ class Request(NamedTuple):
     max_bytes: int
     server: int = 0
     is_pinned: bool = False
+    has_json: bool = True
 
 
 class Reply(NamedTuple):
     """A reply of a server, parsed as JSON.
 
     Args:
-        value: The JSON value.
+        value: The JSON value; None if the request states that the reply is not JSON.
         server: The server, for messages, such as "server 127.0.0.1:8000".
     """
 
@@ -188,7 +190,8 @@ class Client:
         """
         for server in self.servers:
             check_allowed(server)
-        return [_parsed(content) for content in self._run(requests)]
+        contents = zip(requests, self._run(requests), strict=True)
+        return [_parsed(content) if request.has_json else Reply(None, content.server) for request, content in contents]
 
     def filtered(self, text: str) -> str:
         """Return text of a server for an error message.

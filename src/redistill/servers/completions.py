@@ -26,6 +26,8 @@ REPLY_BYTES = 1_000_000
 """Maximum size in bytes of the other parts of a reply."""
 MAX_EXCESS = 1e-3
 """Tolerance for rounding: a sum of probabilities may exceed 1, and a log-probability 0, by this amount."""
+NGRAM_FIELD = "no_repeat_ngram_size"
+"""Name of the argument that redistill's plugin of vLLM reads: the length of n-grams that must not be repeated."""
 _ID = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 # Each setting for which a server may have its own default, for example from the model's generation_config.json.
 _NEUTRAL: Mapping[str, Json] = {
@@ -199,7 +201,15 @@ def _logprob(value: Json) -> float:
 # --- generated text -----------------------------------------------------------------------------------------------------
 
 
-def text_request(model: str, request: GenerationRequest, sampling: Sampling, end_ids: Sequence[int], server: int) -> Request:
+def text_request(
+    model: str,
+    request: GenerationRequest,
+    sampling: Sampling,
+    end_ids: Sequence[int],
+    server: int,
+    *,
+    logprobs: bool = False,
+) -> Request:
     """Return the request for the continuation of one prompt.
 
     Each prompt is sent in its own request, with its own seed.  A server would return equal texts for equal prompts in one
@@ -208,11 +218,13 @@ def text_request(model: str, request: GenerationRequest, sampling: Sampling, end
     Args:
         model: Name of the model.
         request: The prompt, the maximum number of tokens, and the key of the random numbers.
-        sampling: How tokens are sampled.  It must neither mix models nor ban n-grams.
+        sampling: How tokens are sampled.  It must not mix models.  A ban of repeated n-grams is requested in a field that only
+            a server with redistill's plugin applies (`generation.vllm_plugin`).
         end_ids: Tokens that end a text.
         server: Index of the server.
+        logprobs: Whether to request the log-probability of each generated token.
     """
-    assert not sampling.teacher_share and not sampling.no_repeat_ngram, "declared by the capabilities of the teacher"
+    assert not sampling.teacher_share, "declared by the capabilities of the teacher or engine"
     purpose, *counters = request.stream
     body: dict[str, Json] = {
         **_NEUTRAL,
@@ -226,6 +238,10 @@ def text_request(model: str, request: GenerationRequest, sampling: Sampling, end
         "stop_token_ids": list(end_ids),
         "ignore_eos": True,  # a text ends with the end tokens of the student, and with no others
     }
+    if logprobs:
+        body["logprobs"] = 0  # of the generated token alone
+    if sampling.no_repeat_ngram:
+        body["vllm_xargs"] = {NGRAM_FIELD: sampling.no_repeat_ngram}
     num_tokens = len(request.prompt_ids) + request.max_new_tokens
     return Request("/completions", body, REPLY_BYTES + num_tokens * ENTRY_BYTES, server)
 
@@ -249,6 +265,81 @@ def parse_text(reply: Json, request: GenerationRequest, end_ids: Sequence[int], 
     if not finished and len(tokens) < request.max_new_tokens:
         raise InvalidReplyError(f"a text of {len(tokens)} tokens ends without an end token before its limit")
     return Generation(token_ids=tokens, finished=finished)
+
+
+def parse_text_logprobs(reply: Json, length: int) -> tuple[float, ...]:
+    """Return the log-probability of each generated token of the only text of a reply.
+
+    Args:
+        reply: The reply to a request with log-probabilities (see `text_request`).
+        length: Number of generated tokens.
+
+    Raises:
+        InvalidReplyError: a log-probability is missing, not finite, or above 0.
+    """
+    (choice,) = _choices(reply, 1)
+    found = choice.get("logprobs")
+    listed = found.get("token_logprobs") if isinstance(found, dict) else None
+    if not isinstance(listed, list) or len(listed) != length:
+        raise InvalidReplyError("the log-probabilities of the generated tokens are missing")
+    return tuple(_logprob({"logprob": each}) for each in listed)
+
+
+def next_request(
+    model: str, prompt: Sequence[int], *, top_k: int, server: int, extra: Mapping[str, Json] | None = None
+) -> Request:
+    """Return the request for the most probable tokens after a prompt.
+
+    Unlike `scores_request`, it lets the server use the states of a prefix of the prompt that it has stored (its prefix cache).
+
+    Args:
+        model: Name of the model.
+        prompt: Token ids of the prompt.
+        top_k: Number of most probable tokens to return.
+        server: Index of the server, to which all attempts are sent.
+        extra: Further fields of the request.
+    """
+    body: dict[str, Json] = {
+        **_NEUTRAL,
+        "model": model,
+        "prompt": list(prompt),
+        "temperature": 0.0,
+        "max_tokens": 1,
+        "ignore_eos": True,
+        "logprobs": top_k,
+        "return_tokens_as_token_ids": True,
+        **(extra or {}),
+    }
+    return Request("/completions", body, REPLY_BYTES + (len(prompt) + top_k + 2) * ENTRY_BYTES, server, is_pinned=True)
+
+
+def parse_next(reply: Json, *, top_k: int, vocabulary: int) -> tuple[int, dict[int, float]]:
+    """Return what a server lists for the token after a prompt.
+
+    Returns:
+        The generated token, and the log-probabilities of the most probable tokens by id.
+
+    Raises:
+        InvalidReplyError: a value is missing, has a wrong type, or is out of range.
+    """
+    (choice,) = _choices(reply, 1)
+    ids, found = choice.get("token_ids"), choice.get("logprobs")
+    listed = found.get("top_logprobs") if isinstance(found, dict) else None
+    if not isinstance(ids, list) or len(ids) != 1:
+        raise InvalidReplyError("token_ids are missing; use a server with return_token_ids, such as vLLM")
+    if not isinstance(listed, list) or len(listed) != 1 or not isinstance(listed[0], dict):
+        raise InvalidReplyError("the log-probabilities of the most probable tokens are missing")
+    entries: dict[int, float] = {}
+    for key, value in listed[0].items():
+        number = key.removeprefix("token_id:")
+        if not _ID.fullmatch(number) or int(number) >= vocabulary:
+            raise InvalidReplyError(f"a listed token is not an id below {vocabulary}, the size of the student's vocabulary")
+        entries[int(number)] = _logprob({"logprob": value})
+    if len(entries) < top_k:
+        raise InvalidReplyError(
+            f"{len(entries)} tokens are listed instead of {top_k}; start the server with --max-logprobs {top_k}"
+        )
+    return _whole(ids[0], vocabulary, "a token id"), entries
 
 
 # --- other parts of replies ---------------------------------------------------------------------------------------------

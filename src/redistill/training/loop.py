@@ -116,8 +116,10 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     rates = set_learning_rates(learner.optimizer, optimiser, state.step, parts.schedule.updates)
     samples, read = sorted({item.sequence.sample for item in draw.items}), partial(_read_again, parts, batches)
     update = Update(step=state.step + 1, metrics=metrics, norms=norms, teacher_rows=faults, samples=samples, read=read)
+    metrics |= learner.curriculum.metrics(state.step)
     if parts.guards.update.allows(update):
         learner.optimizer.step()
+        learner.curriculum.observe(state.step, metrics.get("divergence"))
     elif faults:
         parts.policy.load_state_dict(before)  # discards text that was made with non-finite teacher logits
     learner.optimizer.zero_grad(set_to_none=True)
@@ -194,7 +196,7 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
         torch.manual_seed(torch_seed(parts.seed, "dropout", step, parts.accelerator.process_index))
         batches = filled_up(cut(draw, micro_batch.size, parts), parts)
         counts = global_counts(batches)
-        sums = accumulate_gradients(batches, counts, parts)
+        sums = accumulate_gradients(batches, counts, parts, learner.curriculum.progress(step))
         if sums is not None:
             return batches, counts, sums
         learner.optimizer.zero_grad(set_to_none=True)
@@ -203,8 +205,12 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
         micro_batch.halve(max(gather_object([max(sizes, default=1)])))
 
 
-def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float] | None:
+def accumulate_gradients(
+    batches: Sequence[Batch], counts: Counts, parts: Parts, progress: float = 0.0
+) -> dict[str, float] | None:
     """Compute the gradient of the global batch from micro-batches of all processes.
+
+    `progress` is the training progress in [0, 1] that the divergence is called with.
 
     Returns the sum of each loss term over the global batch, by name, or None if memory ran out on any process.
 
@@ -212,7 +218,7 @@ def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts)
     other processes would wait for a process that ran out of memory.  If the passes themselves are collective operations,
     because parameters are sharded, the run ends when one process runs out of memory.
     """
-    learner, backward = parts.learner, partial(_backward, batches, counts, parts)
+    learner, backward = parts.learner, partial(_backward, batches, counts, parts, progress)
     gathered = signals.gather([backward() if learner.placement.passes_communicate else unless_out_of_memory(backward)])
     found = [part for part in gathered if part is not None]
     if len(found) < len(gathered):
@@ -221,7 +227,7 @@ def accumulate_gradients(batches: Sequence[Batch], counts: Counts, parts: Parts)
     return {name: sum(part.get(name, 0.0) for part in found) for name in sorted({name for part in found for name in part})}
 
 
-def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[str, float]:
+def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts, progress: float) -> dict[str, float]:
     """Backpropagate this process's micro-batches; return the sum of each loss term over them."""
     learner, objective, teacher = parts.learner, parts.learner.objective, parts.learner.teacher
     learner.student.train(objective.policy_gradient is None)
@@ -231,7 +237,8 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts) -> dict[st
             signals.poll()
         target = teacher.rows(batch) if teacher is not None and objective.uses_teacher and batch.num_sampled else None
         with parts.accelerator.autocast():
-            total, batch_sums = learner.student(batch, target, terms(objective, counts, batch, learner.divergence))
+            own = terms(objective, counts, batch, learner.divergence, progress)
+            total, batch_sums = learner.student(batch, target, own)
         parts.accelerator.backward(total)
         for name, value in batch_sums.items():
             sums[name] = sums[name] + value.double() if name in sums else value.double()

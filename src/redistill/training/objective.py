@@ -18,15 +18,16 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
 from typing import Literal, Self
 
+import torch
 from torch import nn
 
-from redistill.contracts import Batch, Draw, DrawItem, Needs, Role, items_of
+from redistill.contracts import ORIGINS, Batch, Draw, DrawItem, Needs, Role, RowContext, items_of
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.errors import ConfigError
 from redistill.losses.dac_kl import DacKL, DacKLConfig
-from redistill.losses.divergences import Divergence, ForwardKL, ReverseKL
+from redistill.losses.divergences import ByOrigin, Divergence, ForwardKL, ReverseKL
 from redistill.losses.span import SpanConfig
-from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PolicyGradientTerm, SpanTerm, Term
+from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PhraseTerm, PolicyGradientTerm, SpanTerm, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +122,11 @@ class Objective:
         sft_weight: Weight of the cross entropy, >= 0; 0 removes the term, and the student is not run on gold answers for it.
         sft_on: The answers that the cross entropy is computed on: "gold", or "sampled", such as the teacher's answers in SeqKD.
         divergence: The divergence between teacher and student on the tokens of sampled sequences; if None, there is no such
-            term.
+            term.  `by_origin` has another divergence for text of the student than for text of the teacher.
         divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
         divergence_mean: "tokens" takes the mean over all sampled tokens.  "sequences" takes the mean over the tokens of each
-            sampled sequence, then the mean over sequences (Eq. 8).
+            sampled sequence, then the mean over sequences (Eq. 8).  If a policy weights tokens, the divergence at a token is
+            multiplied by its weight; the numbers of tokens by which sums are divided stay the same.
         span_weight: Weight of the span loss (Eq. 10) on sampled sequences, >= 0; 0 removes it.
         span: Options of the span loss.
         policy_gradient: MiniLLM's term, which needs the policy `rollouts`; if None, there is no such term.
@@ -146,7 +148,7 @@ class Objective:
 
     sft_weight: float = 1.0
     sft_on: Literal["gold", "sampled"] = "gold"
-    divergence: Divergence | DacKLConfig | None = None
+    divergence: Divergence | ByOrigin | DacKLConfig | None = None
     divergence_weight: float = 1.0
     divergence_mean: Literal["tokens", "sequences"] = "tokens"
     span_weight: float = 0.0
@@ -171,6 +173,7 @@ class Objective:
         return (
             cls(),
             cls(divergence=DacKLConfig(), span_weight=1.0),
+            cls(divergence=ForwardKL(), span_weight=1.0, span=SpanConfig(form="likelihood", placement="random")),
             cls(
                 sft_weight=0.0, divergence=ReverseKL(), policy_gradient=PolicyGradientConfig(), pretraining=PretrainingConfig()
             ),
@@ -205,12 +208,9 @@ class Objective:
     @property
     def needs(self) -> Needs:
         """What the terms, including the divergence, require of the teacher and the data."""
-        needs = Needs(
-            teacher=self.uses_teacher,
-            full_vocabulary=self.uses_spans,
-            probabilities=self.uses_spans,
-            gold=self.sft_weight > 0 and self.sft_on == "gold",
-        )
+        needs = Needs(teacher=self.uses_teacher, gold=self.sft_weight > 0 and self.sft_on == "gold")
+        if self.uses_spans:
+            needs |= self.span.needs
         return needs | getattr(self.divergence, "needs", Needs(probabilities=True)) if self.uses_divergence else needs
 
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
@@ -284,8 +284,24 @@ class Counts:
         return self.sft_tokens + self.sampled_tokens + self.corpus_tokens
 
 
+def row_context(batch: Batch, progress: float) -> RowContext:
+    """Return origin and training progress of the sampled rows of a micro-batch.
+
+    Args:
+        batch: The micro-batch.
+        progress: Training progress in [0, 1].
+    """
+    origin_B = torch.tensor([ORIGINS.index(origin) for origin in batch.origins], dtype=torch.int64)
+    rows_N = batch.sequence_N[: batch.num_sampled_rows]
+    return RowContext(origin_B.to(rows_N.device)[rows_N], torch.full(rows_N.shape, progress, device=rows_N.device))
+
+
 def terms(
-    objective: Objective, counts: Counts, batch: Batch, divergence: DivergenceCall | nn.Module | None
+    objective: Objective,
+    counts: Counts,
+    batch: Batch,
+    divergence: DivergenceCall | nn.Module | None,
+    progress: float = 0.0,
 ) -> tuple[Term, ...]:
     """Return the loss terms of a micro-batch.
 
@@ -296,6 +312,7 @@ def terms(
         counts: Numbers of tokens and sequences in the global batch.
         batch: The micro-batch on which the terms are computed.
         divergence: The result of `objective.build_divergence`.
+        progress: Training progress in [0, 1], for a divergence that depends on it.
     """
     found: list[Term] = []
     rows, gradient = batch.num_sampled_rows, objective.policy_gradient
@@ -314,12 +331,16 @@ def terms(
         assert divergence is not None
         by_token = objective.divergence_mean == "tokens"
         coefficient = objective.divergence_weight / max(counts.sampled_tokens if by_token else counts.sampled_sequences, 1)
-        weight_N = None if by_token else batch.sequence_weight_N[:rows]
-        found.append(DivergenceTerm(coefficient, divergence, rows, weight_N))
+        weight_N = batch.token_weight_N if by_token else batch.token_weight_N * batch.sequence_weight_N[:rows]
+        context = row_context(batch, progress) if getattr(divergence, "reads_context", False) else None
+        found.append(DivergenceTerm(coefficient, divergence, rows, weight_N, context))
     if objective.uses_spans and counts.span_samples:
-        keep = divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None
         coefficient = objective.span_weight / counts.span_samples
-        found.append(SpanTerm(coefficient, batch.pair_weight_N[:rows], objective.span.squared, keep))
+        if objective.span.form == "likelihood":
+            found.append(PhraseTerm(coefficient, batch.target_N[:rows], batch.phrases))
+        else:
+            keep = divergence.kept if objective.span.vectors == "clipped" and isinstance(divergence, DacKL) else None
+            found.append(SpanTerm(coefficient, batch.pair_weight_N[:rows], objective.span.squared, keep))
     if gradient is not None and counts.sampled_tokens:
         rollout = batch.target_N[:rows], batch.old_logprob_N, batch.advantage_N, batch.importance_N
         found.append(PolicyGradientTerm(gradient.weight / counts.sampled_tokens, *rollout, gradient.clip))

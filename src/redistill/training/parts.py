@@ -18,6 +18,7 @@ from redistill.models.student import StudentModule
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement
 from redistill.records import Metric
+from redistill.training.curriculum import Curriculum
 from redistill.training.guards import CollapseMonitor, EarlyStopping, ReportEvent, UpdateGuard
 from redistill.training.metrics import Meter, MetricsLog
 from redistill.training.objective import Objective
@@ -69,6 +70,7 @@ class Learner:
         optimizer: The optimizer of these parameters.
         objective: The terms of the loss, with their weights.
         teacher: The teacher; None if neither objective nor policy uses one.
+        curriculum: The training progress that the divergence is called with.
     """
 
     student: StudentModule
@@ -76,6 +78,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     objective: Objective
     teacher: Teacher | None
+    curriculum: Curriculum
 
     @property
     def divergence(self) -> DivergenceCall | nn.Module | None:

@@ -46,6 +46,7 @@ def save_checkpoint(parts: Parts, settings: TrainingConfig, state: TrainingState
                 "policy_entries": policy.entries,
                 "guard": parts.guards.update.state_dict(),
                 "collapse": parts.guards.collapse.state_dict(),
+                "curriculum": learner.curriculum.state_dict(),
                 "memory": [size.state_dict() for size in parts.guards.sizes],
                 "early_stopping": parts.guards.early_stopping.state_dict(),
                 "log_bytes": {log.path.name: log.num_bytes() for log in parts.output.logs},
@@ -117,9 +118,11 @@ def _restore_parts(parts: Parts, found: checkpoint.Checkpoint) -> None:
         "guard": guards.update.state_dict(),
         "collapse": guards.collapse.state_dict(),
         "early_stopping": guards.early_stopping.state_dict(),
+        "curriculum": learner.curriculum.state_dict(),
     }
+    curriculum = found.state.get("curriculum", {})  # checkpoints of earlier versions have none
     for part, value in own.items():
-        _check_types(found.state[part], value, part)
+        _check_types(curriculum if part == "curriculum" else found.state[part], value, part)
     load_trainable_state(student.model, found.tensors["model"])
     if student.clip_network is not None and learner.clip_parameters:
         load_trainable_state(student.clip_network, found.tensors["clip_network"])
@@ -132,6 +135,7 @@ def _restore_parts(parts: Parts, found: checkpoint.Checkpoint) -> None:
         _check_types(held, size.state_dict(), "memory")
         size.load_state_dict(held)
     guards.early_stopping.load_state_dict(found.state["early_stopping"])
+    learner.curriculum.load_state_dict(curriculum)
 
 
 def _training_state(values: Mapping[str, Json]) -> TrainingState:

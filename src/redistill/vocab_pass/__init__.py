@@ -4,16 +4,18 @@ A row is the prediction of one token.  A batch has N rows, and the vocabulary V 
 tensor of a whole batch is allocated.
 
 `vocab_pass` computes all terms of the objective - cross entropy, a divergence, the span loss, a policy gradient - and their
-gradients in one pass over the rows.  `dense_reference` returns the same results with plain autograd, for tests.
-`row_statistics` returns a value for each row, such as the KL divergence, without gradients.  The terms are sums over rows.  For
-a mean, the caller divides the coefficient of a term by the number of rows.
+gradients in one pass over the rows.  `with_phrases` prepares a term whose value depends on rows in several chunks.
+`dense_reference` returns the same results as `vocab_pass` with plain autograd, for tests.  `row_statistics` returns a value for
+each row, such as the KL divergence, without gradients.  The terms are sums over rows.  For a mean, the caller divides the
+coefficient of a term by the number of rows.
 """
 
 from redistill.vocab_pass.core import Compile, compiles
 from redistill.vocab_pass.head import Head
+from redistill.vocab_pass.phrases import with_phrases
 from redistill.vocab_pass.sampling import NUCLEUS, NUMBERS_PER_DRAW, nucleus, sample_rows
 from redistill.vocab_pass.statistics import Statistic, row_statistics
-from redistill.vocab_pass.terms import CrossEntropyTerm, DivergenceTerm, PolicyGradientTerm, SpanTerm, Term
+from redistill.vocab_pass.terms import CrossEntropyTerm, DivergenceTerm, PhraseTerm, PolicyGradientTerm, SpanTerm, Term
 from redistill.vocab_pass.walk import chunk_budget, dense_reference, vocab_pass
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "CrossEntropyTerm",
     "DivergenceTerm",
     "Head",
+    "PhraseTerm",
     "PolicyGradientTerm",
     "SpanTerm",
     "Statistic",
@@ -34,4 +37,5 @@ __all__ = [
     "row_statistics",
     "sample_rows",
     "vocab_pass",
+    "with_phrases",
 ]

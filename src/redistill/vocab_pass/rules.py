@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from redistill.contracts import Divergence, SampledClasses, TopClasses
+from redistill.contracts import Divergence, RowContext, SampledClasses, TopClasses
 from redistill.errors import ConfigError
 from redistill.losses.divergences import ForwardKL
 from redistill.losses.policy_gradient import clipped_surrogate
@@ -114,22 +114,26 @@ class CrossEntropyRule:
 class DivergenceRule:
     """Sum of weight times divergence over the rows where `counted_C` is True.
 
-    The arguments of a call include `weight_C`, the weight of each row, and `counted_C`, a bool mask of the rows.  A call
-    returns the sum in a dict with the key `name`.  If the divergence returns diagnostics (values of each row that are only
-    logged), the dict also has their sums over the same rows, without weights.
+    The arguments of a call include `weight_C`, the weight of each row, and `counted_C`, a bool mask of the rows.  For a
+    divergence that depends on them, they also include origin and training progress of each row (the tensors of `RowContext`).
+    A call returns the sum in a dict with the key `name`.  If the divergence returns diagnostics (values of each row that are
+    only logged), the dict also has their sums over the same rows, without weights.
     """
 
     name: str
     divergence: Divergence | torch.nn.Module
 
-    def __call__(self, logq_CV: Tensor, both: Both | None, weight_C: Tensor, counted_C: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, logq_CV: Tensor, both: Both | None, weight_C: Tensor, counted_C: Tensor, *context: Tensor
+    ) -> dict[str, Tensor]:
         assert both is not None, "a divergence needs a teacher"
         num_rows = len(counted_C)
         if isinstance(both, Sampled):
             assert isinstance(self.divergence, ForwardKL), "other divergences need the teacher's probabilities"
             result = self.divergence.of_samples(*(tensor[:num_rows] for tensor in both))
         else:
-            result = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows])
+            also = (RowContext(*context),) if context else ()
+            result = self.divergence(both.logq_CV[:num_rows], both.logp_CV[:num_rows], *also)
         divergence_C: Tensor
         diagnostics: dict[str, Tensor]
         divergence_C, diagnostics = result if isinstance(result, tuple) else (result, {})
@@ -167,6 +171,24 @@ class SpanRule:
 
 
 @dataclass(frozen=True)
+class PhraseRule:
+    """The likelihood form of the span loss.
+
+    The arguments of a call include `token_C`, the token of each row; `value_C`, the part of the loss that is stored at the row;
+    and `slope_C`, the derivative of the loss with respect to log q of the token.  A call returns the sum of `value_C` in a dict
+    with the key `name`; its gradient is that of the sum of slope times log q.
+    """
+
+    name: str
+
+    def __call__(
+        self, logq_CV: Tensor, both: Both | None, token_C: Tensor, value_C: Tensor, slope_C: Tensor
+    ) -> dict[str, Tensor]:
+        logprob_C = logq_CV[: len(token_C)].gather(1, token_C[:, None])[:, 0].masked_fill(slope_C == 0, 0.0)
+        return {self.name: (value_C + slope_C * (logprob_C - logprob_C.detach())).sum(dtype=torch.float64)}
+
+
+@dataclass(frozen=True)
 class PolicyGradientRule:
     """Sum of the clipped policy-gradient loss over generated tokens.
 
@@ -193,4 +215,4 @@ class PolicyGradientRule:
         return {name: value_C.sum(dtype=torch.float64) for name, value_C in sums.items()}
 
 
-Rule = CrossEntropyRule | DivergenceRule | SpanRule | PolicyGradientRule
+Rule = CrossEntropyRule | DivergenceRule | SpanRule | PhraseRule | PolicyGradientRule

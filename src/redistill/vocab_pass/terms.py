@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from redistill.contracts import Divergence
-from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PolicyGradientRule, SpanRule
+from redistill.contracts import Divergence, RowContext
+from redistill.vocab_pass.rules import CrossEntropyRule, DivergenceRule, PhraseRule, PolicyGradientRule, SpanRule
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,8 @@ class DivergenceTerm:
             diagnostics).  diagnostics maps names to tensors with one value per row; each tensor is summed under its name.
         num_rows: Number of rows on which the divergence is computed: the first rows of the batch.
         weight_N: Weight of each of these rows in the sum, float32, `num_rows` long.  If None, all rows have the weight 1.
+        context: Origin and training progress of each of these rows, for a divergence that depends on them
+            (`reads_context`); None for other divergences.
         name: Name of this sum in the results.
 
     Raises:
@@ -86,6 +88,7 @@ class DivergenceTerm:
     divergence: Divergence | torch.nn.Module
     num_rows: int
     weight_N: torch.Tensor | None = None
+    context: RowContext | None = None
     name: str = "divergence"
 
     @property
@@ -103,7 +106,8 @@ class DivergenceTerm:
         """
         num_rows = max(0, min(rows.stop, self.num_rows) - rows.start)
         counted_C = torch.ones(num_rows, dtype=torch.bool, device=device)
-        return (counted_C.float() if self.weight_N is None else self.weight_N[rows]), counted_C
+        weight_C = counted_C.float() if self.weight_N is None else self.weight_N[rows]
+        return weight_C, counted_C, *(() if self.context is None else (values_N[rows] for values_N in self.context))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +154,51 @@ class SpanTerm:
         If new tensors are created, they are on `device`.
         """
         return (self.pair_weight_N[rows],)
+
+
+@dataclass(frozen=True, eq=False)
+class PhraseTerm:
+    """The likelihood form of the span loss, summed over the first rows of the batch.
+
+    `losses.phrase.phrase_rows` has the equation.  `with_phrases` sets the last two fields; without them the sum is 0.
+
+    Args:
+        coefficient: Factor of the sum.  Training uses the weight of the term divided by the number of samples with spans in the
+            global batch.
+        token_N: The token that each of these rows predicts, int64.
+        phrases: For each phrase its half-open range of rows, and its weight.
+        value_N, slope_N: The loss, and its derivative with respect to log q of the token; None until they are computed.
+
+    Example:
+        >>> PhraseTerm(1.0, torch.tensor([4, 2]), ((0, 2, 1.0),)).tensors(slice(0, 2), torch.device("cpu"))[0]
+        tensor([4, 2])
+    """
+
+    coefficient: float
+    token_N: torch.Tensor
+    phrases: tuple[tuple[int, int, float], ...]
+    value_N: torch.Tensor | None = None
+    slope_N: torch.Tensor | None = None
+    name: ClassVar[str] = "span"
+
+    @property
+    def rule(self) -> PhraseRule:
+        """The function that computes the sum of this term over a slice of rows.
+
+        The functions of terms with equal settings are equal, so they are compiled once.
+        """
+        return PhraseRule(self.name)
+
+    def tensors(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Return the tensor arguments of `rule` for the slice `rows`.
+
+        If new tensors are created, they are on `device`.
+        """
+        token_C = self.token_N[rows]
+        if self.value_N is None or self.slope_N is None:
+            zero_C = torch.zeros(len(token_C), device=device)
+            return token_C, zero_C, zero_C
+        return token_C, self.value_N[rows], self.slope_N[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,4 +253,4 @@ class PolicyGradientTerm:
         return self.token_N[rows], self.old_logprob_N[rows], self.advantage_N[rows], self.importance_N[rows]
 
 
-Term = CrossEntropyTerm | DivergenceTerm | SpanTerm | PolicyGradientTerm
+Term = CrossEntropyTerm | DivergenceTerm | SpanTerm | PhraseTerm | PolicyGradientTerm

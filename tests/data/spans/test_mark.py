@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from redistill.contracts import TokenSequence
 from redistill.data.spans.extract import CharSpan, SimpleExtractor
-from redistill.data.spans.mark import SpanMarker, target_runs
+from redistill.data.spans.mark import SpanMarker, moved_at_random, target_runs
+from redistill.losses.span import SpanConfig, counted_spans
+from redistill.randomness import generator
 from tests.worlds import gpt2_tokenizer
 
 END = 0
@@ -56,6 +60,37 @@ def phrases(tokenizer, sequence):
 def test_spans_cover_the_phrases_of_the_answer(marker, tokenizer):
     (marked,) = marker([answer(tokenizer, "The old cat is sleeping in the quiet barn.")])
     assert phrases(tokenizer, marked) == ["old cat", "sleeping", "quiet barn"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(spans=st.sets(st.tuples(st.integers(0, 11), st.integers(1, 5)), max_size=7), key=st.integers(0, 1000))
+def test_moved_spans_keep_their_lengths_and_overlap_only_if_they_did(spans, key):
+    ranges = sorted((start, min(12, start + length)) for start, length in spans)
+    ranges = list(dict.fromkeys(ranges))
+    moved = moved_at_random(ranges, 12, generator(0, "moved", key))
+    assert all(0 <= start < stop <= 12 for start, stop in moved)
+    assert sorted(stop - start for start, stop in moved) == sorted(stop - start for start, stop in ranges)
+    covered = [len({token for span in found for token in range(*span)}) for found in (ranges, moved)]
+    assert covered[0] == covered[1]
+    for nested in ("outer", "inner"):
+        counts = [len(counted_spans(found, SpanConfig(nested=nested))) for found in (ranges, moved)]
+        assert counts[0] == counts[1]
+
+
+def test_every_position_of_a_moved_span_is_possible():
+    starts = {moved_at_random([(3, 5)], 6, generator(0, "moved", key))[0][0] for key in range(200)}
+    assert starts == {0, 1, 2, 3, 4}
+
+
+def test_random_spans_depend_on_seed_and_sample_alone(tokenizer, extractor):
+    text = "The old cat is sleeping in the quiet barn of the town."
+    first = [
+        SpanMarker(extractor, tokenizer, {END}, seed)([answer(tokenizer, text, sample=s)])
+        for seed, s in [(1, 0), (1, 1), (2, 0)]
+    ]
+    (again,) = SpanMarker(extractor, tokenizer, {END}, 1)([answer(tokenizer, text, sample=0)])
+    assert again.spans == first[0][0].spans
+    assert len({sequence.spans for (sequence,) in first}) == 3
 
 
 def test_each_run_of_targets_is_a_separate_text(marker, tokenizer, extractor):

@@ -14,34 +14,39 @@ A log-probability of -inf marks a class that a model rules out (vocabulary paddi
 - Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are finite by their formulas.  Here the
   class contributes the value of the formula.
 
-The divergences do not reduce over rows, have no trainable parameters, and do not depend on the origin of the text (data set,
-student or teacher).
+The divergences do not reduce over rows, and have no trainable parameters.  `ByOrigin` chooses one by the origin of the text
+(data set, student or teacher); the others do not depend on it.
 """
 
 from redistill.losses.divergences.acceptance import HybridAcceptance, NegativeLogAcceptance
 from redistill.losses.divergences.by_class import EntropyAware, ToDi
+from redistill.losses.divergences.by_origin import ByOrigin
 from redistill.losses.divergences.distances import AlphaBeta, TotalVariation
 from redistill.losses.divergences.kl import AdaptiveKL, ForwardKL, ReverseKL, SymmetricKL
 from redistill.losses.divergences.mixtures import JensenShannon, SkewForwardKL, SkewReverseKL
 from redistill.losses.divergences.softened import Softened, bounded, fraction, log_ratio
+from redistill.losses.divergences.taid import Pace, Taid
 
 Table3c = ForwardKL | ReverseKL | SymmetricKL | JensenShannon | TotalVariation | SkewForwardKL | SkewReverseKL  # in MGSR
-Divergence = Table3c | AdaptiveKL | AlphaBeta | ToDi | EntropyAware | NegativeLogAcceptance | HybridAcceptance
+Divergence = Table3c | AdaptiveKL | AlphaBeta | ToDi | EntropyAware | NegativeLogAcceptance | HybridAcceptance | Taid
 
 __all__ = [
     "AdaptiveKL",
     "AlphaBeta",
+    "ByOrigin",
     "Divergence",
     "EntropyAware",
     "ForwardKL",
     "HybridAcceptance",
     "JensenShannon",
     "NegativeLogAcceptance",
+    "Pace",
     "ReverseKL",
     "SkewForwardKL",
     "SkewReverseKL",
     "Softened",
     "SymmetricKL",
+    "Taid",
     "ToDi",
     "TotalVariation",
     "bounded",

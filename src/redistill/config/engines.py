@@ -1,0 +1,39 @@
+"""The generation engine of a command, given as one text."""
+
+from dataclasses import dataclass
+
+from redistill.config import decode as decoding
+from redistill.config import parse
+from redistill.errors import ConfigError
+from redistill.generation.local import LocalEngineConfig
+from redistill.generation.vllm import VllmEngineConfig
+
+EngineConfig = LocalEngineConfig | VllmEngineConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """The section `engine` of a recipe."""
+
+    engine: EngineConfig
+
+
+def decode_engine(text: str) -> EngineConfig:
+    """Return the engine that a text describes, as the section `engine` of a recipe.
+
+    Raises:
+        ConfigError: the text is not YAML, or a field is unknown or invalid.
+
+    Example:
+        >>> decode_engine("{kind: vllm, url: 'http://127.0.0.1:8000/v1', model: student}").model
+        'student'
+        >>> decode_engine("{kind: other}")
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: --engine: engine.kind = 'other': no such kind; choose one of local, vllm
+    """
+    try:
+        section = decoding.decode(_Section, {"engine": parse.parse_override(f"engine={text}").value}, {})
+    except ConfigError as error:
+        raise ConfigError(f"--engine: {error}") from error
+    return section.engine

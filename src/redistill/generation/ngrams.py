@@ -1,0 +1,40 @@
+"""Bans of repeated n-grams.
+
+This module imports no other package, because the plugin of vLLM uses it as well (`generation.vllm_plugin`).
+"""
+
+from collections.abc import Sequence
+
+
+class NgramBan:
+    """Finds the tokens that would repeat an n-gram of a sequence.
+
+    The n-grams are those of prompt and response without padding, as in `NoRepeatNGramLogitsProcessor` of transformers for
+    unpadded sequences.
+
+    Args:
+        size: Length n of the n-grams, >= 1.
+        rows: Token ids of the prompt of each sequence; `push` appends the tokens of the response.
+    """
+
+    def __init__(self, size: int, rows: Sequence[Sequence[int]]) -> None:
+        self._size = size
+        self._history: list[list[int]] = [[] for _ in rows]
+        self._followers: list[dict[tuple[int, ...], list[int]]] = [{} for _ in rows]
+        for row, tokens in enumerate(rows):
+            for token in tokens:
+                self.push(row, token)
+
+    def push(self, row: int, token: int) -> None:
+        """Append `token` to the sequence with index `row`."""
+        if len(self._history[row]) >= self._size - 1:
+            self._followers[row].setdefault(self._last(row), []).append(token)
+        self._history[row].append(token)
+
+    def banned(self, row: int) -> list[int]:
+        """Return the token ids that must not follow the sequence with index `row`."""
+        return self._followers[row].get(self._last(row), [])
+
+    def _last(self, row: int) -> tuple[int, ...]:
+        history = self._history[row]
+        return tuple(history[len(history) - self._size + 1 :])

@@ -1,0 +1,238 @@
+"""The vLLM engine: a vLLM server generates the student's text.
+
+`generation.vllm_weights` transfers the student's weights to the server after an update, and compares log-probabilities.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, cast
+
+from torch import nn
+
+from redistill.contracts import EngineCapabilities, EngineTools, Generation, GenerationRequest, Sampling
+from redistill.errors import ConfigError, ServerError, ServerUnavailableError, check_field
+from redistill.generation.local import LocalEngineConfig
+from redistill.generation.vllm_weights import RESUME, ServedWeights
+from redistill.interfaces import CausalModel
+from redistill.servers.address import parse_url
+from redistill.servers.client import Limits, Report, api_key, check_variable
+from redistill.servers.completions import checked, parse_text, parse_text_logprobs, text_request
+from redistill.servers.vllm import VllmServers
+from redistill.storage.paths import expanded
+
+_TRIES = 3
+"""Number of times that texts are requested if the server lost the weights or sent invalid replies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmEngineConfig:
+    """Generates text with vLLM servers that receive the student's weights.
+
+    A server must be vLLM 0.32 or later, serve the student's architecture, be able to read `folder`, and be started with
+    VLLM_SERVER_DEV_MODE=1; docs/vllm-engine.md has the commands.  Prompts are sent to the server.  A server that is not on this
+    machine must be allowed by the option `--allow-host` of the command.
+
+    Args:
+        mode: "server" uses servers that are already running.
+        url: Address of the server, such as http://127.0.0.1:8000/v1; or a list of addresses of servers with the same model,
+            over which the requests are distributed.
+        model: Name of the model, as the server lists it.
+        folder: Folder to which the student's weights are written for the server.  If None, it is a temporary folder of this
+            machine.
+        api_key_env: Name of the environment variable with the API key.  If None, no key is sent.
+        every: Number of updates between two transfers of the weights, >= 1.  Text is generated with weights that are up to
+            `every` - 1 updates old.
+        ahead: Number of updates whose text is generated at once, >= 1.  One of `every` and `ahead` must be a multiple of the
+            other.
+        unsupported: "reject" rejects a recipe that samples from mixtures of student and teacher; "local" generates such text in
+            this process.
+        concurrent_requests: Maximum number of open requests of one process, >= 1.
+        timeout_s: Seconds after which a request without a complete reply is tried again, > 0.
+        patience_s: Seconds for which a failed request is tried again, >= 0.  After that, the command ends, and can be resumed.
+        tolerance: Maximum mean absolute difference, in nats, between log-probabilities of the server and of the student after
+            the first transfer, >= 0.  Later differences may be at most 5 times the first, or 0.001.
+
+    Raises:
+        ConfigError: a URL or a name is invalid, or a number is out of range.
+
+    Example:
+        >>> VllmEngineConfig(url=("http://127.0.0.1:8000/v1",), model="student").capabilities.mixture
+        False
+        >>> VllmEngineConfig(url=("http://127.0.0.1:8000/v1",), model="student", every=2, ahead=3)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: ahead = 3: must be a multiple or a divisor of every = 2; 1 is usual
+    """
+
+    kind: ClassVar[str] = "vllm"
+
+    mode: Literal["server"] = "server"
+    url: tuple[str, ...]
+    model: str
+    folder: str | None = None
+    api_key_env: str | None = None
+    every: int = 1
+    ahead: int = 1
+    unsupported: Literal["reject", "local"] = "reject"
+    concurrent_requests: int = 64
+    timeout_s: float = 600.0
+    patience_s: float = 900.0
+    tolerance: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            raise ConfigError("url: empty; give the address of a server, such as http://127.0.0.1:8000/v1")
+        for url in self.url:
+            try:
+                parse_url(url)
+            except ConfigError as error:
+                raise ConfigError(f"url = {error}") from error
+        check_field(self, "model", bool(self.model.strip()), "must be the name of the model on the server")
+        if self.api_key_env is not None:
+            check_variable(self.api_key_env)
+        for name in ("every", "ahead"):
+            check_field(self, name, 1 <= getattr(self, name) <= 1024, "must lie in [1, 1024]; 1 is usual")
+        longer, shorter = max(self.every, self.ahead), min(self.every, self.ahead)
+        check_field(
+            self, "ahead", longer % shorter == 0, f"must be a multiple or a divisor of every = {self.every}; 1 is usual"
+        )
+        check_field(self, "concurrent_requests", 1 <= self.concurrent_requests <= 1024, "must lie in [1, 1024]; 64 is usual")
+        check_field(self, "timeout_s", 0 < self.timeout_s < math.inf, "must be > 0 and finite")
+        for name in ("patience_s", "tolerance"):
+            check_field(self, name, 0 <= getattr(self, name) < math.inf, "must be >= 0 and finite")
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        """The features of the engine.
+
+        Mixtures are among them only if this process may generate such text.
+        """
+        return EngineCapabilities(
+            mixture=self.unsupported == "local", no_repeat_ngram=True, logprobs=self.unsupported == "reject", deterministic=True
+        )
+
+    @property
+    def interval(self) -> int:
+        """Number of updates between two transfers of the weights."""
+        return max(self.every, self.ahead)
+
+    def connect(self, note: Report) -> VllmServers:
+        """Return a client of the servers; nothing is sent yet.
+
+        Args:
+            note: Function that is called with one line when a request is tried again.
+
+        Raises:
+            ConfigError: a server is not allowed, or the variable of the API key is not set.
+        """
+        limits = Limits(total_s=self.timeout_s, patience_s=self.patience_s, concurrent=self.concurrent_requests)
+        servers, key = [parse_url(url) for url in self.url], api_key(self.api_key_env)
+        return VllmServers(servers, self.model, key=key, limits=limits, report=lambda line: note(f"engine: {line}"))
+
+    def announcement(self) -> str:
+        """Return one line that states which data are sent where, with which key."""
+        servers = [parse_url(url) for url in self.url]
+        leaves = "on this machine" if all(server.is_loopback for server in servers) else "and leave this machine"
+        key = "" if self.api_key_env is None else f", with the API key in ${self.api_key_env}"
+        names = ", ".join(server.origin for server in servers)
+        return f"engine: training data (token ids of prompts) are sent to {names} {leaves}{key}"
+
+    def build(self, tools: EngineTools) -> "VllmEngine":
+        """Create the run's engine; it connects at the first transfer of weights."""
+        return VllmEngine(self, self.connect(tools.note), tools)
+
+
+class VllmEngine:
+    """Generates text with vLLM servers (contracts.Engine).
+
+    A server that was restarted in the meantime has lost the student's weights.  This is detected: the weights are loaded again,
+    and the texts are requested again with the same seeds.
+
+    Args:
+        settings: The engine in the recipe.
+        servers: The servers.
+        tools: The objects that engines are built from.
+
+    Attributes:
+        synced_step: Number of updates that the weights of the servers have received; None before the first transfer.
+    """
+
+    def __init__(self, settings: VllmEngineConfig, servers: VllmServers, tools: EngineTools) -> None:
+        self.capabilities = settings.capabilities
+        self.synced_step: int | None = None
+        self._settings, self._client, self._servers, self._tools = settings, servers.client, servers, tools
+        self._local = LocalEngineConfig().build(tools) if settings.unsupported == "local" else None
+        folder = None if settings.folder is None else expanded(settings.folder)
+        self._weights = ServedWeights(servers, tools, folder=folder, tolerance=settings.tolerance)
+        self._has_generated = self._has_ban = False
+
+    def sync(self, student: nn.Module, step: int) -> None:
+        """Transfer the student's weights to the servers if a transfer is due.
+
+        Then the log-probabilities of servers and student are compared.  Every process calls this method; the main process
+        transfers the weights.
+
+        Raises:
+            ServerError: the log-probabilities differ after the first transfer, or a server cannot load the weights.
+            ServerUnavailableError: a server cannot be reached, or the log-probabilities differ after a later transfer.
+        """
+        if self.synced_step is None or step % self._settings.interval == 0:
+            self._weights.transfer(cast(CausalModel, student))
+            self.synced_step = step
+        elif step % self._settings.ahead == 0:  # text is generated without a transfer
+            self._weights.restore()
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """Return the continuation of every request, in the order of the requests.
+
+        Each request has its own seed.  Log-probabilities of the tokens are those of the model, before temperature, top-k, top-p
+        and bans are applied.
+
+        Raises:
+            ConfigError: `sampling` mixes models, which the recipe does not let this process do.
+            ServerError: a server rejected the first requests of this process, or does not ban n-grams.
+            ServerUnavailableError: a server cannot be reached, or its replies stay invalid.
+        """
+        if sampling.teacher_share:
+            if self._local is None:
+                raise ConfigError("engine.kind = 'vllm': cannot sample from mixtures; set engine.unsupported to local")
+            return self._local.generate(requests, sampling)
+        if not requests:
+            return []
+        if sampling.no_repeat_ngram and not self._has_ban:
+            self._servers.check_ban(self._weights.model, self._tools.vocabulary)
+            self._has_ban = True
+        fault = "the servers lose the weights repeatedly"
+        for _ in range(_TRIES):
+            before = self._client.num_attempts
+            try:
+                texts = self._continuations(requests, sampling)
+            except ServerUnavailableError:
+                raise
+            except ServerError as error:
+                if not self._has_generated:
+                    raise
+                fault = str(error)
+                self._tools.note(f"engine: {fault}; the texts are requested again")
+                self._weights.restore()
+                continue
+            was_retried = self._client.num_attempts - before > len(requests)
+            if not (was_retried and self._weights.restore()):
+                self._has_generated = True
+                return texts
+        raise ServerUnavailableError(f"engine: {fault}; {RESUME}")
+
+    def _continuations(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        end_ids, vocabulary, has_logprobs = self._tools.end_ids, self._tools.vocabulary, self.capabilities.logprobs
+        sent = [
+            text_request(self._weights.model, request, sampling, end_ids, number, logprobs=has_logprobs)
+            for number, request in enumerate(requests)
+        ]
+        texts = list[Generation]()
+        for request, reply in zip(requests, self._client.exchange(sent), strict=True):
+            with checked(reply) as value:
+                text = parse_text(value, request, end_ids, vocabulary)
+                logprobs = parse_text_logprobs(value, len(text.token_ids)) if has_logprobs else None
+            texts.append(replace(text, logprobs=logprobs))
+        return texts

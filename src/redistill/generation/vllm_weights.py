@@ -1,0 +1,159 @@
+"""The student's weights on vLLM servers: transfer and comparison.
+
+The weights are written to a folder, which the servers read (`servers.vllm`).  After each transfer, the log-probabilities of the
+servers are compared with those of the student (`generation.vllm_probe`).
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from redistill.contracts import EngineTools
+from redistill.errors import RedistillError, ServerError, ServerUnavailableError
+from redistill.generation.vllm_probe import PROBE_TOKENS, TOP_K, Threshold, difference, probe_texts, student_logprobs
+from redistill.interfaces import CausalModel
+from redistill.models.families import position_limit
+from redistill.models.lora import has_adapters, merged_copy
+from redistill.processes import signals
+from redistill.servers.vllm import Loaded, VllmServers
+from redistill.storage import folders
+
+_LOADS = 2  # a server keeps its prefix cache if it still uses a part of it
+RESUME = "check the server, and run the same command again to resume"
+
+
+class ServedWeights:
+    """The student's weights on servers.
+
+    Args:
+        servers: The servers.
+        tools: The objects that the engine is built from.
+        folder: Folder for the weights; None for a temporary folder.
+        tolerance: Upper limit of the difference of log-probabilities, in nats.
+
+    Attributes:
+        model: Name under which the servers have the student's weights.
+    """
+
+    def __init__(self, servers: VllmServers, tools: EngineTools, *, folder: Path | None, tolerance: float) -> None:
+        self.model = servers.model
+        self._servers, self._tools, self._folder, self._threshold = servers, tools, folder, Threshold(tolerance)
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None  # removed with this object
+        self._texts: list[tuple[int, ...]] = []
+        self._logp_NV = torch.empty(0)
+        self._loaded: Loaded | None = None
+
+    def transfer(self, student: CausalModel) -> None:
+        """Let the servers load the student's weights, and compare log-probabilities.
+
+        Every process calls this method; an error of the main process is raised in all of them.
+
+        Raises:
+            OutputError: the weights cannot be written.
+            ServerError: this is the first transfer, and a server rejected it or has other log-probabilities.
+            ServerUnavailableError: a server cannot be reached, or a later transfer failed.
+        """
+        is_first, fault = self._loaded is None, None
+        if is_first:
+            self._prepare(student)
+        self._logp_NV = student_logprobs(student, self._texts, self._tools.vocabulary)
+        if _is_main():
+            try:
+                self._loaded = Loaded(folder=self._write(student), is_adapter=has_adapters(student))
+                self._load(self._loaded, is_first=is_first)
+            except RedistillError as error:
+                fault = error
+        everywhere = signals.gather([(fault, self._loaded, self.model)])
+        fault, self._loaded, self.model = everywhere[0]
+        if fault is not None:
+            raise fault
+
+    def restore(self) -> bool:
+        """Load the weights of the last transfer again if a server has other weights.
+
+        Returns:
+            True if a server had other weights.
+
+        Raises:
+            ServerUnavailableError: a server cannot be reached, or still has other weights.
+        """
+        assert self._loaded is not None, "called after the first transfer"
+        try:
+            gap, reason = self._gap()[0], "has other weights than those of the student"
+            if self._threshold.accepts(gap):
+                return False
+        except ServerUnavailableError:
+            raise
+        except ServerError as error:  # a server that was restarted may not know the adapters
+            reason = f"cannot be compared with the student ({error})"
+        self._tools.note(f"engine: a server {reason}, such as after a restart; the weights are loaded again")
+        self._load(self._loaded, is_first=False)
+        return True
+
+    def _prepare(self, student: CausalModel) -> None:
+        """Check the servers, and choose the probe texts."""
+        limit, served = position_limit(student), self._servers.check(1, self._tools.note)
+        longest = min(PROBE_TOKENS if limit is None else limit, PROBE_TOKENS if served is None else served - 1)
+        special = [*self._tools.end_ids, *self._tools.tokenizer.all_special_ids]
+        self._texts = probe_texts(self._tools.vocabulary, special, longest)
+
+    def _write(self, student: CausalModel) -> Path:
+        """Write the adapters, or all weights with a head of its own, to the folder; return it."""
+        if self._folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="redistill-")
+            self._folder = Path(self._temporary.name) / "student"
+        with folders.new_folder(self._folder) as made:
+            if has_adapters(student):
+                student.save_pretrained(made, save_embedding_layers=False)
+            else:
+                merged_copy(student, untied=True).save_pretrained(made)
+        return self._folder
+
+    def _load(self, loaded: Loaded, *, is_first: bool) -> None:
+        """Let the servers load the weights, and compare log-probabilities."""
+        try:
+            for _ in range(_LOADS):
+                self.model = self._servers.load(loaded)
+                gap, server = self._gap()
+                limit = self._threshold.limit
+                if self._threshold.accepts(gap):
+                    return
+            fault = (
+                f"{server}: its log-probabilities of probe texts differ by {gap:.3g} nats from those of the student after its "
+                f"weights were loaded (limit {limit:.3g})"
+            )
+        except ServerUnavailableError:
+            raise
+        except ServerError as error:
+            if is_first:
+                raise
+            raise ServerUnavailableError(f"engine: {error}; {RESUME}") from error
+        if is_first:
+            raise ServerError(
+                f"engine: {fault}, so it has other weights; start it with the base model of the adapters, or with the folder "
+                "of `redistill export MODEL --to vllm`, or raise engine.tolerance if its dtype is less exact"
+            )
+        raise ServerUnavailableError(f"engine: {fault}, so it has other weights; {RESUME}")
+
+    def _gap(self) -> tuple[float, str]:
+        """Return the largest difference between a server and the student, and the server.
+
+        Raises:
+            ServerError: a server does not have the model, or sent an invalid reply.
+        """
+        rows = self._servers.next_logprobs(self.model, self._texts, top_k=self._top_k, vocabulary=self._tools.vocabulary)
+        found = zip((difference(self._logp_NV, each) for each in rows), self._servers.client.servers, strict=True)
+        gap, server = max(found, key=lambda pair: pair[0])
+        return gap, server.label
+
+    @property
+    def _top_k(self) -> int:
+        return min(TOP_K, self._tools.vocabulary)
+
+
+def _is_main() -> bool:
+    """Return whether this is the process that transfers the weights."""
+    distributed = sys.modules.get("torch.distributed")
+    return signals.num_processes() == 1 or (distributed is not None and distributed.get_rank() == 0)

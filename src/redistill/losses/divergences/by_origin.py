@@ -1,0 +1,106 @@
+"""A divergence for each origin of a text."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+
+from redistill.contracts import ORIGINS, Needs, Origin, RowContext
+from redistill.tensors import loss_dtype
+
+if TYPE_CHECKING:
+    from redistill.losses.divergences import Divergence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByOrigin:
+    r"""Another divergence for text of the student than for text of the teacher.
+
+    .. math:: D(p, q) = D_{o}(p, q), \qquad o = \text{origin of the text that the row belongs to}
+
+    p is the teacher, q the student.  Text of the teacher is probable under p, and text of the student under q, so that a
+    divergence may suit one and not the other.  Source: DistiLLM-2 (arXiv 2503.07067), with skew forward KL on text of the
+    teacher and skew reverse KL on text of the student.
+
+    Each divergence is computed on all rows, and the value of each row is chosen afterwards: two different divergences take
+    twice the time of one.  Equal divergences are computed once.
+
+    Args:
+        student: Divergence on text that the student generated, alone or with the teacher (origins "student", "mixture"), in
+            this update or an earlier one ("replay").
+        teacher: Divergence on text that the teacher generated.
+        dataset: Divergence on gold answers.  If None, it is that of `teacher`.
+        revised: Divergence on student text in which the teacher replaced a token.  If None, it is that of `student`.
+
+    Call:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, same shape, no gradient.
+        context: Origin and training progress of each row.
+        Returns divergence_N, unreduced.
+
+    Example:
+        >>> from redistill.losses.divergences import ForwardKL, ReverseKL
+        >>> logp_NV, logq_NV = torch.tensor([[0.5, 0.5]] * 2).log(), torch.tensor([[0.25, 0.75]] * 2).log()
+        >>> origin_N = torch.tensor([ORIGINS.index("student"), ORIGINS.index("teacher")])
+        >>> ByOrigin(student=ReverseKL(), teacher=ForwardKL())(logq_NV, logp_NV, RowContext(origin_N, torch.zeros(2)))
+        tensor([0.1308, 0.1438])
+    """
+
+    reads_context: ClassVar[bool] = True
+
+    student: "Divergence"
+    teacher: "Divergence"
+    dataset: "Divergence | None" = None
+    revised: "Divergence | None" = None
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return example settings of this class, which tests use."""
+        from redistill.losses.divergences import ReverseKL, SkewForwardKL, SkewReverseKL  # not above: it imports this module
+
+        return (
+            cls(student=SkewReverseKL(), teacher=SkewForwardKL()),
+            cls(
+                student=ReverseKL(),
+                teacher=SkewForwardKL(),
+                dataset=SkewForwardKL(alpha=0.5),
+                revised=ReverseKL(temperature=2.0),
+            ),
+        )
+
+    @property
+    def parts(self) -> "dict[Origin, Divergence]":
+        """The divergence of each origin."""
+        dataset, revised = self.dataset or self.teacher, self.revised or self.student
+        of_origin: dict[Origin, Divergence] = {
+            "dataset": dataset,
+            "corpus": dataset,
+            "teacher": self.teacher,
+            "revised": revised,
+        }
+        return {origin: of_origin.get(origin, self.student) for origin in ORIGINS}
+
+    @property
+    def needs(self) -> Needs:
+        """What the divergences require of the teacher.
+
+        The result has the requirements of each divergence, and probabilities.
+        """
+        needs = Needs(probabilities=True)
+        for divergence in self.parts.values():
+            needs |= getattr(divergence, "needs", needs)
+        return needs
+
+    def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor, context: RowContext | None = None) -> torch.Tensor:
+        assert context is not None, "the training loop passes the origins of the rows"
+        codes: dict[Divergence, list[int]] = {}
+        for origin, divergence in self.parts.items():
+            codes.setdefault(divergence, []).append(ORIGINS.index(origin))
+        found_N = logq_NV.new_zeros(len(logq_NV), dtype=loss_dtype(logq_NV))
+        for divergence, own in codes.items():
+            also = (context,) if getattr(divergence, "reads_context", False) else ()
+            is_own_N = torch.stack([context.origin_N == code for code in own]).any(dim=0)
+            call: Callable[..., torch.Tensor] = divergence
+            found_N = torch.where(is_own_N, call(logq_NV, logp_NV, *also), found_N)
+        return found_N

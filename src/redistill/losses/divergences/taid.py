@@ -1,0 +1,127 @@
+"""Forward KL to a target that moves from the student to the teacher."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+
+from redistill.contracts import Needs, RowContext
+from redistill.errors import check_field
+from redistill.losses.divergences.softened import Softened, bounded, log_ratio
+
+
+class Pace(NamedTuple):
+    """How far the target of `Taid` has moved from student to teacher.
+
+    Args:
+        progress: Progress of the target in [0, 1]: 0 is t_start, 1 is t_end.
+        momentum: Running mean of the relative decreases of the loss.
+        loss: The divergence of the last update in nats; None before the first update.
+    """
+
+    progress: float = 0.0
+    momentum: float = 0.0
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taid(Softened):
+    r"""Forward KL from a target that moves from the student to the teacher.
+
+    .. math:: D(p, q) = \mathrm{KL}(p_t \,\|\, q), \qquad
+        p_t = \mathrm{softmax}\bigl((1 - t) \log q + t \log p\bigr), \qquad
+        t = t_{start} + (t_{end} - t_{start})\, s
+
+    p is the teacher, q the student, and s the training progress in [0, 1].  The target p_t is constant: no gradient flows
+    through its q.  The early targets are close to the student, so that a teacher that is much better than the student is
+    approached step by step.  Source: TAID (arXiv 2501.16937).  D is in nats per token, D >= 0, and D = 0 exactly when p = q.
+
+    With an `adaptation` above 0, the target moves faster than the schedule while the loss falls.  After the update n with the
+    mean divergence J_n,
+
+    .. math:: m_n = \beta m_{n-1} + (1 - \beta) \frac{J_{n-1} - J_n}{J_{n-1}}, \qquad
+        t_{n+1} = \max\bigl(t_{schedule},\; \min(t_{end},\; t_n + \alpha\, \sigma(m_n) (1 - t_n))\bigr)
+
+    alpha is `adaptation`, beta is `momentum`, sigma the logistic function.  The first update does not change t.  Inside
+    `by_origin`, t follows the schedule alone.
+
+    Args:
+        t_start: Share t of the teacher at the first update, in (0, 1).
+        t_end: Share t of the teacher at the last update, in (t_start, 1].
+        adaptation: Step size alpha of the adaptation to the loss, in [0, 1]; with 0, t follows the schedule alone.
+        momentum: Weight beta of earlier losses, in [0, 1).
+
+    Call:
+        logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
+        logp_NV: Teacher log-probabilities, same shape, no gradient.
+        context: Training progress of each row; without it, the progress is 0.
+        Returns divergence_N, unreduced.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    Example:
+        >>> logp_NV, logq_NV = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+        >>> one_N = torch.ones(1)
+        >>> Taid()(logq_NV, logp_NV), Taid()(logq_NV, logp_NV, RowContext(one_N.long(), one_N))
+        (tensor([0.0214]), tensor([0.1438]))
+
+    See also: ForwardKL (t = 1).
+    """
+
+    disobeys: ClassVar[Mapping[str, str]] = {
+        "gradient_matches_finite_differences": "the target depends on the student, but has no gradient (arXiv 2501.16937)"
+    }
+    reads_context: ClassVar[bool] = True
+
+    t_start: float = 0.4
+    t_end: float = 1.0
+    adaptation: float = 5e-4
+    momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_field(self, "t_start", 0 < self.t_start < 1, "must lie in (0, 1); the paper uses 0.4")
+        check_field(self, "t_end", self.t_start < self.t_end <= 1, "must lie above t_start and be at most 1; the paper uses 1")
+        check_field(self, "adaptation", 0 <= self.adaptation <= 1, "must lie in [0, 1]; the paper uses 5e-4")
+        check_field(self, "momentum", 0 <= self.momentum < 1, "must be at least 0 and below 1; the paper uses 0.99")
+
+    @property
+    def needs(self) -> Needs:
+        return super().needs | Needs(full_vocabulary=True)
+
+    def share(self, progress: float) -> float:
+        """Return the share t of the teacher for a training progress in [0, 1]."""
+        return self.t_start + (self.t_end - self.t_start) * progress
+
+    def paced(self, pace: Pace, loss: float) -> Pace:
+        """Return the pace after an update.
+
+        Args:
+            pace: Progress of the update, and momentum and loss of the previous one.
+            loss: Mean divergence of the update, in nats, finite.
+        """
+        if pace.loss is None:
+            return pace._replace(loss=loss)
+        decrease = (pace.loss - loss) / max(pace.loss, 1e-15)
+        momentum = self.momentum * pace.momentum + (1 - self.momentum) * decrease
+        t = self.share(pace.progress)
+        t = min(self.t_end, t + self.adaptation * (0.5 + 0.5 * math.tanh(momentum / 2)) * (1 - t))
+        return Pace((t - self.t_start) / (self.t_end - self.t_start), momentum, loss)
+
+    def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor, context: RowContext | None = None) -> torch.Tensor:
+        logq_NV, logp_NV = self.softened(logq_NV, logp_NV)
+        progress_N = logq_NV.new_zeros(len(logq_NV)) if context is None else context.progress_N.to(logq_NV.dtype)
+        t_N1 = (self.t_start + (self.t_end - self.t_start) * progress_N)[:, None]
+        target_NV = torch.log_softmax((1 - t_N1) * bounded(logq_NV.detach()) + t_N1 * bounded(logp_NV), dim=-1)
+        return (target_NV.exp() * log_ratio(target_NV, logq_NV)).sum(dim=-1)
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return example settings of this class.
+
+        `redistill.testing` checks for each of them the properties that every divergence must have.
+        """
+        return (cls(), cls(t_start=0.1, t_end=0.6, adaptation=0.0), cls(t_start=0.9, temperature=2.0))

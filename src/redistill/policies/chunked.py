@@ -1,0 +1,85 @@
+"""Drafts that are generated in chunks, until their error is found.
+
+If the error of a draft is its first position of large disagreement, the tokens after it are discarded.  Here the engine
+generates a few tokens of each draft, the models score them, and only drafts without an error are continued.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from redistill.contracts import Engine, EngineCapabilities, Generation, GenerationRequest, Sampling, TokenSequence
+
+HasError = Callable[[int, list[TokenSequence]], list[bool]]
+
+
+class ChunkedEngine:
+    """Wraps an engine; a text ends with the chunk that has its error.
+
+    The tokens are those that the wrapped engine generates for the whole request, up to rounding: a chunk continues the random
+    stream of its request.  The engine should have a prefix memory, so that it does not read a text again for each chunk.
+
+    Args:
+        engine: The engine.
+        chunk_tokens: Number of tokens of a chunk, >= 1.
+        has_error: Function that receives the step and sequences, in which only the tokens of the last chunk are targets, and
+            returns for each sequence whether the chunk has an error.
+
+    Example:
+        >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
+        >>> engine = ChunkedEngine(make_fixture().tools.engine, 2, lambda step, sequences: [True] * len(sequences))
+        >>> request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=9, seed=1, stream=("response", 0, 0))
+        >>> len(engine.generate([request], Sampling())[0].token_ids) <= 2
+        True
+    """
+
+    def __init__(self, engine: Engine, chunk_tokens: int, has_error: HasError) -> None:
+        self._engine, self._chunk_tokens, self._has_error = engine, chunk_tokens, has_error
+
+    @property
+    def capabilities(self) -> EngineCapabilities:
+        """The features of the wrapped engine."""
+        return self._engine.capabilities
+
+    def sync(self, student: nn.Module, step: int) -> None:
+        """Update the wrapped engine to the weights of the student."""
+        self._engine.sync(student, step)
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """Continue every request, up to the chunk that has an error.
+
+        The results are in the order of the requests.  The stream of a request must be (purpose, step, index of the training
+        example).
+        """
+        found = [Generation(token_ids=(), finished=False)] * len(requests)
+        unfinished = [index for index, request in enumerate(requests) if request.max_new_tokens > 0]
+        while unfinished:
+            parts = [self._part(requests[index], found[index].token_ids) for index in unfinished]
+            generations = self._engine.generate(parts, sampling)
+            chunks = [_scored(part, new.token_ids) for part, new in zip(parts, generations, strict=True)]
+            has_error = self._has_error(int(parts[0].stream[1]), chunks)
+            for index, new in zip(unfinished, generations, strict=True):
+                found[index] = replace(new, token_ids=found[index].token_ids + new.token_ids, logprobs=None)
+            unfinished = [
+                index
+                for index, is_found in zip(unfinished, has_error, strict=True)
+                if not (is_found or found[index].finished or len(found[index].token_ids) == requests[index].max_new_tokens)
+            ]
+        return found
+
+    def _part(self, request: GenerationRequest, token_ids: tuple[int, ...]) -> GenerationRequest:
+        """Return the request for the next chunk after `token_ids`."""
+        return replace(
+            request,
+            prompt_ids=request.prompt_ids + token_ids,
+            max_new_tokens=min(self._chunk_tokens, request.max_new_tokens - len(token_ids)),
+            skipped_tokens=request.skipped_tokens + len(token_ids),
+        )
+
+
+def _scored(part: GenerationRequest, token_ids: tuple[int, ...]) -> TokenSequence:
+    """Return the text so far; its targets are the tokens of the last chunk."""
+    supervised = (False,) * len(part.prompt_ids) + (True,) * len(token_ids)
+    sample = int(part.stream[-1])
+    return TokenSequence(sample=sample, token_ids=part.prompt_ids + token_ids, supervised=supervised, origin="student")

@@ -1,0 +1,105 @@
+"""Scores of the tokens of drafts, and the teacher's tokens, for SCRG.
+
+Source: MGSR (arXiv 2407.10068), Eq. 3.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from redistill.contracts import TokenSequence
+from redistill.policies.scorer import Scorer
+from redistill.randomness import generator
+from redistill.vocab_pass import NUMBERS_PER_DRAW, Statistic
+
+Detection = Literal["reverse", "forward", "surprise", "first", "random"]
+_STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
+    "reverse": ("reverse_kl",),
+    "forward": ("forward_kl",),
+    "surprise": ("teacher_logprob", "teacher_entropy"),
+    "first": ("reverse_kl",),
+    "random": ("reverse_kl",),  # only logged; so this control costs as much as "reverse"
+}
+
+Scores = tuple[torch.Tensor, torch.Tensor]
+"""The score of disagreement and the teacher's token, for each token of one draft or of several."""
+
+
+class DraftScores:
+    """Scores the tokens of drafts.
+
+    A draft that is generated in chunks is scored by `has_error`, chunk by chunk; `of` then returns these scores.
+
+    Args:
+        scorer: Computes statistics of both models.
+        detection: The score; see `Revised`.
+        ask_token: The statistic that is the teacher's token.
+        seed: The run's seed.
+        threshold_nats: Threshold of the score for `has_error`; None if drafts are not generated in chunks.
+    """
+
+    def __init__(
+        self, scorer: Scorer, detection: Detection, ask_token: Statistic, seed: int, threshold_nats: float | None = None
+    ) -> None:
+        self._scorer, self._statistics, self._ask_token = scorer, _STATISTICS[detection], ask_token
+        self._seed, self._threshold_nats = seed, threshold_nats
+        self._chunks: dict[tuple[int, tuple[int, ...]], Scores] = {}  # by sample and text, of drafts of the step `self._step`
+        self._step = -1
+
+    def of(self, step: int, number: int, drafts: Sequence[TokenSequence]) -> Scores:
+        """Return the scores of all tokens of the drafts, and the teacher's tokens.
+
+        Both results are [B, T] tensors on the CPU.  Each model runs once on each draft, unless it was scored in chunks.
+
+        Args:
+            step: Number of the update, from 0.
+            number: Number of the round of revision, from 0.
+            drafts: The drafts.
+        """
+        known = [self._chunks.get((draft.sample, draft.token_ids)) for draft in drafts] if number == 0 else []
+        found = [scores for scores in known if scores is not None]
+        if not drafts or len(found) < len(drafts):
+            found = self._scored(step, number, drafts, [0] * len(drafts))
+        score_BT, token_BT = (pad_sequence([*rows], batch_first=True) for rows in zip(*found, strict=True))
+        return score_BT, token_BT
+
+    def has_error(self, step: int, texts: Sequence[TokenSequence]) -> list[bool]:
+        """Score the last chunk of each text; return whether it has an error.
+
+        An error is a token whose score exceeds the threshold and which differs from the teacher's token.
+
+        Args:
+            step: Number of the update, from 0.
+            texts: Drafts so far; only the tokens of the last chunk are targets.
+        """
+        assert self._threshold_nats is not None, "drafts in chunks need a threshold"
+        if step != self._step:
+            self._step, self._chunks = step, {}
+        before = [self._chunks.get((text.sample, text.prompt_ids)) for text in texts]
+        starts = [0 if scores is None else len(scores[0]) for scores in before]
+        found = self._scored(step, 0, texts, starts)
+        for text, earlier, (score_T, token_T) in zip(texts, before, found, strict=True):
+            whole = (
+                (score_T, token_T) if earlier is None else (torch.cat([earlier[0], score_T]), torch.cat([earlier[1], token_T]))
+            )
+            self._chunks[text.sample, text.token_ids] = whole
+        return [
+            bool(((score_T > self._threshold_nats) & (token_T != torch.tensor(text.response_ids))).any())
+            for text, (score_T, token_T) in zip(texts, found, strict=True)
+        ]
+
+    def _scored(self, step: int, number: int, texts: Sequence[TokenSequence], starts: Sequence[int]) -> list[Scores]:
+        """Return the scores of the targets of each text; `starts` has the number of tokens of the response before them."""
+        streams = [generator(self._seed, "teacher-token", step, text.sample, number) for text in texts]
+        stops = [start + text.num_targets for start, text in zip(starts, texts, strict=True)]
+        uniforms = [
+            stream.random((stop, NUMBERS_PER_DRAW))[start:] for stream, start, stop in zip(streams, starts, stops, strict=True)
+        ]
+        rows = self._scorer.statistics(texts, (*self._statistics, self._ask_token), uniforms)
+        found = {name: [row.cpu() for row in each] for name, each in rows.items()}
+        scores = found[self._statistics[0]]
+        if self._statistics[0] == "teacher_logprob":
+            scores = [-logp - entropy for logp, entropy in zip(scores, found["teacher_entropy"], strict=True)]
+        return [(score_T.double(), token_T) for score_T, token_T in zip(scores, found[self._ask_token], strict=True)]

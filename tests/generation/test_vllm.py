@@ -1,0 +1,304 @@
+"""The vLLM engine against a fake server: transfer of weights, comparison with the student, failures."""
+
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from redistill.contracts import EngineTools, GenerationRequest, Sampling
+from redistill.errors import ConfigError, RedistillError, ServerError, ServerUnavailableError
+from redistill.generation.generate import generate
+from redistill.generation.vllm import VllmEngine, VllmEngineConfig
+from redistill.models.load import ModelConfig, end_token_ids, load_model
+from redistill.models.lora import LoraConfig, add_lora
+from redistill.processes.memory import Halving
+from tests.servers.fake import Answer, Received, Server, serving
+from tests.servers.fake_vllm import VllmScript
+from tests.worlds import LLAMA, write_model
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def folder(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp(request.param)
+    write_model(path, LLAMA, 2, tie_word_embeddings=request.param == "tied")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    write_model(path, LLAMA, 2)
+    return path
+
+
+class World:
+    """A student, and the tools of its engine; `said` has the lines that are printed."""
+
+    def __init__(self, folder: Path, lora: bool = False) -> None:
+        self.student, self.tokenizer = load_model(ModelConfig(model=str(folder)))
+        self.end_ids = end_token_ids(self.student, self.tokenizer)
+        if lora:
+            self.student = add_lora(self.student, LoraConfig(rank=2, dropout=0.0), seed=1)
+        self.said = list[str]()
+        self.size = len(self.tokenizer)
+
+    def engine(self, server: Server, **settings: Any) -> VllmEngine:
+        tools = EngineTools(
+            student=self.student,
+            teacher=None,
+            tokenizer=self.tokenizer,
+            vocabulary=self.size,
+            end_ids=self.end_ids,
+            pad_id=0,
+            batch_size=Halving("size", 8),
+            autocast=nullcontext,
+            note=self.said.append,
+        )
+        settings = {"model": "student", "patience_s": 0.0, **settings}
+        return VllmEngineConfig(url=(server.url,), **settings).build(tools)
+
+    def update(self, scale: float = 0.05, seed: int = 1) -> None:
+        """Change every trained weight, as an update would."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.student.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+    def local(self, requests: list[GenerationRequest], sampling: Sampling = GREEDY) -> list[tuple[int, ...]]:
+        found = generate(self.student, requests, sampling, end_ids=self.end_ids, pad_id=0, batch_size=8, vocabulary=self.size)
+        return [each.token_ids for each in found]
+
+
+def requests(count: int = 8, length: int = 20, tokens: int = 8) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(prompt_ids=tuple(range(5 + n, 5 + n + length)), max_new_tokens=tokens, seed=1, stream=("response", n))
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_greedy_text_is_that_of_the_student_after_each_transfer(folder, lora) -> None:
+    world = World(folder, lora)
+    with serving(VllmScript(folder)) as server:
+        engine = world.engine(server)
+        for step in range(3):
+            engine.sync(world.student, step)
+            found = engine.generate(requests(), GREEDY)
+            assert [each.token_ids for each in found] == world.local(requests())
+            world.update(seed=step)
+    assert world.said == []
+
+
+def test_log_probabilities_are_those_of_the_student_at_any_temperature(tied) -> None:
+    world = World(tied)
+    with serving(VllmScript(tied)) as server:
+        engine = world.engine(server)
+        engine.sync(world.student, 0)
+        for found, request in zip(engine.generate(requests(), Sampling(temperature=0.5)), requests(), strict=True):
+            ids = torch.tensor([[*request.prompt_ids, *found.token_ids]])
+            logp_TV = world.student(input_ids=ids).logits[0].log_softmax(-1)[len(request.prompt_ids) - 1 : -1]
+            own = logp_TV.gather(1, torch.tensor(found.token_ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(found.logprobs), own, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("fault", ["keeps_head", "keeps_cache"])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_stale_head_and_a_stale_prefix_cache_end_the_run_before_the_next_draw(tied, fault, seed) -> None:
+    world, script = World(tied), VllmScript(tied)
+    with serving(script) as server:
+        engine = world.engine(server)
+        engine.sync(world.student, 0)
+        setattr(script, fault, True)
+        world.update(seed=seed)
+        with pytest.raises(ServerUnavailableError, match="log-probabilities of probe texts differ by") as raised:
+            engine.sync(world.student, 1)
+        assert raised.value.exit_code == 75 and "run the same command again" in str(raised.value)
+
+
+def test_a_server_with_another_model_is_rejected_at_the_first_transfer(tied, tmp_path) -> None:
+    write_model(tmp_path, LLAMA, 7)
+    world = World(tied)
+    with serving(VllmScript(tmp_path, keeps_head=True)) as server, pytest.raises(ServerError, match="export MODEL --to vllm"):
+        world.engine(server).sync(world.student, 0)
+
+
+def test_a_transfer_is_made_every_k_updates(tied) -> None:
+    world, script = World(tied), VllmScript(tied)
+    with serving(script) as server:
+        engine = world.engine(server, every=3)
+        steps = []
+        for step in range(7):
+            engine.sync(world.student, step)
+            steps.append(engine.synced_step)
+            engine.generate(requests(2), GREEDY)
+            world.update(seed=step)
+    assert steps == [0, 0, 0, 3, 3, 3, 6] and script.num_loads == 3
+
+
+def test_a_server_that_was_restarted_gets_the_weights_again(folder) -> None:
+    for lora in (False, True):
+        world, script = World(folder, lora), VllmScript(folder)
+        with serving(script) as server:
+            engine = world.engine(server, every=2)
+            world.update()
+            engine.sync(world.student, 0)
+            expected = engine.generate(requests(), Sampling())
+            script.restart()
+            engine.sync(world.student, 1)
+            assert engine.generate(requests(), Sampling()) == expected
+        assert len(world.said) == 1 and "the weights are loaded again" in world.said[0]
+
+
+def test_a_restart_while_texts_are_requested_is_detected(tied) -> None:
+    world, script = World(tied), VllmScript(tied)
+    failures = [0]
+
+    def restarts(received: Received) -> Answer:
+        if received.path == "/v1/completions" and failures[0] == 1:
+            failures[0] = 2
+            script.restart()
+            return Answer({}, 503)
+        return script(received)
+
+    with serving(restarts) as server:
+        engine = world.engine(server, patience_s=30.0, concurrent_requests=1)
+        world.update()
+        engine.sync(world.student, 0)
+        expected = engine.generate(requests(), Sampling())
+        failures[0] = 1
+        assert engine.generate(requests(), Sampling()) == expected
+    assert failures == [2] and any("the weights are loaded again" in line for line in world.said)
+
+
+def _changed(fault: str, choice: dict[str, Any]) -> None:
+    if fault == "short":
+        choice["token_ids"] = choice["token_ids"][:1]
+    elif fault == "nan":
+        choice["logprobs"]["token_logprobs"][0] = "NaN"
+    elif fault == "no tokens":
+        choice["token_ids"] = []
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("short", "ends without an end token"),
+        ("nan", "log-probability is missing or not a number"),
+        ("no tokens", "0 token ids"),
+        ("503", "status 503"),
+        ("another model", "status 404"),
+        ("closed", "no valid reply"),
+    ],
+)
+def test_each_failure_is_one_line_with_exit_code_75(tied, fault, text) -> None:
+    world, is_on = World(tied), [False]
+
+    def change(received: Received, reply: Any) -> Any:
+        if is_on[0] and "stop_token_ids" in (received.body or {}):
+            _changed(fault, reply["choices"][0])
+        return reply
+
+    script = VllmScript(tied, change=change)
+
+    def script_with_fault(received: Received) -> Answer:
+        if is_on[0] and fault in ("503", "closed"):
+            return Answer({}, 503) if fault == "503" else Answer(raw=[])
+        if is_on[0] and fault == "another model":
+            script.name = "other"
+        return script(received)
+
+    with serving(script_with_fault) as server:
+        engine = world.engine(server)
+        engine.sync(world.student, 0)
+        engine.generate(requests(), Sampling())
+        is_on[0] = True
+        with pytest.raises(ServerUnavailableError, match=text) as raised:
+            engine.generate(requests(), Sampling())
+    assert raised.value.exit_code == 75 and len(str(raised.value).splitlines()) == 1
+
+
+def test_a_hundred_requests_at_once_are_answered_in_order(tied) -> None:
+    world = World(tied)
+    with serving(VllmScript(tied)) as server:
+        engine = world.engine(server, concurrent_requests=100)
+        engine.sync(world.student, 0)
+        many = requests(100, length=3, tokens=2)
+        found = engine.generate(many, GREEDY)
+        assert [each.token_ids for each in found] == world.local(many)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"dev_mode": False}, "start the server with VLLM_SERVER_DEV_MODE=1"),
+        ({"version": "0.31.1"}, "must be 0.32 or later"),
+        ({"version": "llama"}, "has no version of vLLM"),
+        ({"name": "other"}, "the model is not served"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_rejected(tied, settings, text) -> None:
+    world = World(tied)
+    with serving(VllmScript(tied, **settings)) as server, pytest.raises(ServerError, match=text) as raised:
+        world.engine(server).sync(world.student, 0)
+    assert raised.value.exit_code == 2
+
+
+def test_a_newer_version_is_reported(tied) -> None:
+    world = World(tied)
+    with serving(VllmScript(tied, version="0.40.1rc2+cpu")) as server:
+        world.engine(server).sync(world.student, 0)
+    assert len(world.said) == 1 and "runs vLLM 0.40.1rc2+cpu; redistill was tested with 0.32" in world.said[0]
+
+
+def test_a_ban_of_n_grams_needs_the_plugin(tied) -> None:
+    world, sampling = World(tied), Sampling(no_repeat_ngram=6)
+    for bans in (True, False):
+        with serving(VllmScript(tied, bans=bans)) as server:
+            engine = world.engine(server)
+            engine.sync(world.student, 0)
+            if bans:
+                assert len(engine.generate(requests(2), sampling)) == 2
+                assert server.received[-1].body["vllm_xargs"] == {"no_repeat_ngram_size": 6}
+            else:
+                with pytest.raises(ServerError, match="does not ban repeated n-grams; install redistill"):
+                    engine.generate(requests(2), sampling)
+
+
+def test_mixtures_are_rejected_or_generated_in_this_process(tied) -> None:
+    world, sampling = World(tied), Sampling(teacher_share=0.5)
+    with serving(VllmScript(tied)) as server:
+        engine = world.engine(server)
+        engine.sync(world.student, 0)
+        with pytest.raises(ConfigError, match=r"cannot sample from mixtures; set engine\.unsupported to local"):
+            engine.generate(requests(2), sampling)
+        world.engine(server, unsupported="local")
+    assert VllmEngineConfig(url=("http://127.0.0.1:1/v1",), model="m", unsupported="local").capabilities.mixture
+
+
+def test_the_student_is_unchanged_by_a_transfer(folder) -> None:
+    world = World(folder)
+    before = copy.deepcopy(world.student.state_dict())
+    with serving(VllmScript(folder)) as server:
+        world.engine(server).sync(world.student, 0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in world.student.state_dict().items())
+    assert (world.student.lm_head.weight is world.student.model.embed_tokens.weight) == world.student.config.tie_word_embeddings
+
+
+def test_the_kinds_of_errors_of_a_recipe() -> None:
+    good = {"url": ("http://127.0.0.1:1/v1",), "model": "m"}
+    for changed, text in (
+        ({"url": ()}, "url: empty"),
+        ({"url": ("ftp://x",)}, "must be an http or https URL"),
+        ({"every": 0}, "every = 0: must lie in"),
+        ({"every": 4, "ahead": 3}, "ahead = 3: must be a multiple or a divisor of every = 4"),
+        ({"tolerance": -1.0}, "tolerance = -1.0: must be >= 0"),
+        ({"api_key_env": "NAME"}, "must be the name of an environment variable that ends in KEY or TOKEN"),
+    ):
+        with pytest.raises(RedistillError, match=text):
+            VllmEngineConfig(**{**good, **changed})
