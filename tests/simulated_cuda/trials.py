@@ -35,7 +35,6 @@ TRIALS: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS},
     "lora": {"method": "mgsr", "student": LORA},
     "bf16": {"method": "mgsr", "training": {"precision": "bf16"}},
-    "n-gram ban": {"method": "minillm", "policy": {"kind": "rollouts", "no_repeat_ngram": 3}},
 }
 
 
@@ -123,7 +122,7 @@ def faulty(name: str) -> dict[str, Any]:
 def main() -> None:
     with (FOLDER / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
         found = {trial: compared(trial) for trial in (sys.argv[2:] or TRIALS)}
-        if not sys.argv[2:]: found |= {"resume": resumed(), "estimate": estimated()}
+        found |= {"resume": resumed(), "estimate": estimated()}
         found["faults"] = {name: faulty(name) for name in FAULTS}
     print(json.dumps(found))
 
