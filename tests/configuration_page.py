@@ -88,8 +88,8 @@ def sections() -> list[Section]:
 
 
 def members(hint: Any) -> list[type]:
-    """The dataclasses among the alternatives of a type."""
-    options = get_args(hint) if _is_union(hint) else (hint,)
+    """The dataclasses among the alternatives of a type; for a list of sections, the dataclass of its items."""
+    options = get_args(hint) if _is_union(hint) or get_origin(hint) is tuple else (hint,)
     return [option for option in options if dataclasses.is_dataclass(option)]
 
 

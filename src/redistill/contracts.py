@@ -443,7 +443,8 @@ class TeacherCapabilities(_Flags):
         statistics: The teacher provides, for each position of newly generated text: divergences from the student, sampled
             tokens, and log-probabilities of given tokens.
         generates: The teacher generates text; it is a `TextTeacher`.
-        mixture: The local engine can sample tokens from a mixture of the student and this teacher.
+        mixture: The local engine can run this teacher beside the student: it can sample tokens from a mixture of both, and
+            replace tokens that the teacher ranks low.
         prefix_memory: The teacher has a method `remembering`, which returns a context manager. Inside the context, hidden
             states of a text are stored and reused for texts with the same beginning.
         new_text: The teacher provides distributions for any text; if False, only for the training and validation data and for
@@ -615,6 +616,9 @@ class Sampling:
             none.
         teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone. Bans,
             temperature, top-k and top-p apply to both models before they are mixed.
+        teacher_top_k: >= 0; if above 0, a token of the model that is not among the teacher's `teacher_top_k` most probable
+            tokens is replaced by a token sampled from the teacher, and the model continues after this token. Bans, temperature,
+            top-k and top-p apply to both models. 0 replaces no token. Source: SKD (arXiv 2410.11325), its interleaved sampling.
 
     Example:
         >>> greedy, nucleus = Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9)
@@ -627,6 +631,12 @@ class Sampling:
     top_k: int = 0
     no_repeat_ngram: int = 0
     teacher_share: float = 0.0
+    teacher_top_k: int = 0
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether tokens depend on the teacher, so that it is run beside the model."""
+        return self.teacher_share > 0 or self.teacher_top_k > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -690,6 +700,7 @@ class EngineCapabilities(_Flags):
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
         deterministic: Generates the same text again for the same request and the same weights.
         samples_student: Text is sampled from the student; False for an engine that returns fixed text.
+        replacement: Can replace tokens that the teacher ranks low by tokens of the teacher (`Sampling.teacher_top_k`).
 
     Raises:
         ConfigError: a field is not a bool.
@@ -709,6 +720,7 @@ class EngineCapabilities(_Flags):
     logprobs: bool = False
     deterministic: bool = False
     samples_student: bool = True
+    replacement: bool = False
 
 
 class Engine(Protocol):
@@ -883,6 +895,8 @@ class Needs(_Flags):
         samples_student: Requires text sampled from the student, because the student's log-probabilities of it are used.
         gold: Requires gold answers, which are the answers in the data. If neither policy nor objective requires them, the
             training data may consist of prompts alone.
+        replacement: Requires text of the student in which tokens that the teacher ranks low are replaced while it is
+            generated.
 
     Raises:
         ConfigError: a field is not a bool.
@@ -901,6 +915,7 @@ class Needs(_Flags):
     mixture: bool = False
     samples_student: bool = False
     gold: bool = False
+    replacement: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         """Return the union of the requirements `self` and `other`."""

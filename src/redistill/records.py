@@ -27,13 +27,24 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 PERCENT, FRACTION = "%", "fraction"
 """The two units that `Metric.shown` formats in a special way; `Metric` describes the formats."""
 
+PROPOSALS = 8
+"""Largest number of proposed tokens for which the acceptance of a draft model is computed."""
+
+ACCEPTANCE = (
+    "acceptance",
+    *(f"acceptance_{i}" for i in range(1, PROPOSALS + 1)),
+    *(f"accepted_length_{k}" for k in range(1, PROPOSALS + 1)),
+)
+"""Names of the scores of a draft model, which `evaluation.acceptance.accepted` defines."""
+
 RESERVED = frozenset(
     {
         *("id", "prompt", "response", "references", "tokens", "finished"),  # of a line of responses/*.jsonl
         *("length_tokens", "eos_rate", "distinct_1", "distinct_2", "cross_entropy", "kl", "agreement"),  # of scores.json
+        *(*ACCEPTANCE, "ece", "student_entropy", "teacher_entropy", "top_overlap"),
         *("kind", "step"),  # of metrics.jsonl
         *("model", "role", "column", "sd_over", "training_seeds", "evaluation_seeds", "prompts", "versus", "difference"),
-        *("lower", "upper", "p", "p_holm", "detectable", "about"),  # of a comparison's CSV
+        *("decoding", "lower", "upper", "p", "p_holm", "detectable", "about"),  # of a comparison's CSV
         *("wins", "ties", "losses", "paired_seeds", "note"),  # of the same
         *("updates", "sequences", "trained_tokens", "generated_tokens", "seconds", "peak_bytes", "parameters"),
         *("dataset", "title", "metric", "num_seeds", "num_prompts"),  # of a run's summary

@@ -20,6 +20,7 @@ LOCAL, PLAIN, FIXED_TEXT = "local", "vllm", "fixed text"
 MISSING = "teacher: missing; set one"
 WHOLE = "objective.span_weight: needs teacher logits of the whole vocabulary"
 TAID = "objective.divergence taid: needs teacher logits of the whole vocabulary"
+REPLACES = "policy interleaved: replaces tokens of the student by tokens of the teacher while the student generates, which the"
 STATISTICS = "policy rollouts: needs teacher statistics (such as log-probabilities) of generated text"
 MIXTURE = "policy rollouts: samples tokens from a mixture of student and teacher, which the engine"
 
@@ -59,9 +60,15 @@ EXPECTED = {
     },
     "distillm": NEEDS_NUMBERS,
     "distillm2": NEEDS_NUMBERS,
+    "skd": {
+        **NEEDS_NEW,
+        FULL: {LOCAL: None, PLAIN: REPLACES, FIXED_TEXT: REPLACES},
+        TOP_K: dict.fromkeys(FITS, REPLACES),
+    },
     "taid": {**NEEDS_ANY, TOP_K: dict.fromkeys(FITS, TAID), SAMPLED: dict.fromkeys(FITS, TAID)},
     "mgsr": NEEDS_ALL,
     "mgsr-robust": NEEDS_ALL,
+    "draft": {**NEEDS_ANY, SAMPLED: dict.fromkeys(FITS, PROBABILITIES)},
 }
 
 

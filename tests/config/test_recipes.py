@@ -82,6 +82,13 @@ def test_the_base_of_a_sweep_is_a_file_beside_it_or_else_a_recipe_of_the_package
     assert read_sweep(sweep).base == {"student": {"model": "other"}}
 
 
+@pytest.mark.parametrize("name", ["table1-gpt2", "table1-opt", "table1-llama2", "table1-openllama2"])
+def test_the_buffer_of_distillm_is_as_large_as_on_the_processes_of_the_reference(name):
+    """The reference has 8 sequences of a batch, and a buffer of 1000, on each process."""
+    run = next(entry.run for entry in plan_sweep(Path(name)).entries if entry.run.method == "distillm")
+    assert run.resolved_method.policy.capacity == 1000 * run.training.batch_size // 8 == 4000
+
+
 def test_the_recipe_of_a_run_is_not_a_sweep():
     with pytest.raises(ConfigError, match="smollm2-small: rows: missing; this is the recipe of one run, so use"):
         read_sweep(Path("smollm2-small"))

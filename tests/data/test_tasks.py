@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from redistill.data import sources
@@ -89,4 +91,15 @@ def test_every_task_has_a_description_and_an_example_row():
     for name, task in TASKS.items():
         assert task.name == name and task.description
         module = __import__(f"redistill.data.tasks.{name}", fromlist=["TASK"])
-        assert module.TASK is task and '"instruction"' in module.__doc__ and '"output"' in module.__doc__
+        columns = dict(task.columns)
+        assert module.TASK is task
+        assert all(f'"{columns.get(key, key)}"' in module.__doc__ for key in ("instruction", "output"))
+
+
+def test_gsm8k_is_read_with_its_own_columns_from_the_hub_and_from_a_file(monkeypatch, tmp_path):
+    path = tmp_path / "test.parquet"
+    answer = "3 * 12 = <<3*12=36>>36\n#### 36"
+    pq.write_table(pa.table({"question": ["3 * 12?"], "answer": [answer]}), path)
+    replace_downloads(monkeypatch, lambda name, file: path)
+    for (record,) in (load_task("gsm8k")[0], load_task("gsm8k", path)[0]):
+        assert record.prompt == Instruction("3 * 12?") and record.references == (answer,)

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from redistill.contracts import ONE_PROCESS, Batch, Processes, Teacher, TeacherCapabilities, TeacherTarget
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
@@ -29,10 +27,9 @@ from redistill.evaluation.scores import EvaluationConfig
 from redistill.records import Conversation, Instruction, Metric, RawPrompt, Record, Turn
 from redistill.storage import files
 from redistill.teachers.local import LocalTeacher
+from tests.evaluation.conftest import WORDS
 
-TEXT = "name a color now add two and is it say word about the sea go why not red"
 USUAL = tuple(METRICS[name] for name in DEFAULT)
-WORDS = ["?", "<|endoftext|>", *TEXT.split()]
 TOKENS = TokenizeConfig(prompt_tokens=24, response_tokens=8)
 ANSWERED = {"rouge_l": "rouge_l", "exact_match": "exact_match", "length_tokens": "tokens", "eos_rate": "finished"}
 CONFIG = EvaluationConfig(seeds=(10, 20), batch_size=2)
@@ -40,14 +37,6 @@ CONFIG = EvaluationConfig(seeds=(10, 20), batch_size=2)
 
 class Interrupted(Exception):
     """Represents a kill between two batches."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, and an end token that is the pad token too."""
-    plain = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="?"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="?")
 
 
 @functools.cache

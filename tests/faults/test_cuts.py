@@ -34,8 +34,9 @@ SECTIONS: dict[str, dict[str, Any]] = {  # where a method's defaults would show 
 }
 DIVERGENCES = {member.__name__: member for member in get_args(divergences.Divergence)}
 QUICK = ("AlphaBeta", "mgsr")
-# The gradient of total variation jumps where a class is as likely for both, and there rounding chooses the side.
-LIMITS = {"TotalVariation": 1e-4}
+# The gradients of total variation and of the acceptance, sum_v min(p, q), jump where a class is as likely for both, and there
+# rounding chooses the side.
+LIMITS = dict.fromkeys(("TotalVariation", "NegativeLogAcceptance", "HybridAcceptance"), 1e-4)
 NAMES = (*METHODS, *DIVERGENCES) if WHOLE else QUICK
 
 every_name = pytest.mark.parametrize("name", NAMES)

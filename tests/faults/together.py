@@ -14,8 +14,9 @@ from redistill.config.run import load_config
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.load import ModelConfig
 from redistill.runs.run import evaluate_model, train_student
+from tests.faults.counts import WHOLE
 
-PATIENCE_S = 600
+PATIENCE_S = 3600 if WHOLE else 600
 
 
 def together(world: int, work: Callable[..., None], *arguments: Any) -> list[int | None]:

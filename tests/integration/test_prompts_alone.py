@@ -15,7 +15,7 @@ from redistill.runs.run import train_student
 from redistill.storage.files import read_json, read_lines
 from tests.worlds import rows, tiny_run, write_rows
 
-ALONE = {"seqkd", "imitkd", "opd", "iwopd", "minillm", "distillm2"}
+ALONE = {"seqkd", "imitkd", "opd", "iwopd", "minillm", "distillm2", "skd", "draft"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_method_trains_on_prompts_alone_or_is_refused_by_name(world: Path, met
     if method not in ALONE:
         needing = "objective|policy (fixed|mixed|adaptive)"
         with pytest.raises(
-            DataError, match=rf"({needing}) needs gold answers; of the methods, seqkd, imitkd, .* and distillm2 train"
+            DataError, match=rf"({needing}) needs gold answers; of the methods, seqkd, imitkd, .* and draft train"
         ):
             train_student(run)
         return

@@ -54,6 +54,13 @@ def test_a_run_with_a_served_teacher(world: Path, method: str, capsys: pytest.Ca
     assert described["cost"]["teacher_tokens"] > 100
 
 
+def test_phrases_are_compared_with_the_classes_that_a_server_lists(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    objective = {"divergence": "forward_kl", "span_weight": 1.0, "span": {"form": "likelihood"}}
+    with serving(ModelScript(world / "teacher")) as server:
+        assert main(["train", str(recipe(world, server.url, objective=objective))]) == 0, capsys.readouterr().err
+    assert any(line["span"] > 0 for line in lines(world) if "span" in line)
+
+
 def test_what_is_sent_where_is_printed_first(world: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("TEACHER_API_KEY", KEY)
     with serving(ModelScript(world / "teacher", key=KEY)) as server:

@@ -106,6 +106,7 @@ def test_an_old_head_ends_the_run_with_a_checkpoint(world: Path, capsys: pytest.
     ("method", "sections", "text"),
     [
         ("minillm", {}, "samples tokens from a mixture of student and teacher, which the engine does not support"),
+        ("kd", {}, "engine.kind = 'vllm': policy fixed generates no student text; use the engine local"),
         ("gkd", {"placement": "sharded"}, "placement = 'sharded': the engine vllm cannot receive the weights"),
         ("gkd", {"engine": {"mode": "colocated"}}, "engine.mode = 'colocated': must be 'server'"),
         ("gkd", {"engine": {"every": 4, "ahead": 3}}, "engine.ahead = 3: must be a multiple or a divisor of every = 4"),

@@ -34,9 +34,11 @@ TERMS = {
     "minillm": {"divergence", "policy_gradient", "ratio", "clipped"},
     "distillm": {"divergence"},
     "distillm2": {"divergence"},
+    "skd": {"divergence"},
     "taid": {"divergence", "teacher_share"},
     "mgsr": _MGSR,
     "mgsr-robust": _MGSR,
+    "draft": {"divergence"},
 }
 CONFIDENT = {**LLAMA, "initializer_range": 0.15}  # two random models that differ, so that there is something to learn
 PARTS = {"run.json", "metrics.jsonl", "checkpoints", "model", "responses", "settings.json", "scores.json", "report.html"}

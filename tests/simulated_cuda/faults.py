@@ -48,19 +48,6 @@ def result_on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments, **options: on_the_cpu(function(*arguments, **options))
 
 
-def numbers_on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda probabilities, uniforms: function(probabilities, uniforms.cpu())
-
-
-def network_on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(module: torch.nn.Module, *arguments: Any) -> Any:
-        for parameter in module.parameters():
-            parameter.data = parameter.data.cpu()
-        return function(module, *arguments)
-
-    return forward
-
-
 def optimiser_state_on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
     def step(parts: Any, *arguments: Any) -> Any:
         for state in parts.learner.optimizer.state.values():
@@ -86,9 +73,9 @@ def waits(get: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..
 FAULTS: Mapping[str, Fault] = {
     "collate on the CPU": Fault("kd", loop, "collate", result_on_the_cpu),
     "terms on the CPU": Fault("mgsr", loop, "terms", result_on_the_cpu),
-    "sampling on the CPU": Fault("opd", generate, "sample_rows", numbers_on_the_cpu),
+    "sampling on the CPU": Fault("opd", generate, "sample_rows", result_on_the_cpu),
     "prefix memory on the CPU": Fault("mgsr", prefix, "load_prefixes", result_on_the_cpu),
-    "clip network on the CPU": Fault("mgsr", DacKL, "forward", network_on_the_cpu),
+    "clip network on the CPU": Fault("mgsr", DacKL, "_interval", result_on_the_cpu),
     "optimiser state on the CPU": Fault("kd", loop, "_step", optimiser_state_on_the_cpu),
     "item in the vocabulary pass": Fault("kd", walk, "visit", waits(lambda core, tile, *rest: tile.raw_CV.max().item())),
     "tolist in the decode loop": Fault("opd", generate, "_next_tokens", waits(lambda logits, *rest: logits[0][0, :4].tolist())),

@@ -73,8 +73,10 @@ def compared(trial: str) -> dict[str, Any]:
     evaluation = counted(on_the_device(lambda: evaluate_run(device)))
     folders = {"cpu": cpu.folder, "device": device.folder}
     found: dict[str, Any] = {name: losses(folder) for name, folder in folders.items()}
-    scores = [files.read_json(folder / "scores.json")["datasets"] for folder in folders.values()]
-    return found | {"equal scores": scores[0] == scores[1], "training": training, "evaluation": evaluation}
+    answers = [files.read_lines(folder / "responses" / "toy-seed10.jsonl") for folder in folders.values()]
+    cost = files.read_json(device.folder / "run.json")["cost"]
+    texts = [[line["response"] for line in lines] for lines in answers]
+    return found | {"equal answers": texts[0] == texts[1], "cost": cost, "training": training, "evaluation": evaluation}
 
 
 def resumed() -> dict[str, Any]:
@@ -121,7 +123,7 @@ def faulty(name: str) -> dict[str, Any]:
 
 def main() -> None:
     with (FOLDER / "log.txt").open("w") as log, redirect_stdout(log), redirect_stderr(log):
-        found = {trial: compared(trial) for trial in (sys.argv[2:] or TRIALS)}
+        found = {trial: compared(trial) for trial in TRIALS}
         found |= {"resume": resumed(), "estimate": estimated()}
         found["faults"] = {name: faulty(name) for name in FAULTS}
     print(json.dumps(found))

@@ -118,10 +118,13 @@ def evaluate(options: argparse.Namespace) -> None:
     from redistill.config.engines import decode_engine
     from redistill.evaluation.scores import EvaluationConfig
     from redistill.models.load import ModelConfig
-    from redistill.reports.terminal import print_scores
+    from redistill.reports.terminal import print_acceptance, print_scores
     from redistill.runs.run import evaluate_model
     from redistill.runs.templates import tokens_of
 
+    if options.teacher and options.draft_for:
+        raise ConfigError("evaluate: --draft-for names the teacher; remove --teacher")
+    teacher = options.draft_for or options.teacher
     scores = evaluate_model(
         ModelConfig(model=options.model, revision=options.revision, dtype=options.dtype),
         dict(_task(text) for text in options.data),
@@ -133,10 +136,11 @@ def evaluate(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             limit=options.limit,
             metrics=tuple(options.metric) or EvaluationConfig.metrics,
+            teacher_forced=("acceptance",) if options.draft_for else (),
         ),
         _with_lengths(tokens_of(options.model), options),
         options.out,
-        teacher=ModelConfig(model=options.teacher, dtype=options.dtype) if options.teacher else None,
+        teacher=ModelConfig(model=teacher, dtype=options.dtype) if teacher else None,
         allow_code=options.allow_code,
         engine=decode_engine(options.engine) if options.engine else None,
     )
@@ -147,6 +151,8 @@ def evaluate(options: argparse.Namespace) -> None:
         print_json(options, {"path": str(path), "scores": scores})
     else:
         print_scores(scores)
+        if options.draft_for:
+            print_acceptance(scores)
         print_lines(f"scores: {path}")
 
 

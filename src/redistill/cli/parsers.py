@@ -5,20 +5,31 @@ and ends with one example.
 """
 
 import argparse
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
 
 import redistill
 from redistill.cli import commands, recipes
+from redistill.cli.options import (
+    RECIPE,
+    Group,
+    Parser,
+    add_actions,
+    add_command,
+    add_json,
+    add_lengths,
+    add_private,
+    add_recipe,
+    add_repeatable,
+    add_run,
+    allow_code,
+    allow_host,
+    help_formatter,
+)
 from redistill.cli.values import count, finite_number, path, path_text, seeds, whole_number
 from redistill.config.other_tools import option_hint
-from redistill.config.shown import line
 
-WIDTH = 80
-RECIPE = "a YAML file, a name from `recipes list`, or a run.json"
 EXIT_CODES = """\
 exit codes:
   0           success
@@ -29,24 +40,6 @@ exit codes:
   143         terminated by SIGTERM
 To resume an interrupted command, run the same command again.
 """
-
-Command = Callable[[argparse.Namespace], None]
-
-
-Group: TypeAlias = "argparse._SubParsersAction[_Parser]"
-"""The subcommands of a parser, as returned by `add_subparsers`."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose error messages are one line of limited length, with secrets masked."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(line(message))
-
-
-def _help(prog: str) -> argparse.HelpFormatter:
-    """Return a formatter for help pages, with lines of at most 80 columns."""
-    return argparse.RawDescriptionHelpFormatter(prog, width=min(WIDTH, shutil.get_terminal_size().columns) - 2)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -79,9 +72,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of `redistill` with all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="redistill",
-        formatter_class=_help,
+        formatter_class=help_formatter,
         description="Knowledge distillation of language models: MGSR and its baselines.",
         epilog=f"{EXIT_CODES}\nexample: redistill run smollm2-dolly --out runs/first",
     )
@@ -114,76 +107,79 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _demo(group: Group) -> None:
-    parser = _command(group, "demo", commands.demo, "redistill demo --out runs/demo")
+    parser = add_command(group, "demo", commands.demo, "redistill demo --out runs/demo")
     parser.add_argument("--out", type=path, default=Path("runs/demo"), help="output folder (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="first delete the teacher and students of an earlier demo")
-    _add_private(parser)
-    _add_json(parser)
+    add_private(parser)
+    add_json(parser)
 
 
 def _run(group: Group) -> None:
-    parser = _command(group, "run", commands.run, "redistill run smollm2-dolly method=kd --out runs/kd")
-    _add_run(parser)
-    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=path)
-    _add_json(parser)
+    parser = add_command(group, "run", commands.run, "redistill run smollm2-dolly method=kd --out runs/kd")
+    add_run(parser)
+    add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=path)
+    add_json(parser)
 
 
 def _train(group: Group) -> None:
-    parser = _command(group, "train", commands.train, "redistill train smollm2-dolly training.updates=50")
-    _add_run(parser)
-    _add_json(parser)
+    parser = add_command(group, "train", commands.train, "redistill train smollm2-dolly training.updates=50")
+    add_run(parser)
+    add_json(parser)
 
 
 def _cache_teacher(group: Group) -> None:
     example = "redistill cache-teacher smollm2-dolly method=kd --out kd"
-    parser = _command(group, "cache-teacher", commands.cache_teacher, example)
-    _add_recipe(parser, RECIPE, "settings to change, such as teacher.cache_dtype=bfloat16")
+    parser = add_command(group, "cache-teacher", commands.cache_teacher, example)
+    add_recipe(parser, RECIPE, "settings to change, such as teacher.cache_dtype=bfloat16")
     parser.add_argument("--out", type=Path, required=True, help="output folder; set teacher.path to it in later runs")
     parser.add_argument(
         "--stream-layers",
         action="store_true",
         help="read the teacher's layers from disk one after another, for a teacher that is larger than the memory",
     )
-    _add_private(parser)
-    _add_json(parser)
+    add_private(parser)
+    add_json(parser)
 
 
 def _sweep(group: Group) -> None:
-    parser = _command(group, "sweep", commands.sweep, "redistill sweep table1-toy --only sft --only mgsr --jobs 2")
-    _add_recipe(parser, "a YAML file, or the name of a sweep (table1-toy)", "settings to change in all runs of the sweep")
-    _allow_host(parser)
+    parser = add_command(group, "sweep", commands.sweep, "redistill sweep table1-toy --only sft --only mgsr --jobs 2")
+    add_recipe(parser, "a YAML file, or the name of a sweep (table1-toy)", "settings to change in all runs of the sweep")
+    allow_host(parser)
     parser.add_argument("--out", type=path, help="output folder (default: runs/NAME)")
     parser.add_argument("--jobs", type=count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
-    _add_repeatable(parser, "--only", "LABEL", "start only the runs of the sweep that have this label")
-    _add_private(parser)
+    add_repeatable(parser, "--only", "LABEL", "start only the runs of the sweep that have this label")
+    add_private(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")
-    _add_json(parser)
+    add_json(parser)
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------------
 
 
 def _evaluate(group: Group) -> None:
-    parser = _command(
+    parser = add_command(
         group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
+    parser.usage = "%(prog)s MODEL --data TASK[=PATH] --out OUT [options]"  # all options would take a fifth of the page
     parser.add_argument("model", type=path_text, metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model (default: main)")
-    _add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=path_text, required=True)
+    add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=path_text, required=True)
     parser.add_argument("--engine", metavar="YAML", help="the engine that generates answers (default: local)")
-    _allow_host(parser)
-    _add_repeatable(parser, "--metric", "NAME", "metric; the first one ranks the models")
-    _allow_code(parser)
+    allow_host(parser)
+    add_repeatable(parser, "--metric", "NAME", "metric; the first one ranks the models")
+    allow_code(parser)
     parser.add_argument("--out", type=path, required=True, help="output folder for responses and scores.json")
-    _add_private(parser)
+    add_private(parser)
     parser.add_argument(
         "--teacher", type=path_text, metavar="MODEL", help="also compute KL(teacher || model) on the gold answers"
     )
+    text = "teacher as in --teacher; also compute how many tokens of the model it accepts in speculative decoding"
+    parser.add_argument("--draft-for", type=path_text, metavar="MODEL", help=text)
     parser.add_argument("--limit", type=whole_number, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument(
         "--seeds", type=seeds, default="10,20,30,40,50", metavar="N,N", help="sampling seeds (default: %(default)s)"
     )
-    _add_lengths(parser, "the run's")
+    add_lengths(parser, "the run's")
     parser.add_argument("--temperature", type=finite_number, default=1.0, metavar="X", help="0 is greedy decoding (default: 1)")
     parser.add_argument(
         "--top-p", type=finite_number, default=1.0, metavar="X", help="probability mass of top-p sampling (default: 1)"
@@ -193,19 +189,21 @@ def _evaluate(group: Group) -> None:
     parser.add_argument("--batch-size", type=whole_number, default=16, metavar="N", help="prompts per batch (default: 16)")
     text, dtypes = "dtype: float32 (default), bfloat16 or auto", ("float32", "bfloat16", "auto")
     parser.add_argument("--dtype", choices=dtypes, default="float32", metavar="TYPE", help=text)
-    _add_json(parser)
+    add_json(parser)
 
 
 def _report(group: Group) -> None:
-    parser = _command(group, "report", commands.report, "redistill report runs/mgsr --baseline runs/sft")
+    parser = add_command(group, "report", commands.report, "redistill report runs/mgsr --baseline runs/sft")
     parser.add_argument("run", type=path, metavar="RUN", help="a run folder")
-    _add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=path)
+    add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=path)
     parser.add_argument("-o", "--output", type=path, metavar="FILE", help="output file (default: RUN/report.html)")
-    _add_json(parser)
+    add_json(parser)
 
 
 def _compare(group: Group) -> None:
-    parser = _command(group, "compare", commands.compare, "redistill compare runs/sft runs/mgsr --baseline sft -o compare.html")
+    parser = add_command(
+        group, "compare", commands.compare, "redistill compare runs/sft runs/mgsr --baseline sft -o compare.html"
+    )
     parser.add_argument("runs", type=path, nargs="+", metavar="RUN", help="a run folder, or the folder of a sweep")
     text = "output file: .html, .md, .tex or .csv (repeatable; default: print tables)"
     parser.add_argument("-o", "--output", type=path, action="append", default=[], metavar="FILE", help=text)
@@ -215,86 +213,88 @@ def _compare(group: Group) -> None:
     parser.add_argument("--rows", nargs="+", default=[], metavar="LABEL", help=text)
     text = "also show these tables of the MGSR paper, such as table1-gpt2"
     parser.add_argument("--published", nargs="+", default=[], metavar="TABLE", help=text)
-    _add_json(parser)
+    add_json(parser)
 
 
 # --- inspection ---------------------------------------------------------------------------------------------------------
 
 
 def _config(group: Group) -> None:
-    parser = _command(group, "config", commands.config, "redistill config smollm2-dolly method=gkd")
-    _add_recipe(parser, RECIPE, "settings to change")
-    _add_json(parser, "print JSON instead of YAML; `redistill run` accepts both")
+    parser = add_command(group, "config", commands.config, "redistill config smollm2-dolly method=gkd")
+    add_recipe(parser, RECIPE, "settings to change")
+    add_json(parser, "print JSON instead of YAML; `redistill run` accepts both")
 
 
 def _estimate(group: Group) -> None:
-    parser = _command(group, "estimate", commands.estimate, "redistill estimate smollm2-dolly training.batch_size=8")
-    _add_recipe(parser, f"{RECIPE}; or a sweep if --row is set", "settings to change")
+    parser = add_command(group, "estimate", commands.estimate, "redistill estimate smollm2-dolly training.batch_size=8")
+    add_recipe(parser, f"{RECIPE}; or a sweep if --row is set", "settings to change")
     parser.add_argument("--row", metavar="LABEL", help="estimate the first run with this label in the sweep")
-    _add_json(parser, "print JSON, in bytes and seconds, instead of tables")
+    add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 
 def _doctor(group: Group) -> None:
-    parser = _command(group, "doctor", commands.doctor, "redistill doctor smollm2-dolly")
+    parser = add_command(group, "doctor", commands.doctor, "redistill doctor smollm2-dolly")
     text = "a YAML file, a name from `recipes list`, a run.json, or a sweep if --row is set (default: check this machine)"
-    _add_recipe(parser, text, "settings to change", is_optional=True)
-    _allow_host(parser)
+    add_recipe(parser, text, "settings to change", is_optional=True)
+    allow_host(parser)
     parser.add_argument("--row", metavar="LABEL", help="check the first run with this label in the sweep")
-    _add_json(parser)
+    add_json(parser)
 
 
 def _methods(group: Group) -> None:
-    parser = _command(group, "methods", commands.methods, "redistill methods --matrix")
+    parser = add_command(group, "methods", commands.methods, "redistill methods --matrix")
     parser.add_argument("--matrix", action="store_true", help="show the supported teachers and engines of each method")
-    _add_json(parser)
+    add_json(parser)
 
 
 def _recipes(group: Group) -> None:
-    actions = _actions(group, "recipes", "List, show or copy the recipes of the package.", "redistill recipes list")
-    _add_json(_command(actions, "list", recipes.list_recipes, "redistill recipes list"))
-    show = _command(actions, "show", recipes.show, "redistill recipes show smollm2-dolly")
-    copy = _command(actions, "copy", recipes.copy, "redistill recipes copy smollm2-dolly --out mine.yaml")
+    actions = add_actions(group, "recipes", "List, show or copy the recipes of the package.", "redistill recipes list")
+    add_json(add_command(actions, "list", recipes.list_recipes, "redistill recipes list"))
+    show = add_command(actions, "show", recipes.show, "redistill recipes show smollm2-dolly")
+    copy = add_command(actions, "copy", recipes.copy, "redistill recipes copy smollm2-dolly --out mine.yaml")
     for parser in (show, copy):
         parser.add_argument("name", metavar="NAME", help="name of a recipe of the package")
-        _add_json(parser)
+        add_json(parser)
     copy.add_argument("--out", type=path, metavar="FILE", help="output file (default: NAME.yaml)")
 
 
 def _data(group: Group) -> None:
-    actions = _actions(group, "data", "Inspect data sets, or copy sample rows.", "redistill data check mine.jsonl")
-    parser = _command(actions, "sample", recipes.copy_sample, "redistill data sample --out sample")
+    actions = add_actions(group, "data", "Inspect data sets, or copy sample rows.", "redistill data check mine.jsonl")
+    parser = add_command(actions, "sample", recipes.copy_sample, "redistill data sample --out sample")
     parser.add_argument("--out", type=path, default=Path("sample"), help="output folder (default: %(default)s)")
-    _add_json(parser)
-    parser = _command(actions, "check", commands.data_check, "redistill data check mine.jsonl --against dolly=dolly/test.jsonl")
+    add_json(parser)
+    parser = add_command(
+        actions, "check", commands.data_check, "redistill data check mine.jsonl --against dolly=dolly/test.jsonl"
+    )
     parser.add_argument(
         "sources", type=path_text, nargs="*", metavar="PATH", help="training data: a file, a folder or a hub data set"
     )
-    _add_repeatable(
+    add_repeatable(
         parser, "--against", "TASK[=PATH]", "test set to compare with the data, to find rows that are in both", type=path_text
     )
     text = "check the data of this recipe, with its test sets, template and length limits"
     parser.add_argument("--recipe", type=path, dest="configured", metavar="RECIPE", help=text)
-    _allow_code(parser)
+    allow_code(parser)
     parser.add_argument(
         "--tokenizer", type=path_text, metavar="MODEL", help="also measure lengths in tokens, with the tokenizer of this model"
     )
-    _add_lengths(parser, "the recipe's")
-    _add_json(parser)
+    add_lengths(parser, "the recipe's")
+    add_json(parser)
 
 
 def _models(group: Group) -> None:
-    actions = _actions(group, "models", "Download models.", "redistill models fetch smollm2")
-    parser = _command(actions, "fetch", commands.fetch, "redistill models fetch smollm2 --to models/smollm2")
+    actions = add_actions(group, "models", "Download models.", "redistill models fetch smollm2")
+    parser = add_command(actions, "fetch", commands.fetch, "redistill models fetch smollm2 --to models/smollm2")
     parser.add_argument("name", choices=["smollm2"], help="smollm2: SmolLM2-135M-Instruct")
     parser.add_argument("--to", type=path, metavar="DIR", help="output folder (default: models/NAME)")
-    _add_json(parser)
+    add_json(parser)
 
 
 # --- deployment ---------------------------------------------------------------------------------------------------------
 
 
 def _export(group: Group) -> None:
-    parser = _command(group, "export", commands.export, "redistill export runs/kd --to ollama")
+    parser = add_command(group, "export", commands.export, "redistill export runs/kd --to ollama")
     parser.add_argument("model", type=path_text, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
     targets = ("transformers", "vllm", "adapter", "gguf", "ollama")
     text = "transformers (also for vLLM), vllm (for the engine vllm), adapter (LoRA, for PEFT), gguf (llama.cpp) or ollama"
@@ -304,12 +304,12 @@ def _export(group: Group) -> None:
     parser.add_argument("--dtype", choices=["f16", "bf16", "f32"], metavar="TYPE", help=text)
     text = "upload the folder to this repository on the hub; a repository that does not exist is created as private"
     parser.add_argument("--push", metavar="OWNER/NAME", help=text)
-    _allow_code(parser)
-    _add_json(parser)
+    allow_code(parser)
+    add_json(parser)
 
 
 def _chat(group: Group) -> None:
-    parser = _command(group, "chat", commands.chat, "redistill chat runs/kd --teacher")
+    parser = add_command(group, "chat", commands.chat, "redistill chat runs/kd --teacher")
     parser.add_argument("model", type=path_text, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
     text = "also print the answers of this model (default: the teacher of the run)"
     parser.add_argument("--teacher", type=path_text, nargs="?", const="", metavar="MODEL", help=text)
@@ -321,78 +321,4 @@ def _chat(group: Group) -> None:
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of sampling (default: 0)")
     text, dtypes = "dtype: auto (default), float32 or bfloat16", ("auto", "float32", "bfloat16")
     parser.add_argument("--dtype", choices=dtypes, default="auto", metavar="TYPE", help=text)
-    _add_json(parser)
-
-
-# --- shared by several commands -----------------------------------------------------------------------------------------
-
-
-def _command(group: Group, name: str, command: Command, example: str) -> _Parser:
-    """Add a command to `group`, and return the parser of the command.
-
-    `command` is the function that runs the command. The help page shows the docstring of this function, and `example`.
-    """
-    parser = _page(group, name, command.__doc__ or "", example)
-    parser.set_defaults(command=command)
-    return parser
-
-
-def _actions(group: Group, name: str, text: str, example: str) -> Group:
-    """Add a command with subcommands to `group`; return the group of subcommands.
-
-    The help page shows the description `text` and the command line `example`.
-    """
-    return _page(group, name, text, example).add_subparsers(title="actions", required=True, metavar="ACTION")
-
-
-def _page(group: Group, name: str, text: str, example: str) -> _Parser:
-    listed = text[:1].lower() + text[1:].rstrip(".")
-    return group.add_parser(name, help=listed, description=text, epilog=f"example: {example}", formatter_class=_help)
-
-
-def _add_run(parser: _Parser) -> None:
-    _add_recipe(parser, RECIPE, "settings to change, such as training.updates=50")
-    _allow_host(parser)
-    parser.add_argument("--out", type=path, help="run folder (default: `out` of the recipe, or runs/NAME)")
-    _add_private(parser)
-
-
-def _add_recipe(parser: _Parser, recipe: str, overrides: str, *, is_optional: bool = False) -> None:
-    parser.add_argument("recipe", type=path, metavar="RECIPE", nargs="?" if is_optional else None, help=recipe)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
-    _allow_code(parser)
-
-
-def _allow_host(parser: _Parser) -> None:
-    text = "server to which training data may be sent"
-    _add_repeatable(parser, "--allow-host", "HOST", text)
-
-
-def _allow_code(parser: _Parser) -> None:
-    _add_repeatable(parser, "--allow-code", "MODULE", "allow the import of this module, whose components are named MODULE:Name")
-
-
-def _add_repeatable(
-    parser: _Parser, option: str, metavar: str, text: str, *, type: Callable[[str], object] = str, required: bool = False
-) -> None:
-    """Add an option that can be given several times; the values form a list."""
-    text = f"{text} (repeatable)"
-    parser.add_argument(option, type=type, action="append", default=[], required=required, metavar=metavar, help=text)
-
-
-def _add_lengths(parser: _Parser, default: str) -> None:
-    choices = ["auto", "alpaca", "chat"]
-    text = f"auto, alpaca or chat (default: {default}, else auto)"
-    parser.add_argument("--template", choices=choices, metavar="NAME", help=text)
-    for name in ("prompt", "response"):
-        text = f"{name} limit in tokens (default: {default}, else 256)"
-        parser.add_argument(f"--{name}-tokens", type=whole_number, metavar="N", help=text)
-
-
-def _add_private(parser: _Parser) -> None:
-    text = "create files that only you can read"
-    parser.add_argument("--private", action="store_true", help=text)
-
-
-def _add_json(parser: _Parser, text: str = "print JSON instead of text") -> None:
-    parser.add_argument("--json", action="store_true", help=text)
+    add_json(parser)

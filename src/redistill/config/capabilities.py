@@ -93,6 +93,16 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
             f"{policy}: samples tokens from a mixture of student and teacher, which the teacher does not support; "
             "use a local teacher, or the source student_generated"
         )
+    if needs.replacement and not engine.replacement:
+        yield (
+            f"{policy}: replaces tokens of the student by tokens of the teacher while the student generates, which the engine "
+            "does not support; use the engine local, or the source student_generated"
+        )
+    if needs.replacement and teacher is not None and not teacher.mixture:
+        yield (
+            f"{policy}: replaces tokens of the student by tokens of the teacher while the student generates, which the teacher "
+            "does not support; use a local teacher, or the source student_generated"
+        )
     if needs.samples_student and not engine.samples_student:
         yield (
             f"{policy}: weights text by its probability under the student, but the text of the engine is not sampled "

@@ -13,6 +13,7 @@ from redistill.losses.dac_kl import DacKLConfig
 from redistill.losses.divergences import (
     ByOrigin,
     ForwardKL,
+    HybridAcceptance,
     JensenShannon,
     ReverseKL,
     SkewForwardKL,
@@ -23,6 +24,7 @@ from redistill.policies import (
     Adaptive,
     Buffered,
     Fixed,
+    Interleaved,
     Mixed,
     Paired,
     PolicyConfig,
@@ -47,7 +49,7 @@ class Method:
         source: The publication that introduced the method.
         start: The initial student. "base" is the model `student.model` of the recipe. "finetuned" is this model after the
             supervised fine-tuning `student.finetune`; if the recipe does not set `student.finetune`, it is the same as "base".
-        optimiser: The method's defaults for the section `optimiser` of a recipe, by name of the field.
+        optimiser, training, evaluation: The method's defaults for these sections of a recipe, by name of the field.
     """
 
     policy: PolicyConfig
@@ -56,6 +58,15 @@ class Method:
     source: str
     start: Literal["base", "finetuned"] = "base"
     optimiser: Mapping[str, object] = field(default_factory=dict)
+    training: Mapping[str, object] = field(default_factory=dict)
+    evaluation: Mapping[str, object] = field(default_factory=dict)
+
+    def with_defaults(self, tree: Mapping[str, object]) -> dict[str, object]:
+        """Return a copy of a recipe, with the method's defaults for missing fields."""
+        sections = {"optimiser": self.optimiser, "training": self.training, "evaluation": self.evaluation}
+        given = {name: tree.get(name, {}) for name in sections}
+        filled = {name: {**sections[name], **values} for name, values in given.items() if isinstance(values, dict)}
+        return {**tree, **{name: values for name, values in filled.items() if values or name in tree}}
 
 
 _MGSR_POLICY = Mixed(source=Revised(source=StudentGenerated()), student_fraction=0.5)
@@ -144,6 +155,13 @@ METHODS: dict[str, Method] = {
         source="Ko et al. 2025 (arXiv 2503.07067)",
         start="finetuned",
     ),
+    "skd": Method(
+        policy=Interleaved(teacher_top_k=25),
+        objective=Objective(sft_weight=0.0, divergence=ForwardKL()),
+        summary="forward KL on the student's text, in which the teacher replaces the tokens that it ranks below its top 25",
+        source="Xu et al. 2024 (arXiv 2410.11325)",
+        start="finetuned",
+    ),
     "taid": Method(
         policy=Fixed(),
         objective=Objective(sft_weight=0.0, divergence=Taid()),
@@ -164,6 +182,14 @@ METHODS: dict[str, Method] = {
         summary="mgsr with a lower limit of the probability mass that DAC-KL keeps, so that its network cannot collapse",
         source="this project; docs/methods/mgsr.md",
         start="finetuned",
+    ),
+    "draft": Method(
+        policy=TeacherGenerated(),
+        objective=Objective(sft_weight=0.0, divergence=HybridAcceptance()),
+        summary="draft model for speculative decoding: forward KL and total variation on the teacher's text",
+        source="LK losses (arXiv 2602.23881)",
+        training={"choose_by": "acceptance"},
+        evaluation={"teacher_forced": ["acceptance"]},
     ),
 }
 

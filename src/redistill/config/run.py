@@ -19,7 +19,7 @@ from redistill.config.methods import METHODS, Method, as_in_reference, method
 from redistill.config.plugins import External, Slot
 from redistill.config.recipes import read_recipe
 from redistill.config.schema import current_tree, schema_of_run
-from redistill.config.scoring import check_choice, load_external, metrics, metrics_of, names_in
+from redistill.config.scoring import check_choice, check_forced, load_external, metrics, metrics_of, names_in
 from redistill.config.sections import DataConfig, StudentConfig, TeacherConfig
 from redistill.config.shown import shown
 from redistill.contracts import EngineCapabilities, TeacherCapabilities
@@ -118,6 +118,10 @@ class Run:
             )
         if fault := mismatch(row, self.teacher_capabilities, self.engine_capabilities):
             raise ConfigError(f"{fault} (method {self.method})")
+        if isinstance(self.engine, VllmEngineConfig) and policy.sampling is None:
+            raise ConfigError(
+                f"engine.kind = 'vllm': policy {decoding.kind_of(type(policy))} generates no student text; use the engine local"
+            )
         if objective.policy_gradient is not None and not isinstance(policy, Rollouts):
             raise ConfigError(
                 "objective.policy_gradient: needs the policy rollouts, which computes the rewards; set policy to rollouts"
@@ -132,9 +136,10 @@ class Run:
             raise ConfigError(f"placement = 'sharded': {fault}")
         try:
             validated, _ = self.validation_metrics, self.test_metrics
+            check_forced(self.evaluation.teacher_forced, self.teacher_capabilities)
         except ConfigError as error:
             raise ConfigError(f"evaluation.{error}") from error
-        check_choice(self.training.choose_by, validated, "training.choose_by")
+        check_choice(self.training.choose_by, validated, "training.choose_by", self.evaluation.teacher_forced)
         for role, node in {"teacher": self.teacher, "student": self.student}.items():
             finetune = node.finetune if isinstance(node, TeacherConfig | StudentConfig) else None
             if finetune is not None and finetune.choose_by is not None:
@@ -302,7 +307,7 @@ def _with_overrides(tree: Mapping[str, object], overrides: Iterable[parse.Overri
 def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str] = ()) -> Run:
     """Convert a recipe from dicts, lists and scalars to the configuration of a run.
 
-    Fields of the section `optimiser` that the recipe omits have the defaults of the method.
+    Fields that the recipe omits have the defaults of the method, if it has any for them.
 
     Args:
         tree: The recipe. The optional key "schema" has the version of the recipe's format (the schema number).
@@ -315,9 +320,8 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
     """
     tree = current_tree(tree, source)
     external = External.of(allow_code, *SLOTS)
-    row, optimiser = _row(tree, source, external), tree.get("optimiser", {})
-    if row is not None and isinstance(optimiser, dict):
-        tree = {**tree, "optimiser": {**row.optimiser, **optimiser}}
+    if row := _row(tree, source, external):
+        tree = row.with_defaults(tree)
     try:
         load_external(names_in(tree), external)
         return decoding.decode(Run, tree, NAMES, external)
@@ -375,11 +379,11 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a configuration without output folders and trackers.
+    """Return a copy of a configuration without output folders, trackers and decodings.
 
-    Two configurations that differ only in these describe the same training, since they do not affect the result.
+    Two configurations that differ only in these describe the same training: decodings can be added to a finished run.
     """
-    kept = {name: item for name, item in tree.items() if name not in ("out", "tracking")}
+    kept = {name: item for name, item in tree.items() if name not in ("out", "tracking", "decodings")}
     return {name: without_outputs(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
 
 

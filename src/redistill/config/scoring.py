@@ -8,15 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from redistill.config.plugins import External, instance
 from redistill.config.shown import nearest, shown
+from redistill.contracts import TeacherCapabilities
 from redistill.data.sources import Source
 from redistill.data.tasks import Task, check_source, known_task
 from redistill.errors import ConfigError
 from redistill.evaluation.metrics import METRICS
-from redistill.records import Metric
+from redistill.records import ACCEPTANCE, Metric
 from redistill.storage import files
 
 CROSS_ENTROPY = "cross_entropy"
-"""The only value of `choose_by` that is not the name of a metric of answers; a lower value is better."""
+"""A value of `choose_by` that is not the name of a metric of answers; a lower value is better."""
+ACCEPTED = ACCEPTANCE[0]
+"""Another such value, for draft models; a higher value is better."""
 
 
 def metric(name: str) -> Metric:
@@ -113,21 +116,44 @@ def metrics_of(tasks: Iterable[Task], names: Sequence[str]) -> dict[str, tuple[M
     return {task.name: _distinct([*task.metrics, *common], f"metrics of {task.name}") for task in tasks}
 
 
-def check_choice(choose_by: str, validated: Iterable[Metric], path: str) -> None:
+def check_choice(choose_by: str, validated: Iterable[Metric], path: str, forced: Sequence[str] = ()) -> None:
     """Check that validation computes the score by which the best checkpoint is chosen.
 
     Args:
         choose_by: Name of the score: that of a metric, or "cross_entropy", which validation always computes.
         validated: The metrics that validation computes.
         path: Path of the field that names the score in the recipe, for the error message.
+        forced: The value of `evaluation.teacher_forced`; a best checkpoint can be chosen by "acceptance" if it is in there.
 
     Raises:
         ConfigError: validation does not compute the score.
     """
-    known = [*(metric.name for metric in validated), CROSS_ENTROPY]
+    known = [*(metric.name for metric in validated), CROSS_ENTROPY, *(name for name in forced if name == ACCEPTED)]
+    if choose_by == ACCEPTED not in known:
+        raise ConfigError(f"{path} = '{ACCEPTED}': validation does not compute it; add it to evaluation.teacher_forced")
     if choose_by not in known:
         hint = nearest(choose_by, known, f"choose one of {', '.join(known)}")
         raise ConfigError(f"{path} = '{choose_by}': validation does not compute it; {hint}, or add it to evaluation.metrics")
+
+
+def check_forced(names: Sequence[str], teacher: TeacherCapabilities | None) -> None:
+    """Check `evaluation.teacher_forced` against the capabilities of the teacher.
+
+    Args:
+        names: The scores.
+        teacher: Capabilities of the teacher; None if there is no teacher.
+
+    Raises:
+        ConfigError: a score is listed twice, or needs the teacher's probabilities of all classes, which it does not provide.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"teacher_forced: {name} is listed {names.count(name)} times; list each score once")
+        if name in ("acceptance", "overlap") and (teacher is None or not teacher.full_vocabulary):
+            have = "there is no teacher" if teacher is None else "the teacher does not provide them"
+            others = " (and set training.choose_by to cross_entropy)" if name == ACCEPTED else ""
+            remedy = f"use a local teacher, or remove {name}{others}"
+            raise ConfigError(f"teacher_forced: {name} needs teacher logits of the whole vocabulary, and {have}; {remedy}")
 
 
 def load_external(named: Iterable[tuple[str, str]], external: External) -> None:

@@ -25,6 +25,8 @@ ProgressCall = Callable[[int, int, int], None]
 
 SETTINGS = "settings.json"
 RESPONSES = "responses"
+DECODED = "@"
+"""Separates the data set and the decoding in the name of a responses file; no name of a data set contains it."""
 
 
 def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
@@ -140,14 +142,16 @@ class ResponseFiles:
     processes: Processes
     batch_size: int
 
-    def complete(self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric]) -> list[Line]:
+    def complete(
+        self, dataset: str, rows: Sequence[Row], seed: int, metrics: Sequence[Metric], *, decoding: str = ""
+    ) -> list[Line]:
         """Generate the missing answers of one responses file, and return all its lines.
 
-        There is one file for each data set and seed.  The lines are in the order of `rows`.  Each process generates a part of
-        the answers.  If an existing line lacks a metric, the metric is computed from the response.  If a line does not
-        contain an answer, the answer is generated again.
+        There is one file for each data set, decoding and seed; `decoding` is "" for the main decoding.  The lines are in the
+        order of `rows`.  Each process generates a part of the answers.  If an existing line lacks a metric, the metric is
+        computed from the response.  If a line does not contain an answer, the answer is generated again.
         """
-        name = f"{dataset}-seed{seed}"
+        name = f"{dataset}{DECODED}{decoding}-seed{seed}" if decoding else f"{dataset}-seed{seed}"
         existing = [line for path in self._files(name) for line in cast("list[Line]", files.read_lines(path))]
         found = {line["id"]: line for line in existing if is_answer(line, metrics)}
         mine = part(rows, self.processes)

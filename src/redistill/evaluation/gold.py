@@ -1,11 +1,12 @@
 """Teacher-forced scores of a model on gold answers.
 
-The scores are the cross entropy, the KL divergence from the teacher, and the agreement with the teacher.
+The scores are the cross entropy, the KL divergence from the teacher, the agreement with the teacher, and the acceptance of the
+model's tokens by the teacher.
 """
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,12 +16,24 @@ from redistill.contracts import ONE_PROCESS, Example, Processes, Teacher, TokenS
 from redistill.data.collate import collate
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import DataError
+from redistill.evaluation.acceptance import accepted
 from redistill.evaluation.answers import part
+from redistill.evaluation.calibration import calibration_error, calibration_gaps
 from redistill.interfaces import Tokenizer
 from redistill.models.families import body, eval_mode, head
 from redistill.processes import signals
-from redistill.records import Record
+from redistill.records import ACCEPTANCE, Record
 from redistill.vocab_pass import Statistic, row_statistics
+
+_STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
+    "acceptance": ("acceptance",),
+    "calibration": ("student_confidence", "student_argmax"),
+    "entropy": ("student_entropy", "teacher_entropy"),
+    "overlap": ("top_overlap",),
+}
+"""The statistics of each further score."""
+_OF_TEACHER = frozenset({"acceptance", "teacher_entropy", "top_overlap"})
+_MEANS = ("agreement", "student_entropy", "teacher_entropy", "top_overlap")
 
 
 def teacher_forced(
@@ -29,6 +42,7 @@ def teacher_forced(
     examples: Sequence[Example],
     *,
     batch_size: int,
+    extra: Collection[str] = (),
     vocabulary: int | None = None,
     processes: Processes = ONE_PROCESS,
 ) -> dict[str, float]:
@@ -46,6 +60,7 @@ def teacher_forced(
         teacher: Teacher for kl and agreement.  Both scores are omitted if `teacher` is None or has no full distributions.
         examples: Gold sequences.
         batch_size: Sequences per forward pass.
+        extra: Further scores, as in `EvaluationConfig.teacher_forced`.  Those that need a teacher are omitted without one.
         vocabulary: Number of token ids shared with the teacher; only ids below this number are used.  If None, all token ids of
             the model are used.
         processes: Rank and number of processes; each process computes a part of the sequences.
@@ -54,12 +69,35 @@ def teacher_forced(
         The mean of each score by its name.  Every process returns the same means.  The mapping is empty if there are no
         examples.
     """
-    sums = processes.gather(_gold_sums(model, teacher, part(examples, processes), batch_size, vocabulary))
+    sums = processes.gather(_gold_sums(model, teacher, part(examples, processes), batch_size, extra, vocabulary))
     if not sums:
         return {}
     targets = sum(example["targets"] for example in sums)
-    names = {"cross_entropy": "cross_entropy", "forward_kl": "kl", "agreement": "agreement"}
-    return {shown: math.fsum(example[name] for example in sums) / targets for name, shown in names.items() if name in sums[0]}
+    total = {name: math.fsum(example[name] for example in sums) for name in sums[0]}
+    names = {"cross_entropy": "cross_entropy", "forward_kl": "kl"} | {name: name for name in (*_MEANS, *ACCEPTANCE)}
+    means = {shown: total[name] / targets for name, shown in names.items() if name in total}
+    return means | ({"ece": calibration_error(total, targets)} if "calibration" in extra else {})
+
+
+def forced_names(extra: Collection[str], *, has_teacher: bool) -> list[str]:
+    """Return names of scores that an evaluation with the settings `extra` has.
+
+    Args:
+        extra: The value of `EvaluationConfig.teacher_forced`.
+        has_teacher: Whether there is a teacher with full distributions.
+
+    Returns:
+        One name for each setting, and that of the KL divergence; names of scores that need a missing teacher are left out.
+
+    Example:
+        >>> forced_names(["acceptance", "entropy"], has_teacher=False)
+        ['student_entropy']
+    """
+    found = (_STATISTICS[each][0] for each in extra)
+    needed = ["kl"] if has_teacher else []
+    return needed + [
+        "ece" if name == "student_confidence" else name for name in found if has_teacher or name not in _OF_TEACHER
+    ]
 
 
 def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: TokenizeConfig) -> Sequence[Example]:
@@ -74,15 +112,21 @@ def gold_examples(records: Sequence[Record], tokenizer: Tokenizer, config: Token
 
 @torch.no_grad()
 def _gold_sums(
-    model: nn.Module, teacher: Teacher | None, examples: Sequence[Example], batch_size: int, vocabulary: int | None
+    model: nn.Module,
+    teacher: Teacher | None,
+    examples: Sequence[Example],
+    batch_size: int,
+    extra: Collection[str],
+    vocabulary: int | None,
 ) -> list[dict[str, float]]:
     """Return the number of targets and the sum of each score, for each example.
 
-    The scores are the cross entropy and, with a teacher, the KL divergence and the agreement.  They are summed over the targets
-    of an example.  The keys of each dict are "targets" and the names of the scores.
+    The scores are the cross entropy and, with a teacher, the KL divergence, the agreement and those of `extra`.  They are
+    summed over the targets of an example.  The keys of each dict are "targets" and the names of the scores.
     """
     full = teacher if teacher is not None and teacher.capabilities.full_vocabulary else None
     ask: list[Statistic] = ["cross_entropy"] if full is None else ["cross_entropy", "forward_kl", "agreement"]
+    ask += [name for each in extra for name in _STATISTICS[each] if full is not None or name not in _OF_TEACHER]
     sequences = [
         TokenSequence(sample=e.sample, token_ids=e.token_ids, supervised=e.supervised, origin="dataset")
         for e in sorted(examples, key=lambda example: len(example.token_ids))
@@ -99,6 +143,10 @@ def _gold_sums(
                 full.prepare(some)
             target = None if full is None else full.rows(batch)
             found = row_statistics(hidden_ND, student_head, target, ask, token_N=batch.target_N)
+            if "acceptance" in found:
+                found |= accepted(found["acceptance"], batch.sequence_N, batch.position_N)
+            if "student_confidence" in found:
+                found |= calibration_gaps(found.pop("student_confidence"), found.pop("student_argmax") == batch.target_N)
             summed = {"targets": [sequence.num_targets for sequence in some]}
             for name, value_N in found.items():
                 zero_B = torch.zeros(len(some), dtype=torch.float64)

@@ -12,6 +12,7 @@ from redistill.contracts import Sampling
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.answers import Row
+from redistill.evaluation.decodings import Decoding, check_decodings
 from redistill.evaluation.folder import data_hash, model_hash
 from redistill.evaluation.metrics import DEFAULT
 from redistill.models.load import parameter_bytes, parameter_count
@@ -40,6 +41,14 @@ class EvaluationConfig:
         metrics: Metrics of answers to test sets and to validation prompts: names that `redistill methods` lists, or
             `module:NAME` for a metric of your own.  If a test set has its own metrics, those come first.  The first metric of
             a test set is its primary metric: models are ranked and significance is tested by it.
+        decodings: Further decodings with which the trained student answers the test sets, each with the first two of `seeds`;
+            greedy decoding needs only one.  scores.json, reports and comparisons show the scores of all decodings side by side.
+            Models are ranked by the main decoding, which is set by the fields above.
+        teacher_forced: Further scores on gold answers, in validation and on test sets.  "acceptance": probabilities that the
+            teacher accepts tokens of the student, as the draft model of speculative decoding (docs/methods/draft.md).
+            "calibration": `ece`, the expected calibration error of the most probable token.  "entropy": `student_entropy` and
+            `teacher_entropy`, in nats.  "overlap": `top_overlap`, the fraction of the teacher's 10 most probable tokens that
+            are among the student's.
 
     Raises:
         ConfigError: a value is out of range.
@@ -62,6 +71,8 @@ class EvaluationConfig:
     limit: int | None = None
     compare: tuple[Literal["teacher", "before"], ...] = ("teacher", "before")
     metrics: tuple[str, ...] = DEFAULT
+    decodings: tuple[Decoding, ...] = ()
+    teacher_forced: tuple[Literal["acceptance", "calibration", "entropy", "overlap"], ...] = ()
 
     def __post_init__(self) -> None:
         for name, hint in (("metrics", ""), ("seeds", "; the papers use 10, 20, ... 50")):
@@ -70,6 +81,7 @@ class EvaluationConfig:
                 raise ConfigError(f"{name} = {list(values)}: must have at least one entry and no duplicates{hint}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p = {self.top_p}: must lie in (0, 1]; 1 keeps all tokens")
+        check_decodings(self.decodings)
         for name, lowest in {"temperature": 0, "top_k": 0, "no_repeat_ngram": 0, "batch_size": 1, "limit": 1}.items():
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
@@ -103,7 +115,7 @@ def settings(
     The batch size and the metrics are not included, because no answer depends on them.
     """
     sampling = asdict(config.sampling)
-    del sampling["teacher_share"]  # an answer is sampled from one model
+    del sampling["teacher_share"], sampling["teacher_top_k"]  # an answer is sampled from one model
     return {
         "schema": SCHEMA,
         "label": label,
@@ -138,12 +150,17 @@ def checked(dataset: str, records: Sequence[Record]) -> Sequence[Record]:
 
 
 def earlier_scores(
-    path: Path, settings: Mapping[str, Json], metrics: Mapping[str, object], *, needs_kl: bool
+    path: Path,
+    settings: Mapping[str, Json],
+    metrics: Mapping[str, object],
+    *,
+    forced: Sequence[str],
+    decodings: Mapping[str, Sequence[int]],
 ) -> tuple[dict[str, Any], bool]:
     """Return the scores in the file `path`, and whether they can be reused unchanged.
 
-    They can be reused if they have the given settings and metrics.  If `needs_kl` is set, they must also include the KL
-    divergence from the teacher.  If the file is missing, the result is ({}, False).
+    They can be reused if they have the given settings and metrics, and at least the given decodings with their seeds.  They
+    must also include the teacher-forced scores `forced`.  If the file is missing, the result is ({}, False).
 
     Raises:
         CheckpointError: the file has no scores of an evaluation.
@@ -152,9 +169,16 @@ def earlier_scores(
         return {}, False
     held = cast("dict[str, Any]", files.read_json(path))
     try:
-        forced = [scores["teacher_forced"] for scores in held["datasets"].values()]
-        has_kl = all("kl" in means for means in forced if means)  # a set without gold sequences has no kl
+        means = [scores["teacher_forced"] for scores in held["datasets"].values()]
+        has_forced = all(name in found for found in means if found for name in forced)  # a set may have no gold sequences
         same_metrics = metrics == {name: found.get("metrics") for name, found in held["datasets"].items()}
-        return held, held["settings"] == settings and same_metrics and (has_kl or not needs_kl)
+        wanted = {name: {str(seed) for seed in seeds} for name, seeds in decodings.items()}
+        has_decodings = all(
+            found.get("decodings", {}).get(name, {}).get("seeds", {}).keys() == seeds
+            for found in held["datasets"].values()
+            for name, seeds in wanted.items()
+        )
+        is_complete = same_metrics and has_decodings and has_forced
+        return held, held["settings"] == settings and is_complete
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: has no scores of an evaluation; remove the file to compute them again") from error

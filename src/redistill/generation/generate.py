@@ -5,7 +5,7 @@ response therefore does not depend on its batch, on the order of the requests, o
 rounding: another batch changes the last bits of floating-point sums, which very rarely changes a token.
 
 With a teacher, student and teacher read the same tokens, each with its own KV cache.  Each token is sampled from the mixture of
-both distributions.
+both distributions, or sampled from the student and replaced by a token of the teacher if the teacher ranks it low.
 """
 
 from collections.abc import Sequence
@@ -45,11 +45,9 @@ def generate(
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
-    With a teacher, each token y_t is sampled from a mixture (teacher-mixed sampling of MiniLLM, arXiv 2306.08543):
-
-    .. math:: y_t \sim (1 - a)\, q(\cdot \mid y_{<t}) + a\, p(\cdot \mid y_{<t})
-
-    q is `model`, p is `teacher`, a is `sampling.teacher_share`.  Bans, temperature, top-k and top-p apply before mixing.
+    With a teacher, tokens are sampled from a mixture (MiniLLM, arXiv 2306.08543), or sampled from the model and replaced if the
+    teacher ranks them low (SKD, arXiv 2410.11325); `Sampling` has both definitions.  Bans, temperature, top-k and top-p apply
+    to each model first.
 
     Args:
         model: A causal language model.  It runs in eval mode without gradient; its previous mode is restored.
@@ -59,8 +57,8 @@ def generate(
         pad_id: Token id of padding.  Any id is valid, because the attention mask identifies padding.
         batch_size: Sequences per batch.  A larger batch is faster if the KV cache fits; results change by rounding only.
         vocabulary: Only token ids below this number are sampled, since the head may have additional rows; None allows all ids.
-        teacher: The other model of the mixture, on the same device.  Token ids below `vocabulary` must be the same tokens in
-            both models.  The teacher is not run if `sampling.teacher_share` is 0.
+        teacher: The other model, on the same device.  Token ids below `vocabulary` must be the same tokens in both models.  The
+            teacher is not run if neither `sampling.teacher_share` nor `sampling.teacher_top_k` is above 0.
         memory: Stored states of texts that `model` has read with its present weights.  Prefixes in the memory are not read
             again, and generated texts are added.  Results change by rounding only.  If None, every prompt is read.
 
@@ -68,12 +66,13 @@ def generate(
         A `Generation` for each request, in the order of the requests.  It has no tokens if `max_new_tokens` is 0.
 
     Raises:
-        ConfigError: a value is out of range; temperature 0 is combined with a mixture; a sequence is too long for a model.
+        ConfigError: a value is out of range; temperature 0 is combined with tokens of the teacher; a sequence is too long for
+            a model.
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
-    assert teacher is not None or sampling.teacher_share == 0, "teacher_share > 0 needs a teacher"
-    models = [model] if teacher is None or sampling.teacher_share == 0 else [model, teacher]
+    assert teacher is not None or not sampling.uses_teacher, "teacher_share > 0 and teacher_top_k > 0 need a teacher"
+    models = [model] if teacher is None or not sampling.uses_teacher else [model, teacher]
     for each in models:
         _check_lengths(requests, position_limit(each))
     decoders = [Decoder(each, vocabulary, memory if each is model else None) for each in models]
@@ -182,12 +181,18 @@ def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK:
     """Return the next token of each row, token_L; may overwrite the logits.
 
     `logits` has the logits of one model, or of student and teacher.  At temperature 0 the token is the arg max.  Otherwise it
-    is sampled from the model or from the mixture of both.
+    is sampled from the model or from the mixture of both; or it is sampled from the model, and replaced if the teacher ranks
+    it low.  The uniform numbers for the replacement follow those for the model's token.
     """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)
     if len(logits) == 1:
         return sample_rows(_masses(logits[0], sampling), uniform_LK)
+    if sampling.teacher_top_k:
+        own_L = sample_rows(probabilities(logits[0], sampling), uniform_LK[:, :NUMBERS_PER_DRAW])
+        teachers_L = sample_rows(probabilities(logits[1], sampling), uniform_LK[:, NUMBERS_PER_DRAW:])
+        num_above_L = (logits[1] > logits[1].gather(1, own_L.clamp(min=0)[:, None])).sum(dim=-1)
+        return torch.where((num_above_L < sampling.teacher_top_k) | (own_L < 0), own_L, teachers_L)
     student_LV, teacher_LV = (probabilities(each_LV, sampling) for each_LV in logits)
     mixed_LV = (1.0 - sampling.teacher_share) * student_LV + sampling.teacher_share * teacher_LV
     return sample_rows(mixed_LV, uniform_LK)
@@ -211,11 +216,12 @@ class _LiveBatch:
     ) -> None:
         budgets = [request.max_new_tokens for request in requests]
         self.longest = max(budgets)
-        uniform = np.zeros((len(requests), self.longest, NUMBERS_PER_DRAW))
+        count = NUMBERS_PER_DRAW * (2 if sampling.teacher_top_k else 1)  # of a token; the second half is for a replacement
+        uniform = np.zeros((len(requests), self.longest, count))
         for row, request in zip(uniform, requests):
             numbers = randomness.generator(request.seed, str(request.stream[0]), *request.stream[1:])
             skipped, stop = request.skipped_tokens, request.skipped_tokens + request.max_new_tokens
-            row[: request.max_new_tokens] = numbers.random((stop, NUMBERS_PER_DRAW))[skipped:]
+            row[: request.max_new_tokens] = numbers.random((stop, count))[skipped:]
         self.prompts = [request.prompt_ids for request in requests]
         ids_LT, mask_LT = pad(self.prompts, pad_id, side="left")
         self._prompt_length = ids_LT.shape[1]
@@ -310,8 +316,8 @@ def check_sampling(sampling: Sampling) -> None:
     """Check that the settings of sampling are in range.
 
     Raises:
-        ConfigError: a value is out of range, or greedy decoding (temperature 0) is combined with sampling from a mixture of
-            student and teacher.
+        ConfigError: a value is out of range; greedy decoding (temperature 0) is combined with tokens of the teacher; or a
+            mixture with the teacher is combined with the replacement of tokens.
     """
     for name, value, good, allowed in (
         ("temperature", sampling.temperature, 0 <= sampling.temperature < float("inf"), ">= 0; 0 takes the arg max"),
@@ -319,11 +325,14 @@ def check_sampling(sampling: Sampling) -> None:
         ("top_k", sampling.top_k, sampling.top_k >= 0, ">= 0; 0 keeps all"),
         ("no_repeat_ngram", sampling.no_repeat_ngram, sampling.no_repeat_ngram >= 0, ">= 0; 0 allows all"),
         ("teacher_share", sampling.teacher_share, 0 <= sampling.teacher_share <= 1, "in [0, 1]; MiniLLM uses 0.2"),
+        ("teacher_top_k", sampling.teacher_top_k, sampling.teacher_top_k >= 0, ">= 0; SKD uses 25, 0 replaces no token"),
     ):
         if not good:
             raise ConfigError(f"sampling.{name} = {value}: must be {allowed}")
-    if sampling.teacher_share > 0 and sampling.temperature == 0:
-        raise ConfigError("sampling.temperature = 0: must be > 0 for a mixture with the teacher; 1 is usual")
+    if sampling.uses_teacher and sampling.temperature == 0:
+        raise ConfigError("sampling.temperature = 0: must be > 0 for text with tokens of the teacher; 1 is usual")
+    if sampling.teacher_share > 0 and sampling.teacher_top_k > 0:
+        raise ConfigError("sampling.teacher_top_k: cannot be combined with teacher_share; set one of them to 0")
 
 
 def _check_lengths(requests: Sequence[GenerationRequest], limit: int | None) -> None:

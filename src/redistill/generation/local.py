@@ -13,7 +13,7 @@ from redistill.generation.generate import generate
 from redistill.generation.prefix import PrefixMemory
 from redistill.interfaces import Autocast
 
-LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=True, deterministic=True)
+LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=True, deterministic=True, replacement=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class LocalEngine:
 
     Args:
         model: A causal language model.
-        teacher: The teacher, for sampling from a mixture (`Sampling.teacher_share`); None if no policy uses a mixture.
+        teacher: The teacher, for text with tokens of the teacher (`Sampling.uses_teacher`); None if no policy uses such text.
         vocabulary: Only token ids below this number are sampled; None allows all.
         end_ids: Tokens that end a text.
         pad_id: Token id that pads short prompts.

@@ -6,7 +6,7 @@ docs/adding.md describes how to add a policy.
 from redistill.policies.adaptive import Adaptive
 from redistill.policies.buffered import Buffered, has_buffer
 from redistill.policies.fixed import Fixed
-from redistill.policies.generated import StudentGenerated, TeacherMixed
+from redistill.policies.generated import Interleaved, StudentGenerated, TeacherMixed
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.mixed import Mixed
 from redistill.policies.order import GoldBatches, GoldItem, Shuffled, gold_sequence
@@ -19,7 +19,7 @@ from redistill.policies.scorer import Scorer
 from redistill.policies.source import PolicyTools, Revision
 from redistill.policies.teacher import TeacherGenerated
 
-Inner = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed  # policies that wrap no other policy
+Inner = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed | Interleaved  # policies that wrap no other policy
 PolicyConfig = Inner | Mixed | Buffered | Adaptive | Revised | Rollouts | PrefixWeighted | Paired
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Fixed",
     "GoldBatches",
     "GoldItem",
+    "Interleaved",
     "Mixed",
     "Paired",
     "Policy",

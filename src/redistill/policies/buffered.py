@@ -28,7 +28,8 @@ class Buffered(WrappingNode):
 
     Args:
         source: The policy that generates the text.
-        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
+        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.  The reference code has 1000 for each
+            of its processes, so 4000 on four GPUs.
 
     Raises:
         ConfigError: the capacity is below 1, or the source generates no student text.

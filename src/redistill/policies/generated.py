@@ -112,9 +112,65 @@ class TeacherMixed(StudentGenerated):
         return GeneratingSource(replace(self.sampling, teacher_share=self.teacher_share), "mixture", tools)
 
 
-class GeneratingSource(Stateless):
-    """Returns new answers at each step, for `StudentGenerated` and `TeacherMixed`.
+@dataclass(frozen=True, kw_only=True)
+class Interleaved(StudentGenerated):
+    r"""Student text in which the teacher replaces tokens that it ranks low.
 
+    The answers are generated at every step.
+
+    .. math:: y_t \sim q(\cdot \mid y_{<t}), \quad \text{and again}\; y_t \sim p(\cdot \mid y_{<t})
+        \;\text{ if it is not among the } k \text{ most probable tokens of } p(\cdot \mid y_{<t})
+
+    y_t is the token at position t; q is the student, p the teacher.  Each token is replaced when it is sampled, so that the
+    student continues after the teacher's token.  Source: SKD (arXiv 2410.11325), its interleaved sampling, with k = 25.
+    Temperature and nucleus sampling apply to q and to p; the k most probable tokens are those of p itself.
+
+    Args:
+        teacher_top_k: k, >= 1; the size of the vocabulary, or more, gives the student's own text.
+        temperature: Sampling temperature, > 0.
+        top_p: Nucleus probability, in (0, 1]; 1 keeps all tokens of the vocabulary.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    Example:
+        >>> Interleaved().needs.replacement
+        True
+        >>> Interleaved(teacher_top_k=0)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ConfigError: teacher_top_k = 0: must be >= 1; SKD uses 25
+
+    See also: TeacherMixed.
+    """
+
+    teacher_top_k: int = 25
+
+    def __post_init__(self) -> None:
+        if self.teacher_top_k < 1:
+            raise ConfigError(f"teacher_top_k = {self.teacher_top_k}: must be >= 1; SKD uses 25")
+        super().__post_init__()
+
+    @classmethod
+    def examples(cls) -> tuple[Self, ...]:
+        """Return example settings of this class.
+
+        `redistill.testing` checks for each of them the properties that every policy must have.
+        """
+        return (cls(), cls(teacher_top_k=2, temperature=0.7, top_p=0.9))
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(teacher=True, replacement=True)
+
+    def bind(self, tools: PolicyTools) -> "GeneratingSource":
+        return GeneratingSource(replace(self.sampling, teacher_top_k=self.teacher_top_k), "mixture", tools)
+
+
+class GeneratingSource(Stateless):
+    """Returns new answers at each step.
+
+    It is the source of `StudentGenerated`, `TeacherMixed` and `Interleaved`.
     The engine of the run generates the answers.
     """
 

@@ -26,8 +26,8 @@ class Paired(WrappingNode):
     Example:
         >>> Paired().needs.teacher_text
         True
-        >>> Paired(teacher=TeacherGenerated(temperature=0.8)).sampling  # of the student's text
-        Sampling(temperature=1.0, top_p=1.0, top_k=0, no_repeat_ngram=0, teacher_share=0.0)
+        >>> Paired(teacher=TeacherGenerated(temperature=0.8)).sampling.temperature  # of the student's text
+        1.0
 
     See also: losses.divergences.ByOrigin, with another divergence for each of the two.
     """

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from redistill.records import ACCEPTANCE
 from redistill.reports.folders import Evaluation, Measure, RunFolder, distinct_labels
 from redistill.reports.inference import Contrast, contrast
 from redistill.reports.lineup import Lineup
@@ -25,6 +26,8 @@ from redistill.reports.statistics import (
 
 GENERATED = ("length_tokens", "eos_rate", "distinct_2")
 TEACHER_FORCED = ("cross_entropy", "kl", "agreement")
+FORCED = frozenset((*TEACHER_FORCED, *ACCEPTANCE))
+"""Scores that are computed on the references, and do not depend on an evaluation seed."""
 METHOD_ROLES = ("baseline", "student")
 """Roles of the models that are ranked and tested.  The teacher and the student before training are only shown."""
 
@@ -113,7 +116,8 @@ class Row:
         note: Reason why the model cannot be compared with the reference model; else "".
         scores: Mean over seeds of every score except the primary metric, by name; None if not measured.  "length_tokens" is the
             length of responses, in tokens; "eos_rate", "distinct_2" and "agreement" (with the teacher) are in [0, 1];
-            "cross_entropy" and "kl" are teacher-forced, in nats per token; other metrics have their own units.
+            "cross_entropy" and "kl" are teacher-forced, in nats per token; those in `records.ACCEPTANCE` are of draft models;
+            other metrics have their own units.
     """
 
     column: str
@@ -229,14 +233,24 @@ def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], reference
     return [row for column in over for row in _corrected(list(_rows(column, models, references)))]
 
 
-def estimate(model: Entrant, datasets: Sequence[str], metric: str) -> Estimate:
+def decodings_of(models: Sequence[Entrant], datasets: Sequence[str]) -> dict[str, str]:
+    """Map the further decodings of methods to their titles, in order of occurrence.
+
+    Those of all methods on any of `datasets` are included.
+    """
+    trainings = (training for model in models if model.is_method for training in model.trainings.values())
+    return {name: title for found in trainings for each in datasets for name, title in found.decodings(each).items()}
+
+
+def estimate(model: Entrant, datasets: Sequence[str], metric: str, decoding: str | None = None) -> Estimate:
     """Compute the mean score of a model over `datasets`.
 
-    A training seed or evaluation seed is used only if it has a score on each of the data sets.
+    The answers are those of `decoding`; None is the main decoding.  A training seed or evaluation seed is used only if it has a
+    score on each of the data sets.
     """
     by_training = []
     for training in model.measured_on(datasets).values():
-        scores = [training.seed_scores(name, metric) for name in datasets]
+        scores = [training.seed_scores(name, metric, decoding) for name in datasets]
         seeds = [seed for seed in scores[0] if all(seed in found for found in scores)]
         if seeds:
             by_training.append([sum(found[seed] for found in scores) / len(scores) for seed in seeds])
@@ -253,7 +267,7 @@ def estimate(model: Entrant, datasets: Sequence[str], metric: str) -> Estimate:
 
 def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entrant]) -> Iterator[Row]:
     reference = next((found for found in references if found.measured_on(column.datasets)), None)
-    others = (*(measure.name for measure in column.measures[1:]), *GENERATED, *TEACHER_FORCED)
+    others = (*(measure.name for measure in column.measures[1:]), *GENERATED, *TEACHER_FORCED, *ACCEPTANCE)
     for model in models:
         measured = list(model.measured_on(column.datasets).values())
         if not measured:
@@ -277,7 +291,7 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
 def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) -> float | None:
     """Average the score `name` over models and data sets; None if one is missing."""
     return mean_of_all(
-        training.forced_score(dataset, name) if name in TEACHER_FORCED else mean(training.seed_scores(dataset, name).values())
+        training.forced_score(dataset, name) if name in FORCED else mean(training.seed_scores(dataset, name).values())
         for training in trainings
         for dataset in datasets
     )

@@ -123,9 +123,21 @@ class Evaluation:
         """
         return str(self.settings.get("model") or json.dumps(self.scores, sort_keys=True))
 
-    def seed_scores(self, dataset: str, name: str) -> dict[str, float]:
-        """Map each evaluation seed to its score `name`; omit seeds without this score."""
-        seeds = mapping(at(self.datasets, dataset, "seeds"))
+    def decodings(self, dataset: str) -> dict[str, str]:
+        """Map each further decoding of a data set to its title.
+
+        The mapping is empty if there is only the main decoding.
+        """
+        found = mapping(at(self.datasets, dataset, "decodings"))
+        return {name: decoding_title(at(about, "sampling")) for name, about in found.items()}
+
+    def seed_scores(self, dataset: str, name: str, decoding: str | None = None) -> dict[str, float]:
+        """Map each evaluation seed to its score `name`; omit seeds without this score.
+
+        The answers are those of `decoding`; None is the main decoding.
+        """
+        path = () if decoding is None else ("decodings", decoding)
+        seeds = mapping(at(self.datasets, dataset, *path, "seeds"))
         return {seed: score for seed, found in seeds.items() if (score := number(at(found, name))) is not None}
 
     def forced_score(self, dataset: str, name: str) -> float | None:
@@ -287,6 +299,25 @@ def at(tree: Json, *path: str) -> Json:
     return tree
 
 
+def decoding_title(sampling: Json) -> str:
+    """Return how answers were sampled, for headings.
+
+    Settings that are off or missing are omitted.
+
+    Args:
+        sampling: The fields temperature, top_p and top_k, as in scores.json.
+
+    Example:
+        >>> decoding_title({"temperature": 0.8}), decoding_title({"temperature": 0.0}), decoding_title({"top_p": 0.9})
+        ('T 0.8', 'greedy', 'T 1, top-p 0.9')
+    """
+    found = {name: number(at(sampling, name)) for name in ("temperature", "top_p", "top_k")}
+    temperature = 1.0 if found["temperature"] is None else found["temperature"]
+    parts = ["greedy" if temperature == 0 else f"T {temperature:g}"]
+    parts += [] if found["top_p"] in (None, 1) else [f"top-p {found['top_p']:g}"]
+    return ", ".join(parts + ([f"top-k {found['top_k']:g}"] if found["top_k"] else []))
+
+
 def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> Evaluation | None:
     if not (folder / "scores.json").is_file():
         return None
@@ -294,7 +325,7 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
     datasets = {files.slug(name): name for name in mapping(scores.get("datasets"))}
     answers: dict[str, dict[str, dict[str, Mapping[str, Json]]]] = {}
     for path in sorted((folder / "responses").glob("*.jsonl")):
-        match = re.fullmatch(r"(.+)-seed(-?\d+)\.jsonl", path.name)
+        match = re.fullmatch(r"([^@]+)-seed(-?\d+)\.jsonl", path.name)  # with "@" it has answers of another decoding
         if match and (dataset := datasets.get(files.slug(match[1]))) is not None:
             names = [measure.name for measure in measures(at(scores, "datasets", dataset))] if scores_only else None
             lines = {str(line["id"]): _answer(line, names) for line in _objects(path) if "id" in line}

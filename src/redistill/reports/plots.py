@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from redistill.records import FRACTION
+from redistill.records import ACCEPTANCE, FRACTION, PROPOSALS
 from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES, Measure
 from redistill.reports.logs import RunLog
 from redistill.reports.thinning import Bins, Curve
@@ -42,10 +42,16 @@ VALIDATION = {
     "cross_entropy": "Cross entropy, nats per token",
     "kl": "KL(teacher, student), nats per token",
     "agreement": "Same top token as the teacher, fraction",
+    "student_entropy": "Entropy of the student, nats per token",
+    "teacher_entropy": "Entropy of the teacher, nats per token",
+    "top_overlap": "Common classes of the 10 most probable of both models, fraction",
+    "ece": "Expected calibration error of the student",
+    "acceptance": "Tokens of the student that the teacher accepts, fraction",
+    f"accepted_length_{PROPOSALS}": f"Accepted tokens of {PROPOSALS} proposed ones, expected",
     "length_tokens": "Length of responses, tokens",
     "eos_rate": "Responses that end with an end token, fraction",
 }
-_NOT_METRICS = ("kind", "step", "distinct_1", "distinct_2")
+_NOT_METRICS = ("kind", "step", "distinct_1", "distinct_2", *ACCEPTANCE)
 CLIPPING = {"kept_mass": "kept mass", "recovered": "recovered", "upper": "u", "lower": "l", "target_only": "target only"}
 
 KEPT_CLASSES = "kept_classes"

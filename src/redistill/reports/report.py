@@ -7,13 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from redistill.records import Json
+from redistill.records import ACCEPTANCE, PROPOSALS, Json
 from redistill.reports import plots
-from redistill.reports.comparison import Row, dataset_names, evaluations, measures_of, report_rows
-from redistill.reports.folders import Evaluation, RunFolder, at, log_lines, mapping, number, read_run
+from redistill.reports.comparison import GENERATED, Row, dataset_names, evaluations, measures_of, report_rows
+from redistill.reports.folders import Evaluation, RunFolder, at, decoding_title, log_lines, mapping, number, read_run
 from redistill.reports.logs import read_log, read_revisions
 from redistill.reports.pages import render
-from redistill.reports.statistics import mean, spread
+from redistill.reports.statistics import deviation, mean, spread
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
 
@@ -68,7 +68,7 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
         One dict per row.  Its keys are dataset, model, role, metric (name of the data set's primary metric), title (heading of
         this metric), unit, num_seeds, num_prompts, difference (to the reference model), lower and upper (bounds of its 95 %
         confidence interval), versus (label of the reference model), note (why there is no difference), length_tokens,
-        eos_rate, distinct_2, cross_entropy, kl and agreement.
+        eos_rate, distinct_2, cross_entropy, kl and agreement; and those of `records.ACCEPTANCE`, if they were measured.
         The mean score in each metric has the name of the metric as its key; for the primary metric, the key with the suffix
         _sd has the standard deviation.  A value is None if it was not measured.
 
@@ -91,7 +91,7 @@ def _flat(row: Row) -> dict[str, object]:
         "num_seeds": row.primary.num_seeds,
         "num_prompts": row.num_prompts,
         **(dict.fromkeys(("difference", "lower", "upper")) if row.interval is None else asdict(row.interval)),
-        **row.scores,
+        **{name: value for name, value in row.scores.items() if value is not None or name not in ACCEPTANCE},
     }
 
 
@@ -101,6 +101,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
     log = read_log(log_lines(run.path / "metrics.jsonl"), plots.TRAINING_NAMES)
     revisions = read_revisions(log_lines(run.path / "revisions.jsonl"))
     rows = report_rows(models)
+    drafts = [row for row in rows if row.scores["acceptance"] is not None]
     data = _data(mapping(run.description.get("data")))
     needed = {
         "scores of this run (scores.json)": run.student,
@@ -114,6 +115,9 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         "name": run.name,
         "run": {key: run.description.get(key) for key in ("method", "status", "created", "commit", "command")},
         "qualities": list(_qualities(rows)),
+        "decodings": [] if run.student is None else list(_decodings(run.student)),
+        "drafts": [list(found) for _, found in itertools.groupby(drafts, key=lambda row: row.column)],
+        "proposals": range(1, PROPOSALS + 1),
         "datasets": [list(found) for _, found in itertools.groupby(rows, key=lambda row: row.column)],
         "primaries": list(dict.fromkeys(row.measures[0].heading for row in rows)),
         "answers": list(_answers(models)),
@@ -156,6 +160,23 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
             "gain": mean(row.interval.difference for row in compared if row.interval is not None),
             "num_ahead": sum(row.tone > 0 for row in compared),
         }
+
+
+def _decodings(student: Evaluation) -> Iterator[dict[str, object]]:
+    """Yield one dict per data set with further decodings: the scores of the student with each decoding, the main one first."""
+    for dataset in student.datasets:
+        if not (titles := student.decodings(dataset)):
+            continue
+        measures, rows = student.measures(dataset), []
+        main = decoding_title(student.settings.get("sampling"))
+        names = dict[str | None, str]({None: f"main ({main})"}) | titles
+        for name, title in names.items():
+            scores = (*(measure.name for measure in measures), *GENERATED)
+            found = {each: list(student.seed_scores(dataset, each, name).values()) for each in scores}
+            means = {each: mean(values) for each, values in found.items()}
+            primary = found[measures[0].name]
+            rows.append({"title": title, "means": means, "deviation": deviation(primary), "num_seeds": len(primary)})
+        yield {"dataset": dataset, "measures": measures, "rows": rows}
 
 
 def _data(manifest: Mapping[str, Json]) -> dict[str, dict[str, Json]]:

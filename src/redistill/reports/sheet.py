@@ -5,23 +5,36 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from redistill.errors import CheckpointError
+from redistill.records import ACCEPTANCE
 from redistill.reports.budgets import Budgets, check_budgets
 from redistill.reports.comparison import (
     GENERATED,
     TEACHER_FORCED,
     Column,
+    Entrant,
     Row,
     by_primary,
     columns,
     comparison_rows,
+    decodings_of,
     entrants,
+    estimate,
 )
 from redistill.reports.costs import PEAK, SUMMED, Cost, machines, method_cost, teacher_cost
 from redistill.reports.inference import Contrast
 from redistill.reports.lineup import read_lineup
 from redistill.reports.published import Published, read_published
 from redistill.reports.statistics import FLIPS, RESAMPLES, TIE
-from redistill.reports.tables import Table, contrast_table, cost_table, other_scores_table, published_table, score_table
+from redistill.reports.tables import (
+    Table,
+    acceptance_table,
+    contrast_table,
+    cost_table,
+    decoding_table,
+    other_scores_table,
+    published_table,
+    score_table,
+)
 
 TESTS = (
     "Differences are paired by prompt; the score of a prompt is its mean over evaluation seeds. If a method shares two or more "
@@ -44,13 +57,13 @@ class Comparison:
     Args:
         name: Title of the comparison.
         baseline: Label of the runs that the others are compared with.
-        tables: Scores, differences, other scores, costs and published values, in this order.  Scores and other scores have one
-            table per primary metric; differences have one table per column.
+        tables: Scores, differences, decodings, other scores, acceptance, costs and published values, in this order.  Scores,
+            other scores and acceptance have one table per primary metric; differences and decodings have one per column.
         budgets: Budgets and settings that are equal in all runs, and those that are not.
         tests: Text that explains how confidence intervals and p-values of the differences were computed.
         left_out: One phrase for each unfinished run of the sweeps.
-        records: The lines of the CSV file, with numbers in full precision: one per model and column of the tables, and one per
-            published value.
+        records: The lines of the CSV file, with numbers in full precision: one per model and column of the tables, one per
+            method, column and further decoding, and one per published value.
         fields: Field names of the records, in the order of the columns of a CSV file.
     """
 
@@ -88,13 +101,21 @@ def comparison_of(
         for group in groups
         for column in (group[-1], *group[:-1])
     ]
+    decodings = [
+        decoding_table(column, models, is_detail=column is not group[-1])
+        for group in groups
+        for column in (group[-1], *group[:-1])
+    ]
+    drafts = [acceptance_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)]
     return Comparison(
         name=lineup.name,
         baseline=lineup.baseline,
         tables=[
             *(score_table(models, group, rows, apart=index > 0) for index, group in enumerate(groups)),
             *(table for table in contrasts if table is not None),
+            *(table for table in decodings if table is not None),
             *(other_scores_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)),
+            *(table for table in drafts if table is not None),
             cost_table(costs, teacher, groups[0][-1], rows, machines(lineup.entries)),
             *(published_table(name, table) for name, table in tables.items()),
         ],
@@ -103,24 +124,31 @@ def comparison_of(
         left_out=lineup.left_out,
         records=[
             *_records(rows, costs),
+            *_decoding_records(models, over),
             *(line for name, table in tables.items() for line in _published_records(name, table)),
         ],
-        fields=_fields(over, tables.values()),
+        fields=_fields(models, over, rows, tables.values()),
     )
 
 
-def _fields(over: Sequence[Column], published: Iterable[Published]) -> list[str]:
+def _fields(
+    models: Sequence[Entrant], over: Sequence[Column], rows: Sequence[Row], published: Iterable[Published]
+) -> list[str]:
     """Return the field names of the records, in the order of CSV columns.
 
-    Primary metrics with their standard deviations come first, then differences, other metrics and costs.
+    Primary metrics with their standard deviations come first, then differences, other metrics and costs.  The field "decoding"
+    exists only if a method was evaluated with further decodings, and those of draft models only if they were measured.
     """
+    drafted = any(row.scores["acceptance"] is not None for row in rows)
+    decoded = any(decodings_of(models, column.datasets) for column in over)
     primary = dict.fromkeys([*(column.primary.name for column in over), *(table.metric for table in published)])
     others = dict.fromkeys(measure.name for column in over for measure in column.measures if measure.name not in primary)
     return [
-        *("model", "role", "column", *(field for name in primary for field in (name, f"{name}_sd"))),
+        *("model", "role", "column", *(["decoding"] if decoded else [])),
+        *(field for name in primary for field in (name, f"{name}_sd")),
         *("sd_over", "training_seeds", "evaluation_seeds", "prompts"),
         *("versus", "difference", "lower", "upper", *_TESTED, "paired_seeds", "note"),
-        *(*others, *GENERATED, *TEACHER_FORCED, *SUMMED, PEAK, "parameters"),
+        *(*others, *GENERATED, *TEACHER_FORCED, *(ACCEPTANCE if drafted else ()), *SUMMED, PEAK, "parameters"),
     ]
 
 
@@ -146,6 +174,23 @@ def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[st
             **(_difference(row, row.contrast) if row.contrast is not None and row.is_method else {}),
             **(cost.figures if cost is not None and row.is_method else {}),
         }
+
+
+def _decoding_records(models: Sequence[Entrant], over: Sequence[Column]) -> Iterator[dict[str, object]]:
+    """Yield one record per method, column and further decoding, whose title is in the field "decoding"."""
+    for column in over:
+        metric = column.primary.name
+        for name, title in decodings_of(models, column.datasets).items():
+            for model in models:
+                found = estimate(model, column.datasets, metric, name)
+                if found.mean is None:
+                    continue
+                yield {
+                    **{"model": model.label, "role": model.role, "column": column.name, "decoding": title},
+                    **{metric: found.mean, f"{metric}_sd": found.deviation},
+                    "sd_over": None if found.deviation is None else found.over,
+                    **{"training_seeds": found.num_trainings, "evaluation_seeds": found.num_seeds},
+                }
 
 
 def _published_records(name: str, table: Published) -> Iterator[dict[str, object]]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from redistill.records import FRACTION, PERCENT
-from redistill.reports.comparison import Column, Entrant, Estimate, Row
+from redistill.records import FRACTION, PERCENT, PROPOSALS
+from redistill.reports.comparison import Column, Entrant, Estimate, Row, decodings_of, estimate
 from redistill.reports.costs import PEAK, SUMMED, Cost
-from redistill.reports.folders import Measure
+from redistill.reports.folders import Measure, decoding_title
 from redistill.reports.pages import NOTHING, difference, fixed, large, percent, score
 from redistill.reports.published import SOURCE, Published
 
@@ -86,18 +86,15 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
     measure, names = over[0].primary, {column.name for column in over}
     rows = [row for row in rows if row.column in names]
     found = {(row.is_method, row.model, row.column): row for row in rows}
-    marks = {column.name: _ranks([row for row in rows if row.column == column.name]) for column in over}
+    marks = {
+        column.name: _ranks({row.model: row.primary for row in rows if row.column == column.name and row.is_method}, measure)
+        for column in over
+    }
 
     def cell(model: Entrant, column: Column) -> Cell:
         row = found.get((model.is_method, model.label, column.name))
-        if row is None or row.primary.mean is None:
-            return Cell(NOTHING)
-        spread = row.primary.deviation
-        return Cell(
-            score(row.primary.mean, measure.unit, DIGITS),
-            detail="" if spread is None else f"± {score(spread, measure.unit, DIGITS)}",
-            mark=marks[column.name].get(model.label, "") if model.is_method else "",
-        )
+        mark = marks[column.name].get(model.label, "") if model.is_method else ""
+        return Cell(NOTHING) if row is None else _estimate_cell(row.primary, measure, mark)
 
     prompts = {row.column: row.num_prompts for row in reversed(rows)}
     counted = ", ".join(f"{prompts[column.name]:,} of {column.name}" for column in over if not column.is_average)
@@ -108,6 +105,37 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
         "Best in bold, second best underlined; the teacher and the student before training are not ranked.",
         columns=["", *(column.name for column in over)],
         lines=[Line(model.label, _kind(model), [cell(model, column) for column in over]) for model in models],
+    )
+
+
+def decoding_table(column: Column, models: Sequence[Entrant], *, is_detail: bool = False) -> Table | None:
+    """Build the table of scores by decoding, for one column.
+
+    The best and the second best model of each decoding are marked.  Returns None if no method was evaluated with further
+    decodings on a data set of the column.  The arguments are those of `contrast_table`; `models` may include other models than
+    methods, which have no row.
+    """
+    titles, measure = decodings_of(models, column.datasets), column.primary
+    methods = [model for model in models if model.is_method]
+    if not titles:
+        return None
+    main = dict.fromkeys(decoding_title(found.settings.get("sampling")) for m in methods for found in m.trainings.values())
+    names = dict[str | None, str]({None: f"main ({'; '.join(main)})"}) | titles
+    scores = {name: {m.label: estimate(m, column.datasets, measure.name, name) for m in methods} for name in names}
+    marks = {name: _ranks(found, measure) for name, found in scores.items()}
+
+    def cells(label: str) -> list[Cell]:
+        return [_estimate_cell(scores[name][label], measure, marks[name].get(label, "")) for name in names]
+
+    return Table(
+        key=f"decoding-{column.name}",
+        title=f"Decoding, {column.name}",
+        caption=f"{_sentence(measure.heading)}{_direction(measure)}, {_where(column)}. The same students sampled in different "
+        "ways, which cost no training: a gain at T 1 that vanishes at a lower temperature is an effect of decoding. Means over "
+        "seeds; ± is the standard deviation over training seeds, or else over evaluation seeds.",
+        columns=["", *names.values()],
+        lines=[Line(method.label, "method", cells(method.label)) for method in methods],
+        is_detail=is_detail,
     )
 
 
@@ -150,6 +178,32 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
         columns=["", *(measure.heading for measure in others), *_OTHER_SCORES],
         lines=[Line(row.model, _kind(row), _cells(_other_scores(row))) for row in rows if row.column == column.name],
         is_detail=True,
+    )
+
+
+def acceptance_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table | None:
+    """Build the table of scores as a draft model, for one column.
+
+    Returns None if no model has them.  The arguments are those of `other_scores_table`.
+    """
+    found = [row for row in rows if row.column == column.name and row.scores["acceptance"] is not None]
+    if not found:
+        return None
+    counts = range(1, PROPOSALS + 1)
+    return Table(
+        key=f"acceptance-{column.primary.name}" if apart else "acceptance",
+        title="Acceptance as a draft model" + (f", {column.name}" if apart else ""),
+        caption="Expected number of tokens that the teacher accepts in speculative decoding, of k that the model proposes, "
+        f"{_where(column)}; alpha is the probability that one token is accepted. On the references, at temperature 1.",
+        columns=["", "alpha", *(f"k = {k}" for k in counts)],
+        lines=[
+            Line(
+                row.model,
+                _kind(row),
+                _cells([percent(row.scores["acceptance"]), *(fixed(row.scores[f"accepted_length_{k}"]) for k in counts)]),
+            )
+            for row in found
+        ],
     )
 
 
@@ -265,17 +319,22 @@ def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
     )
 
 
-def _ranks(rows: Sequence[Row]) -> dict[str, Mark]:
+def _estimate_cell(found: Estimate, measure: Measure, mark: Mark) -> Cell:
+    """Return a cell with a mean and its standard deviation; a dash if there is no mean."""
+    if found.mean is None:
+        return Cell(NOTHING)
+    detail = "" if found.deviation is None else f"± {score(found.deviation, measure.unit, DIGITS)}"
+    return Cell(score(found.mean, measure.unit, DIGITS), detail=detail, mark=mark)
+
+
+def _ranks(scores: Mapping[str, Estimate], measure: Measure) -> dict[str, Mark]:
     """Return the marks of the best and the second best method, by label.
 
     The best of two or more methods, and the second best of three or more, are marked.  Scores are compared as displayed, that
     is, rounded.
     """
-    shown = {
-        row.model: row.measures[0].sign * round(row.primary.mean, DIGITS + (row.measures[0].unit == FRACTION))
-        for row in rows
-        if row.primary.mean is not None and row.is_method
-    }
+    digits = DIGITS + (measure.unit == FRACTION)
+    shown = {label: measure.sign * round(found.mean, digits) for label, found in scores.items() if found.mean is not None}
     if len(shown) < 2:
         return {}
     ranked = sorted(shown.values(), reverse=True)

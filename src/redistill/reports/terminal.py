@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from redistill.processes.streams import console
-from redistill.records import FRACTION, Json
+from redistill.records import FRACTION, PROPOSALS, Json
 from redistill.reports.comparison import Row
 from redistill.reports.folders import Evaluation
 from redistill.reports.report import summary_rows
@@ -76,6 +76,22 @@ def print_scores(scores: Mapping[str, object]) -> None:
             over = deviation(found) if measure == model.measures(dataset)[0] else None
             cells.append(_spread(mean(found), over, measure.unit))
         table.add_row(*map(_text, (*cells, _shown(length, "{:.0f} tokens"), _shown(ended, "{:.0%}"))))
+    console().print(table)
+
+
+def print_acceptance(scores: Mapping[str, object]) -> None:
+    """Print the scores of a draft model for each data set that has them.
+
+    Args:
+        scores: Content of scores.json.
+    """
+    model = Evaluation(label="", role="student", scores=cast(Mapping[str, Json], scores), answers={})
+    counts = range(1, PROPOSALS + 1)
+    table = _table(("data set", "alpha", *(f"k = {k}" for k in counts)), texts=("data set",))
+    table.title, table.title_justify = "expected accepted tokens of k proposed tokens", "left"
+    for dataset in model.datasets:
+        lengths = [_shown(model.forced_score(dataset, f"accepted_length_{k}"), "{:.2f}") for k in counts]
+        table.add_row(*map(_text, (dataset, _shown(model.forced_score(dataset, "acceptance"), "{:.1%}"), *lengths)))
     console().print(table)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, cast
 
@@ -110,7 +111,7 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
         run: The run, with loaded models and data.
         model: The language model of the student.
     """
-    models, config = run.models, run.config.evaluation
+    models, config = run.models, replace(run.config.evaluation, decodings=())  # they are for the trained student
     return Evaluator(
         model=model,
         tokenizer=models.tokenizer,

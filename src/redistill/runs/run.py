@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from redistill.config.engines import EngineConfig
 from redistill.config.plugins import External
 from redistill.config.run import Run, encode_run
-from redistill.config.scoring import load_external, metrics_of
+from redistill.config.scoring import ACCEPTED, load_external, metrics_of
 from redistill.config.sections import DataConfig, TeacherConfig
 from redistill.contracts import Processes
 from redistill.data.tokenize import TokenizeConfig
@@ -217,7 +217,8 @@ def _fit(run: OpenRun) -> TrainingState:
     best = checkpoint.load_step(checkpoints, state.best_step)
     load_trainable_state(run.student.model, best.tensors["model"])
     shown = {m.name: f"{m.title} {m.shown(m.goodness(state.best_score))}" for m in run.config.validation_metrics}
-    score = shown.get(run.config.training.choose_by, f"cross entropy {-state.best_score:.3f}")
+    shown |= {"cross_entropy": f"cross entropy {-state.best_score:.3f}", ACCEPTED: f"acceptance {state.best_score:.3f}"}
+    score = shown[run.config.training.choose_by]
     note(f"best checkpoint: step {best.step}, validation {score}")
     return state
 
@@ -281,10 +282,12 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
     folder, source = config.folder, teacher_source(config)
     is_loaded = isinstance(config.teacher, TeacherConfig) and config.teacher.is_loaded
     compared = source if is_loaded else None  # a cached teacher has no states of test data
-    evaluate = partial(_evaluate, data=config.data, config=config.evaluation, accelerator=accelerator)
-    scores = evaluate(ModelConfig(model=str(folder / "model")), compared, label="student", folder=folder)
-    if source is not None and "teacher" in config.evaluation.compare:
-        evaluate(source, None, label="teacher", folder=folder / "teacher")
+    evaluate, settings = partial(_evaluate, data=config.data, accelerator=accelerator), config.evaluation
+    student = ModelConfig(model=str(folder / "model"))
+    scores = evaluate(student, compared, config=settings, label="student", folder=folder)
+    if source is not None and "teacher" in settings.compare:
+        main = replace(settings, decodings=())
+        evaluate(source, None, config=main, label="teacher", folder=folder / "teacher")
     if accelerator.is_main_process:
         files.write_json(folder / RUN_FILE, files.read_json(folder / RUN_FILE) | {"status": FINISHED})
     accelerator.wait_for_everyone()

@@ -224,7 +224,7 @@ def text_request(
         server: Index of the server.
         logprobs: Whether to request the log-probability of each generated token.
     """
-    assert not sampling.teacher_share, "declared by the capabilities of the teacher or engine"
+    assert not sampling.uses_teacher, "declared by the capabilities of the teacher or engine"
     purpose, *counters = request.stream
     body: dict[str, Json] = {
         **_NEUTRAL,

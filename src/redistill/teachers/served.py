@@ -244,7 +244,7 @@ class ServedTeacher:
             ServerError: a reply is invalid.
             ServerUnavailableError: a server cannot be reached.
         """
-        if sampling.no_repeat_ngram or sampling.teacher_share:
+        if sampling.no_repeat_ngram or sampling.uses_teacher:
             raise ConfigError("teacher.kind = 'served': cannot ban n-grams or sample from mixtures; use a local teacher")
         sent = [
             text_request(self._settings.model, request, sampling, self._end_ids, server)

@@ -24,7 +24,7 @@ from redistill.errors import Interrupted, ServerError
 from redistill.processes import signals
 from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
-from redistill.records import rate
+from redistill.records import ACCEPTANCE, rate
 from redistill.training.guards import Event, Update
 from redistill.training.guards.collapse import facts_of, text_metrics
 from redistill.training.guards.events import without_nan
@@ -310,7 +310,7 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
     if parts.accelerator.is_main_process:
         parts.output.log.write({"kind": "validation", "step": state.step, **without_nan(scores)})
         shown = [f"{metric.title} {metric.shown(scores[metric.name])}" for metric in parts.metrics]
-        shown.append(f"cross entropy {scores['cross_entropy']:.3f}")
+        shown += [f"{name.replace('_', ' ')} {scores[name]:.3f}" for name in ("cross_entropy", "acceptance") if name in scores]
         parts.output.progress.note(f"step {state.step}: validation {', '.join(shown)}")
     return scores
 
@@ -320,7 +320,10 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
     started = time.perf_counter()
     scores = _validate(parts, state)
     by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)
-    score = -scores["cross_entropy"] if by is None else by.goodness(scores[by.name])
+    if by is None:
+        score = scores[settings.choose_by] if settings.choose_by in ACCEPTANCE else -scores["cross_entropy"]
+    else:
+        score = by.goodness(scores[by.name])
     if _is_best(score, scores["cross_entropy"], state):
         state.best_score, state.best_step = score, state.step
         state.best_cross_entropy = scores["cross_entropy"] if math.isfinite(scores["cross_entropy"]) else None

@@ -18,12 +18,14 @@ from redistill.vocab_pass.rules import whole
 from redistill.vocab_pass.sampling import NUCLEUS, check_sampled, nucleus, sample_rows
 from redistill.vocab_pass.walk import chunk_budget, cuts
 
-_OfBoth = Literal["forward_kl", "reverse_kl", "agreement"]
-_OfStudent = Literal["cross_entropy", "student_entropy", "student_argmax", "student_logprob"]
+_OfBoth = Literal["forward_kl", "reverse_kl", "agreement", "acceptance", "top_overlap"]
+_OfStudent = Literal["cross_entropy", "student_entropy", "student_argmax", "student_logprob", "student_confidence"]
 _OfTeacher = Literal["teacher_entropy", "teacher_argmax", "teacher_logprob", "teacher_sample", "teacher_nucleus_sample"]
 Statistic = Literal[_OfBoth, _OfStudent, _OfTeacher]
 
 SAMPLED: frozenset[Statistic] = frozenset(("teacher_sample", "teacher_nucleus_sample"))
+TOP = 10
+"""Number of most probable classes of which top_overlap is computed."""
 LIVE_TENSORS = 6  # [rows, V] tensors at once: log-probabilities of both models, logits of one model, and three of a statistic
 
 
@@ -45,9 +47,10 @@ def row_statistics(
     p is the teacher, q the student.  forward_kl is KL(p || q), and reverse_kl is KL(q || p).  student_logprob and
     teacher_logprob are log q and log p of the token that `token_N` gives for the row, and cross_entropy is its -log q.
     student_entropy is H(q), and teacher_entropy is H(p).  All these statistics are in nats.  agreement is True where both
-    models have the same arg max.  student_argmax and teacher_argmax are the most probable tokens.  teacher_sample is a token
-    sampled from p, and teacher_nucleus_sample one sampled from the most probable classes of p, which have 0.9 of its mass
-    (`NUCLEUS`).  Logits that no statistic needs are not computed.
+    models have the same arg max.  acceptance is sum_v min(p_v, q_v), in [0, 1].  top_overlap is the fraction of the 10 most
+    probable classes of p that are among those of q.  student_confidence is max_v q_v.  student_argmax and teacher_argmax are
+    the most probable tokens.  teacher_sample is a token sampled from p, and teacher_nucleus_sample one sampled from the most
+    probable classes of p, which have 0.9 of its mass (`NUCLEUS`).  Logits that no statistic needs are not computed.
 
     Args:
         student_hidden_ND: Hidden states of the rows.
@@ -134,6 +137,14 @@ def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
     return (first_CV.exp() * (first_CV - second_CV).masked_fill_(ruled_out_CV, 0.0)).sum(-1)
 
 
+def _overlap(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
+    """Return the fraction of the `TOP` most probable classes that both distributions have in common, of each row."""
+    size = min(TOP, first_CV.shape[1])
+    tops = [logprob_CV.topk(size, dim=-1).indices for logprob_CV in (first_CV, second_CV)]
+    common_CKK = tops[0][:, :, None] == tops[1][:, None, :]
+    return common_CKK.flatten(1).sum(-1).to(first_CV.dtype) / size
+
+
 _STATISTICS: dict[Statistic, Callable[[_Chunk], torch.Tensor]] = {
     "forward_kl": lambda chunk: _kl(chunk.logp_CV, chunk.logq_CV),
     "reverse_kl": lambda chunk: _kl(chunk.logq_CV, chunk.logp_CV),
@@ -143,6 +154,9 @@ _STATISTICS: dict[Statistic, Callable[[_Chunk], torch.Tensor]] = {
     "student_argmax": lambda chunk: chunk.student_argmax_C,
     "teacher_argmax": lambda chunk: chunk.teacher_argmax_C,
     "agreement": lambda chunk: chunk.student_argmax_C == chunk.teacher_argmax_C,
+    "acceptance": lambda chunk: torch.minimum(chunk.logp_CV, chunk.logq_CV).exp().sum(-1).clamp(max=1.0),
+    "top_overlap": lambda chunk: _overlap(chunk.logp_CV, chunk.logq_CV),
+    "student_confidence": lambda chunk: chunk.logq_CV.amax(dim=-1).exp(),
     "student_logprob": lambda chunk: chunk.of_token(chunk.logq_CV),
     "teacher_logprob": lambda chunk: chunk.of_token(chunk.logp_CV),
     "teacher_sample": lambda chunk: chunk.sampled(chunk.logp_CV.exp()),

@@ -28,8 +28,8 @@ MAY_NAME_ONE = {
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_has_its_key_and_scores_a_right_answer_best(name):
     metric = METRICS[name]
-    record = Record(record_id="r", prompt=Instruction("Which animal?"), references=("a cat", "the cat"))
-    right, wrong = (metric.scored(answer, record) for answer in ("The cat.", "seven boats"))
+    record = Record(record_id="r", prompt=Instruction("Which animal?"), references=("2 cats", "the 2 cats"))
+    right, wrong = (metric.scored(answer, record) for answer in ("The 2 cats.", "seven boats"))
     assert metric.name == name and metric.needs == "answers"
     assert metric.goodness(right) > metric.goodness(wrong)
     assert metric.aggregated([right, wrong]) == (right + wrong) / 2

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from redistill.data.reader import ReadReport
 from redistill.data.sources import Source
-from redistill.data.tasks import dolly, self_instruct, super_natural, unnatural, vicuna
+from redistill.data.tasks import dolly, gsm8k, self_instruct, super_natural, unnatural, vicuna
 from redistill.data.tasks.task import Task
 from redistill.errors import ConfigError, DataError
 from redistill.records import Record
@@ -17,7 +17,7 @@ from redistill.records import Record
 __all__ = ["TASKS", "Task", "check_source", "known_task", "load_task"]
 
 TASKS: Mapping[str, Task] = {
-    task.name: task for task in (dolly.TASK, self_instruct.TASK, vicuna.TASK, super_natural.TASK, unnatural.TASK)
+    task.name: task for task in (dolly.TASK, self_instruct.TASK, vicuna.TASK, super_natural.TASK, unnatural.TASK, gsm8k.TASK)
 }
 
 

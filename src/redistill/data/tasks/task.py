@@ -25,6 +25,8 @@ class Task:
         hub_file: The file of the hub repository that contains the test rows; the repository may have several files.
         hub_rows: Number of rows at the start of the hub file that form the test set, as in the literature.  If None, all rows
             form the test set.
+        columns: Pairs of a key of rows and the column that has its values, if the columns of the data set have other names.  A
+            local file may have either names.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
 
     Raises:
@@ -41,6 +43,7 @@ class Task:
     hub_name: str | None = None
     hub_file: str = "valid.jsonl"
     hub_rows: int | None = None
+    columns: tuple[tuple[str, str], ...] = ()
     metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,11 +67,13 @@ class Task:
             DataError: the rows cannot be read, or more than `max_bad_rows` of them are unusable.
         """
         if path is not None:
+            source = Source.of(path, dict(self.columns))
             return read_records(
-                path, split="test", max_bad_rows=max_bad_rows, why_answer="a test set needs answers", rejected=rejected
+                source, split="test", max_bad_rows=max_bad_rows, why_answer="a test set needs answers", rejected=rejected
             )
         assert self.hub_name is not None, "check_source"
-        records, report = read_records(self.hub_name, hub_file=self.hub_file, max_bad_rows=max_bad_rows, rejected=rejected)
+        source = Source.of(self.hub_name, dict(self.columns))
+        records, report = read_records(source, hub_file=self.hub_file, max_bad_rows=max_bad_rows, rejected=rejected)
         return [_with_line_breaks(record) for record in records[: self.hub_rows]], report
 
 

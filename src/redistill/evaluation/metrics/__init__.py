@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
-from redistill.evaluation.metrics import chrf, exact_match, rouge_l
+from redistill.evaluation.metrics import chrf, exact_match, final_number, rouge_l
 from redistill.records import Metric
 
 __all__ = ["DEFAULT", "METRICS"]
 
-METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (rouge_l.METRIC, exact_match.METRIC, chrf.METRIC)}
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric for metric in (rouge_l.METRIC, exact_match.METRIC, chrf.METRIC, final_number.METRIC)
+}
 DEFAULT = (rouge_l.METRIC.name, exact_match.METRIC.name)
 """Names of the metrics of a recipe that sets none, as in the papers."""

@@ -1,0 +1,51 @@
+"""Calibration: whether a model is as often right as it is confident."""
+
+from collections.abc import Mapping
+
+import torch
+
+NUM_BINS = 15
+_GAPS = tuple(f"calibration_gap_{index}" for index in range(NUM_BINS))
+
+
+def calibration_gaps(confidence_N: torch.Tensor, is_right_N: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what each row adds to the calibration gap of each bin of confidence.
+
+    Args:
+        confidence_N: Probability of the most probable token, in [0, 1].  Bin b has the values in [b / 15, (b + 1) / 15), and
+            the last bin also has 1.
+        is_right_N: Whether the most probable token is the gold token.
+
+    Returns:
+        One tensor [N] per bin, by its name: 1 or 0 (whether the token is right) minus the confidence, in the row's own bin, and
+        0 in all other bins.  `calibration_error` receives the sums.
+
+    Example:
+        >>> gaps = calibration_gaps(torch.tensor([0.95, 0.5]), torch.tensor([True, False]))
+        >>> gaps["calibration_gap_14"], gaps["calibration_gap_7"]
+        (tensor([0.0500, 0.0000]), tensor([ 0.0000, -0.5000]))
+    """
+    bin_N = (confidence_N * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+    gap_N = is_right_N.to(confidence_N.dtype) - confidence_N
+    return {name: torch.where(bin_N == index, gap_N, 0.0) for index, name in enumerate(_GAPS)}
+
+
+def calibration_error(sums: Mapping[str, float], count: int) -> float:
+    r"""Return the expected calibration error.
+
+    .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{N} \left| \mathrm{acc}_b - \mathrm{conf}_b \right|
+
+    n_b is the number of rows in bin b, N their total number; acc_b is the fraction of rows in the bin whose most probable token
+    is right, and conf_b their mean confidence.  ECE is in [0, 1]; 0 means that the confidence is right on average in every bin.
+    Source: Guo et al. 2017 (arXiv 1706.04599), with 15 bins.
+
+    Args:
+        sums: The sums of `calibration_gaps` over all rows, by name.
+        count: Number of rows, N >= 1.
+
+    Example:
+        >>> gaps = calibration_gaps(torch.tensor([0.95, 0.5]), torch.tensor([True, False]))
+        >>> round(calibration_error({name: float(value.sum()) for name, value in gaps.items()}, 2), 3)
+        0.275
+    """
+    return sum(abs(sums[name]) for name in _GAPS) / count

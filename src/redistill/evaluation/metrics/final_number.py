@@ -1,0 +1,65 @@
+"""Final number: whether an answer ends with the number of its reference (GSM8K)."""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+
+from redistill.records import Metric, Record
+
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+_FINAL = "####"
+
+
+def final_number(text: str) -> Decimal | None:
+    """Return the number that a text ends with, or None if it has none.
+
+    It is the first number after the last "####", with which the answers of GSM8K end, or else the last number of the text.
+    Thousands separators and a dollar sign are ignored; "7" and "7.00" are the same number.  A hyphen is a minus sign unless it
+    follows a letter, a digit or a closing bracket.
+
+    Args:
+        text: An answer or a reference.
+
+    Example:
+        >>> final_number("6 * 7 = <<6*7=42>>42 eggs.\\n#### 42"), final_number("She pays $1,250.50."), final_number("none")
+        (Decimal('42'), Decimal('1250.50'), None)
+    """
+    before, mark, after = text.rpartition(_FINAL)
+    found = _NUMBER.findall(after)
+    if not found and mark:
+        found = _NUMBER.findall(before)
+        mark = ""
+    if not found:
+        return None
+    return Decimal((found[0] if mark else found[-1]).replace(",", "").replace("$", ""))
+
+
+def same_final_number(prediction: str, references: Sequence[str]) -> bool:
+    """Return whether a text ends with the same number as one of its references.
+
+    Source: the accuracy of GSM8K (Cobbe et al. 2021, arXiv 2110.14168), with the last number of answers without "####".
+
+    Args:
+        prediction: The text to score.
+        references: Correct answers.  References without a number are ignored.
+
+    Returns:
+        True if the final numbers are equal.
+
+    Example:
+        >>> same_final_number("So there are 1,000 of them.", ["2 * 500 = 1000\\n#### 1000"])
+        True
+    """
+    number = final_number(prediction)
+    return number is not None and number in {final_number(reference) for reference in references}
+
+
+def _score(answer: str, record: Record) -> bool:
+    return same_final_number(answer, record.references)
+
+
+def _can_score(record: Record) -> bool:
+    return any(final_number(reference) is not None for reference in record.references)
+
+
+METRIC = Metric(name="final_number", title="final number", unit="fraction", score=_score, can_score=_can_score)
