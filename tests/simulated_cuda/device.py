@@ -1,9 +1,9 @@
 """A device "cuda:0" whose tensors are computed on the CPU.
 
-Values and control flow are those of a real run.  As on a GPU, operands on two devices and `.numpy()` of a tensor on the device are
-errors.  Operations for which the host would wait for the device are counted by the line of redistill that calls them, and so are
-copies from the host to the device.  What is not simulated: compiled code, the choice of attention kernels, communication between
-GPUs, the memory of a GPU, and a few rules on tensors of one element.
+Values and control flow are those of a real run.  As on a GPU, operands on two devices and `.numpy()` of a tensor on the device
+are errors.  Operations for which the host would wait for the device are counted by the line of redistill that calls them, and so
+are copies from the host to the device.  What is not simulated: compiled code, the choice of attention kernels, communication
+between GPUs, the memory of a GPU, and a few rules on tensors of one element.
 
 The simulation uses private functions of torch; `TORCH` is the version with which it was tried.
 """
@@ -23,9 +23,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 TORCH = "2.13"
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 # Operations whose result depends on values, so that the host waits for them.
-WAITING = frozenset(
-    "_local_scalar_dense item is_nonzero equal nonzero masked_select _unique2 unique_dim unique_consecutive bincount".split()
-)
+WAITING = frozenset(("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "bincount"))
+WAITING |= {"_unique2", "unique_dim", "unique_consecutive"}
 INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"))
 # The operations of torch.cuda that redistill, accelerate and transformers call, with their results.
 REPLACED: dict[str, Any] = {
@@ -176,7 +175,9 @@ def _check(operation: Any, name: str, args: Any, tensors: list[torch.Tensor]) ->
     """Raise the error of a GPU for operands on two devices; count a synchronisation or a copy of indices."""
     elsewhere = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.dim() > 0]
     if elsewhere and name not in INDEXING:
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({operation}) at {_line()}")
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({operation}) at {_line()}"
+        )
     for _ in elsewhere:
         counts.copy()
     indices = args[1] if name in INDEXING else ()

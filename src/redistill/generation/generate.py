@@ -277,10 +277,12 @@ class _LiveBatch:
             of the column that contains the first token.
         """
         rows = self._live_L[live]
-        lists = (live.tolist(), rows.tolist(), self._length_B[rows].tolist(), self._generated_BT[rows].tolist())
+        numbers = torch.stack([live, rows, self._length_B[rows]], dim=1)
         return [
             (index, self.prompts[row] + tuple(tokens[: length - 1]), self._prompt_length - len(self.prompts[row]))
-            for index, row, length, tokens in zip(*lists, strict=True)
+            for index, row, length, *tokens in torch.cat(
+                [numbers, self._generated_BT[rows]], dim=1
+            ).tolist()  # one copy to the host
         ]
 
     def ban(self, logits_LV: torch.Tensor) -> torch.Tensor:
@@ -307,9 +309,10 @@ class _LiveBatch:
         Raises:
             TrainingError: a token could not be sampled.
         """
-        rows = list(zip(self._generated_BT.tolist(), self._length_B.tolist(), self._finished_B.tolist(), strict=True))
-        check_sampled(min(min(tokens[:length], default=0) for tokens, length, _ in rows))
-        return [Generation(token_ids=tuple(tokens[:length]), finished=finished) for tokens, length, finished in rows]
+        numbers = torch.stack([self._length_B, self._finished_B.long()], dim=1)
+        rows = torch.cat([numbers, self._generated_BT], dim=1).tolist()  # one copy to the host
+        check_sampled(min(min(tokens[:length], default=0) for length, _, *tokens in rows))
+        return [Generation(token_ids=tuple(tokens[:length]), finished=bool(finished)) for length, finished, *tokens in rows]
 
 
 def check_sampling(sampling: Sampling) -> None:

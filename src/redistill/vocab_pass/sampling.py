@@ -38,7 +38,7 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
 
     Returns:
         token_N, int64.  `INVALID` stands in rows whose mass is not finite or is below the smallest normal float64 number, which
-        a diverged model causes.  Such rows do not raise an error here, since the host would wait for a GPU; see `check_sampled`.
+        a diverged model causes.  Such rows raise no error here, since the host would wait for a GPU; see `check_sampled`.
 
     Example:
         >>> uniforms_NK = torch.tensor([[0.0], [0.25], [0.99]]).expand(3, NUMBERS_PER_DRAW)
