@@ -128,8 +128,9 @@ class TrainingError(RedistillError):
 
     Example:
         >>> import torch
-        >>> from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
-        >>> sample_rows(torch.full((1, 3), float("nan")), torch.zeros(1, NUMBERS_PER_DRAW))  # doctest: +ELLIPSIS
+        >>> from redistill.vocab_pass import NUMBERS_PER_DRAW, check_sampled, sample_rows
+        >>> token_N = sample_rows(torch.full((1, 3), float("nan")), torch.zeros(1, NUMBERS_PER_DRAW))
+        >>> check_sampled(int(token_N.min()))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
         redistill.errors.TrainingError: generation: the student's probabilities are not finite:...

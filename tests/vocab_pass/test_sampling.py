@@ -9,7 +9,7 @@ import torch
 
 from redistill.errors import TrainingError
 from redistill.randomness import generator
-from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
+from redistill.vocab_pass import NUMBERS_PER_DRAW, check_sampled, sample_rows
 
 
 def descended(mass: np.ndarray, numbers: np.ndarray) -> int:
@@ -112,4 +112,4 @@ def test_massless_classes_are_never_sampled_where_the_cumulative_sum_rounds_unev
 @pytest.mark.parametrize("row", [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]])
 def test_a_row_without_finite_mass_is_rejected(row):
     with pytest.raises(TrainingError, match=r"not finite.* lower the learning rate and resume from the last checkpoint"):
-        sample_rows(torch.tensor([row]), torch.zeros(1, NUMBERS_PER_DRAW))
+        check_sampled(int(sample_rows(torch.tensor([[1.0, 1.0], row]), torch.zeros(2, NUMBERS_PER_DRAW)).min()))

@@ -24,7 +24,7 @@ from redistill.generation.prefix import PrefixMemory
 from redistill.models.families import position_limit
 from redistill.processes import signals
 from redistill.tensors import pad
-from redistill.vocab_pass import NUMBERS_PER_DRAW, nucleus, sample_rows
+from redistill.vocab_pass import NUMBERS_PER_DRAW, check_sampled, nucleus, sample_rows
 
 # Rows that have ended are removed from the cache if at most this fraction of its rows remains.  Removing rows reads about as
 # much memory as two decoding steps, so several rows are removed at once.
@@ -191,8 +191,8 @@ def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK:
     if sampling.teacher_top_k:
         own_L = sample_rows(probabilities(logits[0], sampling), uniform_LK[:, :NUMBERS_PER_DRAW])
         teachers_L = sample_rows(probabilities(logits[1], sampling), uniform_LK[:, NUMBERS_PER_DRAW:])
-        num_above_L = (logits[1] > logits[1].gather(1, own_L[:, None])).sum(dim=-1)
-        return torch.where(num_above_L < sampling.teacher_top_k, own_L, teachers_L)
+        num_above_L = (logits[1] > logits[1].gather(1, own_L.clamp(min=0)[:, None])).sum(dim=-1)
+        return torch.where((num_above_L < sampling.teacher_top_k) | (own_L < 0), own_L, teachers_L)
     student_LV, teacher_LV = (probabilities(each_LV, sampling) for each_LV in logits)
     mixed_LV = (1.0 - sampling.teacher_share) * student_LV + sampling.teacher_share * teacher_LV
     return sample_rows(mixed_LV, uniform_LK)
@@ -236,6 +236,7 @@ class _LiveBatch:
         self._length_B = torch.zeros(len(requests), dtype=torch.long, device=device)
         self._finished_B = torch.zeros(len(requests), dtype=torch.bool, device=device)
         self._generated_BT = torch.zeros((len(requests), self.longest), dtype=torch.long, device=device)
+        self._live = list(range(len(requests)))  # the live rows on the host, for the ban of n-grams
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -254,11 +255,13 @@ class _LiveBatch:
         self._length_B[self._live_L] += self._active_L
         self._finished_B[self._live_L] |= ends_L
         if self._ngrams is not None:
-            for row, token in zip(self._live_L[self._active_L].tolist(), token_L[self._active_L].tolist(), strict=True):
-                self._ngrams.push(row, token)
+            pairs = torch.stack([token_L, self._active_L.to(token_L)], dim=1).tolist()  # one copy to the host
+            for row, (token, is_active) in zip(self._live, pairs, strict=True):
+                if is_active:
+                    self._ngrams.push(row, token)
         self._active_L = self._active_L & ~ends_L & (self._budget_L > step + 1)
         column = self._prompt_length + step
-        self._ids_LT[:, column] = token_L
+        self._ids_LT[:, column] = token_L.clamp(min=0)  # a token that could not be sampled is negative
         # Positions of ended rows do not increase, since they must not exceed the last position that has an embedding.
         self._position_LT[:, column] = self._position_LT[:, column - 1] + self._active_L
         return self._active_L
@@ -274,29 +277,42 @@ class _LiveBatch:
             of the column that contains the first token.
         """
         rows = self._live_L[live]
-        lists = (live.tolist(), rows.tolist(), self._length_B[rows].tolist(), self._generated_BT[rows].tolist())
+        numbers = torch.stack([live, rows, self._length_B[rows]], dim=1)
         return [
             (index, self.prompts[row] + tuple(tokens[: length - 1]), self._prompt_length - len(self.prompts[row]))
-            for index, row, length, tokens in zip(*lists, strict=True)
+            for index, row, length, *tokens in torch.cat(
+                [numbers, self._generated_BT[rows]], dim=1
+            ).tolist()  # one copy to the host
         ]
 
     def ban(self, logits_LV: torch.Tensor) -> torch.Tensor:
         """Set the logits of banned tokens to -inf in place; return the logits."""
         if self._ngrams is None:
             return logits_LV
-        for live, row in enumerate(self._live_L.tolist()):
-            banned = [token for token in self._ngrams.banned(row) if token < logits_LV.shape[1]]
-            logits_LV[live, banned] = -torch.inf
+        size = logits_LV.shape[1]
+        banned = [(live, token) for live, row in enumerate(self._live) for token in self._ngrams.banned(row) if token < size]
+        if banned:
+            live_K, token_K = torch.tensor(banned, device=logits_LV.device).unbind(1)  # one copy to the device
+            logits_LV[live_K, token_K] = -torch.inf
         return logits_LV
 
     def select(self, kept: torch.Tensor) -> None:
         """Keep only those live rows whose indices are in `kept`."""
         for name in ("_ids_LT", "_mask_LT", "_position_LT", "uniform_LTK", "_live_L", "_active_L", "_budget_L"):
             setattr(self, name, getattr(self, name)[kept])
+        if self._ngrams is not None:
+            self._live = self._live_L.tolist()
 
     def generations(self) -> list[Generation]:
-        rows = zip(self._generated_BT.tolist(), self._length_B.tolist(), self._finished_B.tolist())
-        return [Generation(token_ids=tuple(tokens[:length]), finished=finished) for tokens, length, finished in rows]
+        """Return the generated texts.
+
+        Raises:
+            TrainingError: a token could not be sampled.
+        """
+        numbers = torch.stack([self._length_B, self._finished_B.long()], dim=1)
+        rows = torch.cat([numbers, self._generated_BT], dim=1).tolist()  # one copy to the host
+        check_sampled(min(min(tokens[:length], default=0) for length, _, *tokens in rows))
+        return [Generation(token_ids=tuple(tokens[:length]), finished=bool(finished)) for length, finished, *tokens in rows]
 
 
 def check_sampling(sampling: Sampling) -> None:

@@ -13,7 +13,7 @@ coefficient of a term by the number of rows.
 from redistill.vocab_pass.core import Compile, compiles
 from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.phrases import with_phrases
-from redistill.vocab_pass.sampling import NUCLEUS, NUMBERS_PER_DRAW, nucleus, sample_rows
+from redistill.vocab_pass.sampling import NUCLEUS, NUMBERS_PER_DRAW, check_sampled, nucleus, sample_rows
 from redistill.vocab_pass.statistics import Statistic, row_statistics
 from redistill.vocab_pass.terms import CrossEntropyTerm, DivergenceTerm, PhraseTerm, PolicyGradientTerm, SpanTerm, Term
 from redistill.vocab_pass.walk import chunk_budget, dense_reference, vocab_pass
@@ -30,6 +30,7 @@ __all__ = [
     "SpanTerm",
     "Statistic",
     "Term",
+    "check_sampled",
     "chunk_budget",
     "compiles",
     "dense_reference",

@@ -10,6 +10,8 @@ from redistill.errors import TrainingError
 
 FAN_OUT = 8
 NUMBERS_PER_DRAW = 6
+INVALID = -1
+"""The result for a row from which no class can be sampled."""
 NUCLEUS = 0.9
 """Total probability of the classes from which the statistic `teacher_nucleus_sample` is sampled."""
 BLOCK_CLASSES = FAN_OUT**2  # number of classes that are summed at once; sums of 8 neighbours over a whole vocabulary are slow
@@ -35,11 +37,8 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
         uniforms_NK: K = 6 uniform numbers in [0, 1) for each row, one for each level, coarsest level first.
 
     Returns:
-        token_N, int64.
-
-    Raises:
-        TrainingError: the mass of a row is not finite, or is below the smallest normal float64 number.  A diverged model causes
-            such rows.
+        token_N, int64.  `INVALID` stands in rows whose mass is not finite or is below the smallest normal float64 number, which
+        a diverged model causes.  Such rows raise no error here, since the host would wait for a GPU; see `check_sampled`.
 
     Example:
         >>> uniforms_NK = torch.tensor([[0.0], [0.25], [0.99]]).expand(3, NUMBERS_PER_DRAW)
@@ -53,11 +52,7 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
     while len(levels) < NUMBERS_PER_DRAW - 2:
         levels.insert(0, _grouped(levels[0], FAN_OUT).sum(-1))
     total_N = levels[0].sum(-1)
-    if not bool((total_N.isfinite() & (total_N >= torch.finfo(total_N.dtype).tiny)).all()):
-        raise TrainingError(
-            "generation: the student's probabilities are not finite: no token can be sampled; "
-            "lower the learning rate and resume from the last checkpoint"
-        )
+    is_valid_N = total_N.isfinite() & (total_N >= torch.finfo(total_N.dtype).tiny)
     uniforms = uniforms_NK.to(total_N).unbind(-1)
     row_N = torch.arange(len(total_N), device=total_N.device)
     node_N = _invert(levels[0], uniforms[0])
@@ -67,7 +62,29 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
     inside_NKK = blocks_NBK[row_N, node_N].double().unflatten(-1, (FAN_OUT, FAN_OUT))
     part_N = _invert(inside_NKK.sum(-1), uniforms[-2])
     class_N = _invert(inside_NKK[row_N, part_N], uniforms[-1])
-    return node_N * BLOCK_CLASSES + part_N * FAN_OUT + class_N
+    return torch.where(is_valid_N, node_N * BLOCK_CLASSES + part_N * FAN_OUT + class_N, INVALID)
+
+
+def check_sampled(lowest_token: int) -> None:
+    """Check that all tokens could be sampled.
+
+    Args:
+        lowest_token: The lowest of the tokens that `sample_rows` has returned.
+
+    Raises:
+        TrainingError: it is `INVALID`.
+
+    Example:
+        >>> check_sampled(INVALID)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        redistill.errors.TrainingError: generation: the student's probabilities are not finite:...
+    """
+    if lowest_token == INVALID:
+        raise TrainingError(
+            "generation: the student's probabilities are not finite: no token can be sampled; "
+            "lower the learning rate and resume from the last checkpoint"
+        )
 
 
 def nucleus(probabilities_NV: torch.Tensor, top_p: float) -> torch.Tensor:

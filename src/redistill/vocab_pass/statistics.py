@@ -15,7 +15,7 @@ from redistill.contracts import TeacherTarget
 from redistill.tensors import loss_dtype
 from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.rules import whole
-from redistill.vocab_pass.sampling import NUCLEUS, nucleus, sample_rows
+from redistill.vocab_pass.sampling import NUCLEUS, check_sampled, nucleus, sample_rows
 from redistill.vocab_pass.walk import chunk_budget, cuts
 
 _OfBoth = Literal["forward_kl", "reverse_kl", "agreement", "acceptance", "top_overlap"]
@@ -23,6 +23,7 @@ _OfStudent = Literal["cross_entropy", "student_entropy", "student_argmax", "stud
 _OfTeacher = Literal["teacher_entropy", "teacher_argmax", "teacher_logprob", "teacher_sample", "teacher_nucleus_sample"]
 Statistic = Literal[_OfBoth, _OfStudent, _OfTeacher]
 
+SAMPLED: frozenset[Statistic] = frozenset(("teacher_sample", "teacher_nucleus_sample"))
 TOP = 10
 """Number of most probable classes of which top_overlap is computed."""
 LIVE_TENSORS = 6  # [rows, V] tensors at once: log-probabilities of both models, logits of one model, and three of a statistic
@@ -87,7 +88,10 @@ def row_statistics(
         chunk = _Chunk(student_hidden_ND[rows], head, target, rows, uniforms_NK, token_N)
         for name in names:
             found[name].append(_STATISTICS[name](chunk))
-    return {name: torch.cat(pieces) for name, pieces in found.items()}
+    joined = {name: torch.cat(pieces) for name, pieces in found.items()}
+    for name in SAMPLED.intersection(joined) if len(student_hidden_ND) else ():
+        check_sampled(int(joined[name].min()))
+    return joined
 
 
 @dataclass(eq=False)
