@@ -24,19 +24,8 @@ def load(folder: Path) -> None:
     if not library.exists():
         include = torch / "include"
         paths = [f"-I{include}", f"-I{include / 'torch/csrc/api/include'}", f"-L{torch / 'lib'}", f"-Wl,-rpath,{torch / 'lib'}"]
-        command = [
-            "g++",
-            "-std=c++20",
-            "-O0",
-            "-shared",
-            "-fPIC",
-            *paths,
-            str(SOURCE),
-            "-o",
-            str(library),
-            "-ltorch_cpu",
-            "-lc10",
-        ]
+        flags = ["-std=c++20", "-O0", "-shared", "-fPIC", *paths]
+        command = ["g++", *flags, str(SOURCE), "-o", str(library), "-ltorch_cpu", "-lc10"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"g++: {done.stderr[-2000:]}")

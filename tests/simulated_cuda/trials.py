@@ -117,7 +117,7 @@ def faulty(name: str) -> dict[str, Any]:
     try:
         with fault.planted():
             return counted(on_the_device(lambda: train_student(run)))
-    except Exception as error:
+    except (RuntimeError, TypeError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
