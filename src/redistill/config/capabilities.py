@@ -64,6 +64,11 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
             f"objective.divergence {kind_of(type(row.objective.divergence))}: needs the teacher's probabilities, {provided}; "
             "use the divergence forward_kl, or another form of the cache"
         )
+    if row.evaluation.get("teacher_forced") and teacher is not None and not teacher.full_vocabulary:
+        yield (
+            f"evaluation.teacher_forced: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or set "
+            "the policy and the divergence of this method with the method kd"
+        )
     if needs.statistics and teacher is not None and not teacher.statistics:
         yield (
             f"{policy}: needs teacher statistics (such as log-probabilities) of generated text, {provided}; use a local "
