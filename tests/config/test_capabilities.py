@@ -70,7 +70,11 @@ EXPECTED = {
     "taid": {**NEEDS_ANY, TOP_K: dict.fromkeys(FITS, TAID), SAMPLED: dict.fromkeys(FITS, TAID)},
     "mgsr": NEEDS_ALL,
     "mgsr-robust": NEEDS_ALL,
-    "draft": {**NEEDS_ANY, SAMPLED: dict.fromkeys(FITS, PROBABILITIES)},
+    "draft": {
+        **NEEDS_ANY,
+        TOP_K: dict.fromkeys(FITS, WHOLE.replace("objective.span_weight", "evaluation.teacher_forced")),
+        SAMPLED: dict.fromkeys(FITS, PROBABILITIES),
+    },
 }
 
 

@@ -84,7 +84,7 @@ REJECTED = {
     ),
     "no name near": (
         {"evaluation": {"metrics": ["zzz"]}},
-        "evaluation.metrics = 'zzz': no such metric; choose one of rouge_l, exact_match, chrf;",
+        "evaluation.metrics = 'zzz': no such metric; choose one of rouge_l, exact_match, chrf, final_number;",
     ),
     "none": ({"evaluation": {"metrics": []}}, "evaluation.metrics = []: must have at least one"),
     "twice": ({"evaluation": {"metrics": ["rouge_l", "rouge_l"]}}, "evaluation.metrics = ['rouge_l', 'rouge_l']: must have"),

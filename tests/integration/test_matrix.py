@@ -89,10 +89,11 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(world):
-    """The folder of the cached teacher with the form of a type, and with its own texts for SeqKD; each is made once."""
+    """The folder of the cached teacher with the form of a type; SeqKD and draft have their own texts. Each is made once."""
 
     def make(name: str, method: str) -> str:
-        method = "seqkd" if method == "seqkd" else "kd"
+        has_own = method == "seqkd" or (method == "draft" and FORMS[name] == "full")  # draft cannot use a sampled teacher
+        method = method if has_own else "kd"
         folder = world / f"store-{FORMS[name]}-{method}"
         if not folder.exists():
             path = world / f"{folder.name}.yaml"

@@ -86,7 +86,7 @@ def test_the_folder_holds_every_part_and_nothing_unfinished(finished: tuple[str,
         expected.add("revisions.jsonl")
     if method == "mgsr":
         expected |= {"teacher", "before"}
-    if method in ("seqkd", "distillm2"):
+    if method in ("seqkd", "distillm2", "draft"):
         expected.add("teacher-responses.jsonl")
     assert {path.name for path in folder.iterdir()} == expected
     assert not list(folder.rglob(f"{files.TEMPORARY}*"))

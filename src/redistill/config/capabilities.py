@@ -68,6 +68,11 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
         if row.objective.uses_spans:
             part, remedy = "objective.span_weight", "set it to 0"
         yield f"{part}: needs the teacher's probabilities, {provided}; {remedy}, or another form of the cache"
+    if row.evaluation.get("teacher_forced") and teacher is not None and not teacher.full_vocabulary:
+        yield (
+            f"evaluation.teacher_forced: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or set "
+            "the policy and the divergence of this method with the method kd"
+        )
     if sampling is not None and row.objective.uses_teacher and teacher is not None and not teacher.new_text:
         yield (
             f"{policy}: generates student text during training, for which the teacher has no stored hidden states; use a "

@@ -30,7 +30,7 @@ def calibration_gaps(confidence_N: torch.Tensor, is_right_N: torch.Tensor) -> di
     return {name: torch.where(bin_N == index, gap_N, 0.0) for index, name in enumerate(_GAPS)}
 
 
-def calibration_error(sums: Mapping[str, float], count: int) -> float:
+def calibration_error(sums: Mapping[str, float], count: float) -> float:
     r"""Return the expected calibration error.
 
     .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{N} \left| \mathrm{acc}_b - \mathrm{conf}_b \right|
