@@ -2,8 +2,8 @@
 
 Values and control flow are those of a real run.  As on a GPU, operands on two devices and `.numpy()` of a tensor on the device
 are errors.  Operations for which the host would wait for the device, and copies to the device, are counted by the line of
-redistill that calls them.  What is not simulated: compiled code, the choice of attention kernels, communication between GPUs, the
-memory of a GPU, and a few rules on tensors of one element.
+redistill that calls them.  What is not simulated: compiled code, the choice of attention kernels, communication between GPUs,
+the memory of a GPU, and a few rules on tensors of one element.
 
 The simulation uses private functions of torch; `TORCH` is the version with which it was tried.
 """
