@@ -104,14 +104,14 @@ class TokenSequence:
         origin: Where the response came from, such as "dataset" or "student"; see `Origin`.
         spans: Half-open ranges of target indices for the span loss; the first target of the sequence has index 0.
         rollout: Values for the policy gradient; None if the objective has no policy gradient.
-        weights: Weight of each target in the divergence term, finite and >= 0; () if all weights are 1.  A weight multiplies
-            the divergence at its target.  The sum is divided by the number of targets, not by the sum of the weights, so that
-            a weight does not change what other targets contribute.  Cross entropy (SFT), span loss and policy gradient do not
-            use the weights.
+        weights: Weight of each target in the divergence term, finite and >= 0; () if all weights are 1.  The divergence at a
+            target is multiplied by the weight of the target.  The sum over targets is divided by the number of targets, not by
+            the sum of the weights, so the weight of one target does not change the contribution of another.  Cross entropy
+            (SFT), span loss and policy gradient do not use the weights.
 
     Raises:
-        AssertionError: the lengths differ, no token is a target, the first token is a target, or a weight is negative or not
-            finite.
+        AssertionError: the lengths differ, no token is a target, the first token is a target, the number of weights is neither
+            0 nor the number of targets, or a weight is negative or not finite.
 
     Example:
         >>> supervised = (False, False, True, True)
@@ -260,11 +260,12 @@ class Batch:
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
         old_logprob_N, advantage_N, importance_N: float32; the values in `Rollout` for the first `num_sampled_rows` rows, 0 for
             sequences without a `Rollout`.
-        token_weight_N: float32; the weight in the divergence term of each of the first `num_sampled_rows` rows.
+        token_weight_N: float32; for each of the first `num_sampled_rows` rows, the weight of its target in the divergence term
+            (`TokenSequence.weights`).
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
-        phrases: For each span that the span loss uses, the half-open range of its rows, and 1 / (number of such spans of its
-            sequence).
+        phrases: One tuple (first row, last row + 1, weight) for each span that the span loss uses.  The weight is 1 / (number
+            of such spans in the same sequence).
 
     Example:
         >>> from redistill.data.collate import collate
@@ -311,7 +312,7 @@ class Divergence(Protocol):
         nats if the class states no other unit. The dtype is float32, or float64 for float64 inputs. The gradient flows through
         q only.
 
-    If the class has an attribute `reads_context` that is True, a call has a third argument, context_N (`RowContext`).
+    If the class attribute `reads_context` exists and is True, a call has a third argument: a `RowContext`.
 
     Example:
         >>> from redistill.losses.divergences import ForwardKL
@@ -325,15 +326,15 @@ class Divergence(Protocol):
 
 
 class RowContext(NamedTuple):
-    """What a divergence may depend on besides the two distributions of a row.
+    """Origin and training progress of each row, for divergences that depend on them.
 
     A row is the prediction of one token.  A divergence with the class attribute ``reads_context = True`` is called with this
-    object as third argument; all others are called with the two distributions alone.
+    object as its third argument.  All other divergences are called with the distributions of both models only.
 
     Args:
-        origin_N: int64; index in `ORIGINS` of the origin of the text that the row belongs to.
-        progress_N: float32; training progress in [0, 1], the same number for all rows: 0 at the first update of the run, 1 at
-            the last one.
+        origin_N: int64; for each row, the origin of the text that contains it, as an index in `ORIGINS`.
+        progress_N: float32; training progress in [0, 1]: 0 at the first update of the run, 1 at the last one.  All rows have
+            the same value.
 
     Example:
         >>> context = RowContext(torch.tensor([ORIGINS.index("student")]), torch.tensor([0.5]))
@@ -443,8 +444,8 @@ class TeacherCapabilities(_Flags):
         statistics: The teacher provides, for each position of newly generated text: divergences from the student, sampled
             tokens, and log-probabilities of given tokens.
         generates: The teacher generates text; it is a `TextTeacher`.
-        mixture: The local engine can run this teacher beside the student: it can sample tokens from a mixture of both, and
-            replace tokens that the teacher ranks low.
+        mixture: The local engine can run this teacher together with the student while it generates text.  It can then sample
+            tokens from a mixture of both models, and replace student tokens that the teacher ranks low.
         prefix_memory: The teacher has a method `remembering`, which returns a context manager. Inside the context, hidden
             states of a text are stored and reused for texts with the same beginning.
         new_text: The teacher provides distributions for any text; if False, only for the training and validation data and for
@@ -616,9 +617,10 @@ class Sampling:
             none.
         teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone. Bans,
             temperature, top-k and top-p apply to both models before they are mixed.
-        teacher_top_k: >= 0; if above 0, a token of the model that is not among the teacher's `teacher_top_k` most probable
-            tokens is replaced by a token sampled from the teacher, and the model continues after this token. Bans, temperature,
-            top-k and top-p apply to both models. 0 replaces no token. Source: SKD (arXiv 2410.11325), its interleaved sampling.
+        teacher_top_k: >= 0; 0 replaces no token. Above 0, each token sampled from the model is checked at once: if it is not
+            among the teacher's `teacher_top_k` most probable tokens, it is replaced by a token sampled from the teacher, and
+            the model continues after this token. Bans, temperature, top-k and top-p apply to the sampling from both models.
+            Source: SKD (arXiv 2410.11325), its interleaved sampling.
 
     Example:
         >>> greedy, nucleus = Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9)
@@ -635,7 +637,7 @@ class Sampling:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether tokens depend on the teacher, so that it is run beside the model."""
+        """Whether tokens depend on the teacher, so that the engine must also run the teacher."""
         return self.teacher_share > 0 or self.teacher_top_k > 0
 
 
@@ -650,9 +652,9 @@ class GenerationRequest:
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
             numbers of each token, so the text does not depend on the batch or on the number of processes.
-        skipped_tokens: Number of tokens that earlier requests sampled with this stream, >= 0.  They are the last tokens of
-            `prompt_ids`.  An engine with deterministic text leaves out their random numbers, so that a text has the same tokens
-            if it is generated in several parts.
+        skipped_tokens: Number of tokens that earlier requests with this stream have sampled, >= 0.  These tokens are the last
+            ones of `prompt_ids`.  A deterministic engine skips their random numbers.  So a text that is generated in several
+            parts has the same tokens as a text that is generated in one part.
 
     Example:
         >>> GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0)).max_new_tokens
@@ -700,7 +702,8 @@ class EngineCapabilities(_Flags):
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
         deterministic: Generates the same text again for the same request and the same weights.
         samples_student: Text is sampled from the student; False for an engine that returns fixed text.
-        replacement: Can replace tokens that the teacher ranks low by tokens of the teacher (`Sampling.teacher_top_k`).
+        replacement: While the student generates, can replace its tokens that the teacher ranks low by tokens of the teacher
+            (`Sampling.teacher_top_k`).
 
     Raises:
         ConfigError: a field is not a bool.
@@ -895,8 +898,8 @@ class Needs(_Flags):
         samples_student: Requires text sampled from the student, because the student's log-probabilities of it are used.
         gold: Requires gold answers, which are the answers in the data. If neither policy nor objective requires them, the
             training data may consist of prompts alone.
-        replacement: Requires text of the student in which tokens that the teacher ranks low are replaced while it is
-            generated.
+        replacement: Requires text of the student in which the engine replaces tokens that the teacher ranks low, during
+            generation.
 
     Raises:
         ConfigError: a field is not a bool.

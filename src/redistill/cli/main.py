@@ -66,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _report(error: RedistillError) -> int:
     """Print the message of an error as one line, and return the exit code."""
-    print(f"redistill: {plain_line(str(error))}", file=sys.stderr)  # a name from an untrusted file may contain line ends
+    print(f"redistill: {plain_line(str(error))}", file=sys.stderr)  # the message may quote text with line ends
     return error.exit_code
 
 

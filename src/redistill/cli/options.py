@@ -1,4 +1,7 @@
-"""Parsers of commands, and the options that several commands have."""
+"""The parser class of all commands, and options that several commands share.
+
+`parsers` defines the commands with them.
+"""
 
 import argparse
 import shutil
@@ -72,20 +75,23 @@ def add_recipe(parser: Parser, recipe: str, overrides: str, *, is_optional: bool
 
 
 def allow_host(parser: Parser) -> None:
-    """Add the option --allow-host, for servers that training data may be sent to."""
+    """Add the option --allow-host, which permits sending training data to a server."""
     text = "server to which training data may be sent"
     add_repeatable(parser, "--allow-host", "HOST", text)
 
 
 def allow_code(parser: Parser) -> None:
-    """Add the option --allow-code, for modules with external components."""
+    """Add the option --allow-code, which permits the import of a user's module.
+
+    Such a module defines external components: metrics, policies and other classes that recipes name as `MODULE:Name`.
+    """
     add_repeatable(parser, "--allow-code", "MODULE", "allow the import of this module, whose components are named MODULE:Name")
 
 
 def add_repeatable(
     parser: Parser, option: str, metavar: str, text: str, *, type: Callable[[str], object] = str, required: bool = False
 ) -> None:
-    """Add an option that can be given several times; the values form a list."""
+    """Add an option that can be given several times; its values are collected in a list."""
     text = f"{text} (repeatable)"
     parser.add_argument(option, type=type, action="append", default=[], required=required, metavar=metavar, help=text)
 
@@ -93,7 +99,7 @@ def add_repeatable(
 def add_lengths(parser: Parser, default: str) -> None:
     """Add the options of the prompt template and the length limits.
 
-    `default` names, in the help texts, whose values are used without them.
+    `default` is part of the help texts: the owner of the values that are used if the options are omitted, such as "the run's".
     """
     choices = ["auto", "alpaca", "chat"]
     text = f"auto, alpaca or chat (default: {default}, else auto)"

@@ -160,7 +160,7 @@ def _evaluate(group: Group) -> None:
     parser = add_command(
         group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
-    parser.usage = "%(prog)s MODEL --data TASK[=PATH] --out OUT [options]"  # all options would take a fifth of the page
+    parser.usage = "%(prog)s MODEL --data TASK[=PATH] --out OUT [options]"  # the generated usage would list all options
     parser.add_argument("model", type=path_text, metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model (default: main)")
     add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=path_text, required=True)

@@ -1,7 +1,7 @@
 """Parsers of the values of arguments.
 
-Each function parses the text of one argument, and is the `type` of an option. A function raises
-`argparse.ArgumentTypeError`, or `OutputError` for an output path, if a text is not allowed; the message is one line.
+Each function parses the text of one argument, and is the `type` of an option. If a text is not allowed, the function raises
+`argparse.ArgumentTypeError`; `path` raises `OutputError`. The message is one line.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def path(text: str) -> Path:
     """Parse an argument that is the path of a file or folder.
 
     Raises:
-        OutputError: such a path cannot exist.
+        OutputError: no file or folder can have this path.
     """
     if (fault := unusable(text)) is not None:
         raise OutputError(f"{shown(text)}: {fault}")

@@ -123,11 +123,11 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
 def sharding_fault(student: StudentConfig, engine: object, training: TrainingConfig) -> str | None:
     """Return why a student cannot be sharded over processes (FSDP2).
 
-    The result is one line with a remedy; None if the student can be sharded.
+    The result is one line with a remedy, or None if the student can be sharded.
 
     Args:
         student: The student of the recipe.
-        engine: The settings of its generation engine.
+        engine: The settings of the engine that generates text of the student.
         training: The settings of training.
 
     Example:

@@ -1,4 +1,4 @@
-"""The generation engine of a command, given as one text."""
+"""The generation engine of a command, parsed from the text of the option --engine."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,12 @@ class _Section:
 
 
 def decode_engine(text: str) -> EngineConfig:
-    """Return the engine that a text describes, as the section `engine` of a recipe.
+    """Parse a text into the settings of an engine.
+
+    The text is YAML, with the fields of the section `engine` of a recipe.
 
     Raises:
-        ConfigError: the text is not YAML, or a field is unknown or invalid.
+        ConfigError: the text is not valid YAML, or a field is unknown or has an invalid value.
 
     Example:
         >>> decode_engine("{kind: vllm, url: 'http://127.0.0.1:8000/v1', model: student}").model

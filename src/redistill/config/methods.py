@@ -51,7 +51,8 @@ class Method:
         source: The publication that introduced the method.
         start: The initial student. "base" is the model `student.model` of the recipe. "finetuned" is this model after the
             supervised fine-tuning `student.finetune`; if the recipe does not set `student.finetune`, it is the same as "base".
-        optimiser, training, evaluation: The method's defaults for these sections of a recipe, by name of the field.
+        optimiser, training, evaluation: The method's default values for fields of the sections with these names in a recipe.
+            The keys are names of fields.
     """
 
     policy: PolicyConfig
@@ -64,7 +65,7 @@ class Method:
     evaluation: Mapping[str, object] = field(default_factory=dict)
 
     def with_defaults(self, tree: Mapping[str, object]) -> dict[str, object]:
-        """Return a copy of a recipe, with the method's defaults for missing fields."""
+        """Return a copy of a recipe in which missing fields have the method's defaults."""
         sections = {"optimiser": self.optimiser, "training": self.training, "evaluation": self.evaluation}
         given = {name: tree.get(name, {}) for name in sections}
         filled = {name: {**sections[name], **values} for name, values in given.items() if isinstance(values, dict)}

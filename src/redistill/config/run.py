@@ -39,7 +39,7 @@ from redistill.training.optimiser import OptimiserConfig
 from redistill.training.schedule import TrainingConfig
 from redistill.training.trackers import TrackingConfig
 
-NAMES = {"PolicyConfig": PolicyConfig, "Divergence": Divergence}  # fields of components refer to these types by name
+NAMES = {"PolicyConfig": PolicyConfig, "Divergence": Divergence}  # annotations of components name these types as text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class Run:
         """Raise a ConfigError for an invalid nested policy or a small replay buffer.
 
         The field `source` of a policy can contain another policy. This inner policy must not be `rollouts` or `paired`. A
-        replay buffer must have a capacity of at least `training.batch_size` sequences, times `engine.ahead`.
+        replay buffer must have a capacity of at least `training.batch_size` times `engine.ahead` sequences.
         """
         outermost, ahead = policy, getattr(self.engine, "ahead", 1)
         if isinstance(policy, Rollouts) and ahead != 1:
@@ -307,7 +307,7 @@ def _with_overrides(tree: Mapping[str, object], overrides: Iterable[parse.Overri
 def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str] = ()) -> Run:
     """Convert a recipe from dicts, lists and scalars to the configuration of a run.
 
-    Fields that the recipe omits have the defaults of the method, if it has any for them.
+    A field that the recipe omits has the default of the method, or else the default of its section.
 
     Args:
         tree: The recipe. The optional key "schema" has the version of the recipe's format (the schema number).
@@ -381,7 +381,7 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
     """Return a copy of a configuration without output folders, trackers and decodings.
 
-    Two configurations that differ only in these describe the same training: decodings can be added to a finished run.
+    Two configurations that differ only in these fields describe the same training, so a finished run accepts new decodings.
     """
     kept = {name: item for name, item in tree.items() if name not in ("out", "tracking", "decodings")}
     return {name: without_outputs(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

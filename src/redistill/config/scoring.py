@@ -17,9 +17,9 @@ from redistill.records import ACCEPTANCE, Metric
 from redistill.storage import files
 
 CROSS_ENTROPY = "cross_entropy"
-"""A value of `choose_by` that is not the name of a metric of answers; a lower value is better."""
+"""Value of `choose_by` for the cross entropy on gold answers; a lower value is better."""
 ACCEPTED = ACCEPTANCE[0]
-"""Another such value, for draft models; a higher value is better."""
+"""Value of `choose_by` for the acceptance of draft models on gold answers; a higher value is better."""
 
 
 def metric(name: str) -> Metric:
@@ -123,7 +123,7 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str, forced:
         choose_by: Name of the score: that of a metric, or "cross_entropy", which validation always computes.
         validated: The metrics that validation computes.
         path: Path of the field that names the score in the recipe, for the error message.
-        forced: The value of `evaluation.teacher_forced`; a best checkpoint can be chosen by "acceptance" if it is in there.
+        forced: The value of `evaluation.teacher_forced`. The value "acceptance" of `choose_by` must be listed in it.
 
     Raises:
         ConfigError: validation does not compute the score.
@@ -140,11 +140,11 @@ def check_forced(names: Sequence[str], teacher: TeacherCapabilities | None) -> N
     """Check `evaluation.teacher_forced` against the capabilities of the teacher.
 
     Args:
-        names: The scores.
+        names: The value of `evaluation.teacher_forced`.
         teacher: Capabilities of the teacher; None if there is no teacher.
 
     Raises:
-        ConfigError: a score is listed twice, or needs the teacher's probabilities of all classes, which it does not provide.
+        ConfigError: a score is listed twice, or it needs teacher probabilities of all classes and no teacher provides them.
     """
     for name in names:
         if names.count(name) > 1:

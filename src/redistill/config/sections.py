@@ -90,9 +90,10 @@ class TeacherConfig(ModelConfig):
             the model is not loaded for training. If None, the model is loaded.
         cache_dtype: dtype of the stored states: "float32", "bfloat16" or "float16". With "auto" it is the dtype in which the
             teacher computes them, so that nothing is rounded.
-        cache_new_text: Whether the model is loaded as well, for text that the cache lacks, such as text that the student
-            generates. If the policy has a replay buffer, the states of this text are stored in the folder `teacher-states` of
-            the run, and are read when the text is replayed. Needs `cache`, with the form "full".
+        cache_new_text: Whether the teacher model is loaded in addition to the cache. It then computes the hidden states of text
+            that the cache lacks, such as text that the student generates. If the policy has a replay buffer, these states are
+            stored in the folder `teacher-states` of the run, and are read from there when the text is replayed. Requires
+            `cache`, with the form "full".
         cache_form: Form of the stored teacher: "full", its hidden states, from which all logits are computed; "top_k", its most
             probable classes and the remaining mass; or "sampled", classes that were sampled from it.
 
@@ -128,9 +129,9 @@ class TeacherConfig(ModelConfig):
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the model is loaded for training.
+        """Whether the teacher model is loaded for training.
 
-        A cached teacher is not, unless `cache_new_text` is set.
+        False for a cached teacher, unless `cache_new_text` is set.
         """
         return self.cache is None or self.cache_new_text
 
@@ -138,7 +139,7 @@ class TeacherConfig(ModelConfig):
     def capabilities(self) -> TeacherCapabilities:
         """The features of the teacher.
 
-        They are those of a cached teacher if the model is not loaded.
+        A teacher whose model is not loaded has only the features of its cache.
         """
         return LOCAL_TEACHER if self.is_loaded else self.cache_form.capabilities
 

@@ -82,7 +82,7 @@ def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
 
 
 def _phrases(sampled: Sequence[TokenSequence], span_config: SpanConfig) -> tuple[tuple[int, int, float], ...]:
-    """Return the spans that the span loss uses, as ranges of rows of the batch, each with its weight."""
+    """Return `Batch.phrases`: the range of rows and the weight of each span that the span loss uses."""
     found: list[tuple[int, int, float]] = []
     first = 0
     for sequence in sampled:

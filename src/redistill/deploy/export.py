@@ -68,9 +68,9 @@ def export(
 
     Args:
         name: A run folder, or the name of a model, as in `find_source`.
-        target: "transformers" (safetensors, for vLLM as well), "vllm" (the same with a head of its own, for vLLM servers that
-            receive the weights of a student during a run), "adapter" (LoRA adapters in the format of PEFT), "gguf"
-            (llama.cpp), or "ollama" (GGUF with a Modelfile).
+        target: "transformers" (safetensors, for vLLM as well), "vllm" (the same, but with a head that is not tied to the input
+            embedding; for the servers of the engine vllm, which receive the student's weights during a run), "adapter" (LoRA
+            adapters in the format of PEFT), "gguf" (llama.cpp), or "ollama" (GGUF with a Modelfile).
         out: The folder to write, which must be new or empty.  If None, it is `export/TARGET` in the run folder, or
             `exports/NAME-TARGET` for a model without a run; an earlier export there is replaced.
         dtype: dtype of the weights.  If None, "transformers" keeps the dtype of the model's files, and the GGUF file of the

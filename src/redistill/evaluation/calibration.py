@@ -1,4 +1,7 @@
-"""Calibration: whether a model is as often right as it is confident."""
+"""Calibration: whether the confidence of a model equals its accuracy.
+
+The confidence is the probability of the most probable token.
+"""
 
 from collections.abc import Mapping
 
@@ -9,7 +12,9 @@ _GAPS = tuple(f"calibration_gap_{index}" for index in range(NUM_BINS))
 
 
 def calibration_gaps(confidence_N: torch.Tensor, is_right_N: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return what each row adds to the calibration gap of each bin of confidence.
+    """Return the contribution of each row to the calibration gap of each bin.
+
+    Rows are divided into `NUM_BINS` bins of equal width by their confidence.
 
     Args:
         confidence_N: Probability of the most probable token, in [0, 1].  Bin b has the values in [b / 15, (b + 1) / 15), and
@@ -17,8 +22,8 @@ def calibration_gaps(confidence_N: torch.Tensor, is_right_N: torch.Tensor) -> di
         is_right_N: Whether the most probable token is the gold token.
 
     Returns:
-        One tensor [N] per bin, by its name: 1 or 0 (whether the token is right) minus the confidence, in the row's own bin, and
-        0 in all other bins.  `calibration_error` receives the sums.
+        For each bin, by its name, a tensor [N].  In the bin of a row, the value is 1 (the token is right) or 0 (it is wrong)
+        minus the confidence.  In all other bins it is 0.  `calibration_error` takes the sums of these tensors.
 
     Example:
         >>> gaps = calibration_gaps(torch.tensor([0.95, 0.5]), torch.tensor([True, False]))
@@ -35,8 +40,9 @@ def calibration_error(sums: Mapping[str, float], count: float) -> float:
 
     .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{N} \left| \mathrm{acc}_b - \mathrm{conf}_b \right|
 
-    n_b is the number of rows in bin b, N their total number; acc_b is the fraction of rows in the bin whose most probable token
-    is right, and conf_b their mean confidence.  ECE is in [0, 1]; 0 means that the confidence is right on average in every bin.
+    n_b is the number of rows in bin b, and N is the number of all rows.  acc_b is the fraction of rows in bin b whose most
+    probable token is right, and conf_b is the mean confidence of the rows in bin b.  ECE is in [0, 1]; it is 0 if accuracy and
+    mean confidence are equal in every bin.
     Source: Guo et al. 2017 (arXiv 1706.04599), with 15 bins.
 
     Args:

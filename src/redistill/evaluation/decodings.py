@@ -1,7 +1,8 @@
-"""Decodings: further ways to sample the answers of the same student.
+"""Decodings: additional settings with which answers of the trained student are sampled.
 
-Methods that sharpen the student, such as DAC-KL, score higher at temperature 1 than methods that do not, although the student
-may have learnt no more.  A comparison at several temperatures shows how much of a difference is an effect of decoding.
+A method that sharpens the student's distributions, such as DAC-KL, can score higher at temperature 1 than a method that does
+not, even if the student has learned no more.  Scores at several temperatures show how much of a difference is an effect of
+decoding.
 """
 
 import math
@@ -12,19 +13,19 @@ from redistill.contracts import Sampling
 from redistill.errors import ConfigError
 
 NUM_SEEDS = 2
-"""Number of evaluation seeds with which a decoding samples answers: the first ones of `evaluation.seeds`."""
+"""A decoding samples answers with this number of seeds: the first ones of `evaluation.seeds`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """A way to sample answers to test prompts.
+    """Settings with which answers to test prompts are sampled.
 
-    `no_repeat_ngram` and the length limit are those of the main decoding, the fields of `evaluation`.
+    The main decoding is set by fields of `evaluation`.  All decodings have its `no_repeat_ngram` and its length limit.
 
     Args:
         temperature: Sampling temperature, >= 0; 0 is greedy decoding.
-        top_p: Nucleus sampling keeps the smallest set of most probable tokens with at least this total probability, in (0, 1];
-            1 keeps all.
+        top_p: Nucleus probability, in (0, 1].  Sampling keeps the smallest set of most probable tokens with at least this total
+            probability; 1 keeps all tokens.
         top_k: Number of most probable tokens that sampling keeps, >= 0; 0 keeps all.
 
     Raises:
@@ -48,22 +49,22 @@ class Decoding:
 
     @property
     def name(self) -> str:
-        """Key of the decoding in scores.json, and part of the names of its files."""
+        """Key of the decoding in scores.json, and part of the names of its responses files."""
         parts = ["greedy" if self.temperature == 0 else f"T{_short(self.temperature)}"]
         parts += [f"top_p{_short(self.top_p)}"] if self.top_p < 1 else []
         return "-".join(parts + ([f"top_k{self.top_k}"] if self.top_k else []))
 
     def sampling(self, main: Sampling) -> Sampling:
-        """Return how tokens are sampled.
+        """Return the settings of sampling.
 
-        Settings that a decoding does not have are those of `main`, the main decoding.
+        `main` is the main decoding; settings that are no fields of this class are taken from it.
         """
         return replace(main, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 
     def seeds(self, main: Sequence[int]) -> tuple[int, ...]:
-        """Return the seeds of the answers: the first two of the seeds `main`.
+        """Return the seeds of the answers: the first `NUM_SEEDS` of `main`.
 
-        Greedy decoding has only the first, since its answers do not depend on the seed.
+        Greedy decoding uses only the first seed, since its answers do not depend on the seed.
         """
         return tuple(main[: 1 if self.temperature == 0 else NUM_SEEDS])
 

@@ -26,7 +26,7 @@ ProgressCall = Callable[[int, int, int], None]
 SETTINGS = "settings.json"
 RESPONSES = "responses"
 DECODED = "@"
-"""Separates the data set and the decoding in the name of a responses file; no name of a data set contains it."""
+"""Separates data set and decoding in the name of a responses file.  No name of a data set contains this character."""
 
 
 def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:

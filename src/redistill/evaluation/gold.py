@@ -1,7 +1,7 @@
 """Teacher-forced scores of a model on gold answers.
 
-The scores are the cross entropy, the KL divergence from the teacher, the agreement with the teacher, and the acceptance of the
-model's tokens by the teacher.
+The scores are the cross entropy, the KL divergence from the teacher, the agreement with the teacher, and optional ones: the
+acceptance of the model's tokens by the teacher, calibration, entropies, and the overlap of the most probable tokens.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
     "entropy": ("student_entropy", "teacher_entropy"),
     "overlap": ("top_overlap",),
 }
-"""The statistics of each further score."""
+"""For each value of `EvaluationConfig.teacher_forced`, the row statistics from which its scores are computed."""
 _OF_TEACHER = frozenset({"acceptance", "teacher_entropy", "top_overlap"})
 _MEANS = ("agreement", "student_entropy", "teacher_entropy", "top_overlap")
 
@@ -60,7 +60,7 @@ def teacher_forced(
         teacher: Teacher for kl and agreement.  Both scores are omitted if `teacher` is None or has no full distributions.
         examples: Gold sequences.
         batch_size: Sequences per forward pass.
-        extra: Further scores, as in `EvaluationConfig.teacher_forced`.  Those that need a teacher are omitted without one.
+        extra: Further scores, as in `EvaluationConfig.teacher_forced`.  Without a teacher, scores that need one are omitted.
         vocabulary: Number of token ids shared with the teacher; only ids below this number are used.  If None, all token ids of
             the model are used.
         processes: Rank and number of processes; each process computes a part of the sequences.
@@ -80,14 +80,15 @@ def teacher_forced(
 
 
 def forced_names(extra: Collection[str], *, has_teacher: bool) -> list[str]:
-    """Return names of scores that an evaluation with the settings `extra` has.
+    """Return the names of scores that show whether an evaluation is complete.
 
     Args:
         extra: The value of `EvaluationConfig.teacher_forced`.
-        has_teacher: Whether there is a teacher with full distributions.
+        has_teacher: Whether there is a teacher that provides distributions over the whole vocabulary.
 
     Returns:
-        One name for each setting, and that of the KL divergence; names of scores that need a missing teacher are left out.
+        The name of the KL divergence, and one name for each value in `extra`.  Without a teacher, names of scores that need one
+        are omitted.
 
     Example:
         >>> forced_names(["acceptance", "entropy"], has_teacher=False)

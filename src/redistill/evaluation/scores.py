@@ -41,14 +41,14 @@ class EvaluationConfig:
         metrics: Metrics of answers to test sets and to validation prompts: names that `redistill methods` lists, or
             `module:NAME` for a metric of your own.  If a test set has its own metrics, those come first.  The first metric of
             a test set is its primary metric: models are ranked and significance is tested by it.
-        decodings: Further decodings with which the trained student answers the test sets, each with the first two of `seeds`;
-            greedy decoding needs only one.  scores.json, reports and comparisons show the scores of all decodings side by side.
-            Models are ranked by the main decoding, which is set by the fields above.
+        decodings: Further decodings with which the trained student answers the test sets.  Each uses the first two of `seeds`;
+            greedy decoding uses only the first.  scores.json, reports and comparisons show the scores of all decodings side by
+            side.  Models are ranked by the main decoding, which is set by the fields above.
         teacher_forced: Further scores on gold answers, in validation and on test sets.  "acceptance": probabilities that the
-            teacher accepts tokens of the student, as the draft model of speculative decoding (docs/methods/draft.md).
-            "calibration": `ece`, the expected calibration error of the most probable token.  "entropy": `student_entropy` and
-            `teacher_entropy`, in nats.  "overlap": `top_overlap`, the fraction of the teacher's 10 most probable tokens that
-            are among the student's.
+            teacher accepts tokens that the student proposes as the draft model of speculative decoding (docs/methods/draft.md).
+            "calibration": `ece`, the expected calibration error of the most probable token, in [0, 1].  "entropy":
+            `student_entropy` and `teacher_entropy`, in nats per token.  "overlap": `top_overlap`, the fraction of the teacher's
+            10 most probable tokens that are among the student's 10 most probable tokens.
 
     Raises:
         ConfigError: a value is out of range.
@@ -159,8 +159,8 @@ def earlier_scores(
 ) -> tuple[dict[str, Any], bool]:
     """Return the scores in the file `path`, and whether they can be reused unchanged.
 
-    They can be reused if they have the given settings and metrics, and at least the given decodings with their seeds.  They
-    must also include the teacher-forced scores `forced`.  If the file is missing, the result is ({}, False).
+    They can be reused if they have the given settings and metrics, and include the teacher-forced scores `forced` and all given
+    decodings, each with exactly the given seeds.  If the file is missing, the result is ({}, False).
 
     Raises:
         CheckpointError: the file has no scores of an evaluation.
@@ -170,7 +170,7 @@ def earlier_scores(
     held = cast("dict[str, Any]", files.read_json(path))
     try:
         means = [scores["teacher_forced"] for scores in held["datasets"].values()]
-        has_forced = all(name in found for found in means if found for name in forced)  # a set may have no gold sequences
+        has_forced = all(name in found for found in means if found for name in forced)  # empty for a set without gold sequences
         same_metrics = metrics == {name: found.get("metrics") for name, found in held["datasets"].items()}
         wanted = {name: {str(seed) for seed in seeds} for name, seeds in decodings.items()}
         has_decodings = all(

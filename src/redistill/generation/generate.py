@@ -4,8 +4,8 @@ Token t of a sequence is sampled with the t-th group of random numbers of the se
 response therefore does not depend on its batch, on the order of the requests, or on the number of processes, except for
 rounding: another batch changes the last bits of floating-point sums, which very rarely changes a token.
 
-With a teacher, student and teacher read the same tokens, each with its own KV cache.  Each token is sampled from the mixture of
-both distributions, or sampled from the student and replaced by a token of the teacher if the teacher ranks it low.
+With a teacher, student and teacher read the same tokens, each with its own KV cache.  Each token is either sampled from the
+mixture of both distributions, or sampled from the student and replaced by a token of the teacher if the teacher ranks it low.
 """
 
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ def generate(
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
-    With a teacher, tokens are sampled from a mixture (MiniLLM, arXiv 2306.08543), or sampled from the model and replaced if the
-    teacher ranks them low (SKD, arXiv 2410.11325); `Sampling` has both definitions.  Bans, temperature, top-k and top-p apply
-    to each model first.
+    With a teacher, tokens are either sampled from a mixture (MiniLLM, arXiv 2306.08543), or sampled from the model and replaced
+    if the teacher ranks them low (SKD, arXiv 2410.11325).  `Sampling` defines both.  Bans, temperature, top-k and top-p are
+    applied to the distribution of each model before tokens are mixed or sampled.
 
     Args:
         model: A causal language model.  It runs in eval mode without gradient; its previous mode is restored.
@@ -181,8 +181,8 @@ def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK:
     """Return the next token of each row, token_L; may overwrite the logits.
 
     `logits` has the logits of one model, or of student and teacher.  At temperature 0 the token is the arg max.  Otherwise it
-    is sampled from the model or from the mixture of both; or it is sampled from the model, and replaced if the teacher ranks
-    it low.  The uniform numbers for the replacement follow those for the model's token.
+    is sampled from the model, or from the mixture of both, or it is sampled from the student and replaced if the teacher ranks
+    it low.  In the last case, the first half of `uniform_LK` is for the student's token, the second half for the replacement.
     """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)
@@ -216,7 +216,7 @@ class _LiveBatch:
     ) -> None:
         budgets = [request.max_new_tokens for request in requests]
         self.longest = max(budgets)
-        count = NUMBERS_PER_DRAW * (2 if sampling.teacher_top_k else 1)  # of a token; the second half is for a replacement
+        count = NUMBERS_PER_DRAW * (2 if sampling.teacher_top_k else 1)  # per token; the second half is for a replacement
         uniform = np.zeros((len(requests), self.longest, count))
         for row, request in zip(uniform, requests):
             numbers = randomness.generator(request.seed, str(request.stream[0]), *request.stream[1:])
@@ -236,7 +236,7 @@ class _LiveBatch:
         self._length_B = torch.zeros(len(requests), dtype=torch.long, device=device)
         self._finished_B = torch.zeros(len(requests), dtype=torch.bool, device=device)
         self._generated_BT = torch.zeros((len(requests), self.longest), dtype=torch.long, device=device)
-        self._live = list(range(len(requests)))  # the live rows on the host, for the ban of n-grams
+        self._live = list(range(len(requests)))  # `_live_L` on the host, for the ban of n-grams
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

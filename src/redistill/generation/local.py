@@ -23,8 +23,8 @@ class LocalEngineConfig:
     This is the configuration of `LocalEngine` in a recipe; `build` creates the engine.
 
     Args:
-        ahead: Number of updates whose text is generated at once, >= 1.  Text is then generated with weights that are up to
-            `ahead` - 1 updates old.
+        ahead: Number of updates whose text is generated at once, in [1, 1024].  The text of an update is
+            then generated with weights that are up to `ahead` - 1 updates old.
 
     Raises:
         ConfigError: `ahead` is out of range.
@@ -44,7 +44,7 @@ class LocalEngineConfig:
 
     @property
     def interval(self) -> int:
-        """Number of updates between two draws of text."""
+        """Number of updates from one generation of text to the next."""
         return self.ahead
 
     def build(self, tools: EngineTools) -> "LocalEngine":

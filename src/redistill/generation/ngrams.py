@@ -1,6 +1,7 @@
 """Bans of repeated n-grams.
 
-This module imports no other package, because the plugin of vLLM uses it as well (`generation.vllm_plugin`).
+This module imports only the standard library, because the vLLM plugin (`generation.vllm_plugin`) imports it in the environment
+of a server, where the packages that redistill requires may be missing.
 """
 
 from collections.abc import Sequence

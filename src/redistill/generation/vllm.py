@@ -1,6 +1,6 @@
 """The vLLM engine: a vLLM server generates the student's text.
 
-`generation.vllm_weights` transfers the student's weights to the server after an update, and compares log-probabilities.
+`generation.vllm_weights` transfers the student's weights to the server after an update, and verifies the transfer.
 """
 
 import math
@@ -22,15 +22,15 @@ from redistill.servers.vllm import VllmServers
 from redistill.storage.paths import expanded
 
 _TRIES = 3
-"""Number of times that texts are requested if the server lost the weights or sent invalid replies."""
+"""Maximum number of times that the same texts are requested, if a server lost the weights or sent invalid replies."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VllmEngineConfig:
     """Generates text with vLLM servers that receive the student's weights.
 
-    A server must be vLLM 0.32 or later, serve the student's architecture, be able to read `folder`, and be started with
-    VLLM_SERVER_DEV_MODE=1; docs/vllm-engine.md has the commands.  Prompts are sent to the server.  A server that is not on this
+    A server must run vLLM 0.32 or later, serve a model of the student's architecture, be able to read `folder`, and be started
+    with VLLM_SERVER_DEV_MODE=1; docs/vllm-engine.md has the commands.  Prompts are sent to the server.  A server on another
     machine must be allowed by the option `--allow-host` of the command.
 
     Args:
@@ -38,20 +38,23 @@ class VllmEngineConfig:
         url: Address of the server, such as http://127.0.0.1:8000/v1; or a list of addresses of servers with the same model,
             over which the requests are distributed.
         model: Name of the model, as the server lists it.
-        folder: Folder to which the student's weights are written for the server.  If None, it is a temporary folder of this
-            machine.
+        folder: Folder to which this process writes the student's weights, and from which the server reads them.  If None, it is
+            a temporary folder of this machine.
         api_key_env: Name of the environment variable with the API key.  If None, no key is sent.
-        every: Number of updates between two transfers of the weights, >= 1.  Text is generated with weights that are up to
-            `every` - 1 updates old.
-        ahead: Number of updates whose text is generated at once, >= 1.  One of `every` and `ahead` must be a multiple of the
-            other.
-        unsupported: "reject" rejects a recipe that samples from mixtures of student and teacher; "local" generates such text in
-            this process.
-        concurrent_requests: Maximum number of open requests of one process, >= 1.
-        timeout_s: Seconds after which a request without a complete reply is tried again, > 0.
-        patience_s: Seconds for which a failed request is tried again, >= 0.  After that, the command ends, and can be resumed.
-        tolerance: Maximum mean absolute difference, in nats, between log-probabilities of the server and of the student after
-            the first transfer, >= 0.  Later differences may be at most 5 times the first, or 0.001.
+        every: Number of updates from one transfer of the weights to the next, in [1, 1024].  If `ahead` is larger, the weights
+            are transferred only every `ahead` updates.  Text is generated with weights that are up to max(every, ahead) - 1
+            updates old.
+        ahead: Number of updates whose text is generated at once, in [1, 1024].  One of `every` and `ahead` must be a multiple
+            of the other.
+        unsupported: What to do with text that is sampled from mixtures of student and teacher.  "reject" rejects a recipe that
+            needs such text; "local" generates it in this process.
+        concurrent_requests: Maximum number of open requests of one process, in [1, 1024].
+        timeout_s: Seconds after which a request without a complete reply is sent again, > 0.
+        patience_s: Seconds during which a failed request is sent again, >= 0.  After that, the command ends.  The same command
+            resumes.
+        tolerance: Upper limit, in nats, >= 0, of the mean absolute difference between log-probabilities of a server and of the
+            student after a transfer.  After later transfers the limit is 5 times the first difference, but at least 0.001 and
+            at most `tolerance`.
 
     Raises:
         ConfigError: a URL or a name is invalid, or a number is out of range.
@@ -106,7 +109,7 @@ class VllmEngineConfig:
     def capabilities(self) -> EngineCapabilities:
         """The features of the engine.
 
-        Mixtures are among them only if this process may generate such text.
+        They include mixtures only with `unsupported` = "local", and log-probabilities only with "reject".
         """
         return EngineCapabilities(
             mixture=self.unsupported == "local", no_repeat_ngram=True, logprobs=self.unsupported == "reject", deterministic=True
@@ -114,14 +117,14 @@ class VllmEngineConfig:
 
     @property
     def interval(self) -> int:
-        """Number of updates between two transfers of the weights."""
+        """Number of updates from one transfer of the weights to the next."""
         return max(self.every, self.ahead)
 
     def connect(self, note: Report) -> VllmServers:
-        """Return a client of the servers; nothing is sent yet.
+        """Return a client of the servers, without sending a request.
 
         Args:
-            note: Function that is called with one line when a request is tried again.
+            note: Function that is called with one line when a request is sent again.
 
         Raises:
             ConfigError: a server is not allowed, or the variable of the API key is not set.
@@ -131,7 +134,7 @@ class VllmEngineConfig:
         return VllmServers(servers, self.model, key=key, limits=limits, report=lambda line: note(f"engine: {line}"))
 
     def announcement(self) -> str:
-        """Return one line that states which data are sent where, with which key."""
+        """Return one line that names the data, the servers that receive them, and the variable of the API key."""
         servers = [parse_url(url) for url in self.url]
         leaves = "on this machine" if all(server.is_loopback for server in servers) else "and leave this machine"
         key = "" if self.api_key_env is None else f", with the API key in ${self.api_key_env}"
@@ -146,16 +149,17 @@ class VllmEngineConfig:
 class VllmEngine:
     """Generates text with vLLM servers (contracts.Engine).
 
-    A server that was restarted in the meantime has lost the student's weights.  This is detected: the weights are loaded again,
-    and the texts are requested again with the same seeds.
+    A server that was restarted during a run has lost the student's weights.  The engine detects this, loads the weights again,
+    and requests the texts again with the same seeds.
 
     Args:
-        settings: The engine in the recipe.
+        settings: The settings of the engine in the recipe.
         servers: The servers.
         tools: The objects that engines are built from.
 
     Attributes:
-        synced_step: Number of updates that the weights of the servers have received; None before the first transfer.
+        synced_step: Number of updates after which the student had the weights that the servers have; None before the first
+            transfer.
     """
 
     def __init__(self, settings: VllmEngineConfig, servers: VllmServers, tools: EngineTools) -> None:
@@ -170,8 +174,8 @@ class VllmEngine:
     def sync(self, student: nn.Module, step: int) -> None:
         """Transfer the student's weights to the servers if a transfer is due.
 
-        Then the log-probabilities of servers and student are compared.  Every process calls this method; the main process
-        transfers the weights.
+        After a transfer, the log-probabilities of servers and student are compared.  Every process must call this method; the
+        main process transfers the weights.
 
         Raises:
             ServerError: the log-probabilities differ after the first transfer, or a server cannot load the weights.
@@ -180,19 +184,19 @@ class VllmEngine:
         if self.synced_step is None or step % self._settings.interval == 0:
             self._weights.transfer(cast(CausalModel, student))
             self.synced_step = step
-        elif step % self._settings.ahead == 0:  # text is generated without a transfer
+        elif step % self._settings.ahead == 0:  # text is generated without a transfer; a server may have been restarted
             self._weights.restore()
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Return the continuation of every request, in the order of the requests.
 
-        Each request has its own seed.  Log-probabilities of the tokens are those of the model, before temperature, top-k, top-p
-        and bans are applied.
+        Each request has its own seed.  The returned log-probabilities of the tokens are those of the model, before temperature,
+        top-k, top-p and bans are applied.
 
         Raises:
-            ConfigError: `sampling` mixes models, which the recipe does not let this process do.
+            ConfigError: `sampling` mixes models, and the setting `unsupported` is not "local".
             ServerError: a server rejected the first requests of this process, or does not ban n-grams.
-            ServerUnavailableError: a server cannot be reached, or its replies stay invalid.
+            ServerUnavailableError: a server cannot be reached, or its replies are invalid after all repetitions.
         """
         if sampling.teacher_share:
             if self._local is None:

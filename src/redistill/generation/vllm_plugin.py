@@ -1,9 +1,9 @@
-"""A plugin of vLLM that bans repeated n-grams.
+"""A vLLM plugin that bans repeated n-grams.
 
-Only the process of the server imports this module.  vLLM finds it through the entry point in pyproject.toml if redistill is
-installed in its environment (`pip install --no-deps redistill`).  A request asks for the ban by
-`vllm_xargs: {"no_repeat_ngram_size": 6}`; other requests are not changed.  The n-grams are those of the local engine and of
-transformers, see `NgramBan`.
+Only the process of a vLLM server uses this module.  vLLM finds it through the entry point in pyproject.toml if redistill is
+installed in the environment of the server (`pip install --no-deps redistill`).  A request with the field
+`vllm_xargs: {"no_repeat_ngram_size": 6}` bans 6-grams; requests without the field are not affected.  The n-grams are those of
+the local engine and of transformers (see `NgramBan`).
 """
 
 from collections.abc import Mapping
@@ -15,27 +15,27 @@ from redistill.generation.ngrams import NgramBan
 
 try:
     from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
-except ImportError:  # outside of a server, such as when all modules are imported to test their documentation
+except ImportError:  # vLLM is not installed, such as in tests of the documentation, which import all modules
     LogitsProcessor = object
-FIELD = "no_repeat_ngram_size"  # as in servers.completions, which is not imported, since a server may lack its packages
+FIELD = "no_repeat_ngram_size"  # as in servers.completions, which needs packages that a server may lack
 
 
 class SamplingParams(Protocol):
-    """The part of vLLM's class of the same name that the plugin uses.
+    """The part of vLLM's class `SamplingParams` that the plugin uses.
 
-    `extra_args` has the arguments of a request that vLLM does not know.
+    `extra_args` contains the field `vllm_xargs` of a request: arguments that vLLM does not interpret itself.
     """
 
     extra_args: Mapping[str, object] | None
 
 
 class RequestBan:
-    """The ban of one request.
+    """The ban of repeated n-grams in the text of one request.
 
     Args:
         size: Length n of the n-grams, >= 1.
         prompt_ids: Tokens of the prompt.
-        output_ids: Generated tokens; the server appends to this list.
+        output_ids: Tokens generated so far.  The server appends each new token to this list.
 
     Example:
         >>> output = [7]
@@ -51,7 +51,7 @@ class RequestBan:
         self._ban, self._output, self._num_read = NgramBan(size, [prompt_ids]), output_ids, 0
 
     def banned(self) -> list[int]:
-        """Return the tokens that must not follow the text."""
+        """Return the token ids that would repeat an n-gram as the next token."""
         for token in self._output[self._num_read :]:
             self._ban.push(0, token)
         self._num_read = len(self._output)
@@ -86,7 +86,7 @@ class NoRepeatNgram(LogitsProcessor):  # type: ignore[misc]  # vLLM is not insta
         return False
 
     def update_state(self, batch_update: object) -> None:
-        """Start, end and move the bans of requests, as the server's batch changes."""
+        """Add, remove and move bans when the server adds, removes or moves rows of its batch."""
         process_dict_updates(self._bans, batch_update, _ban_of)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
@@ -97,6 +97,6 @@ class NoRepeatNgram(LogitsProcessor):  # type: ignore[misc]  # vLLM is not insta
 
 
 def _ban_of(sampling_params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> RequestBan | None:
-    """Return the ban of a new request; None if it asks for none."""
+    """Return the ban of a new request, or None if the request has no field for the ban."""
     size = (sampling_params.extra_args or {}).get(FIELD, 0)
     return RequestBan(size, prompt_ids or [], output_ids) if isinstance(size, int) and size else None

@@ -1,8 +1,8 @@
 """The comparison of a vLLM server's weights with those of the student.
 
-The server and the student compute the log-probabilities of the next token after probe texts.  A probe text is longer than one
-block of the server's prefix cache (128 tokens on a CPU, 16 on a GPU), and the server may use this cache.  Therefore the
-comparison detects weights that were not replaced, such as an old head, and stored states of earlier weights.
+Server and student compute the log-probabilities of the next token after probe texts.  The server may use its prefix cache for
+this, and a probe text is longer than one block of the cache (128 tokens on a CPU, 16 on a GPU).  Therefore the comparison
+detects both weights that were not replaced, such as an old head, and cached states that old weights have computed.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from redistill.randomness import generator
 NUM_PROBES = 4
 PROBE_TOKENS = 160
 TAIL_TOKENS = 16
-"""The probe texts differ in this number of last tokens."""
+"""All probe texts are equal except for this number of tokens at their end."""
 TOP_K = 20
-"""Number of compared classes of each text; vLLM lists at most 20 without --max-logprobs."""
+"""Number of most probable classes that are compared for each text.  vLLM lists at most 20 without --max-logprobs."""
 LEAST_NATS = 1e-3
-"""Differences up to this value are rounding errors, even of float32."""
+"""Differences up to this value, in nats, are always accepted as rounding errors, even in float32."""
 NOISE_FACTOR = 5.0
-"""A later difference may exceed the difference after the first transfer by this factor."""
+"""A later difference may be at most this factor times the difference after the first transfer."""
 
 
 def probe_texts(vocabulary: int, special_ids: Sequence[int], longest: int) -> list[tuple[int, ...]]:
-    """Return the token ids of the probe texts: random ordinary tokens.
+    """Return the token ids of the probe texts, which are random.
 
     Args:
         vocabulary: Number of token ids.
-        special_ids: Token ids that are not used, since a server may treat them differently.
-        longest: Maximum length of a text.
+        special_ids: Token ids that are not used, since a server may treat them in a special way.
+        longest: Maximum length of a text in tokens.
 
     Example:
         >>> texts = probe_texts(100, [0], 256)
@@ -54,8 +54,8 @@ def student_logprobs(student: nn.Module, texts: Sequence[Sequence[int]], vocabul
 
     Args:
         student: The language model.
-        texts: Token ids of the texts, which have equal lengths.
-        vocabulary: Number of classes; further rows of the head are ignored.
+        texts: Token ids of the texts, which must have equal lengths.
+        vocabulary: Number of classes V of the result.  Classes of additional rows of the head are dropped.
 
     Returns:
         logp_NV on the CPU, in float32.
@@ -70,11 +70,11 @@ def student_logprobs(student: nn.Module, texts: Sequence[Sequence[int]], vocabul
 def difference(logp_NV: torch.Tensor, served: Sequence[dict[int, float]]) -> float:
     """Return the mean absolute difference of two sets of log-probabilities.
 
-    The unit is nats.
+    The unit is nats.  The mean is over all texts, and over the tokens that the server lists for each text.
 
     Args:
-        logp_NV: Log-probabilities of the student.
-        served: For each text, log-probabilities of a server by token id.
+        logp_NV: Log-probabilities of the student, one row for each text.
+        served: For each text, the log-probabilities that a server lists, by token id.
 
     Example:
         >>> logp_NV = torch.tensor([[0.5, 0.5]]).log()
@@ -87,14 +87,15 @@ def difference(logp_NV: torch.Tensor, served: Sequence[dict[int, float]]) -> flo
 
 @dataclass
 class Threshold:
-    """The largest difference between server and student that is a rounding error.
+    """The largest difference between server and student that is accepted.
 
-    The first difference is that of rounding, unless it exceeds `tolerance`.  Later ones may be a few times larger, but not
-    above `tolerance`.  So a server in float32 is compared more exactly than one in bfloat16.
+    An accepted difference is attributed to rounding.  The first difference may be up to `tolerance`.  A later one may be up to
+    `NOISE_FACTOR` times the first one or `LEAST_NATS`, whichever is larger, but not above `tolerance`.  Therefore the limit for
+    a server in float32 is lower than for one in bfloat16, whose first difference is larger.
 
     Args:
-        tolerance: Upper limit, in nats.
-        first: The difference after the first transfer; None before.
+        tolerance: Upper limit of all differences, in nats.
+        first: The difference after the first transfer, in nats; None before this transfer.
 
     Example:
         >>> threshold = Threshold(0.05)
@@ -113,9 +114,9 @@ class Threshold:
         return min(self.tolerance, max(LEAST_NATS, NOISE_FACTOR * self.first))
 
     def accepts(self, gap: float) -> bool:
-        """Return whether a difference is a rounding error.
+        """Return whether a difference, in nats, is accepted as a rounding error.
 
-        The first accepted difference sets the limit for later ones.
+        The first accepted difference determines the limit for later ones.
         """
         if not gap <= self.limit:
             return False

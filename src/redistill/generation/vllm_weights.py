@@ -1,7 +1,7 @@
 """The student's weights on vLLM servers: transfer and comparison.
 
-The weights are written to a folder, which the servers read (`servers.vllm`).  After each transfer, the log-probabilities of the
-servers are compared with those of the student (`generation.vllm_probe`).
+The main process writes the weights to a folder, from which the servers load them (`servers.vllm`).  After each transfer, the
+log-probabilities of the servers are compared with those of the student (`generation.vllm_probe`).
 """
 
 import sys
@@ -20,7 +20,7 @@ from redistill.processes import signals
 from redistill.servers.vllm import Loaded, VllmServers
 from redistill.storage import folders
 
-_LOADS = 2  # a server keeps its prefix cache if it still uses a part of it
+_LOADS = 2  # the second attempt is for a server that kept its prefix cache because it still used a part of it
 RESUME = "check the server, and run the same command again to resume"
 
 
@@ -31,16 +31,16 @@ class ServedWeights:
         servers: The servers.
         tools: The objects that the engine is built from.
         folder: Folder for the weights; None for a temporary folder.
-        tolerance: Upper limit of the difference of log-probabilities, in nats.
+        tolerance: Upper limit of the differences between log-probabilities, in nats (see `Threshold`).
 
     Attributes:
-        model: Name under which the servers have the student's weights.
+        model: Name of the model with the student's weights on the servers.
     """
 
     def __init__(self, servers: VllmServers, tools: EngineTools, *, folder: Path | None, tolerance: float) -> None:
         self.model = servers.model
         self._servers, self._tools, self._folder, self._threshold = servers, tools, folder, Threshold(tolerance)
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None  # removed with this object
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None  # deleted together with this object
         self._texts: list[tuple[int, ...]] = []
         self._logp_NV = torch.empty(0)
         self._loaded: Loaded | None = None
@@ -52,7 +52,7 @@ class ServedWeights:
 
         Raises:
             OutputError: the weights cannot be written.
-            ServerError: this is the first transfer, and a server rejected it or has other log-probabilities.
+            ServerError: this is the first transfer, and a server rejected it or its log-probabilities differ too much.
             ServerUnavailableError: a server cannot be reached, or a later transfer failed.
         """
         is_first, fault = self._loaded is None, None
@@ -93,14 +93,14 @@ class ServedWeights:
         return True
 
     def _prepare(self, student: CausalModel) -> None:
-        """Check the servers, and choose the probe texts."""
+        """Check the servers, and generate probe texts that fit the length limits of student and servers."""
         limit, served = position_limit(student), self._servers.check(1, self._tools.note)
         longest = min(PROBE_TOKENS if limit is None else limit, PROBE_TOKENS if served is None else served - 1)
         special = [*self._tools.end_ids, *self._tools.tokenizer.all_special_ids]
         self._texts = probe_texts(self._tools.vocabulary, special, longest)
 
     def _write(self, student: CausalModel) -> Path:
-        """Write the adapters, or all weights with a head of its own, to the folder; return it."""
+        """Write the adapters, or all weights with an untied head, to the folder; return the folder."""
         if self._folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="redistill-")
             self._folder = Path(self._temporary.name) / "student"
@@ -138,7 +138,7 @@ class ServedWeights:
         raise ServerUnavailableError(f"engine: {fault}, so it has other weights; {RESUME}")
 
     def _gap(self) -> tuple[float, str]:
-        """Return the largest difference between a server and the student, and the server.
+        """Return the largest difference of all servers from the student, and the label of that server.
 
         Raises:
             ServerError: a server does not have the model, or sent an invalid reply.

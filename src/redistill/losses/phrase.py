@@ -1,8 +1,8 @@
 """The likelihood form of the span loss: equal probabilities of phrases.
 
-The span loss of MGSR (arXiv 2407.10068, Eq. 10; span.py) compares products of distributions over all classes.  This form
-compares one number for each phrase, the mean log-probability of its tokens.  It is not in the paper.  It needs only the
-probability of one token in each row, so a teacher that provides only its most probable classes is sufficient.
+The span loss of MGSR (arXiv 2407.10068, Eq. 10; span.py) compares products of distributions over all classes.  The likelihood
+form compares one number for each phrase: the mean log-probability of its tokens.  It is not in the paper.  It needs only the
+probability of one token in each row, so it also works with a teacher that provides only its most probable classes.
 
 `phrase_rows` is a pure function of differences of log-probabilities.  vocab_pass/phrases.py computes these differences.
 """
@@ -24,18 +24,18 @@ def phrase_rows(difference_N: Tensor, phrases: Sequence[tuple[int, int, float]])
     .. math:: L = \sum_s w_s\, h\Bigl(\frac{1}{n_s} \sum_{n \in s} \log \frac{q_n(y_n)}{p_n(y_n)}\Bigr), \qquad
         h(d) = \begin{cases} d^2 / 2 & |d| \le 1 \\ |d| - 1/2 & |d| > 1 \end{cases}
 
-    s are the phrases, w_s their weights and n_s their numbers of rows; p is the teacher, q the student, and y_n the token that
-    row n predicts.  L >= 0.  h is the Huber function (Huber 1964), so that a single token to which one model assigns a tiny
-    probability has a bounded gradient.  L = 0 does not imply q = p.
+    The sum is over phrases s.  w_s is the weight of phrase s, and n_s is its number of rows.  p is the teacher, q the student,
+    and y_n the token that row n predicts.  h is the Huber function (Huber 1964): it bounds the gradient of a token to which one
+    model assigns a very small probability.  L >= 0.  L = 0 does not imply q = p.
 
     Args:
-        difference_N: log q_n(y_n) - log p_n(y_n) in nats; NaN for rows whose p_n(y_n) is unknown.  Such rows are left out of
-            the sum and of n_s; a phrase without other rows has the loss 0.
-        phrases: For each phrase its half-open range of rows, and its weight.
+        difference_N: log q_n(y_n) - log p_n(y_n) in nats; NaN for rows whose p_n(y_n) is unknown.  These rows are omitted from
+            the inner sum and are not counted in n_s.  A phrase that has only such rows has the loss 0.
+        phrases: For each phrase (first row, last row + 1, weight).
 
     Returns:
-        value_N, whose sum is L (the loss of a phrase is stored at its first row), and slope_N, the derivative of L with respect
-        to log q_n(y_n); float32, or float64 for float64 inputs.
+        value_N and slope_N; float32, or float64 for float64 inputs.  The sum of value_N is L: the loss of a phrase is stored at
+        its first row, and other rows have the value 0.  slope_N is the derivative of L with respect to log q_n(y_n).
 
     Example:
         >>> value_N, slope_N = phrase_rows(torch.tensor([0.5, 0.1, 3.0]), [(0, 2, 1.0), (2, 3, 0.5)])
@@ -50,7 +50,7 @@ def phrase_rows(difference_N: Tensor, phrases: Sequence[tuple[int, int, float]])
     start_S, stop_S = torch.tensor(starts, device=device), torch.tensor(stops, device=device)
     weight_S = torch.tensor(weights, dtype=difference_N.dtype, device=device)
     length_S = stop_S - start_S
-    # The rows of all phrases one after the other; a row of two phrases occurs twice.
+    # Concatenate the rows of all phrases; a row that is in two phrases occurs twice.
     phrase_K = torch.repeat_interleave(torch.arange(len(phrases), device=device), length_S)
     row_K = torch.arange(len(phrase_K), device=device) - (length_S.cumsum(0) - length_S - start_S)[phrase_K]
     known_K = ~difference_N[row_K].isnan()

@@ -40,17 +40,17 @@ class SpanConfig:
 
     Args:
         form: "products" is Eq. 10.  "likelihood" compares the log-likelihoods of a phrase under both models, as defined in
-            `phrase.phrase_rows`; it needs only the probability of one token in each row, and it is not in the paper.  With it,
-            `squared`, `denominator` and `vectors` must have their defaults.
+            `phrase.phrase_rows`.  It needs only the probability of one token in each row, and is not in the paper.  It requires
+            the defaults of `squared`, `denominator` and `vectors`.
         squared: Whether the L2 norm in the equation is squared.
         denominator: Divisor of the sum over a span: its number of "tokens" (n_si, as printed), or its number of "pairs" of
             rows, which is one less.
         skip_singletons: Whether spans of one token are excluded from the mean over spans.  Such a span has no pair, so its sum
             is 0 and it reduces the mean.
         nested: Which spans are used if one span contains another, as a prepositional phrase contains a noun phrase: only the
-            "outer" span, only the "inner" span, or "both".  The paper divides a sequence into phrases, so they do not overlap.
-        placement: "phrases" uses the spans of phrases.  "random" is a control: each sequence has spans of the same lengths at
-            random positions.
+            "outer" span, only the "inner" span, or "both".  The paper divides a sequence into phrases, which do not overlap.
+        placement: "phrases" uses the spans of phrases.  "random" is a control: the spans of each sequence are moved to random
+            positions, and their lengths are kept.
         vectors: The distributions that are multiplied.  "full" uses all classes; "clipped" uses only the classes that DAC-KL
             keeps, without renormalisation.
 
@@ -91,7 +91,7 @@ class SpanConfig:
     def needs(self) -> Needs:
         """What the span loss requires of the teacher.
 
-        It requires probabilities; the form "products" requires those of all classes.
+        It requires probabilities.  The form "products" requires the probabilities of all classes.
         """
         return Needs(teacher=True, full_vocabulary=self.form == "products", probabilities=True)
 

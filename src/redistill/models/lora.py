@@ -226,7 +226,8 @@ def merged_copy(model: nn.Module, *, untied: bool = False) -> CausalModel:
 
     Args:
         model: A model with or without adapters.
-        untied: Whether the copy has a head of its own. If False, its head is tied to the input embedding if that of `model` is.
+        untied: True if the head of the copy must not be tied to its input embedding. If False, it is tied if that of `model`
+            is tied.
 
     Returns:
         A model of the same class as `unwrapped(model)`, with the same dtype and device.
@@ -242,7 +243,7 @@ def merged_copy(model: nn.Module, *, untied: bool = False) -> CausalModel:
         merged = type(plain)(config)
     adapted = adapted_layers(model)
     weights = {name: _weight(plain, adapted, name) for name in merged.state_dict()}
-    if untied:  # tensors that share memory would be saved only once
+    if untied:  # `save_pretrained` saves tensors that share memory only once
         head = next(f"{path}.weight" for path, part in merged.named_modules() if part is merged.get_output_embeddings())
         weights[head] = weights[head].clone()
     merged.load_state_dict(weights, assign=True)

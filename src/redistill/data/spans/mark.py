@@ -27,8 +27,8 @@ class SpanMarker:
         extractor: Extracts phrases from text.
         tokenizer: Decodes the targets.
         special_ids: Token ids to leave out of the decoded text, such as the end token.
-        random_seed: If not None, the spans of each sequence are moved to random positions (`moved_at_random`), which depend on
-            this seed and on the index of the training example.
+        random_seed: If not None, the spans of each sequence are moved to random positions (`moved_at_random`).  The positions
+            depend on this seed, on the index of the training example, and on the start of the run of targets.
     """
 
     def __init__(
@@ -67,10 +67,11 @@ class SpanMarker:
 
 
 def moved_at_random(spans: Sequence[TokenRange], num_tokens: int, random: np.random.Generator) -> tuple[TokenRange, ...]:
-    """Return spans of the same lengths at random positions, as a control for phrases.
+    """Return spans of the same lengths at random positions.
 
-    Spans that overlap are moved together, so that as many spans as before lie in another.  Spans that did not overlap do not
-    overlap afterwards.
+    Random spans are a control for the span loss: they show whether it matters that spans are phrases.  Spans that overlap are
+    moved together and keep their relative positions, so nested spans remain nested.  Spans that did not overlap do not overlap
+    afterwards.
 
     Args:
         spans: Half-open ranges of tokens.

@@ -1,7 +1,7 @@
 """GSM8K: word problems of grade school mathematics, with solutions in steps.
 
 The hub data set `openai/gsm8k` has 7,473 training rows and 1,319 test rows.  A solution ends with "####" and the final number.
-The metric `final_number` compares only this number; it is not a default metric, so that a recipe or `--metric` must name it.
+The metric `final_number` compares only this number.  It is not a default metric; a recipe or `--metric` must name it.
 
     {"question": "A baker fills 3 trays with 12 rolls each and sells 20 rolls. How many are left?", "answer": "There are 3 * 12
      = <<3*12=36>>36 rolls.\\nSo 36 - 20 = <<36-20=16>>16 are left.\\n#### 16"}

@@ -25,8 +25,8 @@ class Task:
         hub_file: The file of the hub repository that contains the test rows; the repository may have several files.
         hub_rows: Number of rows at the start of the hub file that form the test set, as in the literature.  If None, all rows
             form the test set.
-        columns: Pairs of a key of rows and the column that has its values, if the columns of the data set have other names.  A
-            local file may have either names.
+        columns: Pairs (key, column) for a data set whose columns have other names than the keys "instruction" and "output": the
+            values of the key are read from this column.  A local file may use the keys or the names of the columns.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
 
     Raises:

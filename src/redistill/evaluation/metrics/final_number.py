@@ -1,4 +1,4 @@
-"""Final number: whether an answer ends with the number of its reference (GSM8K)."""
+"""Final number: whether answer and reference end with the same number (GSM8K)."""
 
 import re
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ _FINAL = "####"
 
 
 def final_number(text: str) -> Decimal | None:
-    """Return the number that a text ends with, or None if it has none.
+    """Return the final number of a text, or None if the text has no number.
 
-    It is the first number after the last "####", with which the answers of GSM8K end, or else the last number of the text.
-    Thousands separators and a dollar sign are ignored; "7" and "7.00" are the same number.  A hyphen is a minus sign unless it
-    follows a letter, a digit or a closing bracket.
+    Answers of GSM8K end with "####" and a number.  The final number is the first number after the last "####".  If there is
+    none, it is the last number of the text.  Thousands separators and a dollar sign are ignored; "7" and "7.00" are the same
+    number.  A hyphen is a minus sign unless it follows a letter, a digit, an underscore, a full stop or a closing bracket.
 
     Args:
         text: An answer or a reference.
@@ -35,9 +35,10 @@ def final_number(text: str) -> Decimal | None:
 
 
 def same_final_number(prediction: str, references: Sequence[str]) -> bool:
-    """Return whether a text ends with the same number as one of its references.
+    """Return whether the final number of a text is that of one of its references.
 
-    Source: the accuracy of GSM8K (Cobbe et al. 2021, arXiv 2110.14168), with the last number of answers without "####".
+    Source: the accuracy of GSM8K (Cobbe et al. 2021, arXiv 2110.14168).  In addition, an answer without "####" is scored by its
+    last number.
 
     Args:
         prediction: The text to score.

@@ -14,8 +14,8 @@ A log-probability of -inf marks a class that a model rules out (vocabulary paddi
 - Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are finite by their formulas.  Here the
   class contributes the value of the formula.
 
-The divergences do not reduce over rows, and have no trainable parameters.  `ByOrigin` chooses one by the origin of the text
-(data set, student or teacher); the others do not depend on it.
+The divergences do not reduce over rows, and have no trainable parameters.  `ByOrigin` applies a different divergence to text of
+each origin (data set, student or teacher).  All others do not depend on the origin.
 """
 
 from redistill.losses.divergences.acceptance import HybridAcceptance, NegativeLogAcceptance

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ByOrigin:
-    r"""Another divergence for text of the student than for text of the teacher.
+    r"""Different divergences for text of the student and text of the teacher.
 
     .. math:: D(p, q) = D_{o}(p, q), \qquad o = \text{origin of the text that the row belongs to}
 
-    p is the teacher, q the student.  Text of the teacher is probable under p, and text of the student under q, so that a
-    divergence may suit one and not the other.  Source: DistiLLM-2 (arXiv 2503.07067), with skew forward KL on text of the
-    teacher and skew reverse KL on text of the student.
+    p is the teacher, q the student.  Text of the teacher is probable under p, and text of the student is probable under q.
+    Therefore a divergence may be suitable for one of the two and not for the other.  Source: DistiLLM-2 (arXiv 2503.07067),
+    which uses skew forward KL on text of the teacher and skew reverse KL on text of the student.
 
-    Each divergence is computed on all rows, and the value of each row is chosen afterwards: two different divergences take
-    twice the time of one.  Equal divergences are computed once.
+    Each divergence is computed on all rows, and then one value is chosen for each row.  Therefore two different divergences
+    take twice the time of one.  Equal divergences are computed once.
 
     Args:
-        student: Divergence on text that the student generated, alone or with the teacher (origins "student", "mixture"), in
-            this update or an earlier one ("replay").
+        student: Divergence on text that the student generated alone (origin "student"), together with the teacher ("mixture"),
+            or for an earlier update ("replay").
         teacher: Divergence on text that the teacher generated.
-        dataset: Divergence on gold answers.  If None, it is that of `teacher`.
-        revised: Divergence on student text in which the teacher replaced a token.  If None, it is that of `student`.
+        dataset: Divergence on gold answers.  If None, the divergence `teacher` is used.
+        revised: Divergence on student text in which a token was replaced by the teacher's.  If None, `student` is used.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -85,7 +85,7 @@ class ByOrigin:
     def needs(self) -> Needs:
         """What the divergences require of the teacher.
 
-        The result has the requirements of each divergence, and probabilities.
+        These are probabilities, and all requirements of the single divergences.
         """
         needs = Needs(probabilities=True)
         for divergence in self.parts.values():

@@ -13,12 +13,12 @@ from redistill.losses.divergences.softened import Softened, bounded, log_ratio
 
 
 class Pace(NamedTuple):
-    """How far the target of `Taid` has moved from student to teacher.
+    """State of the adaptive schedule of `Taid`.
 
     Args:
-        progress: Progress of the target in [0, 1]: 0 is t_start, 1 is t_end.
-        momentum: Running mean of the relative decreases of the loss.
-        loss: The divergence of the last update in nats; None before the first update.
+        progress: How far the target has moved from student to teacher, in [0, 1]: 0 is t = t_start, 1 is t = t_end.
+        momentum: Exponential moving average of the relative decrease of the loss per update.
+        loss: Mean divergence of the last update, in nats; None before the first update.
 
     Example:
         >>> pace = Taid(adaptation=0.5).paced(Pace(loss=2.0), loss=1.0)
@@ -39,24 +39,24 @@ class Taid(Softened):
         p_t = \mathrm{softmax}\bigl((1 - t) \log q + t \log p\bigr), \qquad
         t = t_{start} + (t_{end} - t_{start})\, s
 
-    p is the teacher, q the student, and s the training progress in [0, 1].  The target p_t is constant: no gradient flows
-    through its q.  The early targets are close to the student, so that a teacher that is much better than the student is
-    approached step by step.  Source: TAID (arXiv 2501.16937).  D is in nats per token, D >= 0, and D = 0 exactly when p = q.
+    p is the teacher, q the student, and s the training progress in [0, 1].  No gradient flows through the target p_t, although
+    p_t depends on q.  Early targets are close to the student, so a student that is much worse than the teacher approaches the
+    teacher in small steps.  Source: TAID (arXiv 2501.16937).  D is in nats per token, D >= 0, and D = 0 exactly when p = q.
 
-    With an `adaptation` above 0, the target moves faster than the schedule while the loss falls.  After the update n with the
-    mean divergence J_n,
+    If `adaptation` is above 0, the target can move faster than this linear schedule; the more the loss decreases, the
+    faster it moves.  After update n, whose mean divergence is J_n,
 
     .. math:: m_n = \beta m_{n-1} + (1 - \beta) \frac{J_{n-1} - J_n}{J_{n-1}}, \qquad
         t_{n+1} = \max\bigl(t_{schedule},\; \min(t_{end},\; t_n + \alpha\, \sigma(m_n) (1 - t_n))\bigr)
 
-    alpha is `adaptation`, beta is `momentum`, sigma the logistic function.  The first update does not change t.  Inside
-    `by_origin`, t follows the schedule alone.
+    t_schedule is the value of the linear schedule, alpha is `adaptation`, beta is `momentum`, and sigma is the logistic
+    function.  The first update sets J only.  As a part of `by_origin`, this divergence uses the linear schedule only.
 
     Args:
         t_start: Weight t of the teacher at the first update, in (0, 1).
         t_end: Weight t of the teacher at the last update, in (t_start, 1].
-        adaptation: Step size alpha of the adaptation to the loss, in [0, 1]; with 0, t follows the schedule alone.
-        momentum: Weight beta of earlier losses, in [0, 1).
+        adaptation: Step size alpha of the adaptation to the loss, in [0, 1]; with 0, t follows the linear schedule.
+        momentum: Weight beta of earlier updates in the moving average of relative decreases of the loss, in [0, 1).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -105,8 +105,8 @@ class Taid(Softened):
         """Return the pace after an update.
 
         Args:
-            pace: Progress of the update, and momentum and loss of the previous one.
-            loss: Mean divergence of the update, in nats, finite.
+            pace: Progress with which the update was made, and momentum and loss after the previous update.
+            loss: Mean divergence of the update, in nats; must be finite.
         """
         if pace.loss is None:
             return pace._replace(loss=loss)
