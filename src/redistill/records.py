@@ -28,7 +28,7 @@ PERCENT, FRACTION = "%", "fraction"
 """The two units that `Metric.shown` formats in a special way; `Metric` describes the formats."""
 
 PROPOSALS = 8
-"""Largest number of proposed tokens for which the acceptance of a draft model is computed."""
+"""Largest number k of proposed tokens for which scores of a draft model are computed."""
 
 ACCEPTANCE = (
     "acceptance",

@@ -19,7 +19,7 @@ from redistill.policies.scorer import Scorer
 from redistill.policies.source import PolicyTools, Revision
 from redistill.policies.teacher import TeacherGenerated
 
-Inner = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed | Interleaved  # policies that wrap no other policy
+Inner = Fixed | TeacherGenerated | StudentGenerated | TeacherMixed | Interleaved  # policies without an inner policy
 PolicyConfig = Inner | Mixed | Buffered | Adaptive | Revised | Rollouts | PrefixWeighted | Paired
 
 __all__ = [

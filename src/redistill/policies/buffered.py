@@ -28,8 +28,8 @@ class Buffered(WrappingNode):
 
     Args:
         source: The policy that generates the text.
-        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.  The reference code has 1000 for each
-            of its processes, so 4000 on four GPUs.
+        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.  In the reference code of DistiLLM, each
+            process has a buffer of 1000 sequences, which makes 4000 on four GPUs.
 
     Raises:
         ConfigError: the capacity is below 1, or the source generates no student text.
@@ -61,9 +61,7 @@ class Buffered(WrappingNode):
 
 
 def has_buffer(policy: object) -> bool:
-    """Return whether a policy has a replay buffer.
-
-    The policy from which it takes its text may have the buffer as well.
+    """Return whether a policy, or a policy inside it, has a replay buffer.
 
     Args:
         policy: The settings of a policy.  Its attribute `source`, if it has one, is the inner policy.

@@ -1,7 +1,8 @@
-"""Drafts that are generated in chunks, until their error is found.
+"""Generation of drafts in chunks, until an error is found.
 
-If the error of a draft is its first position of large disagreement, the tokens after it are discarded.  Here the engine
-generates a few tokens of each draft, the models score them, and only drafts without an error are continued.
+If the error of a draft is the first position at which the models disagree strongly, the tokens after it are discarded, and
+generating them is wasted time.  Here the engine generates a few tokens of each draft, the models score these tokens, and only
+drafts without an error are continued.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,16 +16,17 @@ HasError = Callable[[int, list[TokenSequence]], list[bool]]
 
 
 class ChunkedEngine:
-    """Wraps an engine; a text ends with the chunk that has its error.
+    """An engine that generates texts in chunks; a text ends with its first erroneous chunk.
 
-    The tokens are those that the wrapped engine generates for the whole request, up to rounding: a chunk continues the random
-    stream of its request.  The engine should have a prefix memory, so that it does not read a text again for each chunk.
+    Up to rounding, the tokens are those that the wrapped engine generates for the whole request, since all chunks of a request
+    continue one random stream.  The wrapped engine should have a prefix memory; otherwise it reads the whole text again for
+    each chunk.
 
     Args:
-        engine: The engine.
+        engine: The wrapped engine.
         chunk_tokens: Number of tokens of a chunk, >= 1.
-        has_error: Function that receives the step and sequences, in which only the tokens of the last chunk are targets, and
-            returns for each sequence whether the chunk has an error.
+        has_error: Function that receives the step, and sequences in which only the tokens of the last chunk are targets.  It
+            returns for each sequence whether this chunk has an error.
 
     Example:
         >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
@@ -43,13 +45,13 @@ class ChunkedEngine:
         return self._engine.capabilities
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Update the wrapped engine to the weights of the student."""
+        """Transfer the weights of the student to the wrapped engine."""
         self._engine.sync(student, step)
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        """Continue every request, up to the chunk that has an error.
+        """Continue every request, up to and including its first chunk with an error.
 
-        The results are in the order of the requests.  The stream of a request must be (purpose, step, index of the training
+        The results are in the order of the requests.  The stream of each request must be (purpose, step, index of the training
         example).
         """
         found = [Generation(token_ids=(), finished=False)] * len(requests)

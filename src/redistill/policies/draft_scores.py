@@ -1,6 +1,7 @@
 """Scores of the tokens of drafts, and the teacher's tokens, for SCRG.
 
-Source: MGSR (arXiv 2407.10068), Eq. 3.
+SCRG is sequence correction and re-generation (see `revised`).  A score measures the disagreement of student and teacher at a
+token.  Source: MGSR (arXiv 2407.10068), Eq. 3.
 """
 
 from collections.abc import Sequence
@@ -20,24 +21,24 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
     "forward": ("forward_kl",),
     "surprise": ("teacher_logprob", "teacher_entropy"),
     "first": ("reverse_kl",),
-    "random": ("reverse_kl",),  # only logged; so this control costs as much as "reverse"
+    "random": ("reverse_kl",),  # only logged; computed so that this control costs as much as "reverse"
 }
 
 Scores = tuple[torch.Tensor, torch.Tensor]
-"""The score of disagreement and the teacher's token, for each token of one draft or of several."""
+"""The score of disagreement and the teacher's token for each token: [T] for one draft, [B, T] for several."""
 
 
 class DraftScores:
     """Scores the tokens of drafts.
 
-    A draft that is generated in chunks is scored by `has_error`, chunk by chunk; `of` then returns these scores.
+    If drafts are generated in chunks, `has_error` scores each chunk and stores the scores, which `of` returns later.
 
     Args:
         scorer: Computes statistics of both models.
-        detection: The score; see `Revised`.
-        ask_token: The statistic that is the teacher's token.
+        detection: Name of the score; `Revised` has the definitions.
+        ask_token: Name of the statistic from which the teacher's token is taken.
         seed: The run's seed.
-        threshold_nats: Threshold of the score for `has_error`; None if drafts are not generated in chunks.
+        threshold_nats: Score in nats above which `has_error` reports an error; None if drafts are not generated in chunks.
     """
 
     def __init__(
@@ -45,13 +46,14 @@ class DraftScores:
     ) -> None:
         self._scorer, self._statistics, self._ask_token = scorer, _STATISTICS[detection], ask_token
         self._seed, self._threshold_nats = seed, threshold_nats
-        self._chunks: dict[tuple[int, tuple[int, ...]], Scores] = {}  # by sample and text, of drafts of the step `self._step`
+        self._chunks: dict[tuple[int, tuple[int, ...]], Scores] = {}  # drafts of step `self._step`, by sample and text so far
         self._step = -1
 
     def of(self, step: int, number: int, drafts: Sequence[TokenSequence]) -> Scores:
         """Return the scores of all tokens of the drafts, and the teacher's tokens.
 
-        Both results are [B, T] tensors on the CPU.  Each model runs once on each draft, unless it was scored in chunks.
+        Both results are [B, T] tensors on the CPU.  Each model runs once on each draft, unless all drafts were scored in
+        chunks.
 
         Args:
             step: Number of the update, from 0.
@@ -66,13 +68,13 @@ class DraftScores:
         return score_BT, token_BT
 
     def has_error(self, step: int, texts: Sequence[TokenSequence]) -> list[bool]:
-        """Score the last chunk of each text; return whether it has an error.
+        """Score the last chunk of each text; return for each text whether the chunk has an error.
 
-        An error is a token whose score exceeds the threshold and which differs from the teacher's token.
+        An error is a token that differs from the teacher's token and whose score exceeds the threshold.
 
         Args:
             step: Number of the update, from 0.
-            texts: Drafts so far; only the tokens of the last chunk are targets.
+            texts: The drafts so far, in which only the tokens of the last chunk are targets.
         """
         assert self._threshold_nats is not None, "drafts in chunks need a threshold"
         if step != self._step:
@@ -91,7 +93,7 @@ class DraftScores:
         ]
 
     def _scored(self, step: int, number: int, texts: Sequence[TokenSequence], starts: Sequence[int]) -> list[Scores]:
-        """Return the scores of the targets of each text; `starts` has the number of tokens of the response before them."""
+        """Return the scores of the targets of each text; `starts` has the number of response tokens before the targets."""
         streams = [generator(self._seed, "teacher-token", step, text.sample, number) for text in texts]
         stops = [start + text.num_targets for start, text in zip(starts, texts, strict=True)]
         uniforms = [

@@ -116,19 +116,21 @@ class TeacherMixed(StudentGenerated):
 class Interleaved(StudentGenerated):
     r"""Student text in which the teacher replaces tokens that it ranks low.
 
-    The answers are generated at every step.
+    New answers are generated at every step.
 
     .. math:: y_t \sim q(\cdot \mid y_{<t}), \quad \text{and again}\; y_t \sim p(\cdot \mid y_{<t})
         \;\text{ if it is not among the } k \text{ most probable tokens of } p(\cdot \mid y_{<t})
 
-    y_t is the token at position t; q is the student, p the teacher.  Each token is replaced when it is sampled, so that the
-    student continues after the teacher's token.  Source: SKD (arXiv 2410.11325), its interleaved sampling, with k = 25.
-    Temperature and nucleus sampling apply to q and to p; the k most probable tokens are those of p itself.
+    y_t is the token at position t; q is the student, p the teacher.  A token is replaced before the next token is sampled, so
+    the student continues after the teacher's token.  Source: SKD (arXiv 2410.11325), its interleaved sampling, with k = 25.
+    Temperature and nucleus sampling apply when tokens are sampled from q and p.  They do not change which k tokens are the most
+    probable ones of p.
 
     Args:
-        teacher_top_k: k, >= 1; the size of the vocabulary, or more, gives the student's own text.
+        teacher_top_k: Number k of the teacher's most probable tokens that are not replaced, >= 1.  If k is at least the size of
+            the vocabulary, the text is the student's own.
         temperature: Sampling temperature, > 0.
-        top_p: Nucleus probability, in (0, 1]; 1 keeps all tokens of the vocabulary.
+        top_p: Nucleus probability of both models, in (0, 1]; 1 keeps all tokens of the vocabulary.
 
     Raises:
         ConfigError: a value is out of range.
@@ -168,10 +170,9 @@ class Interleaved(StudentGenerated):
 
 
 class GeneratingSource(Stateless):
-    """Returns new answers at each step.
+    """Returns new answers at each step, which the engine of the run generates.
 
-    It is the source of `StudentGenerated`, `TeacherMixed` and `Interleaved`.
-    The engine of the run generates the answers.
+    This class is the source of the policies `StudentGenerated`, `TeacherMixed` and `Interleaved`.
     """
 
     def __init__(self, sampling: Sampling, origin: Origin, tools: PolicyTools) -> None:

@@ -33,8 +33,8 @@ def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
     Returns:
         The sequence without the end tokens of its response, followed by the filler.  The filler is a target; the first response
         token is not.  If m > 0 response tokens remain, there are m targets, and the logits at response token i predict target
-        i, for i = 0 .. m-1.  A target has the weight of the token that was predicted there before: the filler has that of the
-        last end token, or 1 if the response did not end with one.
+        i, for i = 0 .. m-1.  Each target that is a response token keeps its weight.  The filler has the weight of the last
+        token if this token is an end token, and else the weight 1.
 
     Example:
         >>> generated = TokenSequence(

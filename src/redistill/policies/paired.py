@@ -1,4 +1,4 @@
-"""Two answers to each prompt: one of another policy, and one of the teacher."""
+"""Two answers to each prompt: one from another policy, usually the student's, and one of the teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,16 +12,17 @@ from redistill.policies.teacher import TeacherGenerated
 
 @dataclass(frozen=True, kw_only=True)
 class Paired(WrappingNode):
-    r"""The answer of another policy and the teacher's answer to each prompt.
+    r"""Two answers to each prompt: one from another policy, and one of the teacher.
 
     .. math:: y^s \sim q(\cdot \mid x), \quad y^t \sim p(\cdot \mid x)
 
-    x is the prompt.  With the default source, y^s is text of the student q, and y^t text of the teacher p.  An update learns
-    from both, and so from twice as many sequences as prompts.  Source: DistiLLM-2 (arXiv 2503.07067).
+    x is the prompt, y^s the answer from the policy `source`, and y^t the answer of the teacher p.  With the default `source`,
+    y^s is text of the student q.  An update trains on both answers, so it has twice as many sequences as prompts.  Source:
+    DistiLLM-2 (arXiv 2503.07067).
 
     Args:
-        source: The policy of the other answer; the student's text by default.
-        teacher: How the teacher's answers are generated.  They are stored, so that no answer is generated twice.
+        source: The policy that provides the answer y^s; by default the student's own text.
+        teacher: The policy that generates the teacher's answers y^t.  These answers are stored, so none is generated twice.
 
     Example:
         >>> Paired().needs.teacher_text
@@ -29,7 +30,7 @@ class Paired(WrappingNode):
         >>> Paired(teacher=TeacherGenerated(temperature=0.8)).sampling.temperature  # of the student's text
         1.0
 
-    See also: losses.divergences.ByOrigin, with another divergence for each of the two.
+    See also: losses.divergences.ByOrigin, which applies a different divergence to each of the two answers.
     """
 
     teacher: TeacherGenerated = field(default_factory=TeacherGenerated)

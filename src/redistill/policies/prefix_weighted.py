@@ -1,4 +1,4 @@
-"""Weights of tokens by the disagreement of the models before each token."""
+"""Weights of tokens that decrease with the disagreement of the models on earlier tokens."""
 
 import math
 from collections.abc import Sequence
@@ -14,27 +14,29 @@ from redistill.policies.scorer import Scorer
 from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode, check_student_text
 
 WEIGHTED = frozenset({"student", "mixture", "revised", "replay"})
-"""The origins of text that gets weights: gold answers and the teacher's text do not depend on the student."""
+"""Origins of text that gets weights.  Text of other origins (gold answers, teacher text) does not depend on the student."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixWeighted(WrappingNode):
-    r"""Student text with less weight after tokens on which the models disagree.
+    r"""Student text in which tokens after a disagreement of the models weigh less.
 
     .. math:: w_t = 1 + \gamma \Bigl(1 - \frac{\sum_{k < t} |A_k|}{\sum_{k} |A_k|}\Bigr), \qquad
         A_k = \log p(y_k \mid x, y_{<k}) - \log q(y_k \mid x, y_{<k})
 
     w_t is the weight of token t in the divergence term, and gamma is `amplification`.  A_k is the log-ratio of teacher p and
-    student q at token k of the answer y to the prompt x; the second sum is over all tokens of the answer.  Weights
-    decrease from 1 + gamma at the first token, and are at least 1.  If all A_k are 0, all weights are 1 + gamma.  Weights have
-    no gradient.
+    student q at token k of the answer y to the prompt x.  The sum in the numerator is over the tokens before t, the sum in the
+    denominator over all tokens of the answer.  The first token has the weight 1 + gamma.  Weights do not increase from token to
+    token, and are at least 1.  If all A_k are 0, all weights are 1 + gamma.  No gradient flows through the weights.
 
-    Source: IW-OPD (arXiv 2606.22600), Algorithm 1, with the sums of TRL's implementation.  IW-OPD multiplies the advantage of
-    the sampled token by the weight; here the weight multiplies the divergence of the objective.
+    Source: IW-OPD (arXiv 2606.22600), Algorithm 1; the sums are those of its implementation in TRL.  IW-OPD multiplies the
+    advantage of the sampled token by the weight; here the divergence of the objective is multiplied by the weight.
 
     Args:
-        source: Generates the student's text.  Gold answers and text of the teacher that it returns get no weights.
-        amplification: gamma, >= 0; 0 gives every token the weight 1, and IW-OPD uses 0.5.
+        source: The policy that generates the student's text.  If it also returns gold answers or text of the teacher, the
+            weights of these sequences are not changed.
+        amplification: gamma, >= 0: the additional weight of the first token.  With 0, every token has the weight 1.  IW-OPD
+            uses 0.5.
 
     Raises:
         ConfigError: amplification is negative or not finite; or the source generates no student text.
@@ -77,7 +79,7 @@ class PrefixWeighted(WrappingNode):
 class PrefixWeightedSource(Wrapping):
     """Returns the sequences of a `PrefixWeighted` policy.
 
-    `PrefixWeighted.bind` creates it.
+    `PrefixWeighted.bind` creates this object.
     """
 
     def __init__(self, settings: PrefixWeighted, source: Source, scorer: Scorer) -> None:
@@ -101,7 +103,7 @@ def prefix_weights(teacher_logprob_N: torch.Tensor, student_logprob_N: torch.Ten
 
     Args:
         teacher_logprob_N, student_logprob_N: Log-probabilities of the tokens of one answer in nats, in the order of the answer.
-            Values of -inf count as the smallest finite number of float32.
+            The value -inf is replaced by the lowest finite float32 number.
         amplification: gamma, >= 0.
 
     Returns:

@@ -64,21 +64,22 @@ class Revised(WrappingNode):
             "first" is the first position at which KL(q || p) exceeds `threshold_nats`, since later disagreement may be a
             consequence of it; without such a position the draft is unchanged.  "random" is a control with random scores.
         threshold_nats: Threshold of KL(q || p) for the detection "first", > 0; None for other detections.
-        chunk_tokens: For the detection "first", number of tokens, >= 1, that are generated at once before both models score
-            them; a draft whose error is found is not continued.  The revised text is the same as without chunks, up to
-            rounding.  If None, or if the engine has no prefix memory, drafts are generated whole.
+        chunk_tokens: Number of tokens, >= 1, of the chunks in which drafts are generated, for the detection "first".  Both
+            models score each chunk, and a draft is not continued after the chunk that contains its error.  Up to rounding, the
+            revised text is the same as without chunks.  If None, or if the engine has no prefix memory, each draft is
+            generated completely before it is scored.
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
         in_order: Whether a later round ignores the positions before the previous error token.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
-        error_weight: Weight of the error token in the divergence term, > 0; 1 is the paper's method.  Divergences use all
-            classes, so that the divergence at the error does not depend on which token stands there: with the weight 1, a
-            revision has an effect only through the tokens after the error.  Of several rounds, each error that remains in the
-            text has this weight.
+        error_weight: Weight of the error token in the divergence term, > 0; 1 is the paper's method.  A divergence compares
+            distributions over all classes, so its value at the error does not depend on the token at this position.  With the
+            weight 1, a revision therefore changes only the divergence at the tokens after the error.  With several rounds, the
+            error token of each round has this weight, unless a later round generates its position again.
 
     Raises:
-        ConfigError: rounds, teacher_tokens or chunk_tokens is below 1; threshold_nats is missing or not used; chunk_tokens
-            cannot be combined with other settings; error_weight is not above 0 or not finite; or the source generates no
-            student text.
+        ConfigError: rounds, teacher_tokens or chunk_tokens is below 1; threshold_nats is missing or not used; chunk_tokens is
+            combined with another detection, mode or source; error_weight is not above 0 or not finite; or the source generates
+            no student text.
 
     Example:
         >>> Revised(rounds=2).needs.statistics
@@ -176,7 +177,8 @@ class RevisedSource(Wrapping):
         settings: The policy.
         source: Generates the drafts.
         tools: The objects that the policy uses.
-        scores: Scores of the tokens of drafts; if None, drafts are scored when they are complete.
+        scores: Computes the scores of drafts, and has those of drafts in chunks.  If None, a new object is created, which
+            scores complete drafts.
     """
 
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools, scores: DraftScores | None = None) -> None:
@@ -204,8 +206,8 @@ class RevisedSource(Wrapping):
         """Return metrics of the revisions of the last step.
 
         The metrics are the number of revisions, and the fraction of them with an unchanged tail.  A tail is unchanged if the
-        tokens after the error token are the same as in the draft, so that the revision changes only one token.  With drafts in
-        chunks the fraction is left out, since most drafts end near their error.
+        tokens after the error token are the same as in the draft, so that the revision changes only one token.  The fraction is
+        omitted if drafts are generated in chunks, since most of these drafts end soon after their error.
         """
         revisions, same = self._counts
         fraction = {"unchanged_tails": same / revisions} if revisions and self._settings.chunk_tokens is None else {}
@@ -254,7 +256,10 @@ class RevisedSource(Wrapping):
         return revised, errors
 
     def _weighted(self, draft: TokenSequence, revised: TokenSequence, error: int) -> TokenSequence:
-        """Return the revised sequence with weights: those of the draft before the error, then `error_weight`, then 1."""
+        """Return the revised sequence with weights.
+
+        Targets before the error have the weights of the draft, the error token has `error_weight`, and later targets have 1.
+        """
         if self._settings.error_weight == 1 and not draft.weights:
             return revised
         weights = (*draft.target_weights[:error], self._settings.error_weight)

@@ -51,8 +51,8 @@ def store(state: Mapping[str, StateValue]) -> StoredState:
     A tuple of n sequences with N tokens in total becomes five tensors.  token_ids (int32, [N]) and supervised (bool, [N])
     concatenate the sequences, and ends (int64, [n]) contains for each sequence the index after its last token, in [1, N].
     sample (int64, [n]) contains the indices of the training examples.  origin (uint8, [n]) contains indices of the list
-    "origins" in `StoredState`.  If a target has a weight other than 1, there is a sixth tensor, weights (float64), with the
-    weights of all targets.
+    "origins" in `StoredState`.  If any target has a weight other than 1, there is a sixth tensor, weights (float64), which
+    contains the weights of all targets in order.
 
     Raises:
         ConfigError: a sequence has spans or a roll-out, which are not stored.
@@ -156,5 +156,5 @@ def _sequences_of(tensors: Mapping[str, torch.Tensor], prefix: str, origins: Seq
 
 
 def _unless_all_one(weights: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the weights of a sequence in their shortest form: () if all are 1."""
+    """Return the weights of a sequence, or () if all of them are 1."""
     return weights if any(weight != 1 for weight in weights) else ()

@@ -27,7 +27,7 @@ from redistill.reports.statistics import (
 GENERATED = ("length_tokens", "eos_rate", "distinct_2")
 TEACHER_FORCED = ("cross_entropy", "kl", "agreement")
 FORCED = frozenset((*TEACHER_FORCED, *ACCEPTANCE))
-"""Scores that are computed on the references, and do not depend on an evaluation seed."""
+"""Teacher-forced scores on the references, which do not depend on an evaluation seed."""
 METHOD_ROLES = ("baseline", "student")
 """Roles of the models that are ranked and tested.  The teacher and the student before training are only shown."""
 
@@ -116,8 +116,8 @@ class Row:
         note: Reason why the model cannot be compared with the reference model; else "".
         scores: Mean over seeds of every score except the primary metric, by name; None if not measured.  "length_tokens" is the
             length of responses, in tokens; "eos_rate", "distinct_2" and "agreement" (with the teacher) are in [0, 1];
-            "cross_entropy" and "kl" are teacher-forced, in nats per token; those in `records.ACCEPTANCE` are of draft models;
-            other metrics have their own units.
+            "cross_entropy" and "kl" are teacher-forced, in nats per token; the scores in `records.ACCEPTANCE` rate the model as
+            a draft model; other metrics have their own units.
     """
 
     column: str
@@ -234,9 +234,9 @@ def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], reference
 
 
 def decodings_of(models: Sequence[Entrant], datasets: Sequence[str]) -> dict[str, str]:
-    """Map the further decodings of methods to their titles, in order of occurrence.
+    """Map the names of further decodings to their titles, in order of occurrence.
 
-    Those of all methods on any of `datasets` are included.
+    A decoding is included if any method was evaluated with it on any of `datasets`.
     """
     trainings = (training for model in models if model.is_method for training in model.trainings.values())
     return {name: title for found in trainings for each in datasets for name, title in found.decodings(each).items()}
@@ -245,8 +245,8 @@ def decodings_of(models: Sequence[Entrant], datasets: Sequence[str]) -> dict[str
 def estimate(model: Entrant, datasets: Sequence[str], metric: str, decoding: str | None = None) -> Estimate:
     """Compute the mean score of a model over `datasets`.
 
-    The answers are those of `decoding`; None is the main decoding.  A training seed or evaluation seed is used only if it has a
-    score on each of the data sets.
+    Answers sampled with `decoding` are scored; None is the main decoding.  A training seed or evaluation seed is used only if
+    it has a score on each of the data sets.
     """
     by_training = []
     for training in model.measured_on(datasets).values():

@@ -124,7 +124,7 @@ class Evaluation:
         return str(self.settings.get("model") or json.dumps(self.scores, sort_keys=True))
 
     def decodings(self, dataset: str) -> dict[str, str]:
-        """Map each further decoding of a data set to its title.
+        """Map the name of each further decoding of a data set to its title.
 
         The mapping is empty if there is only the main decoding.
         """
@@ -134,7 +134,7 @@ class Evaluation:
     def seed_scores(self, dataset: str, name: str, decoding: str | None = None) -> dict[str, float]:
         """Map each evaluation seed to its score `name`; omit seeds without this score.
 
-        The answers are those of `decoding`; None is the main decoding.
+        Answers sampled with `decoding` are scored; None is the main decoding.
         """
         path = () if decoding is None else ("decodings", decoding)
         seeds = mapping(at(self.datasets, dataset, *path, "seeds"))
@@ -300,9 +300,9 @@ def at(tree: Json, *path: str) -> Json:
 
 
 def decoding_title(sampling: Json) -> str:
-    """Return how answers were sampled, for headings.
+    """Return a short description of a decoding, for headings.
 
-    Settings that are off or missing are omitted.
+    The temperature is always named.  top-p and top-k are omitted if they keep all tokens or are missing.
 
     Args:
         sampling: The fields temperature, top_p and top_k, as in scores.json.
@@ -325,7 +325,7 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
     datasets = {files.slug(name): name for name in mapping(scores.get("datasets"))}
     answers: dict[str, dict[str, dict[str, Mapping[str, Json]]]] = {}
     for path in sorted((folder / "responses").glob("*.jsonl")):
-        match = re.fullmatch(r"([^@]+)-seed(-?\d+)\.jsonl", path.name)  # with "@" it has answers of another decoding
+        match = re.fullmatch(r"([^@]+)-seed(-?\d+)\.jsonl", path.name)  # a name with "@" has answers of a further decoding
         if match and (dataset := datasets.get(files.slug(match[1]))) is not None:
             names = [measure.name for measure in measures(at(scores, "datasets", dataset))] if scores_only else None
             lines = {str(line["id"]): _answer(line, names) for line in _objects(path) if "id" in line}

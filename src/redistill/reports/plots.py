@@ -21,7 +21,7 @@ INK = "#010203"  # placeholder, replaced by currentColor in the SVG
 COLOURS = ("#3b82c4", "#d97a2b", "#3f9b6a", "#b0569b", "#8a8f98")
 MAX_LABEL = 40
 SIZE_INCHES = (4.0, 2.3)
-LEGEND_CHARACTERS = 32  # of all labels together, in one row
+LEGEND_CHARACTERS = 32  # maximum length of all labels together for a legend in one row
 
 TRAINING = {
     "loss": "Loss, weighted sum of its terms",
@@ -55,7 +55,7 @@ _NOT_METRICS = ("kind", "step", "distinct_1", "distinct_2", *ACCEPTANCE)
 CLIPPING = {"kept_mass": "kept mass", "recovered": "recovered", "upper": "u", "lower": "l", "target_only": "target only"}
 
 KEPT_CLASSES = "kept_classes"
-MASSES = ("kept_mass", "top_mass", "dropped_above")  # from which the parts of the teacher's mass are computed
+MASSES = ("kept_mass", "top_mass", "dropped_above")  # inputs of `_mass_parts`
 TRAINING_NAMES = (*TRAINING, *dict.fromkeys((*CLIPPING, *MASSES)), KEPT_CLASSES)
 """Names of the training metrics that have a chart."""
 
@@ -106,11 +106,12 @@ def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
 
 
 def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
-    """Return the mass of the teacher that DAC-KL keeps and drops, in four parts.
+    """Return four parts of the teacher's probability mass, which sum to 1.
 
-    The parts sum to 1.  They show the view of Fig. 5 of MGSR (arXiv 2407.10068) over updates, the kept distribution against the
-    whole one: if the most probable classes are kept, the part "dropped above" is 0.  The result is empty if a metric is missing
-    or the arg max is not always kept.
+    The parts are the arg max, the other classes that DAC-KL keeps, and dropped classes with a larger ("dropped above") or a
+    smaller probability ("dropped below") than a kept one.  If the most probable classes are kept, "dropped above" is 0.  Fig. 5
+    of MGSR (arXiv 2407.10068) compares the kept with the whole distribution in the same way; here it is shown over updates.
+    The result is empty if a metric is missing, or if the arg max is not always kept.
     """
     if any(name not in train for name in MASSES):
         return []
@@ -144,7 +145,7 @@ def _title(measure: Measure) -> str:
 def _plot(
     binned: Sequence[tuple[str, Bins]], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
 ) -> str:
-    """Plot the bins of curves with their labels, and return the <svg> element.
+    """Plot curves, given as bins with a label for each curve; return the <svg> element.
 
     A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
     means are plotted as stacked areas instead.  `limits` are the ends of the vertical axis; the axis is logarithmic if `log` is

@@ -68,7 +68,7 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
         One dict per row.  Its keys are dataset, model, role, metric (name of the data set's primary metric), title (heading of
         this metric), unit, num_seeds, num_prompts, difference (to the reference model), lower and upper (bounds of its 95 %
         confidence interval), versus (label of the reference model), note (why there is no difference), length_tokens,
-        eos_rate, distinct_2, cross_entropy, kl and agreement; and those of `records.ACCEPTANCE`, if they were measured.
+        eos_rate, distinct_2, cross_entropy, kl and agreement; and the scores in `records.ACCEPTANCE`, if they were measured.
         The mean score in each metric has the name of the metric as its key; for the primary metric, the key with the suffix
         _sd has the standard deviation.  A value is None if it was not measured.
 
@@ -163,7 +163,10 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
 
 
 def _decodings(student: Evaluation) -> Iterator[dict[str, object]]:
-    """Yield one dict per data set with further decodings: the scores of the student with each decoding, the main one first."""
+    """Yield one dict for each data set with further decodings.
+
+    A dict has the scores of the student for each decoding, with those of the main decoding first.
+    """
     for dataset in student.datasets:
         if not (titles := student.decodings(dataset)):
             continue

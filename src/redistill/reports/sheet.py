@@ -58,7 +58,7 @@ class Comparison:
         name: Title of the comparison.
         baseline: Label of the runs that the others are compared with.
         tables: Scores, differences, decodings, other scores, acceptance, costs and published values, in this order.  Scores,
-            other scores and acceptance have one table per primary metric; differences and decodings have one per column.
+            other scores and acceptance have one table per primary metric; differences and decodings have one table per column.
         budgets: Budgets and settings that are equal in all runs, and those that are not.
         tests: Text that explains how confidence intervals and p-values of the differences were computed.
         left_out: One phrase for each unfinished run of the sweeps.
@@ -137,7 +137,8 @@ def _fields(
     """Return the field names of the records, in the order of CSV columns.
 
     Primary metrics with their standard deviations come first, then differences, other metrics and costs.  The field "decoding"
-    exists only if a method was evaluated with further decodings, and those of draft models only if they were measured.
+    exists only if a method was evaluated with further decodings.  The fields of draft models exist only if their scores were
+    measured.
     """
     drafted = any(row.scores["acceptance"] is not None for row in rows)
     decoded = any(decodings_of(models, column.datasets) for column in over)
@@ -177,7 +178,7 @@ def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[st
 
 
 def _decoding_records(models: Sequence[Entrant], over: Sequence[Column]) -> Iterator[dict[str, object]]:
-    """Yield one record per method, column and further decoding, whose title is in the field "decoding"."""
+    """Yield one record per method, column and further decoding; the field "decoding" has the title of the decoding."""
     for column in over:
         metric = column.primary.name
         for name, title in decodings_of(models, column.datasets).items():

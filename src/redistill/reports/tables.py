@@ -109,11 +109,15 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
 
 
 def decoding_table(column: Column, models: Sequence[Entrant], *, is_detail: bool = False) -> Table | None:
-    """Build the table of scores by decoding, for one column.
+    """Build the table of scores by decoding, for one column of a comparison.
 
-    The best and the second best model of each decoding are marked.  Returns None if no method was evaluated with further
-    decodings on a data set of the column.  The arguments are those of `contrast_table`; `models` may include other models than
-    methods, which have no row.
+    The table has a row for each method and a column for each decoding, in which the best and the second best method are marked.
+    The result is None if no method was evaluated with further decodings on a data set of the column.
+
+    Args:
+        column: The column of the comparison.
+        models: The models; those that are not methods have no row.
+        is_detail: As in `contrast_table`.
     """
     titles, measure = decodings_of(models, column.datasets), column.primary
     methods = [model for model in models if model.is_method]
@@ -182,9 +186,9 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
 
 
 def acceptance_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table | None:
-    """Build the table of scores as a draft model, for one column.
+    """Build the table of the scores of models as draft models, for one column.
 
-    Returns None if no model has them.  The arguments are those of `other_scores_table`.
+    The result is None if no model has such scores.  The arguments are those of `other_scores_table`.
     """
     found = [row for row in rows if row.column == column.name and row.scores["acceptance"] is not None]
     if not found:
@@ -320,7 +324,7 @@ def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
 
 
 def _estimate_cell(found: Estimate, measure: Measure, mark: Mark) -> Cell:
-    """Return a cell with a mean and its standard deviation; a dash if there is no mean."""
+    """Return a cell with a mean and its standard deviation, or with a dash if there is no mean."""
     if found.mean is None:
         return Cell(NOTHING)
     detail = "" if found.deviation is None else f"± {score(found.deviation, measure.unit, DIGITS)}"

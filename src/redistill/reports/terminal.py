@@ -80,7 +80,7 @@ def print_scores(scores: Mapping[str, object]) -> None:
 
 
 def print_acceptance(scores: Mapping[str, object]) -> None:
-    """Print the scores of a draft model for each data set that has them.
+    """Print acceptance and accepted lengths of a draft model for each data set.
 
     Args:
         scores: Content of scores.json.
