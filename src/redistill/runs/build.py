@@ -111,7 +111,7 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
         run: The run, with loaded models and data.
         model: The language model of the student.
     """
-    models, config = run.models, replace(run.config.evaluation, decodings=())  # they are for the trained student
+    models, config = run.models, replace(run.config.evaluation, decodings=())  # further decodings are for the trained student
     return Evaluator(
         model=model,
         tokenizer=models.tokenizer,
@@ -131,14 +131,16 @@ def build_test_engine(
     """Build the engine that generates answers to test sets.
 
     Args:
-        config: The engine; None generates with the model in this process.
-        local: The local engine of the model that is evaluated.
-        tokenizer: Its tokenizer.
-        tokens: Length limits of prompt and answer.
-        note: Function that is called with one line, such as which data are sent where.
+        config: Settings of the engine; if None, the engine `local` is returned.
+        local: The local engine of the evaluated model.
+        tokenizer: Tokenizer of the evaluated model.
+        tokens: Length limits of prompt and answer, in tokens.
+        note: Function that is called with one line for the user, such as which data are sent to which server.
 
     Raises:
-        ConfigError, ServerError: a server is not allowed, or cannot be used.
+        ConfigError: a server is not allowed, or has too few positions.
+        ServerError: a server cannot be used, or its log-probabilities differ from those of the evaluated model.
+        ServerUnavailableError: a server cannot be reached.
     """
     if not isinstance(config, VllmEngineConfig):
         return local
@@ -223,7 +225,7 @@ def build_policy(run: OpenRun) -> Policy:
 
 
 def _weights_step(engine: Engine, step: int) -> int:
-    """Return the number of updates that the weights of an engine have received, after `step` updates of the student."""
+    """Return the number of updates after which the student had the weights that the engine has after `step` updates."""
     synced = engine.synced_step if isinstance(engine, VllmEngine) else None
     return step if synced is None else synced
 

@@ -74,8 +74,8 @@ def load_models(
 ) -> Models:
     """Load the models of a run on the CPU.
 
-    If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.  The store of a cached
-    teacher is opened, and its model is loaded only if the recipe sets `teacher.cache_new_text`.
+    If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.  For a cached teacher, the
+    store is opened; the teacher model is loaded only if the recipe sets `teacher.cache_new_text`.
 
     Args:
         config: The run.

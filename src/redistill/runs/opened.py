@@ -226,7 +226,7 @@ def _build_teacher(config: Run, models: Models, tools: EngineTools, accelerator:
         config: The run.
         models: The models, with the store of a cached teacher.
         tools: Tools of the student's engine; their attribute `teacher` is the language model of a local teacher, or None.
-        accelerator: The accelerator of the job.
+        accelerator: Provides the device and the index of this process.
         output: The counter of tokens and requests, and the messages on the terminal.
     """
     node, vocabulary, device = config.teacher, tools.vocabulary, accelerator.device

@@ -319,7 +319,7 @@ def evaluate_model(
         teacher: Teacher with which the model is compared on the reference answers, by KL and by agreement (whether both
             have the same most probable token); if None, these scores are omitted.
         allow_code: Modules that may be imported for metrics and test sets with names of the form `module:NAME`.
-        engine: Engine that generates the answers; if None, the model in this process generates them.
+        engine: Settings of the engine that generates the answers; if None, the model generates them in this process.
 
     Returns:
         The content of scores.json.
@@ -363,8 +363,8 @@ def _evaluate(
     """Load a model, evaluate it on the test sets in `data`, and return the content of scores.json.
 
     `source` and `teacher_source` name the model and the teacher to load.  Without a teacher, the scores that compare the model
-    with it are omitted.  `label` names the model in messages, and `folder` is the output folder.  `engine` generates the
-    answers; if it is None, the model does so in this process.
+    with it are omitted.  `label` names the model in messages, and `folder` is the output folder.  `engine` has the
+    settings of the engine that generates the answers; if it is None, the model generates them in this process.
     """
     metrics = metrics_of(data.tasks, config.metrics)
     with Progress(enabled=accelerator.is_main_process) as bar:

@@ -1,4 +1,4 @@
-"""Checks the servers of a run, opens its served teacher, and identifies its model.
+"""Checks the servers of a run, opens its served teacher, and identifies the teacher's model.
 
 The log-probabilities of a probe text are stored in the run folder.  A resumed run compares them with those of the server,
 within a tolerance, since rounding differs between batches and machines.
@@ -38,7 +38,7 @@ Report = Callable[[str], None]
 def check_servers(config: Run, accelerator: Accelerator, report: Report) -> None:
     """Test the servers of a run's teacher and engine before models are loaded.
 
-    For other teachers and engines, nothing is done.  The main process prints which data are sent where.
+    Nothing is done if neither teacher nor engine uses a server.  The main process prints which data are sent to which servers.
 
     Raises:
         ConfigError: a server is not allowed.
@@ -63,7 +63,7 @@ def check_servers(config: Run, accelerator: Accelerator, report: Report) -> None
 def check_hosts(config: Run) -> None:
     """Check that the servers of a run's teacher and engine are allowed.
 
-    The function connects to no server.  The variable of the API key must be set as well.
+    The environment variable of an API key must be set as well.  The function does not connect to the servers.
 
     Raises:
         ConfigError: a server is not allowed, or the variable is not set.

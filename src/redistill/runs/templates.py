@@ -49,7 +49,7 @@ def dated(config: Run) -> Run:
         source = config.teacher if config.student.model == "teacher" else config.student
         assert isinstance(source, ModelConfig), "a student is cut from a local teacher"
         date = fixed_date(load_tokenizer(source), None)
-    # Every process gathers, also one that finds no run.json: otherwise the others would wait for it forever.
+    # All processes must call `gather`, including one that finds no run.json; otherwise the others would wait forever.
     return with_template_date(config, signals.gather([date])[0])
 
 

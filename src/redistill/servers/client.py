@@ -75,7 +75,7 @@ class Request(NamedTuple):
         max_bytes: Maximum size of the reply.
         server: Index of the server; an index beyond the last server starts again at the first one.
         is_pinned: True to send all attempts to this server; False to send later attempts to the other servers in turn.
-        has_json: False if the reply is not JSON; its content is then ignored, and the value of the `Reply` is None.
+        has_json: True if the reply must be JSON.  If False, its content is ignored, and `Reply.value` is None.
     """
 
     path: str
@@ -90,7 +90,7 @@ class Reply(NamedTuple):
     """A reply of a server, parsed as JSON.
 
     Args:
-        value: The JSON value; None if the request states that the reply is not JSON.
+        value: The JSON value; None for a request with `has_json` = False.
         server: The server, for messages, such as "server 127.0.0.1:8000".
     """
 

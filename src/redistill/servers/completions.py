@@ -27,7 +27,7 @@ REPLY_BYTES = 1_000_000
 MAX_EXCESS = 1e-3
 """Tolerance for rounding: a sum of probabilities may exceed 1, and a log-probability 0, by this amount."""
 NGRAM_FIELD = "no_repeat_ngram_size"
-"""Name of the argument that redistill's plugin of vLLM reads: the length of n-grams that must not be repeated."""
+"""Argument of redistill's vLLM plugin: the length of the n-grams that must not be repeated."""
 _ID = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 # Each setting for which a server may have its own default, for example from the model's generation_config.json.
 _NEUTRAL: Mapping[str, Json] = {
@@ -218,8 +218,8 @@ def text_request(
     Args:
         model: Name of the model.
         request: The prompt, the maximum number of tokens, and the key of the random numbers.
-        sampling: How tokens are sampled.  It must not mix models.  A ban of repeated n-grams is requested in a field that only
-            a server with redistill's plugin applies (`generation.vllm_plugin`).
+        sampling: How tokens are sampled.  It must not use tokens of a second model.  A ban of repeated n-grams is requested in
+            a field that a server without redistill's plugin (`generation.vllm_plugin`) ignores.
         end_ids: Tokens that end a text.
         server: Index of the server.
         logprobs: Whether to request the log-probability of each generated token.
@@ -239,7 +239,7 @@ def text_request(
         "ignore_eos": True,  # a text ends with the end tokens of the student, and with no others
     }
     if logprobs:
-        body["logprobs"] = 0  # of the generated token alone
+        body["logprobs"] = 0  # of the generated token only
     if sampling.no_repeat_ngram:
         body["vllm_xargs"] = {NGRAM_FIELD: sampling.no_repeat_ngram}
     num_tokens = len(request.prompt_ids) + request.max_new_tokens
@@ -268,7 +268,7 @@ def parse_text(reply: Json, request: GenerationRequest, end_ids: Sequence[int], 
 
 
 def parse_text_logprobs(reply: Json, length: int) -> tuple[float, ...]:
-    """Return the log-probability of each generated token of the only text of a reply.
+    """Return the log-probability of each generated token in a reply with one text.
 
     Args:
         reply: The reply to a request with log-probabilities (see `text_request`).
@@ -290,12 +290,12 @@ def next_request(
 ) -> Request:
     """Return the request for the most probable tokens after a prompt.
 
-    Unlike `scores_request`, it lets the server use the states of a prefix of the prompt that it has stored (its prefix cache).
+    Unlike with `scores_request`, the server may use its prefix cache: stored states of a prefix of the prompt.
 
     Args:
         model: Name of the model.
         prompt: Token ids of the prompt.
-        top_k: Number of most probable tokens to return.
+        top_k: Number of most probable tokens that the server lists.
         server: Index of the server, to which all attempts are sent.
         extra: Further fields of the request.
     """
@@ -314,10 +314,10 @@ def next_request(
 
 
 def parse_next(reply: Json, *, top_k: int, vocabulary: int) -> tuple[int, dict[int, float]]:
-    """Return what a server lists for the token after a prompt.
+    """Parse the reply to a request of `next_request`.
 
     Returns:
-        The generated token, and the log-probabilities of the most probable tokens by id.
+        The generated token, and the log-probabilities in nats of the most probable tokens, by token id.
 
     Raises:
         InvalidReplyError: a value is missing, has a wrong type, or is out of range.

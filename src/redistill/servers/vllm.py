@@ -1,11 +1,12 @@
 """Transfer of a student's weights to vLLM servers.
 
-All calls that depend on the version of vLLM are in this file.  They need a server that was started with the environment
-variable VLLM_SERVER_DEV_MODE=1, which opens routes that change the server, so such a server must not be reachable by others.
+All calls whose form depends on the version of vLLM are in this file.  They need a server that was started with the environment
+variable VLLM_SERVER_DEV_MODE=1.  This variable opens routes that change the server, so other users must not be able to reach
+the server.
 
-A reply with status 200 does not show that a server has the new weights: vLLM 0.32 on a CPU keeps the head of a tied model when
-it reloads weights, and it keeps its prefix cache (stored states of earlier prompts).  The caller therefore compares the
-log-probabilities of a server with those of the student after each transfer.
+A reply with status 200 does not prove that a server uses the new weights.  When vLLM 0.32 on a CPU reloads weights, it keeps
+the old head of a model whose head is tied to the input embedding, and it keeps its prefix cache (stored states of earlier
+prompts).  Therefore the caller compares the log-probabilities of the server with those of the student after each transfer.
 """
 
 import re
@@ -29,7 +30,7 @@ from redistill.servers.completions import (
 
 OLDEST, TESTED = (0, 32), "0.32"
 ADAPTER = "redistill-student"
-"""Name under which the servers have the student's adapters."""
+"""Name under which the student's adapters are loaded on the servers."""
 _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})([.+a-z0-9]{0,80})", re.ASCII)
 _REMEDY = "start the server with VLLM_SERVER_DEV_MODE=1"
 _ADAPTER_REMEDY = (
@@ -39,11 +40,11 @@ _ADAPTER_REMEDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A folder with the student's weights, which the servers read.
+    """A folder from which the servers load the student's weights.
 
     Args:
-        folder: The folder.  The servers must be able to read it under the same path.
-        is_adapter: True if the folder has adapters, in the format of PEFT; False if it has all weights.
+        folder: The folder.  The servers must be able to read it under this path.
+        is_adapter: True if the folder contains adapters in the format of PEFT; False if it contains all weights.
     """
 
     folder: Path
@@ -58,7 +59,7 @@ class VllmServers:
         model: Name of the model, as the servers list it.
         key: API key; None if the servers need none.
         limits: Limits of requests.
-        report: Function that is called with one line when a request is tried again.
+        report: Function that is called with one line when a request is sent again.
 
     Raises:
         ConfigError: this process may not connect to a server.
@@ -74,14 +75,14 @@ class VllmServers:
         """Check version, model and length limit of every server.
 
         Args:
-            longest: Number of tokens of the longest text of the run, prompt and answer together.
-            report: Function that is called with one line for each server with a version that was not tested.
+            longest: Maximum number of tokens of a text of the run, prompt and answer together.
+            report: Function that is called with one line for each server whose version of vLLM was not tested.
 
         Returns:
-            The smallest limit in tokens; None if no server states one.
+            The smallest length limit of the servers in tokens; None if no server states a limit.
 
         Raises:
-            ConfigError: a server has too few positions.
+            ConfigError: the length limit of a server is below `longest`.
             ServerError: a server lacks the model, is not vLLM, or is too old.
             ServerUnavailableError: a server cannot be reached.
         """
@@ -104,10 +105,10 @@ class VllmServers:
         return min(limits, default=None)
 
     def load(self, weights: Loaded) -> str:
-        """Let every server load weights, and discard its prefix cache.
+        """Let every server load weights and discard its prefix cache.
 
         Returns:
-            The name under which the servers have the model with these weights.
+            The name of the model with these weights on the servers.
 
         Raises:
             ServerError: a server lacks a route, or cannot load the weights.
@@ -131,7 +132,7 @@ class VllmServers:
         The servers may use their prefix caches.
 
         Returns:
-            For each server and each prompt, the log-probabilities by token id.
+            For each server, and in it for each prompt, the log-probabilities in nats by token id.
 
         Raises:
             ServerError: a reply is invalid, or a server rejected a request.
@@ -148,9 +149,9 @@ class VllmServers:
     def check_ban(self, model: str, vocabulary: int) -> None:
         """Check that every server can ban repeated n-grams.
 
-        A server without redistill's plugin ignores the field of a request that asks for the ban.  Therefore each server is
-        sent a prompt of one token.  A bias makes this token by far the most probable next token, and the ban of repeated
-        1-grams excludes it.
+        A server without redistill's plugin ignores the field of a request for the ban.  Therefore each server is tested with
+        a prompt of one token.  A logit bias makes this token the most probable next token, and a ban of repeated 1-grams
+        excludes it: a server that returns the token does not apply bans.
 
         Raises:
             ServerError: a server returned the banned token.

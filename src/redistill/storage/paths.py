@@ -63,7 +63,7 @@ def check_path(path: Path) -> None:
             (`MAX_BYTES`); or the encoding of the path, which depends on the locale of this process, is not UTF-8.
     """
     if (fault := _fault(str(path))) is not None:
-        shown = printable(repr(str(path)))  # repr keeps some characters that a terminal does not show
+        shown = printable(repr(str(path)))  # `repr` does not escape all characters that a terminal cannot show
         raise OutputError(f"{shown if len(shown) <= 200 else f'{shown[:200]}...'}: an output path {fault}")
 
 

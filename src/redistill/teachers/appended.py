@@ -1,8 +1,8 @@
-"""Hidden states of text that is generated during training.
+"""Storage of the teacher's hidden states for text that is generated during training.
 
-The store of a cached teacher (`store`) has the states of the training and validation data.  A teacher whose model is loaded
-beside a store runs only on text that the store lacks.  If the policy has a replay buffer, the states of generated text are
-stored as well, in shards with the format of `store`, and are read when the text is replayed.
+The store of a cached teacher (`store`) has the hidden states of the training and validation data.  If the teacher model is
+loaded in addition, it runs only on batches with text that is not stored.  If the policy has a replay buffer, the states of
+generated text are stored too, in shards with the format of `store`, and are read when the text is replayed.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ from redistill.teachers.store import DTYPES, TeacherStore, batch_keys, rounded, 
 
 DIGEST_CHARACTERS = 16
 NOT_GENERATED = {"dataset", "corpus"}
-"""Origins of sequences that were not generated."""
+"""Origins of text that no model has generated."""
 
 
 class AppendedStates:
-    """The states of a store, and those that are appended during training.
+    """Hidden states of a store, and states that are appended during training.
 
-    A state has the same bits each time it is used, also in a run that was killed and resumed: the states of a forward pass are
-    stored together, before they are used for the first time, and stored states are never computed again.
+    An appended state has the same bits each time it is used, even if the run was killed and resumed: all states of a forward
+    pass are written before one of them is used, and a written state is always used in place of a newly computed one.
 
     Args:
-        store: The store of the training and validation data, with hidden states.
-        folder: Folder of the appended states of this process; created when the first state is appended.
-        keeps: Whether states of generated text are appended.
+        store: The store with the hidden states of the training and validation data.
+        folder: Folder of the states that this process appends; created when the first state is appended.
+        keeps: Whether states of generated text are appended.  If False, they are computed each time.
 
     Raises:
         DataError: a file of the folder is damaged; the message names the file.
@@ -50,7 +50,7 @@ class AppendedStates:
     def expect(self, sequences: Sequence[TokenSequence]) -> None:
         """Set the sequences of the next batches.
 
-        The states of those that were generated are appended.
+        If `keeps` is True, `rows` appends the states of those sequences that were generated.
         """
         generated = (each for each in sequences if each.origin not in NOT_GENERATED) if self._keeps else ()
         self._expected = {sequence_key(each.token_ids, each.supervised) for each in generated}
@@ -60,8 +60,8 @@ class AppendedStates:
 
         Args:
             batch: The batch.
-            read: Function that runs the model on the whole batch and returns the hidden states of the rows, [N, E].  It is
-                called if a sequence is not stored.
+            read: Function that runs the model on the whole batch and returns the hidden states of its rows, [N, E].  It is
+                called only if the states of a sequence are not stored.
 
         Returns:
             The states, [N, E], rounded to the dtype of the store.
@@ -76,7 +76,7 @@ class AppendedStates:
         if len(held) == len(found) > 0:
             return torch.cat(held)
         hidden_NE = rounded(read(), self._dtype)
-        # The batch is divided by the numbers of targets of its sequences.
+        # Split the rows into sequences: a sequence has one row for each target.
         lengths = torch.bincount(batch.position_N[: batch.num_sampled_rows] // batch.input_ids_BT.shape[1], minlength=len(keys))
         computed = dict(zip(keys, hidden_NE.split(lengths.tolist())))
         self._append({key: computed[key] for key in computed if key in self._expected and self._stored(key) is None})
@@ -107,7 +107,7 @@ class AppendedStates:
         self._index(read_tensors(path))
 
     def _open(self, path: Path) -> None:
-        """Add the states of a shard, after a comparison with the hash in its name."""
+        """Verify a shard by the hash in its name, and add its states."""
         try:
             digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
         except OSError as error:

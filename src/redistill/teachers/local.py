@@ -40,7 +40,7 @@ class LocalTeacher:
         vocabulary: Size of the vocabulary that student and teacher share.  Logits are computed only for token ids below it.
         device: Device of the model.
         engine: Generates the teacher's text; None if no policy uses teacher text.
-        states: Stored hidden states, which are read instead of running the model where possible; None without a cache.
+        states: Stored hidden states.  The model runs only on batches with a sequence that is not stored.  None without a cache.
 
     Example:
         >>> from redistill.contracts import items_of
@@ -72,7 +72,7 @@ class LocalTeacher:
         self._rows = HeadRows(head(model, vocabulary), device)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """Tell the stored states, if there are any, which sequences come next."""
+        """Pass the sequences of the next batches to the stored states, if there are any."""
         if self._states is not None:
             self._states.expect(sequences)
 
@@ -87,10 +87,10 @@ class LocalTeacher:
         weight_VD = self._rows.head.weight_VD
         if batch.num_sampled_rows == 0:
             hidden_NE = weight_VD.new_empty((0, weight_VD.shape[1]))
-        elif self._states is None or self._remembers:  # a draft is read for its keys and values as well, which are not stored
+        elif self._states is None or self._remembers:  # drafts need keys and values of the model, too, which are not stored
             hidden_NE = self._hidden_states(batch)
         else:
-            # Converted as the states of a cached teacher are (see `cached`).
+            # The same conversion as for the states of a cached teacher (see `cached`).
             hidden_NE = self._states.rows(batch, lambda: self._hidden_states(batch)).to(weight_VD)
         return self._rows.target(hidden_NE)
 

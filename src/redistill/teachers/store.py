@@ -103,9 +103,9 @@ def sequence_key(token_ids: Sequence[int] | np.ndarray, supervised: Sequence[boo
 
 
 def batch_keys(batch: Batch) -> list[bytes]:
-    """Return the keys of sequences of a batch (see `sequence_key`).
+    """Return the keys of the sampled sequences of a batch, in order.
 
-    The keys are those of the sequences that have distillation terms, in their order.
+    Sampled sequences are those with distillation terms.  `sequence_key` defines the key of a sequence.
     """
     count, num_tokens = batch.num_sampled, batch.input_ids_BT.shape[1]
     ids_BT, lengths = batch.input_ids_BT[:count].cpu().numpy(), batch.attention_mask_BT[:count].sum(dim=1).tolist()
@@ -116,7 +116,11 @@ def batch_keys(batch: Batch) -> list[bytes]:
 
 
 def rounded(hidden_NE: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return hidden states in the dtype in which they are stored.
+    """Return hidden states, rounded to the dtype in which they are stored.
+
+    Args:
+        hidden_NE: Hidden states of N rows.
+        dtype: dtype of the store.
 
     Raises:
         ModelError: a finite state is not finite in `dtype`.

@@ -220,8 +220,8 @@ def _global_states() -> dict[str, object]:
 def _plain(sequence: TokenSequence) -> tuple[object, ...]:
     """Return a sequence as a tuple, for comparisons.
 
-    The weights of tokens, and the numbers that the policy-gradient loss uses (`TokenSequence.rollout`), are rounded to 3
-    decimals, since rounding errors depend on the batch size.
+    The weights of tokens (`TokenSequence.weights`) and the numbers for the policy gradient (`TokenSequence.rollout`) are
+    rounded to 3 decimals, since their rounding errors depend on the batch size.
     """
     columns = (sequence.weights, *(() if sequence.rollout is None else astuple(sequence.rollout)))
     rounded = [tuple(round(value, 3) for value in column) for column in columns]

@@ -1,4 +1,4 @@
-"""The training progress that a divergence is called with (`contracts.RowContext`)."""
+"""The training progress of each update, on which a divergence may depend (`contracts.RowContext`)."""
 
 import math
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from redistill.records import Json
 class Curriculum:
     """The training progress of each update.
 
-    The progress is 0 at the first update, 1 at the last one, and increases by equal steps.  For the divergence `Taid` with an
-    adaptation, it may be ahead of this schedule, depending on the losses of earlier updates.
+    The progress is 0 at the first update and 1 at the last one, and increases by the same amount at each update.  For the
+    divergence `Taid` with `adaptation` above 0, the progress may exceed this linear schedule, depending on earlier losses.
 
     Args:
-        divergence: The divergence of the objective; None if it has none.
+        divergence: The divergence of the objective; None if the objective has none.
         updates: Number of updates of the run, >= 1.
 
     Example:
@@ -36,7 +36,7 @@ class Curriculum:
         """Return the progress of an update in [0, 1].
 
         Args:
-            step: Number of updates done before it.
+            step: Number of updates done before this update.
         """
         return min(1.0, max(step / self._last, self._pace.progress))
 
@@ -45,7 +45,7 @@ class Curriculum:
 
         Args:
             step: Number of updates done before the update.
-            loss: Mean divergence of the update; None, or not finite, if the update must not change the progress.
+            loss: Mean divergence of the update, in nats.  If it is None or not finite, the progress does not change.
         """
         if self._taid is not None and self._adapts and loss is not None and math.isfinite(loss):
             self._pace = self._taid.paced(self._pace._replace(progress=self.progress(step)), loss)
@@ -60,7 +60,7 @@ class Curriculum:
     def state_dict(self) -> Mapping[str, Json]:
         """Return the state that checkpoints contain.
 
-        It is empty if the progress depends on the step alone.
+        The state is empty if the progress depends only on the step.
         """
         return self._pace._asdict() if self._adapts else {}
 

@@ -210,7 +210,7 @@ def accumulate_gradients(
 ) -> dict[str, float] | None:
     """Compute the gradient of the global batch from micro-batches of all processes.
 
-    `progress` is the training progress in [0, 1] that the divergence is called with.
+    `progress` is the training progress in [0, 1], which is passed to the divergence.
 
     Returns the sum of each loss term over the global batch, by name, or None if memory ran out on any process.
 

@@ -122,11 +122,11 @@ class Objective:
         sft_weight: Weight of the cross entropy, >= 0; 0 removes the term, and the student is not run on gold answers for it.
         sft_on: The answers that the cross entropy is computed on: "gold", or "sampled", such as the teacher's answers in SeqKD.
         divergence: The divergence between teacher and student on the tokens of sampled sequences; if None, there is no such
-            term.  `by_origin` has another divergence for text of the student than for text of the teacher.
+            term.  `by_origin` applies different divergences to text of the student and text of the teacher.
         divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
         divergence_mean: "tokens" takes the mean over all sampled tokens.  "sequences" takes the mean over the tokens of each
-            sampled sequence, then the mean over sequences (Eq. 8).  If a policy weights tokens, the divergence at a token is
-            multiplied by its weight; the numbers of tokens by which sums are divided stay the same.
+            sampled sequence, then the mean over sequences (Eq. 8).  If a policy sets weights of tokens, the divergence at a
+            token is multiplied by its weight.  The divisor of a mean is the number of tokens, not the sum of weights.
         span_weight: Weight of the span loss (Eq. 10) on sampled sequences, >= 0; 0 removes it.
         span: Options of the span loss.
         policy_gradient: MiniLLM's term, which needs the policy `rollouts`; if None, there is no such term.
@@ -285,7 +285,7 @@ class Counts:
 
 
 def row_context(batch: Batch, progress: float) -> RowContext:
-    """Return origin and training progress of the sampled rows of a micro-batch.
+    """Return origin and training progress of each sampled row of a micro-batch.
 
     Args:
         batch: The micro-batch.

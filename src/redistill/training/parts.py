@@ -70,7 +70,7 @@ class Learner:
         optimizer: The optimizer of these parameters.
         objective: The terms of the loss, with their weights.
         teacher: The teacher; None if neither objective nor policy uses one.
-        curriculum: The training progress that the divergence is called with.
+        curriculum: Provides the training progress, which is passed to the divergence.
     """
 
     student: StudentModule

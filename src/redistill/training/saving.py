@@ -120,7 +120,7 @@ def _restore_parts(parts: Parts, found: checkpoint.Checkpoint) -> None:
         "early_stopping": guards.early_stopping.state_dict(),
         "curriculum": learner.curriculum.state_dict(),
     }
-    curriculum = found.state.get("curriculum", {})  # checkpoints of earlier versions have none
+    curriculum = found.state.get("curriculum", {})  # checkpoints of earlier versions lack this state
     for part, value in own.items():
         _check_types(curriculum if part == "curriculum" else found.state[part], value, part)
     load_trainable_state(student.model, found.tensors["model"])

@@ -24,9 +24,9 @@ class TrainingConfig:
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
         evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after the
             last.  The best checkpoint is chosen among the validations.
-        choose_by: The metric that chooses the best checkpoint: a name in `evaluation.metrics`, "cross_entropy", or
-            "acceptance" if `evaluation.teacher_forced` lists it.  At equal values the checkpoint with the lower cross entropy
-            is chosen, at equal cross entropy the later one.
+        choose_by: The metric by which the best checkpoint is chosen: a name in `evaluation.metrics`, "cross_entropy", or
+            "acceptance" if `evaluation.teacher_forced` lists it.  If values are equal, the checkpoint with the lower cross
+            entropy is chosen; if these are equal as well, the later one.
         save_every: Updates (or epochs) between checkpoints, >= 0; validations save checkpoints in addition.  0 saves only at
             validations.
         keep: Number of newest checkpoints to keep, >= 1; the best one is kept in addition.

@@ -1,9 +1,9 @@
 """The likelihood form of the span loss in the vocabulary pass.
 
-losses/phrase.py has the loss of a phrase.  It is not a sum over rows: it depends on the mean over the rows of the phrase, which
-may be in different chunks.  Therefore `with_phrases` first computes the log-probabilities of the tokens without gradient, in
-chunks.  These determine the loss and its derivative for each row; the vocabulary pass then needs one log-probability in each
-row.
+losses/phrase.py defines the loss of a phrase.  This loss is not a sum over rows: it depends on the mean over all rows of the
+phrase, which may be in different chunks.  Therefore `with_phrases` first computes the log-probabilities of the tokens, chunk by
+chunk and without gradient.  From these it computes the loss of each phrase and its derivative for each row.  In the vocabulary
+pass, the gradient of a row then depends only on its own log-probability.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ LIVE_TENSORS = 4  # [rows, V] tensors at once: logits and log-probabilities of b
 def with_phrases(
     terms: Sequence[Term], hidden_ND: Tensor, head: Head, target: TeacherTarget | None, chunk_bytes: int | None = None
 ) -> tuple[Term, ...]:
-    """Return the terms, with the loss of each phrase added to a `PhraseTerm`.
+    """Return the terms, with `value_N` and `slope_N` set in each `PhraseTerm`.
 
-    The two heads are applied to the rows of the term once more, without gradient.
+    For this, the heads of student and teacher are applied to the rows of the term one additional time, without gradient.
 
     Args:
-        terms: The terms of the objective; those of other classes are returned unchanged.
-        hidden_ND, head, target: The student's hidden states and head, and the teacher, as for `vocab_pass`.
-        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together, as for `vocab_pass`.
+        terms: The terms of the objective.  Terms of other classes are returned unchanged.
+        hidden_ND, head, target: The student's hidden states and head, and the teacher, as in `vocab_pass`.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together, in bytes, as in `vocab_pass`.
     """
     return tuple(
         _prepared(term, hidden_ND, head, target, chunk_bytes) if isinstance(term, PhraseTerm) and term.phrases else term
@@ -60,7 +60,7 @@ def _prepared(
 
 
 def _teacher_logprob(rows: TargetRows, token_C: Tensor) -> Tensor:
-    """Return the teacher's log-probability of each token; NaN for a token that is not among the listed classes."""
+    """Return the teacher's log-probability of each token; NaN if the teacher does not list the token."""
     assert not isinstance(rows, SampledClasses), "a span loss needs the teacher's probabilities"
     if isinstance(rows, Tensor):
         return torch.log_softmax(rows.to(loss_dtype(rows)), dim=-1).gather(1, token_C[:, None])[:, 0]

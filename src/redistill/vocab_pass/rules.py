@@ -114,10 +114,10 @@ class CrossEntropyRule:
 class DivergenceRule:
     """Sum of weight times divergence over the rows where `counted_C` is True.
 
-    The arguments of a call include `weight_C`, the weight of each row, and `counted_C`, a bool mask of the rows.  For a
-    divergence that depends on them, they also include origin and training progress of each row (the tensors of `RowContext`).
-    A call returns the sum in a dict with the key `name`.  If the divergence returns diagnostics (values of each row that are
-    only logged), the dict also has their sums over the same rows, without weights.
+    The arguments of a call include `weight_C`, the weight of each row, and `counted_C`, a bool mask of the rows.  If the
+    divergence depends on origin and training progress of each row, the arguments also include the tensors of `RowContext`.  A
+    call returns the sum in a dict with the key `name`.  If the divergence returns diagnostics (values of each row that are only
+    logged), the dict also has their sums over the same rows, without weights.
     """
 
     name: str
@@ -175,8 +175,8 @@ class PhraseRule:
     """The likelihood form of the span loss.
 
     The arguments of a call include `token_C`, the token of each row; `value_C`, the part of the loss that is stored at the row;
-    and `slope_C`, the derivative of the loss with respect to log q of the token.  A call returns the sum of `value_C` in a dict
-    with the key `name`; its gradient is that of the sum of slope times log q.
+    and `slope_C`, the derivative of the loss with respect to log q(token), where q is the student.  A call returns the sum of
+    `value_C` in a dict with the key `name`.  The gradient of this sum is the gradient of sum(slope_C * log q(token)).
     """
 
     name: str

@@ -11,7 +11,7 @@ from redistill.errors import TrainingError
 FAN_OUT = 8
 NUMBERS_PER_DRAW = 6
 INVALID = -1
-"""The result for a row from which no class can be sampled."""
+"""Result of `sample_rows` for a row from which no class can be sampled."""
 NUCLEUS = 0.9
 """Total probability of the classes from which the statistic `teacher_nucleus_sample` is sampled."""
 BLOCK_CLASSES = FAN_OUT**2  # number of classes that are summed at once; sums of 8 neighbours over a whole vocabulary are slow
@@ -37,8 +37,9 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
         uniforms_NK: K = 6 uniform numbers in [0, 1) for each row, one for each level, coarsest level first.
 
     Returns:
-        token_N, int64.  `INVALID` stands in rows whose mass is not finite or is below the smallest normal float64 number, which
-        a diverged model causes.  Such rows raise no error here, since the host would wait for a GPU; see `check_sampled`.
+        token_N, int64.  The result is `INVALID` for a row whose mass is not finite or is below the smallest normal float64
+        number.  A diverged model causes such rows.  No error is raised here, because the host would have to wait for the GPU
+        to detect them; call `check_sampled` later.
 
     Example:
         >>> uniforms_NK = torch.tensor([[0.0], [0.25], [0.99]]).expand(3, NUMBERS_PER_DRAW)
@@ -66,13 +67,13 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
 
 
 def check_sampled(lowest_token: int) -> None:
-    """Check that all tokens could be sampled.
+    """Check that `sample_rows` has sampled a token in each row.
 
     Args:
-        lowest_token: The lowest of the tokens that `sample_rows` has returned.
+        lowest_token: Minimum of the results of `sample_rows`.
 
     Raises:
-        TrainingError: it is `INVALID`.
+        TrainingError: the minimum is `INVALID`.
 
     Example:
         >>> check_sampled(INVALID)  # doctest: +ELLIPSIS

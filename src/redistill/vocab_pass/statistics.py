@@ -25,7 +25,7 @@ Statistic = Literal[_OfBoth, _OfStudent, _OfTeacher]
 
 SAMPLED: frozenset[Statistic] = frozenset(("teacher_sample", "teacher_nucleus_sample"))
 TOP = 10
-"""Number of most probable classes of which top_overlap is computed."""
+"""Number of most probable classes of each model that the statistic top_overlap compares."""
 LIVE_TENSORS = 6  # [rows, V] tensors at once: log-probabilities of both models, logits of one model, and three of a statistic
 
 
@@ -48,9 +48,10 @@ def row_statistics(
     teacher_logprob are log q and log p of the token that `token_N` gives for the row, and cross_entropy is its -log q.
     student_entropy is H(q), and teacher_entropy is H(p).  All these statistics are in nats.  agreement is True where both
     models have the same arg max.  acceptance is sum_v min(p_v, q_v), in [0, 1].  top_overlap is the fraction of the 10 most
-    probable classes of p that are among those of q.  student_confidence is max_v q_v.  student_argmax and teacher_argmax are
-    the most probable tokens.  teacher_sample is a token sampled from p, and teacher_nucleus_sample one sampled from the most
-    probable classes of p, which have 0.9 of its mass (`NUCLEUS`).  Logits that no statistic needs are not computed.
+    probable classes of p that are among the 10 most probable of q.  student_confidence is max_v q_v.  student_argmax and
+    teacher_argmax are the most probable tokens.  teacher_sample is a token sampled from p, and teacher_nucleus_sample one
+    sampled from the most probable classes of p, which have 0.9 of its mass (`NUCLEUS`).  Logits that no statistic needs are not
+    computed.
 
     Args:
         student_hidden_ND: Hidden states of the rows.
@@ -138,7 +139,7 @@ def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
 
 
 def _overlap(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
-    """Return the fraction of the `TOP` most probable classes that both distributions have in common, of each row."""
+    """Return, for each row, the fraction of the `TOP` most probable classes that both distributions have in common."""
     size = min(TOP, first_CV.shape[1])
     tops = [logprob_CV.topk(size, dim=-1).indices for logprob_CV in (first_CV, second_CV)]
     common_CKK = tops[0][:, :, None] == tops[1][:, None, :]

@@ -71,8 +71,8 @@ class DivergenceTerm:
             diagnostics).  diagnostics maps names to tensors with one value per row; each tensor is summed under its name.
         num_rows: Number of rows on which the divergence is computed: the first rows of the batch.
         weight_N: Weight of each of these rows in the sum, float32, `num_rows` long.  If None, all rows have the weight 1.
-        context: Origin and training progress of each of these rows, for a divergence that depends on them
-            (`reads_context`); None for other divergences.
+        context: Origin and training progress of each of these rows, if the divergence has `reads_context` = True; None for
+            other divergences.
         name: Name of this sum in the results.
 
     Raises:
@@ -160,14 +160,15 @@ class SpanTerm:
 class PhraseTerm:
     """The likelihood form of the span loss, summed over the first rows of the batch.
 
-    `losses.phrase.phrase_rows` has the equation.  `with_phrases` sets the last two fields; without them the sum is 0.
+    `losses.phrase.phrase_rows` has the equation.  `with_phrases` sets `value_N` and `slope_N`; until then the sum is 0.
 
     Args:
         coefficient: Factor of the sum.  Training uses the weight of the term divided by the number of samples with spans in the
             global batch.
         token_N: The token that each of these rows predicts, int64.
-        phrases: For each phrase its half-open range of rows, and its weight.
-        value_N, slope_N: The loss, and its derivative with respect to log q of the token; None until they are computed.
+        phrases: For each phrase (first row, last row + 1, weight).
+        value_N, slope_N: For each row, the part of the loss that is stored at the row, and the derivative of the loss with
+            respect to log q of the token; None until `with_phrases` has computed them.
 
     Example:
         >>> PhraseTerm(1.0, torch.tensor([4, 2]), ((0, 2, 1.0),)).tensors(slice(0, 2), torch.device("cpu"))[0]
