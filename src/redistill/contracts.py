@@ -637,7 +637,7 @@ class Sampling:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether tokens depend on the teacher, so that the engine must also run the teacher."""
+        """Whether tokens depend on the teacher, so that the engine runs both models."""
         return self.teacher_share > 0 or self.teacher_top_k > 0
 
 

@@ -91,7 +91,7 @@ def allow_code(parser: Parser) -> None:
 def add_repeatable(
     parser: Parser, option: str, metavar: str, text: str, *, type: Callable[[str], object] = str, required: bool = False
 ) -> None:
-    """Add an option that can be given several times; its values are collected in a list."""
+    """Add an option that can be given several times; the values form a list."""
     text = f"{text} (repeatable)"
     parser.add_argument(option, type=type, action="append", default=[], required=required, metavar=metavar, help=text)
 

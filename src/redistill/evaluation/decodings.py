@@ -1,4 +1,4 @@
-"""Decodings: additional settings with which answers of the trained student are sampled.
+"""Decodings: further settings with which the trained student is sampled.
 
 A method that sharpens the student's distributions, such as DAC-KL, can score higher at temperature 1 than a method that does
 not, even if the student has learned no more.  Scores at several temperatures show how much of a difference is an effect of
@@ -49,7 +49,7 @@ class Decoding:
 
     @property
     def name(self) -> str:
-        """Key of the decoding in scores.json, and part of the names of its responses files."""
+        """Key of the decoding in scores.json, and part of names of responses files."""
         parts = ["greedy" if self.temperature == 0 else f"T{_short(self.temperature)}"]
         parts += [f"top_p{_short(self.top_p)}"] if self.top_p < 1 else []
         return "-".join(parts + ([f"top_k{self.top_k}"] if self.top_k else []))

@@ -134,7 +134,10 @@ class VllmEngineConfig:
         return VllmServers(servers, self.model, key=key, limits=limits, report=lambda line: note(f"engine: {line}"))
 
     def announcement(self) -> str:
-        """Return one line that names the data, the servers that receive them, and the variable of the API key."""
+        """Return one line about the data that are sent.
+
+        It names the data, the servers that receive them, and the environment variable of the API key.
+        """
         servers = [parse_url(url) for url in self.url]
         leaves = "on this machine" if all(server.is_loopback for server in servers) else "and leave this machine"
         key = "" if self.api_key_env is None else f", with the API key in ${self.api_key_env}"

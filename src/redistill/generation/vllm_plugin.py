@@ -86,7 +86,7 @@ class NoRepeatNgram(LogitsProcessor):  # type: ignore[misc]  # vLLM is not insta
         return False
 
     def update_state(self, batch_update: object) -> None:
-        """Add, remove and move bans when the server adds, removes or moves rows of its batch."""
+        """Add, remove and move bans, as the server changes the rows of its batch."""
         process_dict_updates(self._bans, batch_update, _ban_of)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:

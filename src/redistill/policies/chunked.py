@@ -16,7 +16,9 @@ HasError = Callable[[int, list[TokenSequence]], list[bool]]
 
 
 class ChunkedEngine:
-    """An engine that generates texts in chunks; a text ends with its first erroneous chunk.
+    """An engine that generates texts in chunks, and ends a text at an error.
+
+    The chunk that contains the error is the last chunk of the text.
 
     Up to rounding, the tokens are those that the wrapped engine generates for the whole request, since all chunks of a request
     continue one random stream.  The wrapped engine should have a prefix memory; otherwise it reads the whole text again for

@@ -68,7 +68,7 @@ class DraftScores:
         return score_BT, token_BT
 
     def has_error(self, step: int, texts: Sequence[TokenSequence]) -> list[bool]:
-        """Score the last chunk of each text; return for each text whether the chunk has an error.
+        """Score the last chunk of each text; return whether each chunk has an error.
 
         An error is a token that differs from the teacher's token and whose score exceeds the threshold.
 

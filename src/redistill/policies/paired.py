@@ -1,4 +1,4 @@
-"""Two answers to each prompt: one from another policy, usually the student's, and one of the teacher."""
+"""Two answers to each prompt: one from another policy, and one of the teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

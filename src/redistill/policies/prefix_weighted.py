@@ -1,4 +1,4 @@
-"""Weights of tokens that decrease with the disagreement of the models on earlier tokens."""
+"""Weights of tokens by the disagreement of the models on earlier tokens."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Checks the servers of a run, opens its served teacher, and identifies the teacher's model.
+"""Checks the servers of a run, and opens and identifies its served teacher.
 
 The log-probabilities of a probe text are stored in the run folder.  A resumed run compares them with those of the server,
 within a tolerance, since rounding differs between batches and machines.

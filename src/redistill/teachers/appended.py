@@ -1,4 +1,4 @@
-"""Storage of the teacher's hidden states for text that is generated during training.
+"""Storage of hidden states for text that is generated during training.
 
 The store of a cached teacher (`store`) has the hidden states of the training and validation data.  If the teacher model is
 loaded in addition, it runs only on batches with text that is not stored.  If the policy has a replay buffer, the states of

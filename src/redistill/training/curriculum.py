@@ -1,4 +1,7 @@
-"""The training progress of each update, on which a divergence may depend (`contracts.RowContext`)."""
+"""The training progress of each update.
+
+It is passed to divergences that depend on it (`contracts.RowContext`).
+"""
 
 import math
 from collections.abc import Mapping

@@ -50,19 +50,16 @@ def row_statistics(
     models have the same arg max.  acceptance is sum_v min(p_v, q_v), in [0, 1].  top_overlap is the fraction of the 10 most
     probable classes of p that are among the 10 most probable of q.  student_confidence is max_v q_v.  student_argmax and
     teacher_argmax are the most probable tokens.  teacher_sample is a token sampled from p, and teacher_nucleus_sample one
-    sampled from the most probable classes of p, which have 0.9 of its mass (`NUCLEUS`).  Logits that no statistic needs are not
-    computed.
+    sampled from the most probable classes of p, which have 0.9 of its mass (`NUCLEUS`).
 
     Args:
         student_hidden_ND: Hidden states of the rows.
         student_head: The student's head.
         target: Function that returns the teacher logits [rows, V] of a slice of rows; None if no statistic needs them.
-        names: Names of the statistics to compute.
+        names: Names of the statistics to compute.  Logits that none of them needs are not computed.
         uniforms_NK: Uniform numbers in [0, 1) for the sampled tokens; see `sample_rows`.  None if no token is sampled.
-        token_N: Token ids, int64, for student_logprob, teacher_logprob and cross_entropy; None if no such statistic is
-            computed.
-        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.  If None, `chunk_budget` computes it
-            from the size of the head.
+        token_N: Token ids, int64, for student_logprob, teacher_logprob and cross_entropy; None if there is no such statistic.
+        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; the default is from `chunk_budget`.
 
     Returns:
         For each name, a tensor with one value per row.  Tokens are int64, and agreement is bool.  Other statistics are float32,
