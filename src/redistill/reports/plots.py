@@ -108,9 +108,9 @@ def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
 def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
     """Return four parts of the teacher's probability mass, which sum to 1.
 
-    The parts are the arg max, the other classes that DAC-KL keeps, and dropped classes with a larger ("dropped above") or a
-    smaller probability ("dropped below") than a kept one.  If the most probable classes are kept, "dropped above" is 0.  Fig. 5
-    of MGSR (arXiv 2407.10068) compares the kept with the whole distribution in the same way; here it is shown over updates.
+    The parts are the arg max, the other classes that DAC-KL keeps, dropped classes that are more probable than a kept one
+    ("dropped above"), and the other dropped classes ("dropped below").  If the most probable classes are kept, "dropped above"
+    is 0.  Fig. 5 of MGSR (arXiv 2407.10068) compares the kept with the whole distribution, too; here it is shown over updates.
     The result is empty if a metric is missing, or if the arg max is not always kept.
     """
     if any(name not in train for name in MASSES):
