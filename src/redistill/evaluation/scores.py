@@ -115,7 +115,7 @@ def settings(
     The batch size and the metrics are not included, because no answer depends on them.
     """
     sampling = asdict(config.sampling)
-    del sampling["teacher_share"], sampling["teacher_top_k"]  # an answer is sampled from one model
+    del sampling["teacher_share"], sampling["teacher_top_k"]  # answers are sampled from one model
     return {
         "schema": SCHEMA,
         "label": label,

@@ -100,7 +100,7 @@ class LocalTeacher:
             batch.input_ids_BT[first].to(self._device),
             batch.attention_mask_BT[first].to(self._device),
             batch.position_N[: batch.num_sampled_rows].to(self._device),
-            self._memory if self._autocasts() == self._in_autocast else None,  # stored states have one precision
+            self._memory if self._autocasts() == self._in_autocast else None,  # its states have one precision
             remember=self._remembers,
         )
 
