@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import redistill
-from redistill.cli import commands, recipes
+from redistill.cli import commands, evaluate, recipes
 from redistill.cli.options import (
     RECIPE,
     Group,
@@ -158,7 +158,7 @@ def _sweep(group: Group) -> None:
 
 def _evaluate(group: Group) -> None:
     parser = add_command(
-        group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
+        group, "evaluate", evaluate.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
     parser.usage = "%(prog)s MODEL (--data|--harness) TASK --out OUT [options]"  # all options would take a fifth of the page
     parser.add_argument("model", type=path_text, metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
