@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from redistill.cli.options import named_task, with_lengths
 from redistill.cli.output import print_json, print_lines
 from redistill.errors import ConfigError, DataError, FindingsError
 
 if TYPE_CHECKING:
     from redistill.config.run import Run
-    from redistill.data.tokenize import TokenizeConfig
     from redistill.runs.run import RunResult
 
 
@@ -113,49 +113,6 @@ def _result(result: "RunResult") -> dict[str, object]:
 # --- evaluation ---------------------------------------------------------------------------------------------------------
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """Score a model on instruction-following test sets."""
-    from redistill.config.engines import decode_engine
-    from redistill.evaluation.scores import EvaluationConfig
-    from redistill.models.load import ModelConfig
-    from redistill.reports.terminal import print_acceptance, print_scores
-    from redistill.runs.run import evaluate_model
-    from redistill.runs.templates import tokens_of
-
-    if options.teacher and options.draft_for:
-        raise ConfigError("evaluate: --draft-for names the teacher; remove --teacher")
-    teacher = options.draft_for or options.teacher
-    scores = evaluate_model(
-        ModelConfig(model=options.model, revision=options.revision, dtype=options.dtype),
-        dict(_task(text) for text in options.data),
-        EvaluationConfig(
-            seeds=options.seeds,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            no_repeat_ngram=options.no_repeat_ngram,
-            batch_size=options.batch_size,
-            limit=options.limit,
-            metrics=tuple(options.metric) or EvaluationConfig.metrics,
-            teacher_forced=("acceptance",) if options.draft_for else (),
-        ),
-        _with_lengths(tokens_of(options.model), options),
-        options.out,
-        teacher=ModelConfig(model=teacher, dtype=options.dtype) if teacher else None,
-        allow_code=options.allow_code,
-        engine=decode_engine(options.engine) if options.engine else None,
-    )
-    if not is_main_process():
-        return
-    path = options.out / "scores.json"
-    if options.json:
-        print_json(options, {"path": str(path), "scores": scores})
-    else:
-        print_scores(scores)
-        if options.draft_for:
-            print_acceptance(scores)
-        print_lines(f"scores: {path}")
-
-
 def report(options: argparse.Namespace) -> None:
     """Write the HTML report of a run."""
     from redistill.reports.report import build_report, summary_table
@@ -180,21 +137,6 @@ def compare(options: argparse.Namespace) -> None:
     else:
         print_comparison(comparison, tables=not options.output)
         print_lines(*options.output)
-
-
-def _task(text: str) -> tuple[str, str | None]:
-    name, equals, path = text.partition("=")
-    return name, path if equals else None
-
-
-def _with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
-    """Return a copy of `tokens` with the values that are given on the command line.
-
-    The options --template, --prompt-tokens and --response-tokens give these values. If one of the options is missing, the copy
-    has the value of `tokens`.
-    """
-    given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
-    return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})
 
 
 # --- inspection ---------------------------------------------------------------------------------------------------------
@@ -307,8 +249,8 @@ def data_check(options: argparse.Namespace) -> None:
         from redistill.models.load import ModelConfig, load_tokenizer
 
         tokenizer = load_tokenizer(ModelConfig(model=options.tokenizer))
-    tokens = _with_lengths(tokens, options)
-    tests |= dict(_task(text) for text in options.against)
+    tokens = with_lengths(tokens, options)
+    tests |= dict(named_task(text) for text in options.against)
     load_external((("--against", name) for name in tests), External.of(options.allow_code))
     named = named_tasks(tests)
     checks = check_data(sources, named, require_answer=require_answer, tokenizer=tokenizer, tokens=tokens)

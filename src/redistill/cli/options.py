@@ -4,12 +4,16 @@
 """
 
 import argparse
+import dataclasses
 import shutil
 from collections.abc import Callable
-from typing import NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from redistill.cli.values import path, whole_number
 from redistill.config.shown import line
+
+if TYPE_CHECKING:
+    from redistill.data.tokenize import TokenizeConfig
 
 WIDTH = 80
 RECIPE = "a YAML file, a name from `recipes list`, or a run.json"
@@ -118,3 +122,19 @@ def add_private(parser: Parser) -> None:
 def add_json(parser: Parser, text: str = "print JSON instead of text") -> None:
     """Add the option --json, whose help text is `text`."""
     parser.add_argument("--json", action="store_true", help=text)
+
+
+def named_task(text: str) -> tuple[str, str | None]:
+    """Return the name of a test set and its path, from the text NAME or NAME=PATH."""
+    name, equals, path = text.partition("=")
+    return name, path if equals else None
+
+
+def with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
+    """Return a copy of `tokens` with the values that are given on the command line.
+
+    The options --template, --prompt-tokens and --response-tokens give these values. If one of the options is missing, the copy
+    has the value of `tokens`.
+    """
+    given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
+    return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import redistill
-from redistill.cli import commands, recipes
+from redistill.cli import commands, evaluate, recipes
 from redistill.cli.options import (
     RECIPE,
     Group,
@@ -158,12 +158,13 @@ def _sweep(group: Group) -> None:
 
 def _evaluate(group: Group) -> None:
     parser = add_command(
-        group, "evaluate", commands.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
+        group, "evaluate", evaluate.evaluate, "redistill evaluate runs/kd --data dolly=test.jsonl --out scores/kd"
     )
-    parser.usage = "%(prog)s MODEL --data TASK[=PATH] --out OUT [options]"  # the generated usage would list all options
+    parser.usage = "%(prog)s MODEL (--data|--harness) TASK --out OUT [options]"  # the generated usage would list all options
     parser.add_argument("model", type=path_text, metavar="MODEL", help="a hub name, model folder, .gguf file or run folder")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub model (default: main)")
-    add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=path_text, required=True)
+    add_repeatable(parser, "--data", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=path_text)
+    add_repeatable(parser, "--harness", "TASK", "a task, or a task file, of lm-evaluation-harness", type=path_text)
     parser.add_argument("--engine", metavar="YAML", help="the engine that generates answers (default: local)")
     allow_host(parser)
     add_repeatable(parser, "--metric", "NAME", "metric; the first one ranks the models")
@@ -173,7 +174,7 @@ def _evaluate(group: Group) -> None:
     parser.add_argument(
         "--teacher", type=path_text, metavar="MODEL", help="also compute KL(teacher || model) on the gold answers"
     )
-    text = "teacher as in --teacher; also compute how many tokens of the model it accepts in speculative decoding"
+    text = "as --teacher; also compute acceptance in speculative decoding"
     parser.add_argument("--draft-for", type=path_text, metavar="MODEL", help=text)
     parser.add_argument("--limit", type=whole_number, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument(

@@ -95,6 +95,24 @@ def print_acceptance(scores: Mapping[str, object]) -> None:
     console().print(table)
 
 
+def print_harness(found: Mapping[str, object]) -> None:
+    """Print the scores of tasks of lm-evaluation-harness.
+
+    Args:
+        found: Content of harness.json.
+    """
+    table = _table(("task", "metric", "score", "standard error"), texts=("task", "metric"))
+    results = cast("Mapping[str, Mapping[str, object]]", found["results"])
+    for task, values in results.items():
+        for key, value in values.items():
+            metric, _, filtered = key.partition(",")
+            error = values.get(f"{metric}_stderr,{filtered}")
+            if isinstance(value, int | float) and filtered and not metric.endswith("_stderr"):
+                shown = f"{error:.4f}" if isinstance(error, int | float) else "-"
+                table.add_row(*map(_text, (task, metric if filtered == "none" else key, f"{value:.4f}", shown)))
+    console().print(table)
+
+
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
     """Print the tables of a comparison, its unequal settings and unfinished runs.
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from redistill.config.schema import SCHEMA, schema_of_run, writer_of
 from redistill.config.shown import line, shown
 from redistill.errors import CheckpointError, ConfigError, OutputError, RedistillError
 from redistill.evaluation.folder import RESPONSES
+from redistill.models.load import ModelConfig
 from redistill.processes import watch as ranks
 from redistill.records import Json
 from redistill.reports.folders import at, mapping
@@ -170,6 +172,12 @@ def _held(folder: Path) -> Mapping[str, object] | None:
             "choose another `out`, or remove the folder"
         )
     return None
+
+
+def of_run(model: ModelConfig) -> ModelConfig:
+    """Return the student of a run if a model names a run folder, else the model."""
+    is_run = (Path(model.model) / RUN_FILE).is_file()
+    return replace(model, model=str(Path(model.model) / "model")) if is_run else model
 
 
 def has_model(folder: Path) -> bool:

@@ -36,7 +36,7 @@ from redistill.records import Json
 from redistill.reports.report import build_report
 from redistill.runs.build import build_evaluator, build_parts, build_test_engine
 from redistill.runs.extension import report_extension
-from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, sole_use
+from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, WORTH_KEEPING, check_owner, has_model, of_run, sole_use
 from redistill.runs.identity import checked_identity
 from redistill.runs.load import load_tests
 from redistill.runs.models import check_positions, shared_vocabulary
@@ -342,11 +342,9 @@ def evaluate_model(
     load_external(named, External.of(allow_code))
     data = DataConfig(tests=dict(tests), tokens=tokens)
     name = Path(model.model).name or model.model
-    if (Path(model.model) / RUN_FILE).is_file():
-        model = replace(model, model=str(Path(model.model) / "model"))
     accelerator = make_accelerator("fp32")  # the model runs in the dtype of its weights, without autocast
     with sole_use(out, accelerator, SETTINGS):
-        return _evaluate(model, teacher, data, evaluation_config, out, name, accelerator, engine)
+        return _evaluate(of_run(model), teacher, data, evaluation_config, out, name, accelerator, engine)
 
 
 @ranks.watched()
