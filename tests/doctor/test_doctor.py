@@ -355,8 +355,8 @@ def test_15_a_span_loss_on_answers_without_phrases_is_found(tmp_path: Path) -> N
 
 
 def test_16_an_update_that_depends_on_the_micro_batch_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def own_counts(objective: Any, counts: Any, batch: Any, divergence: Any) -> Any:
-        return terms(objective, Counts.of([batch]), batch, divergence)
+    def own_counts(objective: Any, counts: Any, batch: Any, *rest: Any) -> Any:
+        return terms(objective, Counts.of([batch]), batch, *rest)
 
     monkeypatch.setattr("redistill.training.loop.terms", own_counts)
     assert "the update depends on the size of the micro-batches" in found(tiny_run(tmp_path, "kd"))[16][0]

@@ -487,7 +487,7 @@ def test_the_defaults_are_the_papers_protocol() -> None:
     assert config.seeds == (10, 20, 30, 40, 50)
     assert (
         json.dumps(vars(config.sampling))
-        == '{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram": 6, "teacher_share": 0.0}'
+        == '{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "no_repeat_ngram": 6, "teacher_share": 0.0, "teacher_top_k": 0}'
     )
 
 

@@ -94,7 +94,9 @@ def test_any_settings_of_an_evaluation(tmp_path: Path, text: str) -> None:
 def test_any_scores_of_an_earlier_evaluation(tmp_path: Path, text: str) -> None:
     path = tmp_path / "scores.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    read_or_refused(lambda: earlier_scores(path, SETTING, {"toy": {"rouge_l": {"unit": "%"}}}, needs_kl=True))
+    read_or_refused(
+        lambda: earlier_scores(path, SETTING, {"toy": {"rouge_l": {"unit": "%"}}}, forced=["kl"], decodings={"t0.8": [10]})
+    )
 
 
 RECORDS = [Record(record_id=f"toy:{n}", prompt=Instruction("a"), references=("b",)) for n in (1, 2)]

@@ -312,7 +312,7 @@ def test_a_teacher_with_too_few_positions_is_rejected(tiny):
     [
         (1.5, Sampling(), r"sampling.teacher_share = 1.5: must be in \[0, 1\]"),
         (float("nan"), Sampling(), "sampling.teacher_share = nan"),
-        (0.5, Sampling(temperature=0), "sampling.temperature = 0: must be > 0 for a mixture"),
+        (0.5, Sampling(temperature=0), "sampling.temperature = 0: must be > 0 for text with tokens of the teacher"),
     ],
 )
 def test_an_invalid_mixture_is_rejected(tiny, share, sampling, message):

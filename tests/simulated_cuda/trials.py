@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tests.simulated_cuda import hooks
 
-FOLDER = Path(sys.argv[1])
-hooks.load(FOLDER)
+FOLDER = Path(sys.argv[-1])
+if __name__ == "__main__":
+    hooks.load(FOLDER)
 
 import json  # noqa: E402
 from collections.abc import Callable  # noqa: E402

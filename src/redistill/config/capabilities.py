@@ -83,6 +83,14 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
             f"{policy}: needs teacher statistics (such as log-probabilities) of generated text, {provided}; use a local "
             "teacher, or a policy such as student_generated"
         )
+    yield from _text_mismatches(row, needs, teacher, engine)
+
+
+def _text_mismatches(
+    row: Method, needs: Needs, teacher: TeacherCapabilities | None, engine: EngineCapabilities
+) -> Iterator[str]:
+    """Yield what the policy of a method needs for generated text and is not supported."""
+    policy, sampling = f"policy {kind_of(type(row.policy))}", row.policy.sampling
     if needs.teacher_text and teacher is not None and not teacher.generates:
         yield (
             f"{policy}: needs text that the teacher generates, but the teacher does not generate text; use a "

@@ -5,7 +5,7 @@ The model is loaded by redistill, so that its files are checked as for every com
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import yaml
@@ -17,6 +17,9 @@ from redistill.runs.folder import of_run
 from redistill.storage import files
 from redistill.storage.lock import locked
 from redistill.storage.redaction import plain_line
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 FILE = "harness.json"
 SEED = 1234
@@ -31,7 +34,9 @@ def evaluate_harness(
     batch_size: int = 16,
     allow_code: Sequence[str] = (),
 ) -> Mapping[str, Json]:
-    """Score a model on tasks of lm-evaluation-harness, and write the scores to `harness.json`.
+    """Score a model on tasks of lm-evaluation-harness.
+
+    The scores are written to `harness.json` in the output folder.
 
     The package `lm_eval` must be installed; it is the extra `eval` of redistill.  It downloads the data of its own tasks.
 
@@ -57,23 +62,17 @@ def evaluate_harness(
     Example:
         >>> evaluate_harness(ModelConfig(model="runs/kd/model"), ["arc_easy"], Path("scores"))  # doctest: +SKIP
     """
-    harness = _package()
     manager, names = _tasks(tasks, allow_code)
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
     loaded, tokenizer = load_model(of_run(model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), SEED)
     try:
-        scored = harness.simple_evaluate(
-            model=_wrapped(loaded.to(device), tokenizer, batch_size, device),
-            tasks=names,
-            task_manager=manager,
-            limit=limit,
-            log_samples=False,
-            random_seed=SEED,
-            numpy_random_seed=SEED,
-            torch_random_seed=SEED,
-            fewshot_random_seed=SEED,
-        )
-    except (OSError, ConnectionError, ValueError, KeyError) as error:
+        wrapped = HFLM(pretrained=loaded.to(device).eval(), tokenizer=tokenizer, batch_size=batch_size, device=device)
+        scored = lm_eval.simple_evaluate(wrapped, tasks=names, task_manager=manager, limit=limit, log_samples=False, **seeds)
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"--harness {','.join(tasks)}: {plain_line(str(error))[:300]}; check the network, or the task file and its data"
         ) from error
@@ -82,36 +81,25 @@ def evaluate_harness(
         "results": {name: _numbers(values) for name, values in scored["results"].items()},
         "versions": dict(scored["versions"]),
         "num_examples": {name: int(each["effective"]) for name, each in scored["n-samples"].items()},
-        "lm_eval": str(harness.__version__),
+        "lm_eval": str(lm_eval.__version__),
     }
     with locked(out):
         files.write_json(out / FILE, found)
     return found
 
 
-def _package() -> Any:
-    """Import lm-evaluation-harness.
+def _tasks(tasks: Sequence[str], allow_code: Sequence[str]) -> tuple["TaskManager", list[str]]:
+    """Return the task manager of the harness, and the names of the tasks.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: the package is missing, a task is unknown, or a task file cannot be used.
     """
     try:
-        import lm_eval
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ConfigError(
             "--harness: needs the package lm_eval, which is not installed; run pip install 'redistill[eval]'"
         ) from error
-    return lm_eval
-
-
-def _tasks(tasks: Sequence[str], allow_code: Sequence[str]) -> tuple[Any, list[str]]:
-    """Return the task manager of the harness, and the names of the tasks.
-
-    Raises:
-        ConfigError: a task is unknown, or a task file cannot be used.
-    """
-    from lm_eval.tasks import TaskManager
-
     paths = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
     for path in paths:
         if str(path) not in allow_code:
@@ -120,7 +108,7 @@ def _tasks(tasks: Sequence[str], allow_code: Sequence[str]) -> tuple[Any, list[s
                 f"--allow-code {path}"
             )
     manager = TaskManager(include_path=[str(folder) for folder in dict.fromkeys(path.parent for path in paths)] or None)
-    names = [str(_name(Path(task))) if Path(task) in paths else task for task in tasks]
+    names = [_name(Path(task)) if Path(task) in paths else task for task in tasks]
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise ConfigError(f"--harness: no task {', '.join(unknown)}; list the tasks with lm_eval ls tasks")
     return manager, names
@@ -137,12 +125,6 @@ def _name(path: Path) -> str:
     if not isinstance(name, str):
         raise ConfigError(f"--harness {path}: has no field `task` with the name of the task; add it")
     return name
-
-
-def _wrapped(model: Any, tokenizer: Any, batch_size: int, device: str) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    return HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size, device=device)
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, Json]:

@@ -34,6 +34,10 @@ def with_phrases(
         terms: The terms of the objective.  Terms of other classes are returned unchanged.
         hidden_ND, head, target: The student's hidden states and head, and the teacher, as in `vocab_pass`.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together, in bytes, as in `vocab_pass`.
+
+    Example:
+        >>> with_phrases((), torch.zeros(1, 2), Head(torch.eye(2)), None)  # no term has phrases
+        ()
     """
     return tuple(
         _prepared(term, hidden_ND, head, target, chunk_bytes) if isinstance(term, PhraseTerm) and term.phrases else term
