@@ -73,9 +73,8 @@ def evaluate_harness(
         wrapped = HFLM(pretrained=loaded.to(device).eval(), tokenizer=tokenizer, batch_size=batch_size, device=device)
         scored = lm_eval.simple_evaluate(wrapped, tasks=names, task_manager=manager, limit=limit, log_samples=False, **seeds)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"--harness {','.join(tasks)}: {plain_line(str(error))[:300]}; check the network, or the task file and its data"
-        ) from error
+        reason = plain_line(str(error))[:300]
+        raise DataError(f"--harness {','.join(tasks)}: {reason}; check the network, or the task file and its data") from error
     found: dict[str, Json] = {
         "schema": 1,
         "results": {name: _numbers(values) for name, values in scored["results"].items()},
