@@ -92,6 +92,10 @@ class Rollout:
     importances: tuple[float, ...]
 
 
+MAX_WEIGHT = 1000
+"""Largest weight of a token that a setting may ask for.  The loss of much larger weights is not finite."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSequence:
     """One sequence that the student learns from.
@@ -596,6 +600,22 @@ class SequencePolicy(PolicyState, Protocol):
         The sequences depend only on the seed, the step, the training examples, the weights of the models and the state of the
         policy. Rank and number of processes determine which of these sequences this process receives.
         """
+
+
+LOWEST_TEMPERATURE = 1e-3
+"""Lowest temperature of sampling above 0.  Logits that are divided by a much lower one are not finite in float32."""
+TEMPERATURES = f"0, which takes the arg max, or >= {LOWEST_TEMPERATURE} and finite"
+"""The temperatures of sampling, for error messages."""
+
+
+def is_temperature(value: float) -> bool:
+    """Return whether a value is allowed as a temperature of sampling.
+
+    Example:
+        >>> is_temperature(0.0), is_temperature(1e-9), is_temperature(0.7)
+        (True, False, True)
+    """
+    return value == 0 or LOWEST_TEMPERATURE <= value < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from redistill.reports.report import build_report
 from redistill.runs.run import distill
 from redistill.storage import files
 from tests.evaluation.test_evaluation import TOKENS, network, records, run, teacher
-from tests.worlds import LLAMA, tiny_run
+from tests.worlds import LLAMA, tiny_run, write_model
 
 LEAST = {"name": "r", "method": "kd", "student": {"model": "s"}, "teacher": {"model": "t"}}
 
@@ -138,5 +138,10 @@ def test_a_draft_run_keeps_its_best_acceptance_and_shows_it(tmp_path: Path, caps
     assert main([*arguments, "--draft-for", teacher_at, "--out", str(tmp_path / "scores")]) == 0
     assert "expected accepted tokens of k proposed tokens" in capsys.readouterr().out
     assert files.read_json(tmp_path / "scores" / "scores.json")["datasets"]["toy"]["teacher_forced"].keys() >= set(ACCEPTANCE)
+    forced = [files.read_json(tmp_path / "scores" / "scores.json")["datasets"]["toy"]["teacher_forced"]]
+    other = write_model(tmp_path / "other", spread, 7)
+    assert main([*arguments, "--draft-for", str(other), "--out", str(tmp_path / "scores")]) == 0
+    forced.append(files.read_json(tmp_path / "scores" / "scores.json")["datasets"]["toy"]["teacher_forced"])
+    assert forced[0]["kl"] != forced[1]["kl"], "scores with another teacher are computed again"
     assert main([*arguments, "--draft-for", teacher_at, "--teacher", teacher_at, "--out", str(tmp_path / "both")]) == 2
     assert "--draft-for names the teacher; remove --teacher" in capsys.readouterr().err

@@ -67,7 +67,13 @@ def test_decodings_resume_and_are_added_to_a_finished_evaluation(
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"top_k": -1}, "top_k")]
+    ("fields", "message"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": 1e-300}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+    ],
 )
 def test_a_value_out_of_range_is_rejected(fields: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message} = .*: must"):

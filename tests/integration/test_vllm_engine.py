@@ -111,6 +111,7 @@ def test_an_old_head_ends_the_run_with_a_checkpoint(world: Path, capsys: pytest.
         ("gkd", {"engine": {"mode": "colocated"}}, "engine.mode = 'colocated': must be 'server'"),
         ("gkd", {"engine": {"every": 4, "ahead": 3}}, "engine.ahead = 3: must be a multiple or a divisor of every = 4"),
         ("minillm", {"engine": {"ahead": 2, "unsupported": "local"}}, "engine.ahead = 2: must be 1 with the policy rollouts"),
+        ("gkd", {"engine": {"folder": ""}}, "engine.folder = '': must be a folder, or null"),
         ("gkd", {"engine": {"every": 0}}, "engine.every = 0: must lie in [1, 1024]"),
         ("gkd", {"engine": {"url": "https://gpu.example/v1"}}, "--allow-host gpu.example"),
     ],
@@ -130,6 +131,15 @@ def test_fewer_transfers_are_logged_as_staleness(world: Path, engine, capsys: py
         texts = [each.body["prompt"] for each in server.received if "stop_token_ids" in (each.body or {})]
     assert script.num_loads == 2 and len(texts) == 16
     assert [line["policy"]["staleness"] for line in lines(world)] == [0, 1, 0, 1]
+
+
+def test_files_in_the_folder_of_the_weights_stay_unchanged(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = world / "student"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with serving(VllmScript(world / "student")) as server:
+        path = recipe(world, server.url, engine={"folder": str(folder)})
+        assert main(["train", str(path)]) == 0, capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_the_local_engine_draws_ahead(world: Path) -> None:

@@ -12,7 +12,7 @@ from redistill.contracts import TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.errors import ConfigError
 from redistill.losses.divergences import ReverseKL
-from redistill.policies import Buffered, Mixed, PrefixWeighted, Revised, legacy_sequence
+from redistill.policies import Buffered, Mixed, Paired, PrefixWeighted, Revised, TeacherGenerated, legacy_sequence
 from redistill.policies.prefix_weighted import prefix_weights
 from redistill.testing import check_policy
 from redistill.training.objective import Counts, Objective, terms
@@ -133,15 +133,15 @@ def test_weights_of_two_policies_are_multiplied() -> None:
 # --- settings and the reference code's targets --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e300, float("nan"), float("inf")])
 def test_a_weight_of_the_error_is_above_0(value: float) -> None:
-    with pytest.raises(ConfigError, match=r"error_weight = .*: must be > 0 and finite; the paper's method is 1"):
+    with pytest.raises(ConfigError, match=r"error_weight = .*: must lie in \(0, 1000\]; the paper's method is 1"):
         Revised(error_weight=value)
 
 
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [-0.1, 1e300, float("nan"), float("inf")])
 def test_an_amplification_is_not_negative(value: float) -> None:
-    with pytest.raises(ConfigError, match=r"amplification = .*: must be >= 0 and finite; IW-OPD uses 0.5"):
+    with pytest.raises(ConfigError, match=r"amplification = .*: must lie in \[0, 1000\]; IW-OPD uses 0.5"):
         PrefixWeighted(amplification=value)
 
 
@@ -159,3 +159,8 @@ def test_targets_of_the_reference_code_keep_the_weights_of_their_rows(
 ) -> None:
     rewritten = legacy_sequence(sequence(*weights, ids=ids), END)
     assert rewritten.weights == wanted and rewritten.num_targets == (len(wanted) or 2)
+
+
+def test_the_source_of_paired_answers_is_not_the_teacher() -> None:
+    with pytest.raises(ConfigError, match="source: must be a policy without text of the teacher, such as student_generated"):
+        Paired(source=TeacherGenerated())

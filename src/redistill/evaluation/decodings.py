@@ -5,11 +5,10 @@ not, even if the student has learned no more.  Scores at several temperatures sh
 decoding.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from redistill.contracts import Sampling
+from redistill.contracts import TEMPERATURES, Sampling, is_temperature
 from redistill.errors import ConfigError
 
 NUM_SEEDS = 2
@@ -43,9 +42,10 @@ class Decoding:
     def __post_init__(self) -> None:
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p = {self.top_p}: must lie in (0, 1]; 1 keeps all tokens")
-        for name, value in {"temperature": self.temperature, "top_k": self.top_k}.items():
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"{name} = {value}: must be >= 0 and finite")
+        if not is_temperature(self.temperature):
+            raise ConfigError(f"temperature = {self.temperature}: must be {TEMPERATURES}")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k = {self.top_k}: must be >= 0; 0 keeps all tokens")
 
     @property
     def name(self) -> str:

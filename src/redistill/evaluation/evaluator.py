@@ -40,6 +40,8 @@ class Evaluator:
         tokens: How prompts are tokenised; an answer has at most `response_tokens` tokens.
         teacher: Teacher for KL and agreement on the gold answers (the first reference of each prompt).  If None, these scores
             are omitted.
+        teacher_hash: Hash of the teacher's weights, with which the scores that depend on the teacher are stored.  Stored scores
+            with another hash are computed again.
         vocabulary: Number of token ids shared with the teacher; only ids below this number are used.  If None, all token ids of
             the model are used.
         processes: Rank and number of processes; each process answers a part of the prompts.
@@ -52,6 +54,7 @@ class Evaluator:
     config: EvaluationConfig
     tokens: TokenizeConfig
     teacher: Teacher | None = None
+    teacher_hash: str | None = None
     vocabulary: int | None = None
     processes: Processes = ONE_PROCESS
     autocast: Autocast = nullcontext
@@ -99,7 +102,7 @@ class Evaluator:
         decoded = {decoding.name: decoding.seeds(config.seeds) for decoding in config.decodings}
         forced = forced_names(config.teacher_forced, has_teacher=self.teacher is not None)
         held, is_complete = earlier_scores(folder / SCORES, mine, shown, forced=forced, decodings=decoded)
-        if is_complete:
+        if is_complete and (self.teacher is None or held.get("teacher") == self.teacher_hash):
             return held
         num_seeds = len(config.seeds) + sum(map(len, decoded.values()))
         tally = Tally(progress, num_seeds * sum(len(part(rows, self.processes)) for rows in chosen.values()))
@@ -109,6 +112,8 @@ class Evaluator:
         # If this call generated no answer, the speed is that of the earlier call, which generated the answers.
         speed = rate(tally.tokens, tally.seconds) if tally.tokens else held.get("tokens_per_s")
         result = {**described(self.model, label), "tokens_per_s": speed, "settings": mine, "datasets": scores}
+        if self.teacher_hash is not None:
+            result["teacher"] = self.teacher_hash
         if self.processes.is_main:
             files.write_json(folder / SCORES, result)
         return result

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from redistill.contracts import Sampling
+from redistill.contracts import TEMPERATURES, Sampling, is_temperature
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.answers import Row
@@ -86,6 +86,8 @@ class EvaluationConfig:
             value = getattr(self, name)
             if value is not None and not lowest <= value < math.inf:
                 raise ConfigError(f"{name} = {value}: must be >= {lowest}")
+        if not is_temperature(self.temperature):
+            raise ConfigError(f"temperature = {self.temperature}: must be {TEMPERATURES}")
 
     @property
     def sampling(self) -> Sampling:

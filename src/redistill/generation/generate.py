@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from redistill import randomness
-from redistill.contracts import Generation, GenerationRequest, Sampling
+from redistill.contracts import TEMPERATURES, Generation, GenerationRequest, Sampling, is_temperature
 from redistill.errors import ConfigError
 from redistill.generation.decoder import Decoder
 from redistill.generation.ngrams import NgramBan
@@ -323,7 +323,7 @@ def check_sampling(sampling: Sampling) -> None:
             mixture with the teacher is combined with the replacement of tokens.
     """
     for name, value, good, allowed in (
-        ("temperature", sampling.temperature, 0 <= sampling.temperature < float("inf"), ">= 0; 0 takes the arg max"),
+        ("temperature", sampling.temperature, is_temperature(sampling.temperature), TEMPERATURES),
         ("top_p", sampling.top_p, 0 < sampling.top_p <= 1, "in (0, 1]; 1 keeps all"),
         ("top_k", sampling.top_k, sampling.top_k >= 0, ">= 0; 0 keeps all"),
         ("no_repeat_ngram", sampling.no_repeat_ngram, sampling.no_repeat_ngram >= 0, ">= 0; 0 allows all"),

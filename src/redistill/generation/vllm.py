@@ -38,8 +38,8 @@ class VllmEngineConfig:
         url: Address of the server, such as http://127.0.0.1:8000/v1; or a list of addresses of servers with the same model,
             over which the requests are distributed.
         model: Name of the model, as the server lists it.
-        folder: Folder to which this process writes the student's weights, and from which the server reads them.  If None, it is
-            a temporary folder of this machine.
+        folder: Folder in which this process writes the student's weights, to a new subfolder that is removed at the end.  The
+            server reads them from there.  If None, it is the temporary folder of this machine.
         api_key_env: Name of the environment variable with the API key.  If None, no key is sent.
         every: Number of updates from one transfer of the weights to the next, in [1, 1024].  If `ahead` is larger, the weights
             are transferred only every `ahead` updates.  Text is generated with weights that are up to max(every, ahead) - 1
@@ -92,6 +92,7 @@ class VllmEngineConfig:
             except ConfigError as error:
                 raise ConfigError(f"url = {error}") from error
         check_field(self, "model", bool(self.model.strip()), "must be the name of the model on the server")
+        check_field(self, "folder", self.folder is None or bool(self.folder.strip()), "must be a folder, or null")
         if self.api_key_env is not None:
             check_variable(self.api_key_env)
         for name in ("every", "ahead"):

@@ -18,7 +18,7 @@ from redistill.models.families import position_limit
 from redistill.models.lora import has_adapters, merged_copy
 from redistill.processes import signals
 from redistill.servers.vllm import Loaded, VllmServers
-from redistill.storage import folders
+from redistill.storage import files, folders
 
 _LOADS = 2  # the second attempt is for a server that kept its prefix cache because it still used a part of it
 RESUME = "check the server, and run the same command again to resume"
@@ -30,7 +30,8 @@ class ServedWeights:
     Args:
         servers: The servers.
         tools: The objects that the engine is built from.
-        folder: Folder for the weights; None for a temporary folder.
+        folder: Folder in which the weights are written to a new subfolder, which is removed at the end; None for the temporary
+            folder of this machine.
         tolerance: Upper limit of the differences between log-probabilities, in nats (see `Threshold`).
 
     Attributes:
@@ -39,7 +40,7 @@ class ServedWeights:
 
     def __init__(self, servers: VllmServers, tools: EngineTools, *, folder: Path | None, tolerance: float) -> None:
         self.model = servers.model
-        self._servers, self._tools, self._folder, self._threshold = servers, tools, folder, Threshold(tolerance)
+        self._servers, self._tools, self._parent, self._threshold = servers, tools, folder, Threshold(tolerance)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None  # deleted together with this object
         self._texts: list[tuple[int, ...]] = []
         self._logp_NV = torch.empty(0)
@@ -100,16 +101,20 @@ class ServedWeights:
         self._texts = probe_texts(self._tools.vocabulary, special, longest)
 
     def _write(self, student: CausalModel) -> Path:
-        """Write the adapters, or all weights with an untied head, to the folder; return the folder."""
-        if self._folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="redistill-")
-            self._folder = Path(self._temporary.name) / "student"
-        with folders.new_folder(self._folder) as made:
+        """Write the adapters, or all weights with an untied head, to a folder of this object; return the folder."""
+        if self._temporary is None:  # a new folder, since whatever is in the parent belongs to somebody else
+            parent = None if self._parent is None else files.make_folder(self._parent)
+            try:
+                self._temporary = tempfile.TemporaryDirectory(prefix="redistill-", dir=parent)
+            except OSError as error:
+                raise files.write_failed(parent or Path(tempfile.gettempdir()), error) from error
+        folder = Path(self._temporary.name) / "student"
+        with folders.new_folder(folder) as made:
             if has_adapters(student):
                 student.save_pretrained(made, save_embedding_layers=False)
             else:
                 merged_copy(student, untied=True).save_pretrained(made)
-        return self._folder
+        return folder
 
     def _load(self, loaded: Loaded, *, is_first: bool) -> None:
         """Let the servers load the weights, and compare log-probabilities."""

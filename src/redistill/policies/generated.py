@@ -7,7 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from redistill.contracts import Example, Generation, GenerationRequest, Needs, Origin, Sampling, TokenSequence
+from redistill.contracts import (
+    LOWEST_TEMPERATURE,
+    Example,
+    Generation,
+    GenerationRequest,
+    Needs,
+    Origin,
+    Sampling,
+    TokenSequence,
+    is_temperature,
+)
 from redistill.errors import ConfigError
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyNode, PolicyTools, Stateless
@@ -229,5 +239,7 @@ def check_sampling(temperature: float, top_p: float) -> None:
     """
     if not temperature > 0:
         raise ConfigError(f"temperature = {temperature}: must be > 0; the paper samples at 1")
+    if not is_temperature(temperature):
+        raise ConfigError(f"temperature = {temperature}: must be >= {LOWEST_TEMPERATURE} and finite; the paper samples at 1")
     if not 0 < top_p <= 1:
         raise ConfigError(f"top_p = {top_p}: must lie in (0, 1]; 1 keeps every class")

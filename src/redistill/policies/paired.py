@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from redistill.contracts import Needs, TokenSequence
+from redistill.errors import ConfigError
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode
 from redistill.policies.teacher import TeacherGenerated
@@ -24,6 +25,9 @@ class Paired(WrappingNode):
         source: The policy that provides the answer y^s; by default the student's own text.
         teacher: The policy that generates the teacher's answers y^t.  These answers are stored, so none is generated twice.
 
+    Raises:
+        ConfigError: `source` uses text that the teacher generates.
+
     Example:
         >>> Paired().needs.teacher_text
         True
@@ -34,6 +38,13 @@ class Paired(WrappingNode):
     """
 
     teacher: TeacherGenerated = field(default_factory=TeacherGenerated)
+
+    def __post_init__(self) -> None:
+        if self.source.needs.teacher_text:
+            raise ConfigError(
+                "source: must be a policy without text of the teacher, such as student_generated; the field `teacher` provides "
+                "the teacher's answers"
+            )
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:

@@ -1,13 +1,12 @@
 """Weights of tokens by the disagreement of the models on earlier tokens."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 
-from redistill.contracts import Needs, TokenSequence
+from redistill.contracts import MAX_WEIGHT, Needs, TokenSequence
 from redistill.errors import ConfigError
 from redistill.policies.order import GoldItem
 from redistill.policies.scorer import Scorer
@@ -47,7 +46,7 @@ class PrefixWeighted(WrappingNode):
         >>> PrefixWeighted(amplification=-1.0)
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: amplification = -1.0: must be >= 0 and finite; IW-OPD uses 0.5
+        redistill.errors.ConfigError: amplification = -1.0: must lie in [0, {MAX_WEIGHT}]; IW-OPD uses 0.5
 
     See also: prefix_weights.
     """
@@ -55,7 +54,7 @@ class PrefixWeighted(WrappingNode):
     amplification: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.amplification < math.inf:
+        if not 0 <= self.amplification <= MAX_WEIGHT:
             raise ConfigError(f"amplification = {self.amplification}: must be >= 0 and finite; IW-OPD uses 0.5")
         check_student_text("prefix_weighted", self.source, "remove prefix_weighted")
 

@@ -14,7 +14,7 @@ from typing import Literal, Self, cast
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from redistill.contracts import Generation, GenerationRequest, Needs, Sampling, StateValue, TokenSequence
+from redistill.contracts import MAX_WEIGHT, Generation, GenerationRequest, Needs, Sampling, StateValue, TokenSequence
 from redistill.errors import ConfigError, check_field
 from redistill.policies.chunked import ChunkedEngine
 from redistill.policies.correction import Correction, correct, is_finished, locate_error
@@ -121,8 +121,8 @@ class Revised(WrappingNode):
             check_field(
                 self, "chunk_tokens", good, f"needs detection first, mode replace and source student_generated; {remedy}"
             )
-        if not 0 < self.error_weight < math.inf:
-            raise ConfigError(f"error_weight = {self.error_weight}: must be > 0 and finite; the paper's method is 1")
+        if not 0 < self.error_weight <= MAX_WEIGHT:
+            raise ConfigError(f"error_weight = {self.error_weight}: must lie in (0, {MAX_WEIGHT}]; the paper's method is 1")
         check_student_text("revised", self.source, "mixed with the source revised")
 
     @classmethod

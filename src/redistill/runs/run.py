@@ -22,7 +22,7 @@ from redistill.contracts import Processes
 from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import CheckpointError
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
-from redistill.evaluation.folder import SETTINGS
+from redistill.evaluation.folder import SETTINGS, model_hash
 from redistill.evaluation.scorable import unscorable_notes
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.chat_templates import check_chat_templates
@@ -373,15 +373,15 @@ def _evaluate(
             model, tokenizer = load_model(source)
             check_positions(model, data.tokens, label)
             check_chat_templates(label, tokenizer, data.tokens.template_arguments)
-            size, teacher = head(model).num_classes, None
+            size, teacher, teacher_hash = head(model).num_classes, None, None
             if teacher_source is not None:
                 teacher_model, teacher_tokenizer = load_model(teacher_source)
                 size = shared_vocabulary(teacher_model, teacher_tokenizer, model, tokenizer).size
+                teacher_hash = model_hash(teacher_model)
                 teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
         data = dated_tests(data, tokenizer, folder, SETTINGS)
         report_tests(tests, tokenizer, data.tokens, bar.note)
-        model = model.to(accelerator.device)
-        local = build_local_engine(model, tokenizer, config, size)
+        local = build_local_engine(model.to(accelerator.device), tokenizer, config, size)
         evaluator = Evaluator(
             model=model,
             tokenizer=tokenizer,
@@ -389,6 +389,7 @@ def _evaluate(
             config=config,
             tokens=data.tokens,
             teacher=teacher,
+            teacher_hash=teacher_hash,
             vocabulary=size,
             processes=Processes(accelerator.process_index, accelerator.num_processes, signals.gather),
             autocast=accelerator.autocast,
