@@ -46,7 +46,7 @@ class PrefixWeighted(WrappingNode):
         >>> PrefixWeighted(amplification=-1.0)
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: amplification = -1.0: must lie in [0, {MAX_WEIGHT}]; IW-OPD uses 0.5
+        redistill.errors.ConfigError: amplification = -1.0: must lie in [0, 1000]; IW-OPD uses 0.5
 
     See also: prefix_weights.
     """
@@ -55,7 +55,7 @@ class PrefixWeighted(WrappingNode):
 
     def __post_init__(self) -> None:
         if not 0 <= self.amplification <= MAX_WEIGHT:
-            raise ConfigError(f"amplification = {self.amplification}: must be >= 0 and finite; IW-OPD uses 0.5")
+            raise ConfigError(f"amplification = {self.amplification}: must lie in [0, {MAX_WEIGHT}]; IW-OPD uses 0.5")
         check_student_text("prefix_weighted", self.source, "remove prefix_weighted")
 
     @classmethod
