@@ -105,7 +105,7 @@ class Estimate:
     def as_json(self) -> dict[str, Json]:
         """Return all fields as JSON values, in bytes and seconds.
 
-        The largest peak of memory, and the seconds of one update and of the whole training are added.
+        The result has three more values: the largest peak of memory, and the seconds of one update and of the whole training.
         """
         tree = {"schema": 1, **asdict(self)}
         tree["memory"]["peak_bytes"] = self.memory.peak_bytes

@@ -57,7 +57,7 @@ class Decoding:
     def sampling(self, main: Sampling) -> Sampling:
         """Return the settings of sampling.
 
-        `main` is the main decoding; settings that are no fields of this class are taken from it.
+        A setting that this class does not have is that of the main decoding, `main`.
         """
         return replace(main, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 

@@ -80,7 +80,7 @@ def teacher_forced(
 
 
 def forced_names(extra: Collection[str], *, has_teacher: bool) -> list[str]:
-    """Return the names of scores that show whether an evaluation is complete.
+    """Return the names of the scores that a complete evaluation has.
 
     Args:
         extra: The value of `EvaluationConfig.teacher_forced`.

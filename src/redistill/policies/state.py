@@ -76,7 +76,7 @@ def store(state: Mapping[str, StateValue]) -> StoredState:
 def restore(stored: StoredState) -> Mapping[str, StateValue]:
     """Restore the state that `store` converted.
 
-    Tuples become lists, except tuples of sequences.  Tensors are copied, since the tensors of a checkpoint are memory-mapped.
+    Tuples become lists, except tuples of `TokenSequence`.  Tensors are copied, since those of a checkpoint are memory-mapped.
     """
     found: dict[Path, StateValue] = {}
     for number, entry in enumerate(cast("Sequence[Mapping[str, Sequence[str]]]", stored.entries)):

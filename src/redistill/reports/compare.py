@@ -59,7 +59,7 @@ def csv_text(comparison: Comparison) -> str:
     """Return the comparison as CSV, with numbers in full precision.
 
     There is one line for each model and each column of the tables (a data set, or an average).  Then there is one line for each
-    value in the included tables of the MGSR paper (arXiv 2407.10068).  A field without a value is empty.
+    value in the tables of the MGSR paper that redistill includes (arXiv 2407.10068).  A field without a value is empty.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)

@@ -119,7 +119,7 @@ class Evaluation:
     def identity(self) -> str:
         """Text that identifies the model: the hash of its weights.
 
-        If no hash is recorded, the text is the scores as JSON.
+        If scores.json has no such hash, the text is the whole content of scores.json.
         """
         return str(self.settings.get("model") or json.dumps(self.scores, sort_keys=True))
 

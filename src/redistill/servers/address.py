@@ -169,7 +169,8 @@ def allow_hosts(hosts: Iterable[str]) -> None:
     Each call replaces the hosts of the previous call.
 
     Args:
-        hosts: Each "HOST" or "HOST:PORT" for encrypted connections, or "http://HOST:PORT" for unencrypted ones as well.
+        hosts: The hosts.  "HOST" or "HOST:PORT" permits encrypted connections; "http://HOST:PORT" also permits connections that
+            are not encrypted.
             HOST must be equal to the host in the recipe; wildcards are not supported.
 
     Raises:

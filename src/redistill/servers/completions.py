@@ -263,7 +263,7 @@ def parse_text(reply: Json, request: GenerationRequest, end_ids: Sequence[int], 
         raise InvalidReplyError("a text continues after its end token")
     finished = tokens[-1] in end_ids
     if not finished and len(tokens) < request.max_new_tokens:
-        raise InvalidReplyError(f"a text of {len(tokens)} tokens ends without an end token before its limit")
+        raise InvalidReplyError(f"a text of {len(tokens)} tokens has no end token, and is shorter than its limit")
     return Generation(token_ids=tokens, finished=finished)
 
 

@@ -1,11 +1,11 @@
 """Rules: functions that compute the sum of one term over the rows of a tile.
 
-A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  A rule is called with three
-kinds of arguments: the student's log-probabilities; the log-probabilities of both models over the same classes, or the
-student's for classes that were sampled from the teacher (`Both`; None without a teacher); and tensors that change during a run,
-such as targets, masks and weights.  If all tensors of the third kind are 0 for a row, the row does not contribute to the sum,
-whatever its logits are.  The fields of a rule are constant during a run.  Rules with equal fields are equal, and share one
-compiled function.
+A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  A rule is called with three kinds of
+arguments.  The first is the student's log-probabilities of all classes.  The second, `Both`, has the log-probabilities of both
+models; for a teacher that provides sampled classes alone, it has the student's log-probabilities of these classes; without a
+teacher it is None.  The third are tensors that change during a run, such as targets, masks and weights.  If all tensors of the
+third kind are 0 for a row, the row does not contribute to the sum, whatever its logits are.  The fields of a rule are constant
+during a run.  Rules with equal fields are equal, and share one compiled function.
 
 The terms of each row are float32, but their sum is float64.  In float32, the sum over thousands of rows would depend on their
 division into tiles and micro-batches by about 1e-6.

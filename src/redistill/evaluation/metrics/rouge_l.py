@@ -66,7 +66,7 @@ def _can_score(record: Record) -> bool:
 
 
 class _AnyScript:
-    """The tokenizer of `words`, as the package rouge-score calls a tokenizer."""
+    """A tokenizer for the package rouge-score, which divides texts with the function `words`."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
