@@ -40,8 +40,8 @@ def inject(monkeypatch):
             objective, sums = forward(self, batch, target, [dataclasses.replace(term, coefficient=math.nan) for term in terms])
             return objective, dict.fromkeys(sums, torch.tensor(math.nan))
 
-        def broken_backward(batches, counts, parts):
-            sums = backward(batches, counts, parts)
+        def broken_backward(batches, counts, parts, *rest):
+            sums = backward(batches, counts, parts, *rest)
             if is_due():
                 next(iter(parts.learner.student.model.parameters())).grad.view(-1)[3] = math.inf
             return sums

@@ -38,6 +38,7 @@ def make_batch(num_sampled, num_sampled_rows):
         num_span_samples=0,
         role="task",
         sequence_weight_N=torch.ones(len(places)),
+        token_weight_N=torch.ones(num_sampled_rows),
         old_logprob_N=torch.zeros(num_sampled_rows),
         advantage_N=torch.zeros(num_sampled_rows),
         importance_N=torch.zeros(num_sampled_rows),
