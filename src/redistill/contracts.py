@@ -611,6 +611,9 @@ TEMPERATURES = f"0, which takes the arg max, or >= {LOWEST_TEMPERATURE} and fini
 def is_temperature(value: float) -> bool:
     """Return whether a value is allowed as a temperature of sampling.
 
+    Args:
+        value: The number.
+
     Example:
         >>> is_temperature(0.0), is_temperature(1e-9), is_temperature(0.7)
         (True, False, True)
