@@ -188,7 +188,7 @@ def _changed(fault: str, choice: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
-        ("short", "ends without an end token"),
+        ("short", "has no end token"),
         ("nan", "log-probability is missing or not a number"),
         ("no tokens", "0 token ids"),
         ("503", "status 503"),
