@@ -49,13 +49,17 @@ def in_the_vocabulary_pass(counts: dict[str, dict[str, int]]) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("trial", COMPARED)
-def test_a_run_has_the_losses_and_texts_of_the_cpu(found: dict[str, Any], trial: str) -> None:
+def test_a_run_has_the_losses_of_the_cpu(found: dict[str, Any], trial: str) -> None:
     device, cpu = found[trial]["device"], found[trial]["cpu"]
     assert len(device) == len(cpu) >= UPDATES
     if trial not in NO_CPU_EQUAL:
         for own, other in zip(device, cpu, strict=True):
             assert own == pytest.approx(other, rel=1e-4, abs=1e-6)
-        assert found[trial]["equal answers"]
+
+
+@pytest.mark.parametrize("trial", ["kd", "mgsr"])
+def test_an_evaluation_has_the_answers_of_the_cpu(found: dict[str, Any], trial: str) -> None:
+    assert found[trial]["equal answers"]
 
 
 @pytest.mark.parametrize("trial", COMPARED)
