@@ -102,7 +102,7 @@ class Evaluator:
         decoded = {decoding.name: decoding.seeds(config.seeds) for decoding in config.decodings}
         forced = forced_names(config.teacher_forced, has_teacher=self.teacher is not None)
         held, is_complete = earlier_scores(folder / SCORES, mine, shown, forced=forced, decodings=decoded)
-        if is_complete and (self.teacher is None or held.get("teacher") == self.teacher_hash):
+        if is_complete and (self.teacher is None or held.get("teacher_hash") == self.teacher_hash):
             return held
         num_seeds = len(config.seeds) + sum(map(len, decoded.values()))
         tally = Tally(progress, num_seeds * sum(len(part(rows, self.processes)) for rows in chosen.values()))
@@ -113,7 +113,7 @@ class Evaluator:
         speed = rate(tally.tokens, tally.seconds) if tally.tokens else held.get("tokens_per_s")
         result = {**described(self.model, label), "tokens_per_s": speed, "settings": mine, "datasets": scores}
         if self.teacher_hash is not None:
-            result["teacher"] = self.teacher_hash
+            result["teacher_hash"] = self.teacher_hash
         if self.processes.is_main:
             files.write_json(folder / SCORES, result)
         return result
