@@ -33,6 +33,8 @@ class VllmEngineConfig:
     with VLLM_SERVER_DEV_MODE=1; docs/vllm-engine.md has the commands.  Prompts are sent to the server.  A server on another
     machine must be allowed by the option `--allow-host` of the command.
 
+    More than 12 fields: it is a section of a recipe, in which each field is a setting of the user.
+
     Args:
         mode: "server" uses servers that are already running.
         url: Address of the server, such as http://127.0.0.1:8000/v1; or a list of addresses of servers with the same model,
