@@ -37,7 +37,7 @@ from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.models.load import ModelConfig, load_model
 from redistill.policies import Scorer
 from redistill.randomness import torch_seed
-from redistill.runs.demo import ROWS, SEED, student_tree, toy_world, world_folder
+from redistill.runs.demo import SEED, TEST_PROMPTS, student_tree, toy_world, world_folder
 from redistill.runs.opened import OpenRun, open_run
 from redistill.runs.run import train_student
 from redistill.storage import files
@@ -166,14 +166,14 @@ def cell(rule: str, seed: int, out: Path) -> Run:
         "objective": objective,
         "training": {"updates": 100, "batch_size": 16, "evaluate_every": 100, "log_every": 50},
         "optimiser": {"learning_rate": 1e-3, "clip_network_learning_rate": 1e-2},
-        "evaluation": {"batch_size": 128, "seeds": [10], "compare": []},
+        "evaluation": {"batch_size": 128, "limit": 1, "seeds": [10], "compare": []},
     }
     return decode_run({**tree, **own}, rule)
 
 
 def measured(config: Run) -> dict[str, Any]:
     """Held-out KL, and for each decoding ROUGE-L, the student's entropy and the teacher's log-probability."""
-    records = toy_records(ROWS["test"], SEED, "test")
+    records = toy_records(TEST_PROMPTS, SEED, "test")
     rouge = METRICS["rouge_l"]
     with open_run(config) as run, torch.no_grad():
         trained, _ = load_model(ModelConfig(model=str(config.folder / "model")))

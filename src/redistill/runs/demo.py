@@ -23,7 +23,8 @@ from redistill.toy.world import Split, toy_records, toy_tokenizer
 
 SEED = 10
 # Few gold rows for the students and many for the teacher, so that distillation has an advantage over SFT.
-ROWS: dict[Split, int] = {"teacher": 16000, "train": 120, "validation": 64, "test": 120}
+ROWS: dict[Split, int] = {"teacher": 16000, "train": 120, "validation": 64, "test": 300}
+TEST_PROMPTS = 120  # of the test rows; tables use all of them
 VOCABULARY = 1536
 TEACHER = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3, "num_attention_heads": 4}
 STUDENT_LAYERS = [0]
@@ -33,6 +34,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 TOKENS: dict[str, Json] = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
+TEACHER_OPTIMISER = {"learning_rate": 3e-3, "warmup_updates": 40}
 TEACHER_UPDATES, UPDATES = 400, 150
 LEARNING_RATE = 1e-3  # the best of three values on validation, both for SFT and for MGSR
 
@@ -104,7 +106,7 @@ def student_tree(world: Path) -> dict[str, Json]:
         },
         "optimiser": {"learning_rate": LEARNING_RATE},
         "training": {"updates": UPDATES, "batch_size": 16, "evaluate_every": UPDATES // 3, "log_every": 50},
-        "evaluation": {"batch_size": 128},
+        "evaluation": {"batch_size": 128, "limit": TEST_PROMPTS},
     }
 
 
@@ -114,7 +116,8 @@ def world_folder() -> Path:
     The toy world is the generated data and the tiny teacher of the demo.  The folder is in $REDISTILL_CACHE (default
     ~/.cache/redistill).  Its name contains a hash of the settings and the code from which the toy world is generated.
     """
-    described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
+    teacher = (TEACHER, TEACHER_OPTIMISER, TEACHER_UPDATES)
+    described = repr((__version__, SEED, ROWS, VOCABULARY, *teacher, TOKENS, CHAT_TEMPLATE, _source_digest()))
     return cache_folder() / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
 
@@ -142,7 +145,7 @@ def _teacher_run(world: Path) -> Run:
         "out": str(world / "teacher"),
         "student": {"model": str(world / "start")},
         "data": {"train": [str(world / "teacher.jsonl")], "validation": str(world / "validation.jsonl"), "tokens": TOKENS},
-        "optimiser": {"learning_rate": 3e-3, "warmup_updates": 40},
+        "optimiser": dict(TEACHER_OPTIMISER),
         "training": {"updates": TEACHER_UPDATES, "batch_size": 48, "log_every": 50},
         "evaluation": {"compare": []},
     }
