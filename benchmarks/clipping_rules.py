@@ -50,7 +50,7 @@ DECODINGS = {
     "top-p 0.9": Sampling(top_p=0.9),
     "greedy": Sampling(temperature=0.0),
 }
-MEAN_MASS, LEAST_MASS = 0.9, 0.5
+MEAN_MASS, LEAST_MASS, DAMPING = 0.9, 0.5, 10.0
 TRUNCATED = {"kind": "dac_kl", "normalise": "teacher"}  # KL from the truncated teacher, renormalised, to the whole student
 RULES: dict[str, dict[str, Any]] = {
     "forward_kl": {"kind": "forward_kl"},
@@ -96,9 +96,10 @@ class Allocation(nn.Module):
 
 
 class Allocated(DacKL):
-    """The student minimises KL(p_S, q); the network minimises it too, with nu (MEAN_MASS - mean mass) added.
+    """The student minimises KL(p_S, q); the network minimises it too, with nu d + (DAMPING / 2) d^2 added.
 
-    nu ascends where everything else descends, so that the mean mass tends to MEAN_MASS and the network can only allocate it.
+    d is MEAN_MASS - mean mass.  nu ascends where everything else descends, so that the mean mass tends to MEAN_MASS and the
+    network can only allocate it.  Without the square, nu integrates d alone, and the mean mass oscillates.
     """
 
     def __init__(self, config: DacKLConfig, vocabulary: int, seed: int = 0) -> None:
@@ -112,8 +113,11 @@ class Allocated(DacKL):
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         divergence_N, rows = super().forward(logq_NV, logp_NV)
         mass_N, nu = (self._last * logp_NV.detach().exp()).sum(-1), self.network.dual  # type: ignore[union-attr]
+        if not len(mass_N):
+            return divergence_N, rows
+        gap = MEAN_MASS - mass_N.mean()
         ascending = 2 * nu.detach() - nu  # the value of nu, and the negative of its gradient
-        return divergence_N + ascending * (MEAN_MASS - mass_N), rows
+        return divergence_N + ascending * gap + DAMPING / 2 * gap**2, rows
 
 
 class Bandit(DacKL):
