@@ -136,7 +136,6 @@ class ServedWeights:
             fault = (
                 f"{server} has other weights than the student after loading them: log-probabilities of probe texts differ by "
                 f"{gap:.3g} nats, and must differ by at most {limit:.3g}"
-                f"weights were loaded (limit {limit:.3g})"
             )
         except ServerUnavailableError:
             raise
@@ -148,7 +147,6 @@ class ServedWeights:
             raise ServerError(
                 f"engine: {fault}; start the server with the base model of the adapters, or with the folder of "
                 "`redistill export MODEL --to vllm`; if the server has a dtype of lower precision, raise engine.tolerance"
-                "of `redistill export MODEL --to vllm`, or raise engine.tolerance if its dtype is less exact"
             )
         raise ServerUnavailableError(f"engine: {fault}; {RESUME}")
 
