@@ -77,7 +77,8 @@ class LayerFiles:
     def with_weights(self, chosen: tuple[int, ...], weights: Mapping[str, torch.Tensor]) -> CausalModel | None:
         """Create a model of some of the layers from given weights.
 
-        `read` describes the arguments, the result and the errors."""
+        `read` describes the arguments, the result and the errors.
+        """
         short = shortened_config(self.settings, chosen)
         with one_kind_of_error(self.settings, chosen), torch.device("meta"):
             student = AutoModelForCausalLM.from_config(short)
