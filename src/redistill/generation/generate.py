@@ -65,7 +65,8 @@ def generate(
             again, and generated texts are added.  Results change by rounding only.  If None, every prompt is read.
 
     Returns:
-        A `Generation` for each request, in the order of the requests.  It has no tokens if `max_new_tokens` is 0.
+        A `Generation` for each request, in the order of the requests.  If `max_new_tokens` of a request is 0, its
+        `Generation` has no tokens.
 
     Raises:
         ConfigError: a value is out of range; temperature 0 is combined with tokens of the teacher; a sequence is too long for
@@ -170,8 +171,8 @@ def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: 
 def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch.Tensor) -> None:
     """Store the states of some texts in the prefix memories of the decoders.
 
-    These are the texts of the rows that are removed from the batch; `removed_L` is True for them.  The last token of a text is
-    excluded, because no model has read it.
+    `removed_L` is True for the rows whose texts are stored; these rows are removed from the batch.  The last token of a
+    text is excluded, because no model has read this token.
     """
     for decoder in decoders:
         if decoder.remembers:

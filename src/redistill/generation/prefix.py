@@ -72,8 +72,8 @@ class PrefixMemory:
     def remember(self, token_ids: TokenIds, cache: Cache, row: int, columns: slice, hidden_TD: torch.Tensor) -> None:
         """Copy the states of a text from one row of a KV cache into the memory.
 
-        Nothing is stored if the states of all tokens of the text are stored already, if the memory would exceed its limit, or
-        if layers have states of different shapes.
+        Nothing is stored in three cases: the states of the text are stored already, the memory would exceed its limit, or
+        layers have states of different shapes.
 
         Args:
             token_ids: The T tokens.

@@ -184,7 +184,7 @@ def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
     """Return the compact form of unsorted rows of probabilities.
 
     The result ranked_NK equals that of `top_and_masses` for the sorted rows and the same `edges`.  For float32 rows of at
-    least 8192 classes on a CPU, the sums of the buckets are computed with a histogram, which is faster than a sort.
+    least 8192 classes on a CPU, a histogram is used, which is faster than a sort.
     """
     if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
         return top_and_masses(sort_descending(p_NV), edges)

@@ -81,7 +81,7 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
 def dropped_above(p_NV: Tensor, keep_NV: Tensor) -> Tensor:
     """Return the mass of dropped classes that are more probable than a kept class.
 
-    It is 0 if the kept classes are the most probable ones, and high if only the tail and the arg max are kept.
+    This mass is 0 if the kept classes are the most probable classes.  It is high if only the tail and the arg max are kept.
 
     Args:
         p_NV: Probabilities of the teacher.
@@ -133,7 +133,7 @@ class DacKLConfig:
             `keep_target: true`.
         fixed_interval: A constant interval (lower, upper) that replaces f_sub, 0 <= lower <= upper <= 1.  In mode "relative",
             (0.05, 1) keeps the classes of min-p 0.05.
-        fixed_top: Number k >= 1; the k most probable classes of each row are kept.  It replaces f_sub, and needs mode
+        fixed_top: Number k >= 1; the k most probable classes of each row are kept.  This replaces f_sub, and needs mode
             "entry_quantile".
         gate_temperature: Width of the sigmoids of the soft gate, > 0, in units of their argument x.  In mode "mass", x is the
             score; in mode "entry_quantile", x is ln(1 - score); in the other modes, x is ln(score).  If None, the width is 0.02
@@ -178,7 +178,9 @@ class DacKLConfig:
         good = self.gate_temperature is None or 0 < self.gate_temperature < math.inf
         check_field(self, "gate_temperature", good, "must be above 0; leave it out for the mode's default")
         good = not self.target_twice or (self.normalise == "none" and self.keep_target)
-        check_field(self, "target_twice", good, "needs normalise none and keep_target; set both, or leave target_twice out")
+        check_field(
+            self, "target_twice", good, "needs normalise: none and keep_target: true; set both, or leave target_twice out"
+        )
         lower, upper = self.fixed_interval or (0.0, 1.0)
         check_field(self, "fixed_interval", 0 <= lower <= upper <= 1, "must satisfy 0 <= lower <= upper <= 1; put lower first")
         if self.fixed_top is not None:

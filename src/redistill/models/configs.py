@@ -223,10 +223,10 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """Convert exceptions to one-line ModelErrors that name the invalid field.
+    """Context that converts exceptions to one-line ModelErrors with the invalid field.
 
-    This applies to exceptions that are raised inside the context. The invalid field is the field whose value the exception
-    quotes, such as the name of an unknown activation function. If there is no such field, the message names only `what`.
+    The invalid field is the field whose value the exception quotes, such as the name of an unknown activation function. If
+    there is no such field, the message names only `what`.
     """
 
     def field() -> str:

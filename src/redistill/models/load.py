@@ -147,8 +147,8 @@ def read_config(config: ModelConfig) -> ModelSettings:
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """Load the tokenizer of a model.
 
-    If the tokenizer has no pad token, its end token is used for padding. This does not mask end tokens, since padding is always
-    identified by position and not by token id.
+    If the tokenizer has no pad token, its end token is used for padding. End tokens are still learned, since padding is
+    always identified by position and not by token id.
 
     Raises:
         ModelError: the tokenizer is missing or damaged, has no end token, has two tokens with the same id, or has an unsafe
@@ -385,7 +385,7 @@ def _check_implementations(name: str, model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Suppress the warnings of transformers while the context is active.
+    """Context without the warnings of transformers.
 
     These warnings contain names from weight files, which may include terminal escape sequences.
     """

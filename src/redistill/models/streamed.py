@@ -92,7 +92,7 @@ class StreamedBody:
     def _check(self, first: CausalModel) -> None:
         """Check that running the layers one by one gives the output of the whole model.
 
-        This is checked for a model of two layers, which both have the weights of the first layer.
+        The check uses a model of two layers, which both have the weights of the first layer.
 
         Raises:
             ModelError: the results differ, or the layer cannot be run by itself.

@@ -33,8 +33,8 @@ class AheadSource(Wrapping):
 
     At each step s that is a multiple of n, the wrapped source generates sequences for the training examples of the steps s
     to s + n - 1.  The random numbers of an answer are those of step s.  A training example can occur in several of these
-    steps.  Its second answer then has the random numbers of step s + 1, its third answer those of step s + 2, and so on, so
-    that the answers differ.
+    steps.  So that its answers differ, its second answer has the random numbers of step s + 1, its third answer those of
+    step s + 2, and so on.
 
     Args:
         source: The source whose sequences are returned.
@@ -112,10 +112,8 @@ class AheadSource(Wrapping):
         """Return this process's items of the steps in groups.
 
         An entry of a group is (step, index of the item in the step, item).  A group has each training example in one step
-        at most,
-        because two answers to one prompt in the same call of the source would have the same random numbers.  All processes
-        have the
-        same number of groups.
+        at most.  In one call of the source, two answers to the same prompt would have the same random numbers.  All
+        processes have the same number of groups.
         """
         times: dict[int, list[int]] = {}  # sample -> the steps that have it, in any process
         for step in steps:

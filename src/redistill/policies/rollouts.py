@@ -30,9 +30,9 @@ Whiten = Literal["tokens", "padded", "none"]
 class Rollouts(WrappingNode):
     r"""Roll-outs with advantages and importance weights, used for several epochs.
 
-    A roll-out is a generated answer with values for the policy gradient.  Source: MiniLLM (arXiv 2306.08543) and its published
-    code, whose values are the defaults.  Old log-probabilities, rewards and importance weights always use the models'
-    distributions at temperature 1 and without nucleus sampling, even if the text was sampled with other settings.
+    A roll-out is a generated answer with values for the policy gradient.  Source: MiniLLM (arXiv 2306.08543) and its
+    published code, whose values are the defaults.  Old log-probabilities, rewards and importance weights always use
+    temperature 1 and no nucleus sampling, even if the text was sampled with other settings.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\tfrac{1}{s} \log \frac{p(y_t)}{q_{old}(y_t)},\, -c,\, c\Bigr), \quad
         R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}, \quad
@@ -54,9 +54,9 @@ class Rollouts(WrappingNode):
         reward_scaling: Divisor of the reward log p - log q, > 0.
         reward_clip: Bound of the absolute scaled reward of a token, > 0.
         length_normalise: Whether the return of a token is divided by the number of rewards in its sum.
-        whiten: "tokens" whitens returns with the mean and variance over the tokens of a global mini-batch.  "padded" is the
-            same, but each response is padded with zeros to the length limit, as in the published code, and mean and
-            variance include these zeros.  "none" uses the returns as advantages, without whitening.
+        whiten: "tokens" whitens returns with the mean and variance over the tokens of a global mini-batch.  "padded" first
+            pads each response with zeros to the length limit, as the published code does; mean and variance include these
+            zeros.  "none" uses the returns as advantages, without whitening.
 
     Raises:
         ConfigError: a value is out of range.
@@ -270,7 +270,7 @@ def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor
 def _state_of(pool: Sequence[_Scored]) -> Mapping[str, StateValue]:
     """Return the state of the pool for a checkpoint.
 
-    It contains the sequences, and for each model a float64 tensor of the log-probabilities of all targets.
+    The state contains the sequences, and for each model a float64 tensor of the log-probabilities of all targets.
     """
     columns = {name: [value for scored in pool for value in getattr(scored, name)] for name in _LOGPROBS}
     tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}

@@ -145,7 +145,7 @@ class _Watch:
         self._thread.join(HEARTBEAT_S)
 
     def _run(self) -> None:
-        """Send heartbeats; in a watched block, also end this process if another is dead."""
+        """Send heartbeats; inside a `watched` context, end this process if another is dead."""
         checked_blocks, checked_at, seen = tuple[int, ...](), 0.0, dict[int, tuple[int, float]]()
         try:
             self._store.add(f"heartbeats/{self.rank}", 1)

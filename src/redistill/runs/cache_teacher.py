@@ -35,8 +35,8 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
         The store.
 
     Raises:
-        ConfigError: the recipe names no model for the teacher, its method needs a teacher that is not cached, or the folder
-            contains something else.
+        ConfigError: the recipe names no model for the teacher, the method cannot use a cached teacher, or the folder
+            contains other files.
         BusyError: another process fills the folder.
         DiskFullError: there is too little free space.
         DataError, ModelError, VocabularyError: the models or the data cannot be used.

@@ -28,9 +28,9 @@ RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS)
 def extend(run: OpenRun) -> list[Json]:
     """Prepare the folder of a run whose `training.updates` was raised.
 
-    The results of the shorter run are kept: the model, the scores, the answers and the report are moved to `step-N` in the run
-    folder, with a copy of run.json and metrics.jsonl, so that `step-N` is a run folder as well.  If the run was not extended,
-    nothing is changed.  A call that was interrupted at any moment can be repeated.
+    The results of the shorter run are kept.  The model, the scores, the answers and the report are moved to `step-N` in the
+    run folder.  run.json and metrics.jsonl are copied, so that `step-N` is a run folder as well.  If the run was not
+    extended, nothing is changed.  A call that was interrupted at any moment can be repeated.
 
     Args:
         run: The run.  The caller has checked that the checkpoints belong to this run.  Only the main process calls this

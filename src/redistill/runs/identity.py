@@ -30,8 +30,8 @@ def checked_identity(run: OpenRun) -> dict[str, str]:
     """Return the identity of a run, after a check that all ranks have the same inputs.
 
     The identity consists of hashes of the settings, of the model files, and of the training, validation and pre-training
-    data.  The ranks must also have the same test data, the same existing checkpoints, and the same versions of redistill and of
-    the packages that can change a result.  Every rank must call this function.
+    data.  The ranks must also have the same test data and the same existing checkpoints.  The versions of redistill and of
+    packages that can change a result must be equal as well.  Every rank must call this function.
 
     Args:
         run: The run, with loaded models and data.

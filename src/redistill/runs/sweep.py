@@ -137,8 +137,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
     Raises:
         BusyError: another process uses the folder of the sweep.
         ConfigError: the folder contains another sweep or other runs, or the server of a teacher is not allowed.
-        TrainingError: at least one run failed.  The finished runs are compared before the error is raised.  Its attribute
-            `exit_code` is 75 if all failed runs can be retried.
+        TrainingError: at least one run failed.  The finished runs are compared before the error is raised.  The attribute
+            `exit_code` of the error is 75 if all failed runs can be retried.
         Interrupted: a signal arrived and the runs were stopped; the same call resumes them.
     """
     statuses = plan.statuses()

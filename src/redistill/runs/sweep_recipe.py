@@ -69,7 +69,7 @@ class Sweep:
         groups: Comparison tables by name; if empty, there is one table of all rows.
 
     Raises:
-        ConfigError: there are no rows or no seeds, a name cannot be part of a file name, a label is unknown, or a row sets the
+        ConfigError: there are no rows or seeds; a name cannot be part of a file name; a label is unknown; or a row sets the
             name, the seed or the output folder of its runs.
     """
 

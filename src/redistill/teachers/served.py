@@ -108,7 +108,7 @@ class ServedTeacherConfig:
     def capabilities(self) -> TeacherCapabilities:
         """The features of the teacher.
 
-        It provides the `top_k` most probable classes for any text, and generates text.
+        The teacher provides the `top_k` most probable classes for any text, and generates text.
         """
         return TeacherCapabilities(full_vocabulary=False, generates=True, top_k=self.top_k)
 
@@ -298,7 +298,7 @@ def _stored(scores: Scores) -> _Stored:
 def announcement(settings: ServedTeacherConfig) -> str:
     """Return one line about the data that are sent to the servers of a teacher.
 
-    It names the data, the servers, and the environment variable of the API key.
+    The line names the data, the servers, and the environment variable of the API key.
     """
     servers = ", ".join(parse_url(url).origin for url in settings.url)
     is_local = all(parse_url(url).is_loopback for url in settings.url)

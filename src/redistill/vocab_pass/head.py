@@ -49,8 +49,9 @@ class Products:
     def storage(self) -> torch.dtype:
         """The dtype in which the operands of the matrix products are stored.
 
-        It is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is
-        `self.result`.  Autograd is excluded, since it cannot differentiate a product of bf16 operands with a float32 result.
+        The dtype is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is
+        `self.result`.  Autograd is excluded, since it cannot differentiate a product of bf16 operands with a float32
+        result.
         """
         return torch.bfloat16 if self.bf16 and self.device == "cuda" and not torch.is_grad_enabled() else self.result
 

@@ -195,9 +195,9 @@ class PhraseRule:
 class PolicyGradientRule:
     """Sum of the clipped policy-gradient loss over generated tokens.
 
-    A call returns a dict.  It has the sum of the loss with the key `name`, the sum of the ratios rho with the key "ratio", and
-    the number of tokens for which clipping is active with the key "clipped".  `losses.policy_gradient.clipped_surrogate`
-    defines the loss and rho.
+    A call returns a dict with three sums.  The key `name` has the sum of the loss, and "ratio" the sum of the ratios rho.
+    "clipped" has the number of tokens for which clipping is active.  `losses.policy_gradient.clipped_surrogate` defines the
+    loss and rho.
     """
 
     name: str

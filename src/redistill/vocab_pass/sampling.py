@@ -1,7 +1,7 @@
 """Sampling of classes by inverting cumulative distributions.
 
-The classes are divided into ranges, and each range into smaller ranges, down to single classes.  A class is sampled by choosing
-a range on each level.
+The vocabulary is divided into ranges of classes, each range into smaller ranges, and so on down to single classes.  A class
+is sampled by choosing a range of the vocabulary, then a range inside this range, and so on.
 """
 
 import torch

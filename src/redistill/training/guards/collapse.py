@@ -3,8 +3,8 @@
 The checked statistics are the length of responses, the fraction of responses with an end token, and the fraction of distinct
 bigrams.  For the divergence DAC-KL, the probability mass that it keeps is checked as well.
 
-On-policy training can reinforce its own errors.  A student may learn to stop at once, never to stop, or to repeat itself.  It
-then generates more text of this kind to learn from, while the loss falls.
+On-policy training can reinforce its own errors.  A student may learn to stop at once, never to stop, or to repeat itself.
+The student then generates more text of this kind to learn from, while the loss falls.
 """
 
 from collections import deque
