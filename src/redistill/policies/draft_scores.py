@@ -32,8 +32,7 @@ class DraftScores:
     """Computes scores of the tokens of drafts, and the teacher's tokens.
 
     A score measures the disagreement of student and teacher at a token.  Drafts may be generated in chunks of some tokens.
-    Then
-    `has_error` scores each chunk and stores the scores, and `of` returns the stored scores.
+    Then `has_error` scores each chunk and stores the scores, and `of` returns the stored scores.
 
     Args:
         scorer: Computes statistics of both models.

@@ -179,8 +179,7 @@ class ResponseStore:
         """Return the token ids of all answers in the file, by key.
 
         A key consists of the index of the training example and a hash of its prompt.  Every process must call this method;
-        the main
-        process reads the file.
+        the main process reads the file.
         """
         processes, lines = self._tools.processes, list[Json]()
         if processes.is_main and self._path.exists():
