@@ -50,7 +50,7 @@ class PrefixMemory:
     The states of a text are the keys, values and last hidden states that the model computed for the tokens of the text.
 
     Args:
-        max_bytes: Maximum size of all states together, in bytes; a text that would exceed it is not stored.
+        max_bytes: Maximum size of all states together, in bytes; a text that would exceed this limit is not stored.
     """
 
     def __init__(self, max_bytes: int = MEMORY_BYTES) -> None:

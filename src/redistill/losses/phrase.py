@@ -1,4 +1,4 @@
-"""The likelihood form of the span loss: equal probabilities of phrases.
+"""The likelihood form of the span loss, which compares probabilities of phrases.
 
 The span loss of MGSR (arXiv 2407.10068, Eq. 10; span.py) compares products of distributions over all classes.  The
 likelihood form compares one number for each phrase: the mean log-probability of its tokens.  This form is not in the paper.

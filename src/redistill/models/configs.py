@@ -136,7 +136,8 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
         tensors: The stored weights by name, from the headers of the files.
 
     Raises:
-        ModelError: the model cannot be built, is much larger than the stored weights, or differs from them in size or type.
+        ModelError: the model cannot be built, is much larger than the stored weights, or has tensors of other sizes or
+            types.
     """
     quantised = getattr(settings, "quantization_config", None) is not None
     stored = sum(tensor.size for tensor in tensors.values())

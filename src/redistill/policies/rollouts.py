@@ -169,8 +169,8 @@ class RolloutsSource(Wrapping):
     def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
         """Replace the pool of roll-outs by another pool.
 
-        `cycle` is the index of the cycle: the several epochs over one pool.  The pool's metrics and its state for
-        checkpoints are computed here once, and not at every update.
+        A pool is used for several epochs, which form a cycle; `cycle` is the index of the cycle.  The pool's metrics and
+        its state for checkpoints are computed here once, and not at every update.
         """
         self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)
         self._pool_metrics: Mapping[str, Json] = {}

@@ -1,6 +1,6 @@
 """Scores of a model on tasks of lm-evaluation-harness.
 
-The model is loaded by redistill, so that its files are checked as for every command, and is passed to the harness.
+The model is loaded by redistill, which checks its files, and is then passed to the harness.
 """
 
 from collections.abc import Mapping, Sequence

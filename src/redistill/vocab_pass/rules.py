@@ -132,7 +132,9 @@ class DivergenceRule:
         assert both is not None, "a divergence needs a teacher"
         num_rows = len(counted_C)
         if isinstance(both, Sampled):
-            assert isinstance(self.divergence, ForwardKL), "other divergences need the teacher's probabilities"
+            assert isinstance(self.divergence, ForwardKL), (
+                "this divergence needs the teacher's probabilities, not sampled classes"
+            )
             result = self.divergence.of_samples(*(tensor[:num_rows] for tensor in both))
         else:
             also = (RowContext(*context),) if context else ()

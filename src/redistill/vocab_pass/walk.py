@@ -130,8 +130,9 @@ def dense_reference(
 def chunk_budget(head_bytes: int) -> int:
     """Return the default memory limit of all [rows, vocabulary] tensors together.
 
-    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.  Rows are processed in blocks, and each
-    block reads the whole head and its gradient.  A larger head gets larger blocks, so that it is read less often.
+    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.  Rows are processed in blocks, and
+    each block reads the whole head and its gradient.  A larger head gets larger blocks, so that the head is read less
+    often.
 
     Args:
         head_bytes: Bytes of the head's weight in float32.
@@ -318,7 +319,7 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """Return the objective; add the sums of the terms to `sums`, and the gradients to `gradients` unless it is None."""
+    """Return the objective; add the sums of terms to `sums`, and gradients to `gradients`, if given."""
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=torch.float64)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
