@@ -5,13 +5,13 @@ an interval.  A class is kept if its score lies in the interval; by default, the
 the teacher's arg max is always kept.
 
 Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` computes the divergence on the kept classes.
-`DacKL` combines it with f_sub (clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, a
-field of `DacKLConfig` selects the interpretation.  The defaults are closest to the paper; dac_kl_options.py computes the other
-options.
+`DacKL` combines this divergence with f_sub (clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper
+is ambiguous, a field of `DacKLConfig` selects the interpretation.  The defaults are closest to the paper; dac_kl_options.py
+computes the other options.
 
-The functions return one value per row, and depend on no language model.  The [N, V] tensors of a chunk of rows need most of the
-memory, so they are never concatenated.  For the same reason, the backward pass recomputes the soft gate (the smooth function
-from which f_sub gets its gradient) instead of storing it.
+The functions return one value per row, and depend on no language model.  The [N, V] tensors of a chunk of rows need most of
+the memory, so they are never concatenated.  For the same reason, the soft gate (the smooth function from which f_sub gets
+its gradient) is not stored, but computed again in the backward pass.
 """
 
 import math

@@ -199,7 +199,7 @@ def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, J
 
 
 def _plain(what: str, value: Json) -> Json:
-    """A copy of `value` in which no object has private fields or fields of `_DROPPED`.
+    """A copy of `value` without private fields and without the fields in `_DROPPED`.
 
     Raises:
         ModelError: an object in `value` has a field that could change which code or files are used.

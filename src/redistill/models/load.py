@@ -284,7 +284,9 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
             )
         return config, adapter
     if config.adapter is not None:
-        raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base model and `adapter` to one adapter")
+        raise ModelError(
+            f"{config.model}: is an adapter itself; set `model` to its base model, and `adapter` to one of the two adapters"
+        )
     if own.folder.find(CONFIG) is not None:
         download_weights(own.folder)
     if any(own.folder.find(file) for file in (SINGLE, INDEX)):
@@ -309,7 +311,7 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
 
 
 def _checked_settings(base: ModelConfig, checked: CheckedModel) -> tuple[ModelSettings, Mapping[str, Stored]]:
-    """Read, compare and return the config of a model and the headers of its weights.
+    """Read the config of a model and the headers of its weights, and compare them.
 
     The mapping of headers is empty for a GGUF file, and for a hub model whose weights are not downloaded.
     """

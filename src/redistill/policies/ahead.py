@@ -90,9 +90,9 @@ class AheadSource(Wrapping):
         self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
 
     def _generate(self, first: int) -> None:
-        """Generate the sequences of step `first`, and of the steps up to the next multiple of n.
+        """Generate the sequences of step `first` and of the steps that follow it.
 
-        The sequences of the multiple itself are not generated.
+        The last of these steps is the one before the next multiple of n, or the last step of the run.
         """
         steps = range(first, max(first + 1, min(self._updates, (first // self._num_steps + 1) * self._num_steps)))
         weights, made = self._weights_step(first), {step: dict[int, TokenSequence]() for step in steps}

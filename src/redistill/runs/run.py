@@ -118,8 +118,8 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 def train_student(config: Run, *, command: str | None = None) -> Path:
     """Train the student of a run, and export its best checkpoint.
 
-    If the recipe fine-tunes the teacher or the student before distillation, this is done first.  An unfinished run is resumed.
-    The best checkpoint has the best validation score.
+    If the recipe fine-tunes the teacher or the student before distillation, these models are trained first.  An unfinished
+    run is resumed.  The best checkpoint has the best validation score.
 
     Args:
         config: The run.

@@ -160,7 +160,7 @@ class ServedTeacher:
         settings: The teacher in the recipe.
         client: Client of the servers.
         probe: The first server's reply to the probe text at the start.
-        vocabulary: Number of classes of the student; all token ids that a server lists must be below it.
+        vocabulary: Number of classes of the student; all token ids that a server lists must be below this number.
         end_ids: Tokens that end a text.
         device: Device of the batches.
         count_text: Function that is called with the number of tokens of generated text.

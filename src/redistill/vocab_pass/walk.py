@@ -199,7 +199,7 @@ class _Task:
 
     @property
     def num_distilled(self) -> int:
-        """Number of rows, from the first on, on which terms compare student and teacher."""
+        """Number of rows on which terms compare student and teacher; they come first in the batch."""
         divergences = [term.num_rows for term in self.terms if isinstance(term, DivergenceTerm)]
         spans = [len(term.pair_weight_N) for term in self.terms if isinstance(term, SpanTerm)]
         return next(iter(divergences + spans), 0)
