@@ -146,7 +146,7 @@ class Evaluator:
     def _scores(
         self, responses: ResponseFiles, dataset: str, rows: Sequence[Row], metrics: Sequence[Metric]
     ) -> dict[str, Json]:
-        """Generate the missing answers of a data set; return its scores, as in scores.json."""
+        """Generate the missing answers of a data set; return its scores for scores.json."""
         by_seed = {
             str(seed): response_scores(responses.complete(dataset, rows, seed, metrics), metrics) for seed in self.config.seeds
         }

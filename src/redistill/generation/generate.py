@@ -135,7 +135,7 @@ def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Return numbers that are proportional, in each row, to the result of `probabilities`.
+    """Return numbers that are, row by row, proportional to `probabilities`.
 
     `sample_rows` does not need normalised rows.  The function may overwrite the logits.
     """
@@ -245,7 +245,10 @@ class _LiveBatch:
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token ids, attention mask and position ids of the prompts and the first `step` generated tokens."""
+        """Return token ids, attention mask and position ids of the columns so far.
+
+        These are the columns of the prompts and of the first `step` generated tokens.
+        """
         filled = self._prompt_length + step
         return self._ids_LT[:, :filled], self._mask_LT[:, :filled], self._position_LT[:, :filled]
 
@@ -272,7 +275,7 @@ class _LiveBatch:
         return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
-        """Return the texts of some rows of the KV cache, to be stored in the prefix memory.
+        """Return the texts of some rows of the KV cache, for the prefix memory.
 
         Args:
             live: Indices of the rows in the KV cache.

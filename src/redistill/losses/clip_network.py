@@ -152,7 +152,7 @@ class ClipNetwork(nn.Module):
         return torch.minimum(lower_N, upper_N), upper_N
 
     def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
-        """Return the sorted input of the network: p_NV in descending order, or its compact form.
+        """Return the sorted input of the network: p_NV sorted, or its compact form.
 
         `ClipNetworkConfig.sorted` selects the form.  `sorted_NV` is p_NV in descending order, or None if not yet computed.
         """

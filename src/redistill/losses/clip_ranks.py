@@ -200,7 +200,7 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
 
 def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the compact form of one row, which is computed with a histogram of its probabilities.
+    """Return the compact form of one row, computed with a histogram of probabilities.
 
     The upper 16 bits of a float32 probability are the index of its histogram bin, so the bins are in the order of the
     probabilities.  Two kinds of bins are sorted: those with one of the edges[0] largest probabilities, and those in which a

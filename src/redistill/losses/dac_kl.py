@@ -305,7 +305,7 @@ class DacKL(nn.Module):
         return within(score_NV, *score_bounds(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the scores score_NV of the classes, and the bounds lower_N and upper_N of each row's interval."""
+        """Return score_NV, and the interval of each row as lower_N and upper_N."""
         score_NV, sorted_NV = class_scores(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
@@ -319,11 +319,11 @@ class DacKL(nn.Module):
     def _gate(
         self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
     ) -> Tensor:
-        """Return the weight of each class in the divergence: `keep_NV` (0 or 1), or a gate in [0, 1].
+        """Return the weight of each class in the divergence.
 
-        `ends` are the lower and the upper bound of the scores.  `target_N1` is the class of each row that is always kept,
-        or None.  The gate is a product of two sigmoids.  Their argument is the score in mode "mass", and the logarithm of
-        the score in the other modes.
+        The weight is `keep_NV` (0 or 1), or a gate in [0, 1].  `ends` are the lower and the upper bound of the scores.
+        `target_N1` is the class of each row that is always kept, or None.  The gate is a product of two sigmoids.  Their
+        argument is the score in mode "mass", and the logarithm of the score in the other modes.
         """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV

@@ -162,7 +162,7 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
 
 
 def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """Return the weight of each pair of neighbouring rows as a float64 tensor of length `num_rows`."""
+    """Return the weight of each pair of neighbouring rows, float64, [num_rows]."""
     for start, stop in spans:
         assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
     weight_N = torch.zeros(num_rows, dtype=torch.float64)

@@ -376,7 +376,7 @@ def _read_weights(
 
 
 def _check_implementations(name: str, model: nn.Module) -> None:
-    """Reject a model that uses code outside transformers and torch for attention or experts."""
+    """Reject a model whose attention or experts use code of other packages."""
     for module in model.modules():
         for field, allowed in _IMPLEMENTATIONS.items():
             used = getattr(getattr(module, "config", None), field, None)

@@ -165,7 +165,7 @@ def _run_layer(
 
 
 def _twice(first: CausalModel, outside: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights of a model of two layers that both equal the layer of `first`."""
+    """Return the weights of a model with two copies of the layer of `first`."""
     pattern = layer_name(layer_list(first)[0].rpartition(".")[2])
     weights = dict(outside)
     for name, weight in first.state_dict().items():

@@ -225,7 +225,7 @@ class RevisedSource(Wrapping):
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
     ) -> tuple[list[TokenSequence], list[int]]:
-        """Run round `number` of revision; return the revised drafts and their error tokens.
+        """Run round `number` of revision; return the revised drafts and error tokens.
 
         An error token is a token that was replaced; it is given by its position.  A draft without an error token is returned
         unchanged, with the position -1.  `starts` has a position for each draft; tokens before this position are not replaced.

@@ -181,10 +181,10 @@ class RolloutsSource(Wrapping):
     # --- generation ---
 
     def _generate(self, cycle: int) -> list[_Scored]:
-        """Generate and score the pool of a cycle; return it in the order of the training data.
+        """Generate, score and return the pool of a cycle.
 
-        The pool has the roll-outs for all epochs of the cycle.  Each process generates and scores a part of the pool, and
-        every process returns the whole pool.
+        The pool is in the order of the training data, and has the roll-outs for all epochs of the cycle.  Each process
+        generates and scores a part of the pool, and every process returns the whole pool.
         """
         gold_steps = range(cycle * self._pass_steps, (cycle + 1) * self._pass_steps)
         items = [item for gold_step in gold_steps for item in self._tools.gold.all_items(gold_step)]
@@ -201,7 +201,10 @@ class RolloutsSource(Wrapping):
         return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
-        """Return each sequence with the log-probabilities of its targets under both models."""
+        """Return each sequence with the log-probabilities of its targets.
+
+        The log-probabilities are those of student and teacher.
+        """
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
         rows = zip(sequences, found["student_logprob"], found["teacher_logprob"], strict=True)
         return [_Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist())) for sequence, old, teacher in rows]
@@ -244,7 +247,9 @@ class RolloutsSource(Wrapping):
 
 
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
-    """Divide the indices of the items into groups that have each training example once.
+    """Divide the items into groups that have each training example once at most.
+
+    The items are given by their indices.
 
     The random numbers of an answer depend on the step number and the training example.  The caller generates each group
     with another step number, so that two answers to the same prompt differ.

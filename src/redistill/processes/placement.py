@@ -85,7 +85,10 @@ class Replicated(Placement):
 
     @torch.no_grad()
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Copy the state of process 0 into every process; every process must call this method."""
+        """Copy the state of process 0 into every process.
+
+        Every process must call this method.
+        """
         for tensor in module.state_dict().values():
             distributed.broadcast(tensor, src=0)
         return module

@@ -145,7 +145,7 @@ class _Watch:
         self._thread.join(HEARTBEAT_S)
 
     def _run(self) -> None:
-        """Send heartbeats; inside a `watched` context, end this process if another is dead."""
+        """Send heartbeats; in a `watched` context, end this process if another is dead."""
         checked_blocks, checked_at, seen = tuple[int, ...](), 0.0, dict[int, tuple[int, float]]()
         try:
             self._store.add(f"heartbeats/{self.rank}", 1)
@@ -174,7 +174,10 @@ class _Watch:
             os._exit(1)
 
     def _has_failed(self, blocks: tuple[int, ...]) -> bool:
-        """Return whether a process has reported a failure in one of the `watched` contexts `blocks`."""
+        """Return whether a process has reported a failure.
+
+        `blocks` has the numbers of the `watched` contexts in which a failure counts.
+        """
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _heartbeats(self, block: int) -> dict[int, int]:

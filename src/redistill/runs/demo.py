@@ -182,6 +182,6 @@ def _write_model(folder: Path) -> None:
 
 
 def _source_digest() -> str:
-    """Return a hash of the code and the word lists that generate the data of the toy world."""
+    """Return a hash of the code and word lists that generate the toy data."""
     sources = [path for path in Path(toy.__file__).parent.iterdir() if path.suffix in {".py", ".yaml"}]
     return "".join(files.digest(path) for path in sorted(sources))

@@ -118,7 +118,7 @@ def _in_updates(length: Json, run: OpenRun) -> int:
 
 
 def _keep(folder: Path, kept: Path) -> None:
-    """Copy the results in a run folder to the folder `kept`, then move the model to it.
+    """Copy the results in a run folder to the folder `kept`, and move the model.
 
     If a call is interrupted before the model is moved, the copy may be incomplete.
     """

@@ -105,7 +105,7 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _corpus_hash(run: OpenRun) -> str:
-    """Return a hash of the source files of the corpus, and of the first blocks of text.
+    """Return a hash of the files of the corpus, and of the first blocks of text.
 
     Only the blocks of one update are included.  A longer run reads more blocks, and must have the same hash.
     """

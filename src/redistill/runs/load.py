@@ -183,7 +183,7 @@ def _read_rows(
 
 
 def _files(config: DataConfig, split: str) -> list[tuple[Source, str]]:
-    """Return the files and hub data sets of a split, each with a name such as "train 2"."""
+    """Return the files and hub data sets of a split, with names such as "train 2"."""
     found = [file for source, of in config.sources if of == split for file in single_sources(source, split)]
     return [(file, split if len(found) == 1 else f"{split} {number}") for number, file in enumerate(found, 1)]
 
@@ -362,7 +362,7 @@ class _ExampleBuilder(NamedTuple):
 
 
 def _not_used(report: ReadReport) -> dict[str, Json]:
-    """Return the unused columns and the number of rows without answer; {} if there are none."""
+    """Return the unused columns and the number of rows without answer, if any."""
     found: dict[str, Json] = {"unused columns": report.unused, "prompts alone": report.prompts_alone}
     return {name: value for name, value in found.items() if value}
 

@@ -188,7 +188,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """Write a recipe for each unfinished run and fine-tuning; return a job for each recipe."""
+    """Write a recipe for each unfinished run and fine-tuning; return their jobs."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     allowed += [f"--allow-host={host}" for host in allowed_hosts()]
@@ -248,7 +248,7 @@ def _run(
 
 
 def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
-    """Write sweep.json, which has the rows of each comparison table and the status of each run."""
+    """Write sweep.json: the rows of each comparison table, and the status of each run."""
     sweep = plan.sweep
     runs = [
         {"label": entry.label, "seed": entry.seed, "folder": entry.run.folder.name, "status": statuses[entry.run.folder]}

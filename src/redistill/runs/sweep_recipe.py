@@ -243,7 +243,7 @@ def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
-    """Set the output folders of a run's fine-tunings of teacher and student (its stages).
+    """Set the output folders of the stages of a run: its fine-tunings of models.
 
     The folders are in `folder`.  The name of each contains a hash of the settings of the stage.  Therefore a stage that
     several runs need is trained only once.

@@ -351,7 +351,7 @@ class _Read:
         return self.ready.pop(number)
 
     def _shards(self, plan: Plan, number: int, done: int) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the tensors of the shards that one call of the teacher reads, by shard number.
+        """Return the tensors of the shards that one call reads, by shard number.
 
         The first of them is the shard `number`.
         """

@@ -270,14 +270,14 @@ class ServedTeacher:
         return texts
 
     def _exchange(self, requests: Sequence[Request], num_tokens: int) -> list[Reply]:
-        """Send requests with `num_tokens` tokens in total; count the attempts and the tokens."""
+        """Send requests with `num_tokens` tokens in total; count attempts and tokens."""
         before = self._client.num_attempts
         replies = self._client.exchange(requests)
         self._count(self._client.num_attempts - before, num_tokens)
         return replies
 
     def _verify(self, scores: Scores, server: str) -> None:
-        """Raise a ServerError if a server no longer has the weights that it had at the start."""
+        """Raise a ServerError if a server has other weights than at the start."""
         difference = mean_difference(tuple(scores.own_T), self.probe.logprobs)
         if difference > self.tolerance:
             raise ServerError(

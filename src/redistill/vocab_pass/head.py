@@ -72,7 +72,7 @@ class Products:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Context that disables autocast, and sets the precision of matrix products on a CPU.
+        """Context without autocast, in which the precision of CPU products is set.
 
         If `self.bf16` is True, products of fp32 tensors on a CPU round their operands to bf16.
         """
@@ -116,7 +116,7 @@ class Head:
 
     @property
     def num_classes(self) -> int:
-        """Number V of classes: `vocabulary`, or the number of rows of the weight if `vocabulary` is None."""
+        """Number V of classes: `vocabulary`, or else the number of rows of the weight."""
         return self.weight_VD[: self.vocabulary].shape[0]
 
     @property

@@ -123,7 +123,7 @@ def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """Return, for each row, the first index at which the cumulative mass exceeds a threshold.
+    """Return for each row the first index whose cumulative mass exceeds a threshold.
 
     The threshold is `uniform_N` times the largest cumulative mass of the row, so such an index always exists.  An index
     with mass 0 is never returned, even if rounding makes the cumulative mass rise there.
