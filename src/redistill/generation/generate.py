@@ -74,7 +74,7 @@ def generate(
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
-    assert teacher is not None or not sampling.uses_teacher, "teacher_share > 0 and teacher_top_k > 0 need a teacher"
+    assert teacher is not None or not sampling.uses_teacher, "text with tokens of the teacher needs a teacher"
     models = [model] if teacher is None or not sampling.uses_teacher else [model, teacher]
     for each in models:
         _check_lengths(requests, position_limit(each))

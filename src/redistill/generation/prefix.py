@@ -20,7 +20,7 @@ from redistill.models.families import body
 from redistill.tensors import pad
 
 MEMORY_BYTES = 1 << 30
-"""Maximum size of a prefix memory in bytes; texts that would exceed it are not stored."""
+"""Maximum size of a prefix memory in bytes; texts that would exceed this size are not stored."""
 FEW_TOKENS = 32
 """Texts with at most this number of unread tokens (tokens without stored states) are read in one group.
 

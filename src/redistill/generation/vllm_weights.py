@@ -137,7 +137,7 @@ class ServedWeights:
                 if self._threshold.accepts(gap):
                     return
             fault = (
-                f"{server} has other weights than the student after loading them: log-probabilities of probe texts differ by "
+                f"{server} has not loaded the student's weights: its log-probabilities of probe texts differ by "
                 f"{gap:.3g} nats, and must differ by at most {limit:.3g}"
             )
         except ServerUnavailableError:

@@ -104,7 +104,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     if quantise != "none" and (adapter is not None or base.model.endswith(".gguf")):
         raise ConfigError(
             f"quantise = {quantise!r}: must be none, since {config.model} is a GGUF file or has an adapter to be merged; "
-            "set it to none, or first save the model with save_pretrained"
+            "set quantise to none, or first save the model with save_pretrained"
         )
     with checked_model(base.model, base.revision, downloads=True) as checked:
         settings, tensors = _checked_settings(base, checked)
@@ -302,10 +302,10 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
     try:
         second = find_adapter(base.model, base.revision)
     except ModelError as error:
-        raise ModelError(f"{config.model}: its base {error}") from error
+        raise ModelError(f"{config.model}: its base model {error}") from error
     if second is not None:
         raise ModelError(
-            f"{config.model}: its base {base.model} is an adapter as well; first merge {base.model} into its own base"
+            f"{config.model}: its base model {base.model} is an adapter as well; first merge it into its own base model"
         )
     return base, own
 

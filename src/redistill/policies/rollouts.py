@@ -136,7 +136,7 @@ class RolloutsSource(Wrapping):
     """Returns the sequences of a `Rollouts` policy; created by `Rollouts.bind`."""
 
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
-        assert tools.scorer is not None, "checked by `needs` when the recipe was read"
+        assert tools.scorer is not None, "a teacher with statistics of tokens is required"
         self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
         self._pass_steps = max(1, settings.num_rollouts // tools.gold.batch_size)
         self._hold(None, [])

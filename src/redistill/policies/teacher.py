@@ -92,7 +92,7 @@ class TeacherSource(Stateless):
     """
 
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
-        assert tools.teacher is not None, "checked by `needs` when the recipe was read"
+        assert tools.teacher is not None, "a teacher that generates text is required"
         self._sampling = settings.teacher_sampling
         self._tools, self._generate = tools, tools.teacher.generate
         path = Path(settings.store) if settings.store else tools.folder and tools.folder / FILE

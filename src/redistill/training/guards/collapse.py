@@ -123,7 +123,7 @@ class CollapseMonitor:
         usual = self._best_ended if self._best_ended > ENDED_AT_ALL else 0.0
         checks = {
             "length": (mean["length"], config.min_length * mean["gold_length"], "mean length in tokens"),
-            "ended": (mean["ended"], config.min_ended * usual, "fraction with an end token"),
+            "ended": (mean["ended"], config.min_ended * usual, "fraction of responses with an end token"),
             "distinct_2": (mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "fraction of distinct bigrams"),
         }
         if "kept_mass" in mean:
