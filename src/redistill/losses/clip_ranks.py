@@ -204,7 +204,7 @@ def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[
 
     The upper 16 bits of a float32 probability are the index of its histogram bin, so the bins are in the order of the
     probabilities.  Two kinds of bins are sorted: those with one of the edges[0] largest probabilities, and those in which a
-    bucket of `edges` begins.  All other bins lie in one bucket, so the sums are not approximations.
+    bucket of `edges` begins.  Each of the other bins lies in a single bucket, so the sums of the buckets are exact.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
     count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # bins in descending order

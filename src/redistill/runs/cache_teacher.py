@@ -22,8 +22,8 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
     """Store the last hidden states of a recipe's teacher.
 
     The states at the targets of the training and validation data are stored.  The head of the teacher is stored as well, so
-    that runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.  An interrupted call is resumed by the same
-    call.  If the recipe fine-tunes the teacher, this stage is trained first.
+    that runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.  An interrupted call is resumed by the
+    same call.  If the recipe fine-tunes the teacher, the teacher is trained first.
 
     Args:
         config: The run.

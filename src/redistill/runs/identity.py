@@ -38,8 +38,8 @@ def checked_identity(run: OpenRun) -> dict[str, str]:
 
     Returns:
         Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  The
-        hashes of the models come before those of the data, since another tokenizer also changes the tokenized data, and an
-        error names only the first hash that differs.
+        hashes of the models come before those of the data.  An error names only the first hash that differs, and another
+        tokenizer also changes the hashes of the data.
 
     Raises:
         ModelError: the files of a model were removed while the run was loading.
