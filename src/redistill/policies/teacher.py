@@ -192,7 +192,9 @@ class ResponseStore:
             if processes.is_main:
                 files.rewrite_lines(self._path, lines)  # removes an incomplete last line before lines are appended
         if faulty := [number for number, line in enumerate(lines[1:], 2) if not _is_answer(line)]:
-            raise DataError(f"{self._path}:{faulty[0]}: is not an answer of a teacher; remove the line, or set policy.store to another file")
+            raise DataError(
+                f"{self._path}:{faulty[0]}: is not an answer of a teacher; remove the line, or set policy.store to another file"
+            )
         return {(a["sample"], a["prompt"]): tuple(a["token_ids"]) for a in cast("list[_Answer]", lines[1:])}
 
     def append(self, answers: Mapping[Key, tuple[int, ...]]) -> None:

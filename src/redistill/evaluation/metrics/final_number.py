@@ -63,4 +63,4 @@ def _can_score(record: Record) -> bool:
     return any(final_number(reference) is not None for reference in record.references)
 
 
-METRIC = Metric(name="final_number", title="final number", unit="fraction", score=_score, can_score=_can_score)
+METRIC = Metric(name="final_number", title="final number", unit="fraction", score=_score, binary=True, can_score=_can_score)
