@@ -131,7 +131,7 @@ class SequenceBuffer:
         generated = self._tools.processes.gather(mine)
         if any(sequence.rollout is not None for _, sequence in generated):
             raise ConfigError(
-                "policy: a replay buffer cannot contain roll-outs, whose scores become outdated; make rollouts the outermost policy"
+                "policy: a buffer cannot contain roll-outs, whose scores become outdated; make rollouts the outermost policy"
             )
         self._sequences.extend(sequence for _, sequence in sorted(generated, key=lambda pair: pair[0]))
         self._steps.extend([step] * len(generated))

@@ -45,11 +45,9 @@ def locate_error(
         >>> locate_error(score_BT, student_BT, teacher_BT, torch.ones(1, 3, dtype=torch.bool))
         tensor([2])
     """
-    assert score_BT.shape == student_tokens_BT.shape == teacher_tokens_BT.shape == valid_BT.shape, (
-        "all arguments must have the same shape"
-    )
+    assert score_BT.shape == student_tokens_BT.shape == teacher_tokens_BT.shape == valid_BT.shape, "the shapes differ"
     valid_BT = valid_BT.bool()
-    assert not score_BT[valid_BT].isnan().any(), "score_BT must not be NaN at a candidate position"
+    assert not score_BT[valid_BT].isnan().any(), "a valid score is not a number"
     if score_BT.shape[1] == 0:
         return score_BT.new_full((len(score_BT),), -1, dtype=torch.int64)
     candidate_BT = valid_BT & (student_tokens_BT != teacher_tokens_BT)

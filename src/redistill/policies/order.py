@@ -48,7 +48,6 @@ class GoldItem:
             raise ConfigError(
                 f"policy: uses gold answers, but {self.example.record.record_id} has none; add Needs(gold=True) to `needs` of "
                 "the policy, so that data without answers is rejected when it is read"
-                "the policy, so that such data is rejected when it is read"
             )
         return self.gold
 

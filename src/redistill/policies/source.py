@@ -74,8 +74,6 @@ class PolicyTools:
         engine: Generates the student's text.
         teacher: Generates the teacher's text; None if the run has no teacher that generates text.
         scorer: Computes divergences and log-probabilities of tokens; None if the run has no teacher that provides them.
-        teacher: Generates the teacher's text; None if the run has no teacher that generates text.
-        scorer: Computes divergences and log-probabilities of tokens; None if the run has no teacher that provides them.
         gold: The training examples of all steps in the order of training, with their gold answers.
         processes: Rank and number of processes, and the collective operation `gather`.
         updates: Optimiser steps of the run, >= 1.

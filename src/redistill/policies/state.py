@@ -55,7 +55,8 @@ def store(state: Mapping[str, StateValue]) -> StoredState:
     - sample (int64, [n]) contains the indices of the training examples.
     - origin (uint8, [n]) contains indices of the list "origins" in `StoredState`.
 
-    If any target has a weight other than 1, there is a sixth tensor, weights (float64), with the weights of all targets in order.
+    If any target has a weight other than 1, there is a sixth tensor, weights (float64), with the weights of
+    all targets in order.
 
     Raises:
         ConfigError: a sequence has spans or a roll-out, which are not stored.
@@ -129,9 +130,8 @@ def _tensors_of(sequences: Sequence[TokenSequence], origins: Sequence[str]) -> d
     for sequence in sequences:
         if sequence.spans or sequence.rollout is not None:
             raise ConfigError(
-                f"policy: the state has a sequence of training example {sequence.sample} with spans or a roll-out, which cannot "
+                f"policy: the state has spans or a roll-out in a sequence of training example {sequence.sample}; neither can "
                 "be stored; set `spans` to () and `rollout` to None by dataclasses.replace, and store their values as tensors"
-                "set `spans` to () and `rollout` to None by dataclasses.replace, and store their values as tensors"
             )
     tokens = np.fromiter(chain.from_iterable(sequence.token_ids for sequence in sequences), np.int32)
     supervised = np.fromiter(chain.from_iterable(sequence.supervised for sequence in sequences), np.bool_)

@@ -1,8 +1,8 @@
 """The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
 MGSR is the distillation method of arXiv 2407.10068; SFT is supervised fine-tuning.  Both students have the same number of
-updates, batch size, data and learning rate.  For each method, this learning rate has the best validation score of three values.
-docs/results/toy-world.md has the results, and the commands that reproduce them.
+updates, batch size, data and learning rate.  This learning rate has the best validation score of three values, for each of
+the two methods.  docs/results/toy-world.md has the results, and the commands that reproduce them.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
     """Train, evaluate and report the student of one method.
 
-    A run folder that another version of the demo wrote is replaced.
+    If another version of the demo wrote the run folder, it is replaced.
 
     Args:
         method: "sft" or "mgsr".
@@ -91,8 +91,8 @@ def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fr
 def student_tree(world: Path) -> dict[str, Json]:
     """Return the settings, as in a recipe, that all runs in the toy world share.
 
-    The toy world is the generated data and the tiny teacher of the demo, in the folder `world`.  The demo adds the method to
-    these settings; a sweep merges its own settings over them.
+    The toy world is the generated data and the tiny teacher of the demo, in the folder `world`.  The demo adds the method
+    to these settings.  A sweep replaces some of them by its own settings.
     """
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
@@ -124,7 +124,7 @@ def world_folder() -> Path:
 def toy_world(*, fresh: bool = False) -> Path:
     """Return the folder of the toy world: the generated data and the trained teacher.
 
-    The data and the teacher are created if they are not in the cache, or if `fresh` is True.
+    The data and the teacher are created if the cache does not contain them, or if `fresh` is True.
     """
     world = world_folder()
     if fresh and world.exists():
@@ -160,7 +160,7 @@ def _write_data(folder: Path) -> None:
 def _row(record: Record) -> dict[str, Json]:
     output = list(record.references) if len(record.references) > 1 else record.references[0]
     prompt = record.prompt
-    assert isinstance(prompt, Instruction), "toy rows are instructions"
+    assert isinstance(prompt, Instruction), "every row of the toy data must be an instruction"
     return {"instruction": prompt.instruction, "input": prompt.input, "output": output}
 
 

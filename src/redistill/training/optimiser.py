@@ -27,16 +27,16 @@ class OptimiserConfig:
 
     Args:
         learning_rate: Peak learning rate of the student, > 0; the paper's value is 5e-4.
-        final_learning_rate: Learning rate at the end of the cosine schedule, >= 0; at most the peak learning rates of the
-            student and of the clip network.
+        final_learning_rate: Learning rate at the end of the cosine schedule, >= 0.  It must not exceed the peak learning
+            rates of the student and of the clip network.
         clip_network_learning_rate: Peak learning rate of the clip network, > 0; if None, it is the student's peak learning
             rate, as in the paper.
         schedule: "cosine" decay to final_learning_rate over all updates after the warm-up, or "constant".
         warmup_updates: Number of updates of linear warm-up from final_learning_rate, >= 0; DistiLLM's public code has none.
         weight_decay: Decoupled weight decay of matrices, >= 0; vectors (biases, norms) have none.
         betas: Decay rates of AdamW's moment estimates, each in [0, 1).
-        max_grad_norm: Maximum norm of the student's gradient, > 0.  The gradient of the clip network is clipped separately, so
-            that it does not reduce the student's gradient.
+        max_grad_norm: Maximum norm of the student's gradient, > 0.  The gradient of the clip network is clipped separately,
+            so that a large gradient of one does not reduce that of the other.
 
     Raises:
         ConfigError: a value is out of range.
@@ -79,8 +79,8 @@ class OptimiserConfig:
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
     """Set the learning rates of `optimizer` for the update after `step` updates.
 
-    `updates` is the number of all updates.  Returns the rates by name, for the log.  They depend only on the arguments, so
-    checkpoints do not store a schedule.
+    `updates` is the number of updates of the run.  Returns the rates by name, for the log.  The rates depend only on the
+    arguments.
     """
     fraction = _fraction_of_peak(config, step, updates)
     for group in optimizer.param_groups:
@@ -102,7 +102,8 @@ def _fraction_of_peak(config: OptimiserConfig, step: int, updates: int) -> float
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Clip the gradients of `parameters` in place; return the norm before clipping.
 
-    The norm of all gradients together is at most `max_norm` afterwards.  The parameters must be all sharded or all unsharded.
+    After clipping, the norm of all gradients together is at most `max_norm`.  Either all parameters or none must be
+    sharded.
     """
     return scalar(nn.utils.clip_grad_norm_(parameters, max_norm))
 
