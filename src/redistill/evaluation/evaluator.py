@@ -18,6 +18,7 @@ from redistill.data.tokenize import TokenizeConfig, tokenize_prompts
 from redistill.evaluation.answers import Answerer, Row, part, response_scores
 from redistill.evaluation.folder import RESPONSES, ProgressCall, ResponseFiles, Tally, check_settings
 from redistill.evaluation.gold import forced_names, gold_examples, teacher_forced
+from redistill.evaluation.pass_at_k import pass_scores
 from redistill.evaluation.scores import SCORES, EvaluationConfig, checked, described, earlier_scores, settings
 from redistill.generation.local import LocalEngine
 from redistill.generation.vllm import VllmEngine
@@ -147,12 +148,13 @@ class Evaluator:
         self, responses: ResponseFiles, dataset: str, rows: Sequence[Row], metrics: Sequence[Metric]
     ) -> dict[str, Json]:
         """Generate the missing answers of a data set; return its scores for scores.json."""
-        by_seed = {
-            str(seed): response_scores(responses.complete(dataset, rows, seed, metrics), metrics) for seed in self.config.seeds
-        }
+        lines = {str(seed): responses.complete(dataset, rows, seed, metrics) for seed in self.config.seeds}
+        by_seed = {seed: response_scores(found, metrics) for seed, found in lines.items()}
         forced = self._teacher_forced(gold_examples([record for record, _ in rows], self.tokenizer, self.tokens))
         described = {metric.name: metric.described for metric in metrics}
         scores: dict[str, Json] = {"prompts": len(rows), "metrics": described, "seeds": by_seed, "teacher_forced": forced}
+        if passed := pass_scores(list(lines.values()), metrics):
+            scores["pass_at"] = passed
         return scores | ({"decodings": self._decoded(responses, dataset, rows, metrics)} if self.config.decodings else {})
 
     def _decoded(

@@ -37,4 +37,4 @@ def _score(answer: str, record: Record) -> bool:
     return exact_match(answer, record.references)
 
 
-METRIC = Metric(name="exact_match", title="exact match", unit="fraction", score=_score)
+METRIC = Metric(name="exact_match", title="exact match", unit="fraction", score=_score, binary=True)
