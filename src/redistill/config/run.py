@@ -46,8 +46,8 @@ NAMES = {"PolicyConfig": PolicyConfig, "Divergence": Divergence}  # annotations 
 class Run:
     """The configuration of a run, called a recipe.
 
-    `method` selects a policy and an objective. If `policy` or `objective` is set, it replaces that of the method completely:
-    fields that are omitted have the defaults of the class, not the values of the method.
+    `method` selects a policy and an objective. The fields `policy` and `objective`, if set, replace those of the method
+    completely: fields that are omitted in them have the defaults of their classes, not the values of the method.
 
     More than 12 fields: the class is the root of a recipe and has one field for each section.
 
@@ -154,7 +154,7 @@ class Run:
         outermost, ahead = policy, getattr(self.engine, "ahead", 1)
         if isinstance(policy, Rollouts) and ahead != 1:
             raise ConfigError(
-                f"engine.ahead = {ahead}: must be 1 with the policy rollouts, which generates a pool at once; set "
+                f"engine.ahead = {ahead}: must be 1 with the policy rollouts, which generates many answers at once; set "
                 "policy.num_rollouts instead"
             )
         while policy is not None:
@@ -176,7 +176,7 @@ class Run:
 
     @property
     def teacher_cache(self) -> Path | None:
-        """Folder of the teacher's stored hidden states; None if it is not cached."""
+        """Folder of the teacher's stored hidden states; None if the teacher is not cached."""
         if isinstance(self.teacher, CachedTeacherConfig):
             return Path(self.teacher.path)
         path = self.teacher.cache if isinstance(self.teacher, TeacherConfig) else None
@@ -191,8 +191,8 @@ class Run:
     def resolved_method(self) -> Method:
         """The method that the run uses.
 
-        `policy` and `objective` of the recipe replace those of the method, if they are set. If `compat` is set, the method is
-        defined as in DistiLLM's public code, and otherwise as in its paper.
+        `policy` and `objective` of the recipe replace those of the method, if they are set. If `compat` is set, the method
+        follows DistiLLM's public code; otherwise it follows its paper.
         """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
@@ -346,7 +346,7 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
 
 
 def with_template_date(run: Run, date: object) -> Run:
-    """Return a run with a date for its templates.
+    """Return a run with a date for its chat template.
 
     The run is returned unchanged if the recipe sets a date, or if `date` is not a text.
     """
@@ -379,9 +379,9 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a configuration without output folders, trackers and decodings.
+    """Return a copy of a configuration without the fields that do not affect training.
 
-    Two configurations that differ only in these fields describe the same training, so a finished run accepts new decodings.
+    These are the output folders, the trackers, and the decodings (sampling settings for additional test answers).
     """
     kept = {name: item for name, item in tree.items() if name not in ("out", "tracking", "decodings")}
     return {name: without_outputs(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
@@ -390,7 +390,7 @@ def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
 def without_length(tree: Mapping[str, Json]) -> dict[str, Json]:
     """Return a copy of a configuration without `training.updates`.
 
-    This number may be raised later, and the run then continues.
+    A finished run continues if this number is raised.
     """
     training = tree.get("training")
     if not isinstance(training, Mapping):

@@ -123,7 +123,7 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str, forced:
         choose_by: Name of the score: that of a metric, or "cross_entropy", which validation always computes.
         validated: The metrics that validation computes.
         path: Path of the field that names the score in the recipe, for the error message.
-        forced: The value of `evaluation.teacher_forced`. The value "acceptance" of `choose_by` must be listed in it.
+        forced: The value of `evaluation.teacher_forced`. If `choose_by` is "acceptance", it must be in this list.
 
     Raises:
         ConfigError: validation does not compute the score.
