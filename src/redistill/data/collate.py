@@ -31,10 +31,9 @@ def collate(
             items, the batch has one padding token and no target.
         pad_id: Token id that pads short sequences on the right; it is masked.
         device: Device of the tensors of the batch.
-        span_config: Settings of the span loss (MGSR, Eq. 10), which compares pairs of neighbouring targets within a phrase.
-            The weights of these pairs depend on the settings; if None, all weights are 0.
-        role: Which terms of the objective use the whole batch.  "pretraining": only the pre-training term.  "task": the other
-            terms.
+        span_config: Settings of the span loss (MGSR, Eq. 10). The loss compares pairs of neighbouring targets within a phrase,
+            and the settings determine the weight of each pair. If None, all weights are 0.
+        role: "pretraining" if only the pre-training term of the objective uses the batch; "task" if the other terms use it.
 
     Returns:
         The batch.  Its row n is the prediction of the n-th target, counted over all sequences in their order in the batch.

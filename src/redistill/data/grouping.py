@@ -21,8 +21,8 @@ class ReadCost:
     Args:
         overhead_tokens: The constant part of the cost, which does not depend on the number of tokens: the launch of kernels,
             and the accumulation of the gradient of each weight.
-        max_tokens: The number of tokens that saturates the device.  With a larger micro-batch, the time per token does not
-            decrease further, but more activations are stored.
+        max_tokens: The number of tokens that uses the device fully. A larger micro-batch needs more memory for activations, and
+            is not faster per token.
     """
 
     overhead_tokens: int

@@ -33,7 +33,7 @@ class Transcript:
         text: The text of the conversation.
         answers: Character range [start, end) of each answer to train on.  With a chat template, the range includes the
             end-of-turn marker.
-        ended: Whether the text includes the end-of-turn marker of the last answer; if not, the caller must append the end
+        ended: Whether the text ends with the end-of-turn marker of the last answer. If not, the caller must append the end
             token.
         literal: Character ranges of the special tokens that come from messages and are encoded as plain text; empty if the
             record is not rendered with a chat template.
@@ -66,7 +66,7 @@ def rendering_of(kind: type[Prompt], template: Template) -> Rendering:
 
 
 def renderings(kinds: Mapping[str, int], template: Template) -> dict[str, int]:
-    """Return the number of rows by how they are rendered, the most frequent first.
+    """Count rows by how they are rendered, the most frequent rendering first.
 
     Args:
         kinds: Number of rows by the name of the type of their prompt, such as {"Conversation": 20}.
@@ -115,8 +115,8 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
     """Render the text that a model continues with its answer.
 
     With the Alpaca template, a conversation is rendered as the text of its system turn, the header of the template, and one
-    block for each question and answer.  With the chat template, the text ends where the assistant's turn begins; an instruction
-    and its input form one user message.
+    block for each question and answer. With the chat template, the text ends where the assistant's turn begins. An instruction
+    and its input then form one user message.
 
     Args:
         prompt: The prompt.
@@ -234,9 +234,9 @@ def render_transcript(
 def _chat_answer(dialogue: Dialogue, text: str, chat: Chat, tokenizer: Tokenizer, *, is_last: bool) -> tuple[int, int]:
     """Return the character range [start, end) of an answer in a rendered conversation.
 
-    `text` is the rendered conversation.  The answer is the last turn of `dialogue`, which is the conversation up to the answer.
-    `is_last` is True if the conversation has no later turns.  The range begins at the end of the rendered prompt (the turns
-    before the answer) and includes the end-of-turn marker.
+    `text` is the rendered conversation. `dialogue` is the conversation up to the answer, which is its last turn. `is_last` is
+    True if the conversation has no later turns. The range begins where the rendered turns before the answer end. It includes
+    the end-of-turn marker.
     """
     turns = dialogue.turns
     prompt = chat.text(dialogue.first(len(turns) - 1), prompts=True)

@@ -4,8 +4,8 @@ A text is cut before each space that follows a visible character.  In two famili
 cut:
 
 - Byte-level BPE, such as GPT-2, Llama 3 and Qwen.  The pre-tokenizer divides a text into words with a regular expression, and a
-  token lies within a word.  With each of the expressions in `_PATTERNS`, no word contains a cut, and the words after a cut do
-  not depend on the text before it.
+  token lies within a word.  This module supports the expressions in `_PATTERNS`. With each of them, no word contains a cut, and
+  the words after a cut do not depend on the text before it.
 - BPE that encodes a space as "▁", such as Llama 2 and Gemma.  No merge joins "▁" to a character before it.
 """
 
@@ -100,9 +100,9 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
         special: The special tokens of the tokenizer.
 
     Returns:
-        The splitter.  None if it is not known that the tokenizer encodes the pieces independently, for example because it is
-        not a BPE, because the regular expression of its pre-tokenizer is not known, or because an added token has one of the
-        flags lstrip, rstrip and single_word.
+        The splitter. None if the tokenizer might not encode the pieces independently. Examples are a tokenizer that is not a
+        BPE, an unknown regular expression of the pre-tokenizer, and an added token with one of the flags lstrip, rstrip and
+        single_word.
     """
     parts: Mapping[str, Json] = json.loads(described)
     model, normalizer, before, added = (parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens"))

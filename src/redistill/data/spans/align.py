@@ -1,7 +1,7 @@
 """Conversion of character spans to token ranges.
 
-The conversion works for any tokenizer, and for generated token ids that differ from the encoding of their text.  This module
-uses a tokenizer only to decode ids.
+The conversion works for any tokenizer. The token ids may be generated, so they may differ from the ids that the tokenizer
+returns for their text.  This module uses a tokenizer only to decode ids.
 """
 
 from bisect import bisect_left, bisect_right
@@ -33,8 +33,8 @@ def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) 
         text: The text that the offsets refer to.
 
     Returns:
-        Half-open token ranges [first, stop), sorted and unique.  No range is empty or contains a special token: a span around a
-        special token yields a range before and one after it.
+        Half-open token ranges [first, stop), sorted and unique. No range is empty or contains a special token. A span around a
+        special token gives two ranges, one before the token and one after it.
 
     Example:
         >>> align([CharSpan(4, 12, "NP")], [(0, 3), (3, 8), (8, 12), (0, 0)], "The lazy dog")
@@ -85,9 +85,9 @@ def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Coll
         special_ids: Token ids to leave out of the text.
 
     Returns:
-        The text and one offset [start, end) per id.  Where the bytes of the non-special ids are valid UTF-8, the text equals
-        the result of `tokenizer.decode` for these ids.  Offsets are (0, 0) for special ids, and never decrease for other ids;
-        ids that are parts of one character all have the offset of that character.
+        The text and one offset [start, end) per id. The offset of a special id is (0, 0). The offsets of other ids never
+        decrease. Ids that are parts of one character all have the offset of that character. If the bytes of the non-special ids
+        are valid UTF-8, the text equals the result of `tokenizer.decode` for these ids.
     """
     special = frozenset(special_ids)
     text, found = _decode_incrementally([token for token in ids if token not in special], tokenizer)
