@@ -54,9 +54,9 @@ class Exported:
 def export(opened: OpenRun, example: Example) -> Exported:
     """Add noise to the student's parameters, export the student, and load the result.
 
-    The noise replaces training: it shows whether the export writes the current parameters or the original ones. It is added to
-    the trainable parameters only, in place, and is not removed. The student is exported to a temporary folder, which is
-    deleted.
+    The noise stands for training: with noise, an export of the original parameters instead of the current ones is detected.
+    Only trainable parameters are changed, in place, and they are not restored. The student is exported to a temporary folder,
+    which is deleted.
 
     Raises:
         NotExamined: the disk has too little free space for the exported student.

@@ -24,8 +24,8 @@ NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to le
 def template(subject: Subject) -> Findings:
     """Check 1: evaluation and the exported model must use the prompts of training.
 
-    The check fails if evaluation or the exported tokenizer gives other token ids for a row than training, or if the exported
-    chat template is another one. If the model has a chat template, but training uses the Alpaca template, this is a note.
+    The check fails if a row has other token ids in training than in evaluation or with the exported tokenizer. It also fails if
+    the exported chat template differs. If the model has a chat template, but training uses the Alpaca template, this is a note.
     """
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
