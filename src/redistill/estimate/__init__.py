@@ -35,12 +35,12 @@ class Memory:
     """Estimated memory of one process, in bytes.
 
     Args:
-        parts: Bytes by name.  "process" is the process without models.  "weights", "gradients" and "optimiser" are the sizes of
-            these tensors.  For each part of an update, such as "vocabulary pass" (the LM head and the loss), the value is
-            the peak of this part in addition to the weights and the optimiser state.
-        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU, the peak includes freed
-            memory that the C library keeps.  This memory is assumed to be a constant fraction (`HEAP_GAPS`) of the memory of
-            the tensors.
+        parts: Bytes by name. "process" is the memory of the process without models. "weights", "gradients" and "optimiser" are
+            the sizes of these tensors. Each other name is a part of an update, such as "vocabulary pass" (the LM head and the
+            loss). Its value is the peak memory of the part, without weights and optimiser state.
+        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU, a peak includes freed
+            memory that the C library keeps. Its size is assumed to be a constant fraction (`HEAP_GAPS`) of the size of the
+            tensors.
     """
 
     parts: Mapping[str, int]
@@ -172,8 +172,9 @@ def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int,
 def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
     """Return the mean seconds of an update and of a validation of the run.
 
-    `costs` are the costs of the measured update and validation, extrapolated to the run's numbers of layers.  The time of
-    generation is multiplied by `sampled.generating`, since an average update generates another amount of text.
+    `costs` are the costs of the measured update and validation, extrapolated to the run's numbers of layers.  The time of text
+    generation is multiplied by `sampled.generating`. This factor is the amount of text of an average update, divided by that of
+    the measured update.
     """
     totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
     parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}
