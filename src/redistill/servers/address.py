@@ -169,9 +169,8 @@ def allow_hosts(hosts: Iterable[str]) -> None:
     Each call replaces the hosts of the previous call.
 
     Args:
-        hosts: The hosts.  "HOST" or "HOST:PORT" permits encrypted connections; "http://HOST:PORT" also permits connections that
-            are not encrypted.
-            HOST must be equal to the host in the recipe; wildcards are not supported.
+        hosts: The hosts. "HOST" or "HOST:PORT" permits encrypted connections. "http://HOST:PORT" also permits connections that
+            are not encrypted. HOST must be equal to the host in the recipe; wildcards are not supported.
 
     Raises:
         ConfigError: an item has none of these forms.

@@ -132,7 +132,7 @@ class VllmServers:
         The servers may use their prefix caches.
 
         Returns:
-            For each server, and in it for each prompt, the log-probabilities in nats by token id.
+            A list for each server, which has a dict for each prompt: the log-probabilities in nats, by token id.
 
         Raises:
             ServerError: a reply is invalid, or a server rejected a request.
@@ -149,9 +149,9 @@ class VllmServers:
     def check_ban(self, model: str, vocabulary: int) -> None:
         """Check that every server can ban repeated n-grams.
 
-        A server without redistill's plugin ignores the field of a request for the ban.  Therefore each server is tested with
-        a prompt of one token.  A logit bias makes this token the most probable next token, and a ban of repeated 1-grams
-        excludes it: a server that returns the token does not apply bans.
+        A server without redistill's plugin ignores the field of a request for the ban.  Therefore each server is tested with a
+        prompt of one token.  A logit bias makes this token the most probable next token, and a ban of repeated 1-grams excludes
+        it. A server that returns the token does not apply bans.
 
         Raises:
             ServerError: a server returned the banned token.

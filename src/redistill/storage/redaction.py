@@ -198,7 +198,10 @@ def secret_in(text: str) -> str | None:
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the full traceback with secrets redacted; used as `sys.excepthook`."""
+    """Print an exception with its full traceback, with secrets masked.
+
+    The function is used as `sys.excepthook`.
+    """
     sys.stderr.write(plain("".join(traceback.format_exception(kind, error, trace))))
 
 
@@ -222,8 +225,8 @@ def names_secret(name: str) -> bool:
     cases:
 
     - The name ends in KEY, TOKEN or a similar word, with or without an underscore before the word (such as DEPLOYKEY).
-    - One of the words between the underscores of the name is TOKEN or a similar word, and the last word is not one that marks a
-      value that is not secret (such as TYPE).
+    - Underscores divide the name into words, one of which is TOKEN or a similar word. The last word must not be TYPE or a
+      similar word, which marks a value that is not secret.
     """
     if name in {"PWD", "OLDPWD"}:
         return False

@@ -1,6 +1,6 @@
 """Safetensors files, written atomically and one tensor at a time.
 
-A write therefore copies at most one tensor in memory at a time.  A file has three parts: 8 bytes with the length of the header,
+A write therefore copies at most one tensor at a time in memory. A file has three parts: 8 bytes with the length of the header,
 the header, and the bytes of the tensors.  The header is JSON with the type, the shape and the offsets of each tensor.
 
 Tied tensors, which have the same elements in memory, are stored once, under one of their names.  The header also lists their
