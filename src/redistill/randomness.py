@@ -1,9 +1,10 @@
 """Random numbers that depend only on the run's seed and on what they are used for.
 
-The key of each counter-based generator is a hash of the run's seed, a purpose, and counters such as the step and the sample.
+A new generator is created for each use. Its key is a hash of the run's seed, a purpose, and counters such as the step and the
+sample.
 
-No generator is kept between two uses. Random numbers therefore do not depend on the batch, the number of processes, earlier
-random numbers, or whether a run was resumed. Other modules call `generator` for NumPy, and `torch_seed` for torch.
+Random numbers therefore do not depend on the batch, the number of processes, earlier random numbers, or whether a run was
+resumed. Other modules call `generator` for NumPy, and `torch_seed` for torch.
 """
 
 import hashlib
