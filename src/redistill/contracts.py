@@ -79,8 +79,8 @@ class Rollout:
     Args:
         old_logprobs: Log-probability of each target in nats, computed by the student right after the sequence was generated.
         advantages: Advantage of each target.
-        importances: Importance weight of each target, >= 0. The weight corrects for a token that was sampled from a mixture
-            with the teacher and not from the student alone.
+        importances: Importance weight of each target, >= 0. The weight corrects for sampling from a mixture with the teacher
+            instead of the student alone.
 
     Example:
         >>> Rollout(old_logprobs=(-0.1, -2.3), advantages=(1.0, -1.0), importances=(1.0, 0.5)).advantages
@@ -483,7 +483,7 @@ class TeacherCapabilities(_Flags):
         if self.statistics and not self.full_vocabulary:
             raise ConfigError("statistics = True: needs full_vocabulary; statistics are computed from all logits")
         if self.sampled and self.full_vocabulary:
-            raise ConfigError("sampled = True: needs full_vocabulary = False; a teacher with all logits samples no classes")
+            raise ConfigError("sampled = True: needs full_vocabulary = False; set only one of the two fields to True")
 
 
 class Teacher(Protocol):
@@ -671,7 +671,7 @@ class GenerationRequest:
         max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
-            numbers of each token, so the text does not depend on the batch or on the number of processes.
+            numbers of each token. The text therefore does not depend on the batch or on the number of processes.
         skipped_tokens: Number of tokens at the end of `prompt_ids` that earlier requests with this stream have sampled, >= 0. A
             deterministic engine skips the random numbers of these tokens. The text is then the same as if one request had
             generated all of it.
@@ -695,8 +695,8 @@ class Generation:
     Args:
         token_ids: The generated tokens, including a generated end token.
         finished: True if the last token is an end token.
-        logprobs: Log-probability in nats of each token under the model, before temperature, top-k, top-p and the ban of
-            repeated n-grams are applied; None if the engine does not report log-probabilities (`EngineCapabilities.logprobs`).
+        logprobs: Log-probability in nats of each token under the model. Temperature, top-k, top-p and the ban of repeated
+            n-grams have no effect on it. None if the engine does not report log-probabilities.
 
     Example:
         >>> Generation(token_ids=(7, 2), finished=True).logprobs is None

@@ -236,12 +236,12 @@ class Metric:
             any other unit, such as "words", is shown with two decimals and the unit. "" means that the metric has no unit.
         better: Whether a higher or a lower value is better, for ranking models and choosing checkpoints.
         needs: What the metric is computed from. Only "answers" is supported at present: the text of one answer and its record.
-            The other values are "references_pass" (a forward pass over the references), "samples" (several answers to a prompt)
-            and "pair" (answers of two models). Recipes with such metrics are rejected.
+            Recipes with other metrics are rejected: "references_pass" (a forward pass over the references), "samples" (several
+            answers to a prompt) and "pair" (answers of two models).
         score: Function that receives the text of an answer and its record, and returns a finite number. The record has at least
             one reference.
-        aggregate: Function that receives the scores of all answers to a data set with one seed, and returns the score of the
-            data set. Comparisons of models use means over prompts instead.
+        aggregate: Function that returns the score of a data set. It receives the scores of all its answers with one seed.
+            Comparisons of models use means over prompts instead.
         can_score: Function that receives a record. It returns False if every answer would get the worst score, because of the
             record's references. Such records are reported before training and before an evaluation. By default, every record
             can be scored.
@@ -311,7 +311,7 @@ class Metric:
         Raises:
             DataError: `can_score` raised an exception or returned a value that is neither True nor False.
         """
-        return bool(self._computed(lambda: self.can_score(record), f"whether {record.record_id} can be scored"))
+        return bool(self._computed(lambda: self.can_score(record), f"the value of can_score for {record.record_id}"))
 
     def shown(self, value: float) -> str:
         """Format a value for log lines, with its unit unless the unit is "%"."""

@@ -143,11 +143,11 @@ def sharding_fault(student: StudentConfig, engine: object, training: TrainingCon
         "cannot run with training.compile = 'all'; set training.compile to rows or auto"
     """
     if student.lora is not None and (student.lora.quantise != "none" or student.lora.export == "adapter"):
-        return "needs lora.quantise = 'none' and lora.export = 'merged'; set both, or use auto"
+        return "needs lora.quantise = 'none' and lora.export = 'merged'; set both, or set placement to auto"
     if training.compile == "all":
         return "cannot run with training.compile = 'all'; set training.compile to rows or auto"
     if isinstance(engine, VllmEngineConfig):
-        return "the engine vllm cannot receive the weights of a sharded student; use auto, or the engine local"
+        return "the engine vllm cannot receive the weights of a sharded student; set placement to auto, or use the engine local"
     return None
 
 

@@ -1,7 +1,7 @@
 """Parsing of recipes and overrides: YAML with basic types and limited size.
 
 Recipes are untrusted input.  Therefore the parser limits the size of the text, the number of nested sections, and the number of
-values after the expansion of aliases.
+values. Values are counted after the expansion of aliases.
 """
 
 import re

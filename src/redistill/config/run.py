@@ -1,8 +1,8 @@
 """The configuration of a run, decoded from YAML and overrides.
 
-An override has the form `section.field=value`. The settings of each component are a dataclass, which is defined in the
-component's package and checks the ranges of its values. This module combines the dataclasses into a recipe. An unknown key, a
-wrong type or a value out of range is an error. The error message names the file, the field and a remedy.
+An override has the form `section.field=value`. The settings of each component are a dataclass of the component's package. The
+dataclass checks the ranges of its values. This module combines the dataclasses into a recipe. An unknown key, a wrong type or a
+value out of range is an error. The error message names the file, the field and a remedy.
 """
 
 import dataclasses

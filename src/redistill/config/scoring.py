@@ -19,7 +19,7 @@ from redistill.storage import files
 CROSS_ENTROPY = "cross_entropy"
 """Value of `choose_by` for the cross entropy on gold answers; a lower value is better."""
 ACCEPTED = ACCEPTANCE[0]
-"""Value of `choose_by` for the acceptance of draft models on gold answers; a higher value is better."""
+"""Value of `choose_by` for the acceptance rate of a draft model on gold answers; a higher value is better."""
 
 
 def metric(name: str) -> Metric:
@@ -162,8 +162,8 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
     After the import, `metric` and `named_task` return these metrics and test sets.
 
     Args:
-        named: Pairs (path, name), where `name` is the name of a metric or test set, and `path` is the field or option that
-            contains the name, for error messages. Names without a colon are not external and are skipped.
+        named: Pairs (path, name). `name` is the name of a metric or test set. `path` is the field or option that contains the
+            name, for error messages. Names without a colon are not external and are skipped.
         external: The modules that may be imported.
 
     Raises:

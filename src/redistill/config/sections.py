@@ -43,8 +43,8 @@ class FinetuneConfig:
             and cross_entropy for a student.
         lora: Adapters that are trained instead of all weights, and merged into the weights at the end. If None, a student has
             the adapters `student.lora`, and all weights of a teacher are trained.
-        out: Run folder of the stage. If None, it is `OUT-teacher` for a teacher and `OUT-start` for a student, where OUT is
-            the folder of the run.
+        out: Run folder of the stage. If None, it is `OUT-teacher` for a teacher and `OUT-start` for a student; OUT is the run
+            folder.
 
     Raises:
         ConfigError: a value is out of range.
@@ -90,10 +90,9 @@ class TeacherConfig(ModelConfig):
             does. Training then reads the folder and does not load the model. If None, the model is loaded.
         cache_dtype: dtype of the stored states: "float32", "bfloat16" or "float16". With "auto" it is the dtype in which the
             teacher computes them, so that nothing is rounded.
-        cache_new_text: Whether the teacher model is loaded in addition to the cache. The model then computes the hidden states
-            of text that is not in the cache, such as text of the student. For a policy with a replay buffer, these states are
-            stored in the folder `teacher-states` of the run, and are used when the text is replayed. Requires `cache`, with the
-            form "full".
+        cache_new_text: Whether the teacher model is loaded in addition to the cache. The model then computes hidden states of
+            other text than that of the cache, such as text of the student. If the policy has a replay buffer, these states are
+            stored in the folder `teacher-states` of the run and reused. Requires `cache`, with the form "full".
         cache_form: What is stored of the teacher. "full": its hidden states, from which all logits are computed. "top_k": its
             most probable classes (token ids), and the total probability of the others. "sampled": classes that were sampled
             from its distributions.
@@ -207,9 +206,9 @@ class DataConfig:
         validation: A file, folder or hub name. If None, the first `validation_rows` usable rows of the training set are used
             for validation instead of training. Validation needs rows with answers.
         validation_rows: Number of rows used for validation, >= 1.
-        tests: Mapping of the name of each test set to its source, or to null for the data set on the hub. `redistill methods`
-            lists the known test sets. `module:NAME` is an external test set. Any other name defines a new test set, which needs
-            a file.
+        tests: Maps the name of each test set to its source. If the source is null, the data set is read from the hub.
+            `redistill methods` lists the known test sets. `module:NAME` is an external test set. Any other name defines a new
+            test set, which needs a file.
         columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations, system, history,
             tools) to columns with other names, as in `{prompt: question, completion: answer}`. It applies to all sources that
             have no `columns` of their own. A row without any of these columns is read unchanged.

@@ -119,10 +119,9 @@ class SourceCheck:
         unusable: The unusable rows.
         unused: For each column that is not used, the number of rows that have a value in it.
         prompts_alone: Number of usable rows without an answer.
-        repeats: Rows that duplicate an earlier row of this source or of an earlier source, and rows whose prompt is also in a
-            test set.
-        tokens: Lengths in tokens. None for a test set, if there is no tokenizer, or if no row has a target (a token that the
-            student is trained to predict).
+        repeats: Rows that duplicate an earlier row, also of another source, and rows whose prompt is in a test set.
+        tokens: Lengths in tokens. None for a test set, and if there is no tokenizer. Also None if no row has a target (a token
+            that the student is trained to predict).
         special_tokens: Counts of special tokens in the text of the rows; all counts are zero without a tokenizer.
         templates: Number of rows by their template, "chat", "alpaca" or "verbatim"; empty without a tokenizer.
     """
@@ -149,7 +148,7 @@ class SourceCheck:
     def is_sound(self) -> bool:
         """Whether the source is readable and has no faulty rows.
 
-        A row is faulty if it is unusable or has the prompt of a test row (a repetition of the kind "exact" or "normalised").  A
+        A row is faulty if it is unusable, or if it has the prompt of a test row ("exact" or "normalised" in `Repeat.how`).  A
         duplicate of an earlier row is not a fault.
         """
         return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
@@ -195,8 +194,8 @@ def check_data(
         tests: Maps each test set, or its name, to a file.  If the file is None, the test set is read from the hub.
         require_answer: Whether a row without an answer is unusable.  If None, such a row is unusable, except in a file in which
             no row has an answer.  Such a file contains prompts for methods that train on generated text.
-        tokenizer: Tokenizer for the checks of lengths, of special tokens, and of rows without a target (a token that the
-            student is trained to predict).  If None, these checks are skipped.
+        tokenizer: Tokenizer for the checks of lengths, special tokens and targets (tokens that the student is trained to
+            predict). If None, these checks are skipped.
         tokens: Template and length limits; if None, the default settings are used.
 
     Returns:

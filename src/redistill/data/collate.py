@@ -74,8 +74,8 @@ def collate(
 def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """Return a micro-batch of one padding token and no target.
 
-    An empty batch adds zero to every sum and gradient.  If all processes must make the same number of forward and backward
-    passes, a process with fewer micro-batches than the other processes adds empty batches.
+    An empty batch adds zero to every sum and gradient.  All processes of a job may have to make the same number of forward
+    passes. A process with fewer micro-batches then adds empty ones.
     """
     return collate((), pad_id=pad_id, device=device)
 

@@ -81,7 +81,9 @@ class TextEncoder:
         return [list(ids[text]) for text in texts]
 
     def _ids_of(self, pieces: Set[str | int], words: WordSplitter) -> Mapping[str | int, list[int]]:
-        """Map each piece of text to its token ids, and each id of an added token to a list of this id.
+        """Map each piece of text to its token ids.
+
+        A piece may also be the id of an added token; it is mapped to a list with this id.
 
         `pieces` contains the pieces and ids that `WordSplitter.split` returned. The result is a cache, so it may also contain
         pieces of earlier calls.
@@ -142,10 +144,10 @@ class _StandIns:
 
     The ranges of these tokens are the literal ranges of the text.
 
-    The tokenizer's backend (its implementation in Rust) can encode only all or none of the special tokens of a text as plain
-    text. Here, the backend encodes all of them as plain text. Before encoding, each special token outside the literal ranges is
-    replaced by its stand-in, an added token that is not special. After encoding, the id of each stand-in is replaced by the id
-    of its special token.
+    The tokenizer's backend (its implementation in Rust) encodes either all special tokens of a text as plain text, or none.
+    Here, it encodes all of them as plain text. Therefore each special token outside the literal ranges is replaced before
+    encoding by a stand-in: an added token that is not special. After encoding, the id of each stand-in is replaced by the id of
+    its special token.
 
     Args:
         tokenizer: The tokenizer.

@@ -68,7 +68,7 @@ def file_rows(path: Path, name: str) -> Iterator[FileRow]:
         name: Its name in messages.
 
     Raises:
-        DataError: the file cannot be read, or a fault concerns the whole file, such as another format, another encoding or a
+        DataError: the file cannot be read; or the whole file has a fault, such as another format, another encoding or a
             truncated archive.
     """
     ending = file_format(path) or "jsonl"

@@ -174,8 +174,8 @@ class Rows(Sequence[Record]):
     def take(self, indices: np.ndarray) -> "Rows":
         """Return the selected records.
 
-        `indices` is an integer array of record indices, in the order of the result, or a boolean mask with one element for each
-        record.
+        `indices` is an array of record indices, in the order of the result. It may also be a boolean mask with one element for
+        each record.
         """
         return Rows(self.tables, self.table_N[indices], self.row_N[indices])
 

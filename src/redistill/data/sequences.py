@@ -51,8 +51,7 @@ class SequenceEncoder:
 
     - With the Alpaca template, this text is encoded as plain text.
     - In a raw prompt that is used verbatim, and in its answers, this text is encoded as a special token.
-    - With a chat template, this text is encoded as plain text if it comes from a message, and as a special token if it comes
-      from the template.
+    - With a chat template, this text is encoded as plain text in messages. Only the template itself writes special tokens.
 
     Attributes:
         config: The settings of tokenization.

@@ -62,10 +62,11 @@ class SpecialTokens:
         A range is a pair [start, end) of character indices.  A special token is included even if only a part of it comes from a
         message.
 
-        To find these tokens, the messages are changed, and the conversation is rendered again: an unused character is inserted
-        before each character that may belong to a special token. Some templates search messages for a special token, such as
-        "</think>", and render the changed conversation differently. The result then has no range of this token, so the token is
-        encoded as a special token.
+        To find these tokens, the conversation is rendered again with changed messages. In the messages, an unused character is
+        inserted before each character that may belong to a special token.
+
+        Some templates search messages for a special token, such as "</think>", and render the changed conversation differently.
+        The result then has no range of this token, so the token is encoded as a special token.
 
         Args:
             text: The rendered conversation.
@@ -100,9 +101,10 @@ class SpecialTokenCounts:
     """Numbers of special tokens in the text of rows.
 
     Args:
-        kept: How often each special token occurs in raw prompts and their answers, where it is encoded as a special token.
-        as_text: How often each special token occurs in instructions, messages and their answers, where it is encoded as plain
-            text.
+        kept: Counts by special token in raw prompts and their answers. There, the text of a special token is encoded as a
+            special token.
+        as_text: Counts by special token in instructions, messages and their answers. There, the text of a special token is
+            encoded as plain text.
         kept_rows: Number of rows that contain tokens counted in `kept`.
         as_text_rows: Number of rows that contain tokens counted in `as_text`.
     """
@@ -153,8 +155,8 @@ class SpecialTokenCounts:
     def described(self) -> Iterator[str]:
         """Yield lines for a terminal that describe the counts.
 
-        The first line is about the special tokens that are encoded as special tokens, the second about those that are encoded
-        as plain text.  A line is left out if there are no such tokens.
+        The first line is about the field `kept`, the second about the field `as_text`. A line is left out if its field has no
+        counts.
         """
         if self.kept_rows:
             yield f"special tokens in {_rows(self.kept_rows)} of raw text are encoded as special tokens: {_named(self.kept)}"
@@ -200,9 +202,9 @@ def _marked(
 ) -> list[bool] | None:
     """Find the characters of `text` that come from a message and may belong to one of `tokens`.
 
-    If `edges` is True, parts of a token at the start or end of a message count too, since the template may write the rest. The
-    characters are marked in the messages, and the messages are rendered again. The mark is an unused character before the
-    marked one.
+    If `edges` is True, a part of a token at the start or end of a message counts too. The template may write the rest of the
+    token. The characters are marked in the messages, and the messages are rendered again. The mark is an unused character
+    before the marked one.
 
     Returns:
         For each character of `text`, True if the character was found. None if the template rejects the marked messages or

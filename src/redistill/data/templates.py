@@ -1,7 +1,7 @@
 """Rendering of prompts and conversations as text.
 
-The form of a row determines its template: conversations are rendered with the chat template of the tokenizer, instructions with
-the Alpaca template of the literature, and raw prompts are used verbatim.  A recipe may also choose one template for all rows.
+The form of a row determines its template. Conversations are rendered with the chat template of the tokenizer, and instructions
+with the Alpaca template of the literature. Raw prompts are used verbatim. A recipe may also choose one template for all rows.
 This module returns strings; `sequences` encodes them as token ids and marks the targets.
 """
 
@@ -114,9 +114,9 @@ def described_renderings(found: Mapping[str, int]) -> str:
 def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | None, settings: ChatSettings = PLAIN) -> str:
     """Render the text that a model continues with its answer.
 
-    With the Alpaca template, a conversation is rendered as the text of its system turn, the header of the template, and one
-    block for each question and answer. With the chat template, the text ends where the assistant's turn begins. An instruction
-    and its input then form one user message.
+    With the Alpaca template, the text consists of the system message, the header of the template, and one block for each
+    question and answer. With the chat template, the text ends where the assistant's turn begins. An instruction and its input
+    then form one user message.
 
     Args:
         prompt: The prompt.
@@ -198,8 +198,8 @@ def render_transcript(
 
     Args:
         record: The record with the prompt.
-        answer: The last answer, one of the references.  If the field `answer` of the record is set, a chat template renders
-            that turn instead, with its reasoning and tool calls.
+        answer: The last answer, one of the references. If `record.answer` is set, a chat template renders that turn instead,
+            with its reasoning and tool calls.
         template: The setting `data.tokens.template`; `rendering_of` states what it selects.
         tokenizer: Provides the chat template; the Alpaca template does not use the tokenizer.
         every_turn: Whether to train on every answer of the assistant, and not only on the last answer.
@@ -247,7 +247,7 @@ def _chat_answer(dialogue: Dialogue, text: str, chat: Chat, tokenizer: Tokenizer
     is_continued = text.startswith(answered) and answered.startswith(prompt)
     if not is_continued or any(part not in answered[len(prompt) :] for part in parts):
         raise DataError(
-            f"the chat template does not continue the prompt of turn {len(turns)} with the answer, so the answer cannot be "
+            f"the chat template renders the prompt of turn {len(turns)} differently before its answer, so the answer cannot be "
             "located; set `supervise: last` to train on the last answer only, or set `template: alpaca`"
         )
     return len(prompt), len(answered)

@@ -1,9 +1,8 @@
 """Tokenization of records.
 
-Training and evaluation build prompts with the same code, so the prompts of evaluation have the format of those in training.
-Some tokenizers put special tokens before a text by default: BOS for Llama, </s> for OPT, none for GPT-2 and Qwen. These tokens
-are added both in training and in evaluation. Nothing is added to the text of a chat template, which contains its own special
-tokens.
+Training and evaluation build prompts with the same code, so their prompts have the same format. Some tokenizers put special
+tokens before a text by default: BOS for Llama, </s> for OPT, none for GPT-2 and Qwen. These tokens are added both in training
+and in evaluation. Nothing is added to the text of a chat template, which contains its own special tokens.
 """
 
 import dataclasses
@@ -43,10 +42,9 @@ class TokenizeConfig:
             at the start of a longer prompt.
         response_tokens: Maximum answer length in tokens, including the end token, >= 1.  A longer answer is truncated and has
             no end token.
-        template: The prompt template. With "auto", it depends on the row: conversations are rendered with the chat template of
-            the tokenizer, instructions with the template of Stanford Alpaca, and prompts with a completion without a template.
-            "chat" renders all rows with the chat template. "alpaca" is as "auto", but renders conversations with the Alpaca
-            template.
+        template: The prompt template. "auto" renders conversations with the chat template of the tokenizer, and instructions
+            with the template of Stanford Alpaca. It uses prompts with a completion verbatim. "chat" renders all rows with the
+            chat template. "alpaca" is like "auto", but renders conversations with the Alpaca template.
         template_arguments: Arguments of the chat template by name, such as {enable_thinking: false}.  They are used in every
             rendering, in training and in evaluation.
         template_date: Date and time that a chat template prints, in ISO format, such as 2026-11-30T09:00:00.  If None and the
@@ -56,7 +54,7 @@ class TokenizeConfig:
             or "random". The random choice depends on the seed of the run.
 
     Raises:
-        ConfigError: a length is below 1, a choice is unknown, a template argument has a reserved or invalid name, or the date
+        ConfigError: a length is below 1; a choice is unknown; a template argument has a reserved or invalid name; or the date
             is not in ISO format.
 
     Example:
@@ -118,8 +116,8 @@ class TokenizeReport:
     Args:
         num_cut: Number of kept records whose answer was truncated.
         too_long: Records whose prompt is longer than the setting `prompt_tokens`.
-        rejected: Records without an answer (if answers are required), records without a target (a token that the student is
-            trained to predict), and records that their template rejects.
+        rejected: Records that their template rejects, and records without a target (a token that the student is trained to
+            predict). If answers are required, also records without an answer.
         special_tokens: Counts of special tokens in the text of the records.
     """
 
@@ -146,9 +144,9 @@ def tokenize_training(
 ) -> tuple[Examples, TokenizeReport]:
     """Tokenize records for training.
 
-    A sequence consists of prompt, answer and end token, and has a mask of the targets (tokens that the student is trained to
-    predict).  It begins with exactly the ids that `tokenize_prompts` returns.  Prompt and answer are tokenized together.  If a
-    token would contain the boundary between prompt and answer, the answer is tokenized separately.
+    A sequence consists of prompt, answer and end token. A mask marks its targets (tokens that the student is trained to
+    predict). The sequence begins with exactly the ids that `tokenize_prompts` returns.  Prompt and answer are tokenized
+    together.  If a token would contain the boundary between prompt and answer, the answer is tokenized separately.
 
     Args:
         records: The records.
@@ -318,8 +316,8 @@ def tokenize_prompts(
 ) -> list[tuple[int, ...]]:
     """Tokenize the prompt of each record; truncate long prompts on the left.
 
-    A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because the end of a prompt requests the
-    answer ("### Response:").  `role` is the name of the records in error messages.
+    A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens. The end of a prompt must be kept, because it
+    requests the answer ("### Response:").  `role` is the name of the records in error messages.
 
     Returns:
         One tuple of token ids per record, in order.

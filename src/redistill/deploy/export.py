@@ -1,7 +1,7 @@
 """Export of a student to a folder that other programs read.
 
-The folder is written atomically, with a model card. The package `models` checks each model that is read, so the folder contains
-only weights, settings and tokenizers, and no code.
+The folder is written atomically, with a model card. The folder contains only weights, settings and tokenizers, and no code,
+because the package `models` checks each model that is read.
 """
 
 import shlex

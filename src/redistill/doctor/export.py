@@ -36,10 +36,8 @@ class Exported:
 
     Args:
         tokenizer: The tokenizer of the exported model; the student's tokenizer if the export failed.
-        difference: Largest difference between the logits of the exported model and those of the student, as a fraction of the
-            largest logit.
-        change: Largest difference between the logits of the student with and without the noise, as a fraction of the largest
-            logit.
+        difference: Largest difference of the logits of the exported model and of the student, divided by the largest logit.
+        change: Largest difference of the student's logits with and without the noise, divided by the largest logit.
         tolerance: Largest value of `difference` that rounding can cause.
         error: Message of the error that stopped the export; "" if the export succeeded.
     """
@@ -102,8 +100,8 @@ def logits(model: nn.Module, example: Example) -> torch.Tensor:
 def perturb(model: nn.Module, seed: int) -> None:
     """Add Gaussian noise to all trainable parameters of a model, in place.
 
-    Each parameter tensor gets noise with a standard deviation of 5 % (`CHANGE`) of its root mean square, or of 0.05 if all its
-    values are 0.
+    The standard deviation of the noise is 5 % (`CHANGE`) of the root mean square of the parameter tensor. It is 0.05 for a
+    tensor of zeros.
     """
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:

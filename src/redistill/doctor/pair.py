@@ -92,8 +92,8 @@ def padded_rows(subject: Subject) -> Findings:
 def training_mode(subject: Subject) -> Findings:
     """Check 11: the teacher must be in eval mode, frozen and deterministic.
 
-    The check fails if a module of the teacher is in training mode, if a parameter is trainable, or if two forward passes over
-    the same tokens give different logits.
+    The check fails if a module of the teacher is in training mode, or if a parameter is trainable. It also fails if two forward
+    passes over the same tokens give different logits.
     """
     loaded = subject.loaded
     teacher, model = teacher_of(loaded), loaded.opened.models.teacher
@@ -135,8 +135,8 @@ def weak_teacher(subject: Subject) -> Findings:
     """Check 12: the teacher must have a lower cross entropy than the student.
 
     Both models read gold answers (the answers in the training data). The check passes if the teacher's cross entropy is at
-    least 0.1 nats per token (`CLEAR`) lower than the student's. It fails if it is at least 0.1 higher, or if the two values
-    differ by at most 1e-6 (`SAME`), as for two equal models. Any other difference is a note.
+    least 0.1 nats per token (`CLEAR`) lower than the student's. It fails if the teacher's value is at least 0.1 higher. It also
+    fails if both values are equal up to 1e-6 (`SAME`), as for equal models. Any other difference is a note.
     """
     loaded = subject.loaded
     teacher = teacher_of(loaded)
@@ -165,7 +165,7 @@ def weak_teacher(subject: Subject) -> Findings:
 def other_tokenizer(subject: Subject) -> Findings:
     """Check 13: teacher and student must have the same end token and chat template.
 
-    The check also fails if the student's model ends a text with a token that does not end a text of the teacher's model.
+    The check also fails if the end token of the student's model is not an end token of the teacher's model.
     """
     if subject.teacher_tokenizer is None:
         if subject.config.teacher is None:

@@ -115,8 +115,8 @@ def last_target(example: Example) -> int:
 def end_masked(subject: Subject) -> Findings:
     """Check 3: end tokens must not be masked when sequences are combined to a batch.
 
-    The check fails if fewer end tokens are targets in the batch than in the sequences, or if the attention mask of the batch
-    leaves out tokens of the sequences. A cause may be a padding token with the id of an end token.
+    The check fails if the batch has fewer end tokens among its targets than the sequences. It also fails if the attention mask
+    of the batch leaves out tokens of the sequences. A cause may be a padding token with the id of an end token.
     """
     models = subject.loaded.opened.models
     sequences = [gold_sequence(example) for example in subject.texts.examples]
@@ -263,7 +263,7 @@ def special_tokens(subject: Subject) -> Findings:
     """Check 7: the text of a row must not be encoded as special tokens.
 
     The check fails if the tokenizer encodes part of a row's text as a special token. If an answer contains the text of a
-    special token, but the tokenizer encodes it as ordinary text, this is a note.
+    special token, and it is encoded as ordinary text, this is a note.
     """
     known = special_names(subject.tokenizer)
     rows = [*subject.texts.records, *subject.texts.prompts]

@@ -24,9 +24,9 @@ PARTS = ("write", "revise", "teacher reads", "student learns", "vocabulary pass"
 ANSWERS = ("answer", "validate")
 PHASES = {"write": PARTS[:2], "learn": PARTS[2:], "validate": ANSWERS}
 HEAP_GAPS = 0.18
-"""Freed memory that the C library keeps on a CPU, as a fraction of a phase's peak tensor bytes.
+"""On a CPU, the C library keeps freed memory. Its size is estimated as this fraction of the peak memory of all tensors.
 
-It was between 0.11 and 0.3 in the runs of docs/performance.md.
+Measured values were between 0.11 and 0.3 (docs/performance.md).
 """
 
 
@@ -80,8 +80,8 @@ class Estimate:
         memory: Memory in bytes, by part of an update and by phase.
         seconds: Seconds of an update and of a validation.
         updates: Number of updates of the whole run.  None if the run's length is in epochs and the training data was not read.
-        validations: Number of validations of the whole run, including the one before training.  None if
-            `updates` is None, or if the interval between validations is in epochs and the training data was not read.
+        validations: Number of validations of the whole run, including the one before training.  None if a length is in epochs
+            (`training.updates` or `training.evaluate_every`), and the training data was not read.
         notes: Assumptions of the estimate.
     """
 
@@ -116,9 +116,9 @@ class Estimate:
 def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     """Estimate the parameters, memory and time of `run` on this machine.
 
-    The function executes one update and one validation with models that have the widths of the run's models, but only one or
-    three layers.  It extrapolates the measured costs to the run's numbers of layers.  The fine-tuning of teacher or student
-    before the run is not included.
+    The function executes one update and one validation. Its models have the widths of the run's models, but only one or three
+    layers. The measured costs are extrapolated to the run's numbers of layers.  The fine-tuning of teacher or student before
+    the run is not included.
 
     Args:
         run: The run, as `load_config` returns it.

@@ -74,8 +74,8 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
 
     Returns:
         Sizes by name: numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved"). "saved"
-        is the number of bytes by which the weights are smaller in the run than in this measurement, because the run quantises
-        the student or its teacher is not in this process. Seconds and peak bytes are in `recorder.costs`.
+        is the number of bytes that the weights take in this measurement, but not in the run. The run may quantise the student,
+        or have no teacher in this process. Seconds and peak bytes are in `recorder.costs`.
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None

@@ -1,7 +1,7 @@
 """The HTTP client of servers that a recipe names.
 
-No other module of redistill connects to such a server.  Replies are untrusted.  Their size and time are limited, redirects are
-not followed, compressed replies are rejected, and the proxies that the environment names are not used.
+No other module of redistill connects to such a server.  Replies are untrusted.  Their size and time are limited, and compressed
+replies are rejected. Redirects are not followed. The proxies that environment variables name are not used.
 
 Requests are asynchronous calls of the library httpx2, which can be cancelled. Therefore a server that sends one byte at a time
 cannot exceed the time limit.

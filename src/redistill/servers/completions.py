@@ -1,7 +1,7 @@
 """Requests and replies of a completions endpoint, as OpenAI and vLLM define it.
 
-A prompt is a list of token ids.  The field `prompt_logprobs` requests the most probable tokens at each position of the prompt,
-and the field `return_token_ids` requests the ids of generated tokens.  Every value of a reply is checked before it is used.
+A prompt is a list of token ids. The field `prompt_logprobs` requests the most probable tokens at each position of the prompt.
+The field `return_token_ids` requests the ids of generated tokens. Every value of a reply is checked before it is used.
 """
 
 import math

@@ -5,8 +5,8 @@ variable VLLM_SERVER_DEV_MODE=1.  This variable opens routes that change the ser
 the server.
 
 A reply with status 200 does not prove that a server uses the new weights.  When vLLM 0.32 on a CPU reloads weights, it keeps
-the old head of a model whose head is tied to the input embedding, and it keeps its prefix cache (stored states of earlier
-prompts).  Therefore the caller compares the log-probabilities of the server with those of the student after each transfer.
+its prefix cache (stored states of earlier prompts). If the head of the model is tied to the input embedding, it also keeps the
+old head. Therefore the caller compares the log-probabilities of the server with those of the student after each transfer.
 """
 
 import re

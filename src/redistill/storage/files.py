@@ -1,7 +1,7 @@
 """Atomic file writes: a temporary file, fsync, then a rename.
 
 A reader therefore sees either the old file or the new one. All modules write files through this module. `inside` rejects names
-that resolve to a path outside of their folder, because of `..`, an absolute path or a link.
+that lead out of a folder: names with `..`, absolute paths and links.
 """
 
 import contextlib

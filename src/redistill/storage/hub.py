@@ -34,8 +34,8 @@ class HubAnswer(NamedTuple):
 def is_local(name: str) -> bool:
     """Return whether the name of a model or data set is a path.
 
-    A name is a path if it begins with ".", "/" or "~", if it contains a backslash, or if its first component is an existing
-    folder. A path is never looked up on the hub, since a stranger could have registered a repository with this name.
+    A name is a path if it begins with ".", "/" or "~", or contains a backslash. It is also a path if its first component is an
+    existing folder. A path is never looked up on the hub, since a stranger could have registered a repository with this name.
 
     Args:
         name: The name as given by the user.

@@ -1,7 +1,7 @@
 """Decoding of JSON texts, which may be damaged or hostile.
 
-All modules that read JSON files use this module. The functions reject texts that are not valid JSON (RFC 8259), numbers that
-are not finite as a float64, and values that are nested too deeply.
+All modules that read JSON files use this module. The functions reject texts that are not valid JSON (RFC 8259). They also
+reject numbers that are not finite as a float64, and values that are nested too deeply.
 """
 
 import json

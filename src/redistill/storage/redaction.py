@@ -133,8 +133,8 @@ def redacted(text: str) -> str:
     """Mask every detected secret in `text`.
 
     Secrets are tokens of known forms, user information and signatures in URLs, webhooks, and secret values of environment
-    variables.  The value of a variable is secret if its name contains TOKEN, KEY, SECRET, PASSWORD or a similar word, and the
-    value is not an existing path.
+    variables.  The value of a variable is secret if the name of the variable contains TOKEN, KEY, SECRET, PASSWORD or a similar
+    word. The value of such a variable is not masked if it is an existing path.
 
     Example:
         >>> redacted("HF_TOKEN=hf_abcdefghijklmnop redistill run mine.yaml")
@@ -224,7 +224,7 @@ def names_secret(name: str) -> bool:
     The value of such a variable is masked if it has at least eight characters and is not a path.  The result is True in two
     cases:
 
-    - The name ends in KEY, TOKEN or a similar word, with or without an underscore before the word (such as DEPLOYKEY).
+    - The name ends in KEY, TOKEN or a similar word. There need not be an underscore before this word, as in DEPLOYKEY.
     - Underscores divide the name into words, one of which is TOKEN or a similar word. The last word must not be TYPE or a
       similar word, which marks a value that is not secret.
     """

@@ -23,8 +23,8 @@ CONTEXT = 8
 def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) -> tuple[TokenRange, ...]:
     """Convert character spans to token ranges.
 
-    A token belongs to a span if the span contains at least one character of the token.  White space at both ends of a token
-    does not count, because byte-level tokenizers include the space before a word in the first token of the word.
+    A token belongs to a span if the span contains at least one character of the token. White space at both ends of a token does
+    not count: many tokenizers include the space before a word in a token.
 
     Args:
         char_spans: Phrases of `text`; they may overlap.
@@ -75,9 +75,10 @@ def token_spans(
 def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Collection[int] = ()) -> tuple[str, list[Offset]]:
     """Decode generated ids, and locate the characters of each id in the text.
 
-    Each step decodes the new token with a few tokens before it, so the cost is linear in the number of ids.  The offsets are
-    correct for tokens that are parts of a character (byte-level BPE, byte fallback), and for tokenizers that drop the space
-    before the first word of the decoded text (metaspace).
+    Each step decodes the new token with a few tokens before it, so the cost is linear in the number of ids.
+
+    A token may be a part of a character (byte-level BPE, byte fallback). The tokenizer may drop the space before the first word
+    of a decoded text (metaspace). The offsets are correct in both cases.
 
     Args:
         ids: Token ids as a model generated them.

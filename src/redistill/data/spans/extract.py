@@ -203,8 +203,8 @@ class SimpleExtractor:
 def prose(text: str) -> list[tuple[int, str]]:
     """Split `text` into parts; phrases are extracted from each part separately.
 
-    Fenced code and blank parts are left out.  A part longer than `MAX_PIECE` characters is split within this limit: at the last
-    paragraph break if there is one, otherwise at the last line break, otherwise at the last space.
+    Fenced code and blank parts are left out. A part has at most `MAX_PIECE` characters. A longer text is split at the last
+    paragraph break, line break or space within this limit; paragraph breaks are preferred to line breaks, and these to spaces.
 
     Returns:
         Pairs (offset in `text`, part), in order.

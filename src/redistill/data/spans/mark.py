@@ -110,7 +110,8 @@ def target_runs(sequence: TokenSequence) -> list[tuple[int, tuple[int, ...]]]:
     A target is a token that the student is trained to predict.
 
     Returns:
-        For each group, the index of its first target among all targets of the sequence, and the token ids of its targets.
+        A pair for each group: the index of its first target among all targets of the sequence, and the token ids of its
+        targets.
 
     Example:
         >>> s = TokenSequence(sample=0, token_ids=(5, 6, 7, 8), supervised=(False, True, False, True), origin="dataset")
