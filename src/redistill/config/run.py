@@ -46,8 +46,8 @@ NAMES = {"PolicyConfig": PolicyConfig, "Divergence": Divergence}  # annotations 
 class Run:
     """The configuration of a run, called a recipe.
 
-    `method` selects a policy and an objective. The fields `policy` and `objective`, if set, replace those of the method
-    completely: fields that are omitted in them have the defaults of their classes, not the values of the method.
+    `method` selects a policy and an objective. A `policy` or `objective` in the recipe replaces that of the method completely.
+    Fields that are omitted there have the defaults of the class, not the values of the method.
 
     More than 12 fields: the class is the root of a recipe and has one field for each section.
 

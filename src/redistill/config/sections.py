@@ -43,8 +43,8 @@ class FinetuneConfig:
             and cross_entropy for a student.
         lora: Adapters that are trained instead of all weights, and merged into the weights at the end. If None, a student has
             the adapters `student.lora`, and all weights of a teacher are trained.
-        out: Run folder of the stage. If None, it is `OUT-teacher` for a teacher and `OUT-start` for a student; OUT is the run
-            folder.
+        out: Run folder of the stage. If None, it is `OUT-teacher` for a teacher and `OUT-start` for a student. OUT is the run
+            folder of the recipe.
 
     Raises:
         ConfigError: a value is out of range.
@@ -90,8 +90,8 @@ class TeacherConfig(ModelConfig):
             does. Training then reads the folder and does not load the model. If None, the model is loaded.
         cache_dtype: dtype of the stored states: "float32", "bfloat16" or "float16". With "auto" it is the dtype in which the
             teacher computes them, so that nothing is rounded.
-        cache_new_text: Whether the teacher model is loaded in addition to the cache. The model then computes hidden states of
-            other text than that of the cache, such as text of the student. If the policy has a replay buffer, these states are
+        cache_new_text: Whether the teacher model is loaded in addition to the cache. The model then computes the hidden states
+            of text that the cache lacks, such as text of the student. If the policy has a replay buffer, these states are
             stored in the folder `teacher-states` of the run and reused. Requires `cache`, with the form "full".
         cache_form: What is stored of the teacher. "full": its hidden states, from which all logits are computed. "top_k": its
             most probable classes (token ids), and the total probability of the others. "sampled": classes that were sampled

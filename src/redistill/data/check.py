@@ -40,7 +40,7 @@ class Repeat:
 
     Args:
         line: The line number of the row in its file, from 1.  In a JSON array or hub data set, the index of the row, from 1.
-        of: The earlier row or the test row, as "SOURCE:LINE"; SOURCE is its file or hub data set.
+        of: The earlier row or the test row, as "SOURCE:LINE". SOURCE is the file or hub data set of that row.
         how: How the row repeats the other row. "duplicate": prompt and answers equal those of an earlier row verbatim. "exact":
             the prompt equals that of a test row up to white space; a run does not train on the row. "normalised": the prompts
             also differ in case, character width (full-width or half-width) or outer punctuation; a run trains on the row.

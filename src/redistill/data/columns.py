@@ -1,7 +1,7 @@
 """Mapping of the columns of a data set to the keys that rows must have.
 
-The setting `data.columns` maps a key, such as "prompt", to the column of the file that has its values.  The keys of a row
-determine its form, such as "prompt/completion"; `forms` describes the forms.
+The setting `data.columns` maps a key, such as "prompt", to the column of the file that has the values of the key.  The keys of
+a row determine its form, such as "prompt/completion"; `forms` describes the forms.
 """
 
 import difflib

@@ -247,8 +247,8 @@ def _chat_answer(dialogue: Dialogue, text: str, chat: Chat, tokenizer: Tokenizer
     is_continued = text.startswith(answered) and answered.startswith(prompt)
     if not is_continued or any(part not in answered[len(prompt) :] for part in parts):
         raise DataError(
-            f"the chat template renders the prompt of turn {len(turns)} differently before its answer, so the answer cannot be "
-            "located; set `supervise: last` to train on the last answer only, or set `template: alpaca`"
+            f"the chat template renders the turns before turn {len(turns)} differently if an answer follows, so the "
+            "answer cannot be located; set `supervise: last` to train on the last answer only, or set `template: alpaca`"
         )
     return len(prompt), len(answered)
 

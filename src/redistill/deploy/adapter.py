@@ -22,8 +22,8 @@ from redistill.training import checkpoint
 def write_adapter(source: Source, folder: Path, allow_code: Sequence[str] = ()) -> list[str]:
     """Write the adapters of a student and its tokenizer to a folder.
 
-    A run with `student.lora={export: merged}` has merged its adapters into the student. They are then read from the checkpoint
-    with the best validation score.
+    A run with `student.lora={export: merged}` has merged its adapters into the student. The adapters are then read from the
+    checkpoint with the best validation score.
 
     Args:
         source: The student.
