@@ -1,4 +1,4 @@
-"""Settings, options and values of other tools, and what replaces them in redistill.
+"""Settings, options and values of other tools, and what redistill has instead.
 
 The tools are TRL, transformers' Trainer, axolotl, LLaMA-Factory and lm-evaluation-harness. This module imports no module that
 takes long to import, because the command line imports it.

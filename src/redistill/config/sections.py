@@ -275,6 +275,9 @@ class DataConfig:
 
     @property
     def sources(self) -> tuple[tuple[Source, str], ...]:
-        """The sources of training and validation rows, each with the split that is read by default."""
+        """The sources of training and validation rows, each with its default split.
+
+        The default split is read if the source names no split.
+        """
         held_out = [] if self.validation is None else [(self.source(self.validation), "validation")]
         return (*((self.source(given), "train") for given in self.train), *held_out)
