@@ -67,7 +67,7 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
         part, remedy = f"objective.divergence {kind_of(type(row.objective.divergence))}", "use the divergence forward_kl"
         if row.objective.uses_spans:
             part, remedy = "objective.span_weight", "set it to 0"
-        yield f"{part}: needs the teacher's probabilities, {provided}; {remedy}, or another form of the cache"
+        yield f"{part}: needs the teacher's probabilities, {provided}; {remedy}, or another cache_form"
     if row.evaluation.get("teacher_forced") and teacher is not None and not teacher.full_vocabulary:
         yield (
             f"evaluation.teacher_forced: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or set "

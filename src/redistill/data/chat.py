@@ -310,7 +310,7 @@ def chat_notes(tokenizer: Tokenizer, settings: ChatSettings) -> Iterator[str]:
     variables = _variables(tokenizer)
     for name in sorted(settings.arguments.keys() - variables):
         known = ", ".join(sorted(variables.difference(GIVEN, tokenizer.special_tokens_map))) or "no others"
-        yield f"template_arguments.{name}: the chat template does not read it; it reads {known}"
+        yield f"template_arguments.{name}: has no effect; the chat template reads {known}"
     if settings.date is not None and "strftime_now" in variables:
         yield f"the chat template prints the date; in this run it is {settings.date} (data.tokens.template_date)"
 

@@ -338,6 +338,6 @@ def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None, wh
     if len(bad) > max_bad_rows or not num_good:
         found = f"{len(bad)} of {num_good + len(bad)} rows are unusable" + (f" ({rejected} lists them)" if rejected else "")
         allowed = f"at most {max_bad_rows} are allowed; fix or remove them, or raise max_bad_rows"
-        outcome = allowed if num_good else "no row remains; fix them"
+        outcome = allowed if num_good else "no usable row remains; fix the rows"
         why = f"; {why_answer}" if why_answer and bad[0].fault == "no answer" else ""
         raise DataError(f"{report.source}:{bad[0].line}: {bad[0].reason}{why}; {found}, {outcome}")

@@ -191,8 +191,8 @@ def prompt_targets(subject: Subject) -> Findings:
             measured=f"{len(wrong)} of {len(examples)} rows; the first one's targets begin with "
             f"{quoted(subject.tokenizer.decode(marked[:12]))}",
             right="targets that begin where the prompt of evaluation ends",
-            remedy="fix the chat template so that the rendered prompt is a prefix of the rendered prompt with its answer, "
-            "or use template: alpaca",
+            remedy="fix the chat template so that a rendered conversation begins with its rendered prompt, or use "
+            "template: alpaca",
         )
     ]
 
