@@ -21,9 +21,9 @@ from redistill.records import Json, Record
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
 """Where a response came from.
 
-"dataset" is a gold answer. "teacher" and "student" are text of one model, and "mixture" is sampled from a mixture of both.
-"revised" is student text in which the teacher replaced a token. "replay" is taken from a buffer of earlier generated text.
-"corpus" is a block of the pre-training corpus.
+"dataset" is an answer from the data. "teacher" and "student" are text of one model, and "mixture" is sampled from a mixture of
+both. "revised" is student text in which the teacher replaced a token. "replay" is taken from a buffer of earlier generated
+text. "corpus" is a block of the pre-training corpus.
 """
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 """All origins; `RowContext` represents an origin by its index in this tuple."""
@@ -44,8 +44,7 @@ class Example:
         sample: Index of the record in its data set, from 0.
         record: The record that was tokenized.
         prompt_ids: Token ids of the prompt, without an answer.
-        token_ids: Token ids of the gold sequence: prompt, answer and end token. The end token is absent if the answer was
-            truncated.
+        token_ids: Token ids of prompt, answer and end token. The end token is absent if the answer was truncated.
         supervised: For each position of `token_ids`, True if the token is a target.
 
     Example:
@@ -177,9 +176,9 @@ Role = Literal["sft", "distillation"]
 class DrawItem:
     """A sequence and its roles: the terms of the objective that use it.
 
-    Gold answers have the role "sft". Answers that the policy has chosen for distillation, such as text of the student, have the
-    role "distillation". If a policy chooses the gold answer for distillation, one item has both roles, and needs only one
-    forward pass. The objective later removes roles that none of its terms uses.
+    Gold answers (answers from the data) have the role "sft". Answers that the policy has chosen for distillation, such as text
+    of the student, have the role "distillation". If a policy chooses the gold answer for distillation, one item has both roles,
+    and needs only one forward pass. The objective later removes roles that none of its terms uses.
 
     Args:
         sequence: The sequence.
@@ -219,7 +218,7 @@ class Draw:
 
     Args:
         items: Sequences with prompts of the training examples. Sequences for distillation (role "distillation") come first,
-            then gold answers (role "sft").
+            then answers from the data (role "sft").
         corpus: Blocks of the pre-training corpus; empty if the objective has no pre-training term.
 
     Example:

@@ -17,8 +17,7 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
 
     Args:
         seed: Seed of the run, or of the evaluation.
-        purpose: What the numbers are used for, such as "response" or "coin". Generators with different purposes are
-            independent.
+        purpose: What the numbers are used for, such as "response". Generators with different purposes are independent.
         counters: Indices that identify the use, such as the step and the sample. Their order matters.
 
     Returns:

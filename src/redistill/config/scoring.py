@@ -17,9 +17,9 @@ from redistill.records import ACCEPTANCE, Metric
 from redistill.storage import files
 
 CROSS_ENTROPY = "cross_entropy"
-"""Value of `choose_by` for the cross entropy on gold answers; a lower value is better."""
+"""Value of `choose_by` for the cross entropy on the answers of the validation data; a lower value is better."""
 ACCEPTED = ACCEPTANCE[0]
-"""Value of `choose_by` for the acceptance rate of a draft model on gold answers; a higher value is better."""
+"""Value of `choose_by` for the acceptance rate of a draft model on these answers; a higher value is better."""
 
 
 def metric(name: str) -> Metric:

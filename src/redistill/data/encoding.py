@@ -115,7 +115,7 @@ class TextEncoder:
     def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
         """Return the token ids of texts that have literal ranges, in the order of the texts.
 
-        Special tokens in literal ranges are encoded as plain text, and all other special tokens as special tokens.
+        Special tokens in the literal ranges (`Text.literal`) are encoded as plain text, and all others as special tokens.
         """
         if not texts:
             return []

@@ -116,8 +116,8 @@ _BESIDE_MESSAGES = ("system", "tools", "functions")
 def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
     """Return the texts of a prompt, in order.
 
-    For an instruction, these are the system message, the history, the instruction and its input.  A raw prompt has one text.
-    For a conversation, these are the content, reasoning and tool calls of each turn, and the tool definitions as JSON.
+    For an `Instruction`, these are the system message, the history, the instruction and its input. A `RawPrompt` has one text.
+    For a `Conversation`, these are the content, reasoning and tool calls of each turn, and the tool definitions as JSON.
     """
     if isinstance(prompt, Instruction):
         earlier = (text for pair in prompt.history for text in pair)

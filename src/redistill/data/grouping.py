@@ -51,8 +51,8 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list
     T_i is the length of sequence i in tokens, n_g the number of sequences of group g, and "overhead" is `cost.overhead_tokens`.
     The sequences are sorted by length.  The minimum is over all partitions of the sorted sequences into contiguous groups.
 
-    Gold answers (role "sft") and sampled answers (role "distillation") may be in the same group.  Two groups are formed if the
-    padding of one group would cost more than the overhead of a second group.
+    Answers from the data (role "sft") and sampled answers (role "distillation") may be in the same group.  Two groups are
+    formed if the padding of one group would cost more than the overhead of a second group.
 
     Args:
         items: The sequences with their roles.

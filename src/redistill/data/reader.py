@@ -38,7 +38,7 @@ class ReadReport:
 
     Args:
         source: The file or hub data set.
-        verdict: The number of usable rows of each form, such as "instruction/input/output, 899 rows".
+        verdict: The number of usable rows of each form (the keys of a row), such as "instruction/input/output, 899 rows".
         num_rows: Number of usable rows.
         rejected: The unusable rows.
         unused: For each column that is not used, the number of rows that have a value in it; the most frequent column first.

@@ -101,8 +101,8 @@ class SpecialTokenCounts:
     """Numbers of special tokens in the text of rows.
 
     Args:
-        kept: Counts by special token in raw prompts and their answers. There, the text of a special token is encoded as a
-            special token.
+        kept: Counts by special token in raw prompts (prompts that are used verbatim) and their answers. There, the text of a
+            special token is encoded as a special token.
         as_text: Counts by special token in instructions, messages and their answers. There, the text of a special token is
             encoded as plain text.
         kept_rows: Number of rows that contain tokens counted in `kept`.
@@ -124,7 +124,7 @@ class SpecialTokenCounts:
             record: The record whose prompt is searched.
             answer: The answer to train on; if None, only the prompt is searched.
             special: The special tokens of the tokenizer.
-            template: "auto", "alpaca" or "chat". Special tokens in raw prompts are counted in `as_text` if `template` is
+            template: "auto", "alpaca" or "chat". Special tokens in a `RawPrompt` are counted in `as_text` if `template` is
                 "chat", and otherwise in `kept`.
         """
         answers = [] if answer is None else [answer, *answer_texts(record.answer)]

@@ -261,7 +261,10 @@ def _is_ended(text: str, answer: Turn, tokenizer: Tokenizer) -> bool:
 
 
 def dialogue_of(prompt: Prompt) -> Dialogue:
-    """Return a prompt as a dialogue; an instruction or a raw prompt is its last turn."""
+    """Return a prompt as a dialogue.
+
+    An `Instruction` becomes its last turn, after its system message and history. A `RawPrompt` is the only turn.
+    """
     if isinstance(prompt, Conversation):
         return Dialogue(prompt.turns, prompt.tools)
     if isinstance(prompt, RawPrompt):
@@ -283,5 +286,5 @@ def prompt_before(prompt: Prompt, index: int) -> Prompt:
 
 
 def turns_of(prompt: Prompt) -> tuple[Turn, ...]:
-    """Return the turns of a prompt; an instruction or a raw prompt is the last turn."""
+    """Return the turns of a prompt, as in `dialogue_of`."""
     return dialogue_of(prompt).turns

@@ -141,7 +141,7 @@ def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConf
 def _mean_step(policy: PolicyConfig, train: list[Example], seed: int) -> int:
     """Return a step at which the policy generates about its mean number of texts.
 
-    The policy `Mixed` chooses at random between gold answers and generated text.  For other policies, the step is 0.
+    The policy `Mixed` chooses at random between answers from the data and generated text.  For other policies, the step is 0.
     """
     if not isinstance(policy, Mixed):
         return 0

@@ -144,7 +144,7 @@ class SpacyExtractor:
         }
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Return the spans of each text, sorted by their start.
+        """Return the phrases of each text as spans, sorted by their start.
 
         Each span contains at least one letter.  Fenced code has no spans.
         """
@@ -177,9 +177,9 @@ class SimpleExtractor:
         self.description = {"backend": "simple", "version": "1"}
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Return the spans of each text, which are disjoint and sorted by their start.
+        """Return the phrases of each text as disjoint spans, sorted by their start.
 
-        Their label is "chunk".
+        The label of each span is "chunk".
 
         Each span contains at least one letter.  Fenced code has no spans.
         """

@@ -43,7 +43,7 @@ class SpanMarker:
         self._cached: dict[int, TokenSequence] = {}
 
     def __call__(self, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """Return copies of the sequences, in the same order, each with its spans added.
+        """Return copies of the sequences, each with the spans of its phrases added.
 
         A span is a half-open range [start, stop) of target indices.  It lies within one group of consecutive targets, such as
         the answer of one assistant turn.
