@@ -19,7 +19,7 @@ from redistill.storage import files
 CROSS_ENTROPY = "cross_entropy"
 """Value of `choose_by` for the cross entropy on the answers of the validation data; a lower value is better."""
 ACCEPTED = ACCEPTANCE[0]
-"""Value of `choose_by` for the acceptance rate of a draft model on these answers; a higher value is better."""
+"""Value of `choose_by` for the acceptance rate of a draft model on validation data; a higher value is better."""
 
 
 def metric(name: str) -> Metric:

@@ -269,7 +269,7 @@ class DataConfig:
     def source(self, given: str | Source) -> Source:
         """Return the `Source` of a path or hub name that a recipe contains.
 
-        The source has the columns of `columns`, unless it has columns of its own.
+        If `given` sets no columns, the result has the columns of this section.
         """
         return Source.of(given, self.columns)
 

@@ -52,9 +52,9 @@ class Exported:
 def export(opened: OpenRun, example: Example) -> Exported:
     """Add noise to the student's parameters, export the student, and load the result.
 
-    The noise stands for training: with noise, an export of the original parameters instead of the current ones is detected.
-    Only trainable parameters are changed, in place, and they are not restored. The student is exported to a temporary folder,
-    which is deleted.
+    The noise stands for training. It shows whether the current parameters are exported, and not the original ones. Only
+    trainable parameters are changed, in place, and they are not restored. The student is exported to a temporary folder, which
+    is deleted.
 
     Raises:
         NotExamined: the disk has too little free space for the exported student.

@@ -132,7 +132,7 @@ class VllmServers:
         The servers may use their prefix caches.
 
         Returns:
-            A list for each server, which has a dict for each prompt: the log-probabilities in nats, by token id.
+            One list for each server. It has one dict for each prompt, which maps token ids to log-probabilities in nats.
 
         Raises:
             ServerError: a reply is invalid, or a server rejected a request.
