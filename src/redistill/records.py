@@ -245,6 +245,8 @@ class Metric:
         can_score: Function that receives a record. It returns False if every answer would get the worst score, because of the
             record's references. Such records are reported before training and before an evaluation. By default, every record
             can be scored.
+        binary: True if every score is 0 (wrong) or 1 (correct). An evaluation with several seeds then also computes pass@k: the
+            probability that at least one of k answers is correct.
 
     Raises:
         ConfigError: the name is not a valid key, the title is empty, or the value of `better` or `needs` is unknown.
@@ -263,6 +265,7 @@ class Metric:
     score: Callable[[str, Record], float]
     aggregate: Callable[[Sequence[float]], float] = mean
     can_score: Callable[[Record], bool] = lambda record: True
+    binary: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name, re.ASCII) or self.name in RESERVED:
