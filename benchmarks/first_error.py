@@ -2,8 +2,8 @@
 
     python -m benchmarks.first_error --model models/smollm2 --prompts data.jsonl [--student runs/sample/model] [--quick]
 
-The teacher is the model named, the student another model or else twelve of the teacher's layers, untrained; 8 drafts of 192 tokens, nothing ends a text.  The threshold is
-the 80th percentile of the divergences of all tokens.  Two questions:
+The teacher is the model named.  The student is another model, or else twelve of the teacher's layers, untrained.  There are 8
+drafts of 192 tokens; nothing ends a text.  The threshold is the 80th percentile of the divergences of all tokens.  Questions:
 
 `find`  Generation, teacher and detection, the tail apart: shares of what they cost with whole drafts.
 `all`   The whole revision with chunks of 16 tokens and k tokens of the teacher from the error on, for k = 1, 4, 16 and all of

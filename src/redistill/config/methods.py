@@ -195,8 +195,8 @@ METHODS: dict[str, Method] = {
     ),
     "mgsr-robust": Method(
         policy=_MGSR_POLICY,
-        objective=Objective(divergence=DacKLConfig(mass_floor=0.9), span_weight=1.0),
-        summary="mgsr with a minimum of the probability mass that DAC-KL keeps, which prevents a collapse of its network",
+        objective=Objective(divergence=ForwardKL(teacher_temperature=0.8), span_weight=1.0),
+        summary="mgsr with forward KL to the teacher at temperature 0.8 in place of DAC-KL, whose network can collapse",
         source="this project; docs/methods/mgsr.md",
         start="finetuned",
     ),

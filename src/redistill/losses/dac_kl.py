@@ -124,9 +124,6 @@ class DacKLConfig:
             "straight_through" uses the hard mask in the forward pass and the soft gate in the backward pass.  "soft" uses the
             soft gate in both.  "none" uses only the hard mask, so f_sub is not trained.
         network: Settings of f_sub; they have no effect with `fixed_interval` or `fixed_top`.
-        mass_floor: Threshold in (0, 1) for the kept mass P, the teacher's probability of all kept classes.  If P is smaller,
-            the penalty 10 (mass_floor - P)^2 is added, so that P does not collapse to 0.  If None, there is no penalty, as in
-            the paper; 0.9 is a robust value.
         keep_target: Whether the teacher's arg max is kept for any interval, as in Eq. 7.  Table 3b of the paper has results for
             False.
         target_twice: Whether the arg max is summed a second time if the interval contains it; needs `normalise: none` and
@@ -143,12 +140,12 @@ class DacKLConfig:
         ConfigError: a field is out of range, or two fields cannot be combined.
 
     Example:
-        >>> DacKLConfig(mass_floor=0.9).has_network, DacKLConfig(fixed_interval=(0.01, 1.0)).has_network
+        >>> DacKLConfig().has_network, DacKLConfig(fixed_interval=(0.01, 1.0)).has_network
         (True, False)
-        >>> DacKLConfig(mass_floor=1.5)
+        >>> DacKLConfig(fixed_interval=(0.5, 0.1))
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: mass_floor = 1.5: must lie in (0, 1); use 0.9, or leave it out for no floor
+        redistill.errors.ConfigError: fixed_interval = (0.5, 0.1): must satisfy 0 <= lower <= upper <= 1; put lower first
 
     See also: DacKL, keep_mask, clipped_divergence.
     """
@@ -157,7 +154,6 @@ class DacKLConfig:
     normalise: Normalise = "none"
     gate: Gate = "straight_through"
     network: ClipNetworkConfig = field(default_factory=ClipNetworkConfig)
-    mass_floor: float | None = None
     keep_target: bool = True
     target_twice: bool = False
     fixed_interval: tuple[float, float] | None = None
@@ -188,11 +184,6 @@ class DacKLConfig:
             good = self.mode == "entry_quantile" and self.fixed_interval is None
             remedy = "set mode to entry_quantile and leave out fixed_interval"
             check_field(self, "fixed_top", good, f"needs mode entry_quantile and no fixed_interval; {remedy}")
-        floor = self.mass_floor
-        if floor is not None:
-            check_field(self, "mass_floor", 0 < floor < 1, "must lie in (0, 1); use 0.9, or leave it out for no floor")
-            remedy = "leave it out, or set gate to straight_through and leave out fixed_interval and fixed_top"
-            check_field(self, "mass_floor", self.gate != "none" and self.has_network, f"needs a trained f_sub; {remedy}")
 
     @property
     def has_network(self) -> bool:
@@ -212,7 +203,7 @@ class DacKLConfig:
         biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
         return (
             cls(network=small),
-            cls(network=exact, mode="mass", normalise="other_bin", mass_floor=0.9),
+            cls(network=exact, mode="mass", normalise="other_bin"),
             cls(network=small, mode="relative", target_twice=True),
             cls(network=biased, mode="entry_quantile", gate="soft"),
             cls(network=exact, gate="soft", normalise="teacher"),
@@ -260,7 +251,7 @@ class DacKL(nn.Module):
             logp_NV: Teacher log-probabilities, no gradient.
 
         Returns:
-            divergence_N, including the mass-floor penalty; and the diagnostics by name, one float32 value per row.  With
+            divergence_N; and the diagnostics by name, one float32 value per row.  With
             the set S of kept classes, these are: `kept_mass` (the teacher's probability of S), `top_mass` (the teacher's
             largest probability), `dropped_above` (mass of dropped classes that are more probable than a kept one),
             `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1 if S consists of the
@@ -279,8 +270,6 @@ class DacKL(nn.Module):
             score_N1, logq_N1, logp_N1 = (rows_NV.gather(-1, top_N1) for rows_NV in (score_NV, logq_NV, logp_NV))
             gate_N1 = self._gate(score_N1, logp_N1, within(score_N1, *ends, self.config.mode, None), ends, None)
             divergence_N = divergence_N + clipped_divergence(logq_N1, logp_N1, gate_N1)
-        if self.config.mass_floor is not None:
-            divergence_N = divergence_N + dac_kl_options.mass_penalty(gate_NV, p_NV, self.config.mass_floor)
         kept_N = keep_NV.sum(dim=-1)
         rows = {
             "kept_mass": (p_NV * keep_NV).sum(dim=-1),
