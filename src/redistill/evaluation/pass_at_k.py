@@ -1,4 +1,7 @@
-"""pass@k: the probability that at least one of k sampled answers to a prompt is correct."""
+"""pass@k: the probability that one of k sampled answers to a prompt is correct.
+
+More than one of the k answers may be correct.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +15,7 @@ BUDGETS = (2, 5, 10, 20, 50, 100)
 
 
 def pass_at_k(correct: int, samples: int, k: int) -> float:
-    r"""Estimate pass@k of one prompt from more than k answers.
+    r"""Estimate pass@k of one prompt from at least k answers.
 
     .. math:: \mathrm{pass@}k = 1 - \binom{n - c}{k} \Big/ \binom{n}{k}
 

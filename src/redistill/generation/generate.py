@@ -56,7 +56,7 @@ def generate(
         requests: Sequences to continue, in any order; they are batched by length.
         sampling: Settings.  Repeated n-grams are banned first; then temperature, top-k and top-p apply, as in transformers.
         end_ids: End tokens.  A response ends with the first end token that is sampled, and includes this token.
-        pad_id: Token id of padding.  Any id is valid, because the attention mask identifies padding.
+        pad_id: Token id of padding.  All ids are valid, because the attention mask identifies padding.
         batch_size: Sequences per batch.  A larger batch is faster if the KV cache fits; results change by rounding only.
         vocabulary: Only token ids below this number are sampled, since the head may have additional rows; None allows all ids.
         teacher: The other model, on the same device.  Token ids below `vocabulary` must be the same tokens in both models.  The

@@ -38,8 +38,7 @@ def evaluate_harness(
 
     The scores are written to `harness.json` in the output folder.
 
-    The package `lm_eval` must be installed; it is the extra `eval` of redistill.  The harness downloads the data of its own
-    tasks.
+    The package `lm_eval` must be installed (the extra `eval` of redistill).  It downloads the data of its own tasks.
 
     Args:
         model: The model.  If it names a run folder, the student of this run is loaded.

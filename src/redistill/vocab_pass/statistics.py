@@ -44,20 +44,14 @@ def row_statistics(
 
     .. math:: \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}, \qquad H(p) = -\sum_v p_v \log p_v
 
-    p is the teacher, q the student, and y the token of the row in `token_N`.  Statistics in nats:
+    p is the teacher, q the student, and y the token of the row in `token_N`.  The first two lines are in nats.
 
-    - forward_kl is KL(p || q), and reverse_kl is KL(q || p).
+    - forward_kl is KL(p || q), reverse_kl is KL(q || p), student_entropy is H(q), and teacher_entropy is H(p).
     - student_logprob is log q(y), teacher_logprob is log p(y), and cross_entropy is -log q(y).
-    - student_entropy is H(q), and teacher_entropy is H(p).
-
-    Statistics without a unit:
-
-    - agreement is True where both models have the same arg max.
     - acceptance is sum_v min(p_v, q_v), in [0, 1], and student_confidence is max_v q_v.
     - top_overlap is the fraction of the 10 most probable classes of p that are among the 10 most probable classes of q.
-    - student_argmax and teacher_argmax are the most probable tokens.
-    - teacher_sample is a token sampled from p.  teacher_nucleus_sample is sampled from the most probable classes of p that
-      together have 0.9 of the mass (`NUCLEUS`).
+    - student_argmax and teacher_argmax are the most probable tokens, and agreement is True where they are equal.
+    - teacher_sample is sampled from p, and teacher_nucleus_sample from the most probable classes of p with 0.9 of the mass.
 
     Args:
         student_hidden_ND: Hidden states of the rows.
@@ -69,8 +63,7 @@ def row_statistics(
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; the default is from `chunk_budget`.
 
     Returns:
-        For each name, a tensor with one value per row.  Tokens are int64, and agreement is bool.  Other statistics are float32,
-        or float64 for float64 hidden states.
+        For each name, a tensor with one value per row: int64 for tokens, bool for agreement, and otherwise float32 or float64.
 
     Raises:
         TrainingError: for a sampled token, if the probabilities of a row are not finite.
