@@ -140,7 +140,7 @@ class VllmEngineConfig:
     def announcement(self) -> str:
         """Return one line about the data that are sent.
 
-        It names the data, the servers that receive them, and the environment variable of the API key.
+        The line names the data, the servers that receive them, and the environment variable of the API key.
         """
         servers = [parse_url(url) for url in self.url]
         leaves = "on this machine" if all(server.is_loopback for server in servers) else "and leave this machine"
