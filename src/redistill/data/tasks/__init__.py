@@ -24,7 +24,7 @@ TASKS: Mapping[str, Task] = {
 def known_task(name: str) -> Task:
     """Return the test set called `name`.
 
-    Any name that is not in `TASKS` denotes a test set in a local file. The recipe sets the path of the file. Such a test set
+    A name that is not in `TASKS` denotes a test set in a local file. The recipe sets the path of the file. Such a test set
     has no metrics of its own.
 
     Args:
