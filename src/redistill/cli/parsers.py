@@ -11,6 +11,7 @@ from pathlib import Path
 
 import redistill
 from redistill.cli import commands, evaluate, recipes
+from redistill.cli.inspection import add_inspect
 from redistill.cli.options import (
     RECIPE,
     Group,
@@ -92,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         _config,
         _estimate,
         _doctor,
+        add_inspect,
         _methods,
         _recipes,
         _data,

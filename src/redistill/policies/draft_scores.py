@@ -5,7 +5,7 @@ token.  Source: MGSR (arXiv 2407.10068), Eq. 3.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -26,6 +26,13 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
 
 Scores = tuple[torch.Tensor, torch.Tensor]
 """The score of disagreement and the teacher's token for each token: [T] for one draft, [B, T] for several."""
+
+
+class ScoresDrafts(Protocol):
+    """An object that scores drafts, as `DraftScores` does."""
+
+    def of(self, step: int, number: int, drafts: Sequence[TokenSequence]) -> Scores:
+        """Return the scores of all tokens of the drafts, and the teacher's tokens, both [B, T]."""
 
 
 class DraftScores:
