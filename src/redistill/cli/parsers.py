@@ -29,6 +29,7 @@ from redistill.cli.options import (
     help_formatter,
 )
 from redistill.cli.values import count, finite_number, path, path_text, seeds, whole_number
+from redistill.cli.watching import add_watch
 from redistill.config.other_tools import option_hint
 
 EXIT_CODES = """\
@@ -94,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         _estimate,
         _doctor,
         add_inspect,
+        add_watch,
         _methods,
         _recipes,
         _data,
