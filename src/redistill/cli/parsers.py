@@ -12,6 +12,7 @@ from pathlib import Path
 import redistill
 from redistill.cli import commands, evaluate, recipes
 from redistill.cli.inspection import add_inspect
+from redistill.cli.judging import add_judge
 from redistill.cli.options import (
     RECIPE,
     Group,
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         _evaluate,
         _report,
         _compare,
+        add_judge,
         _config,
         _estimate,
         _doctor,
