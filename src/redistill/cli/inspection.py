@@ -17,7 +17,7 @@ RUN_OR_RECIPE = "a run folder, a YAML file, or a name from `recipes list`"
 
 def add_inspect(group: Group) -> None:
     """Add the command `inspect` with its actions to a group of commands."""
-    text = "Show examples, corrections, DAC-KL intervals and answers of a run."
+    text = "Show training examples, corrections, intervals and answers."
     actions = add_actions(group, "inspect", text, "redistill inspect revision runs/mgsr --step 10")
     _sample(actions)
     _revision(actions)

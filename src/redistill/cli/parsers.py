@@ -39,9 +39,8 @@ exit codes:
   1           the command failed
   2           invalid input: arguments, recipe, data, model or folder
   75          temporary failure, such as a full disk or a folder in use; retry
-  130         interrupted by Ctrl-C (SIGINT)
-  143         terminated by SIGTERM
-To resume an interrupted command, run the same command again.
+  130         interrupted by Ctrl-C (SIGINT); the same command resumes
+  143         terminated by SIGTERM; the same command resumes
 """
 
 
@@ -79,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="redistill",
         formatter_class=help_formatter,
         description="Knowledge distillation of language models: MGSR and its baselines.",
-        epilog=f"{EXIT_CODES}\nexample: redistill run smollm2-dolly --out runs/first",
+        epilog=f"{EXIT_CODES}example: redistill run smollm2-dolly --out runs/first",
     )
     parser.add_argument("--version", action="version", version=f"redistill {redistill.__version__}")
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")

@@ -1,4 +1,4 @@
-"""`redistill inspect`: examples, corrections, DAC-KL intervals and answers of a run.
+"""`redistill inspect`: training examples, corrections, intervals and answers.
 
 This package trains nothing and writes nothing to a run folder.
 """

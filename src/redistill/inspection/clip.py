@@ -1,4 +1,4 @@
-"""`redistill inspect clip`: the classes that DAC-KL keeps when it predicts one token."""
+"""`redistill inspect clip`: the classes that DAC-KL keeps for one token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

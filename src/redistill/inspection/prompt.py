@@ -1,4 +1,7 @@
-"""`redistill inspect prompt`: answers of student and teacher, with log-probabilities of their tokens."""
+"""`redistill inspect prompt`: answers of student and teacher.
+
+Each token of an answer has its log-probability under both models.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -65,7 +68,9 @@ class Answers:
 def inspect_prompt(
     subject: Subject, text: str, *, temperature: float, max_tokens: int | None, step: int | None = None
 ) -> Answers:
-    """Generate an answer with the student and with the teacher, and score both answers with both models.
+    """Generate the answers of student and teacher to a prompt.
+
+    Both answers are scored with both models.
 
     Args:
         subject: The run.

@@ -1,4 +1,4 @@
-"""`redistill inspect sample`: a training example with its tokens, targets and spans."""
+"""`redistill inspect sample`: tokens, targets and spans of a training example."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

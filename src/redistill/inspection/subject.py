@@ -1,4 +1,4 @@
-"""The run or recipe that `redistill inspect` examines, its tokenizer, and its models.
+"""The run or recipe that `redistill inspect` examines, and its models.
 
 The models of a run have the weights of a checkpoint, or else those of the trained student.  Those of a recipe are untrained.
 """

@@ -21,7 +21,9 @@ _END = 300  # characters that are printed of the end of a long context
 
 
 def quoted(text: object) -> str:
-    r"""Return text in quotation marks, with escaped line ends, so that its spaces are visible.
+    r"""Return text in quotation marks, so that its spaces are visible.
+
+    Line ends are escaped.
 
     Example:
         >>> quoted(" the\n")
@@ -86,7 +88,7 @@ def _draft(draft: Draft) -> Table:
 
 
 def print_clip(clip: Clip) -> None:
-    """Print the interval of DAC-KL, the kept classes, and the most probable other classes."""
+    """Print the interval of DAC-KL, the kept classes and some other classes."""
     _print(f"student: {clip.student}; row {clip.row}, target {clip.position}: {quoted(clip.target)}")
     _print(f"after: {quoted(_shortened(clip.context))}")
     _print(f"interval: l = {clip.lower:.4g}, u = {clip.upper:.4g}; {clip.kept_classes} classes are kept")
@@ -105,7 +107,7 @@ def print_clip(clip: Clip) -> None:
 
 
 def print_answers(found: Answers) -> None:
-    """Print the answers of student and teacher, with the log-probabilities of their tokens."""
+    """Print the answers of both models, with log-probabilities of their tokens."""
     _print(f"student: {found.student}")
     _print(f"prompt: {quoted(found.prompt)}")
     for role, tokens in found.answers.items():

@@ -32,7 +32,10 @@ class ScoresDrafts(Protocol):
     """An object that scores drafts, as `DraftScores` does."""
 
     def of(self, step: int, number: int, drafts: Sequence[TokenSequence]) -> Scores:
-        """Return the scores of all tokens of the drafts, and the teacher's tokens, both [B, T]."""
+        """Return the scores of all tokens of the drafts, and the teacher's tokens.
+
+        Both tensors have the shape [B, T].
+        """
 
 
 class DraftScores:

@@ -215,7 +215,9 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
 
 
 def read_evaluation(folder: Path, label: str, role: str) -> Evaluation | None:
-    """Read scores.json and the responses of one evaluation; None if the folder has no scores.json.
+    """Read scores.json and the responses of one evaluation.
+
+    The result is None if the folder has no scores.json.
 
     Args:
         folder: The output folder of an evaluation, or a run folder for the evaluation of its student.

@@ -14,7 +14,7 @@ _COUNTS = ("prompts", "wins", "ties", "losses", "disagreements", "unparsed")
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """How often a judge preferred the answers of a model to other answers, on one data set.
+    """How often a judge preferred the answers of a model, on one data set.
 
     More than 12 fields: it has the numbers of one comparison, all of which a page shows.
 
@@ -48,7 +48,7 @@ class Judgement:
 
 
 def read_judgements(folder: Path) -> list[Judgement]:
-    """Return the results in judge.json of a run folder or evaluation folder; [] if there is no such file.
+    """Return the results in judge.json of a folder; [] if there is no such file.
 
     Raises:
         CheckpointError: the file is damaged, or has a newer schema.

@@ -274,7 +274,10 @@ class _Remembering(Protocol):
 
 @contextmanager
 def remembering(run: OpenRun) -> Iterator[None]:
-    """Context in which teacher and engine use their prefix memory (stored states of texts), if they have one."""
+    """Context in which teacher and engine use their prefix memory, if they have one.
+
+    A prefix memory has the stored states of texts.
+    """
     with ExitStack() as stack:
         for part in (run.teacher, _unwrapped(run.engine)):
             if part is not None and part.capabilities.prefix_memory:

@@ -113,7 +113,9 @@ def judge_answers(
     limit: int | None = None,
     report: Report,
 ) -> Mapping[str, Json]:
-    """Compare the answers in a folder with other answers, and store the result in its judge.json.
+    """Compare the answers in a folder with other answers.
+
+    The result is stored in judge.json in this folder.
 
     An interrupted comparison is resumed: verdicts in judge.jsonl are not requested again.  After an error of the server, at
     most `settings.concurrent_requests` requests are repeated.
@@ -156,7 +158,9 @@ def _is_same(held: Json, found: Mapping[str, Json]) -> bool:
 
 
 def find_pairs(folder: Path, against: str, seeds: Sequence[int] | None, limit: int | None) -> list[Pair]:
-    """Return the pairs of answers to compare; the arguments are those of `judge_answers`.
+    """Return the pairs of answers to compare.
+
+    The arguments are those of `judge_answers`.
 
     Raises:
         DataError: there are no such answers, or the same prompt id has different prompts.

@@ -53,5 +53,5 @@ def described(tokenizer: Tokenizer, revision: Revision) -> dict[str, Json]:
 
 
 def verbatim(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Return the text of tokens, including special tokens, without changes of its spaces."""
+    """Return the text of tokens, including special tokens and all spaces."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

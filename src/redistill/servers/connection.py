@@ -1,4 +1,4 @@
-"""The connection to the servers that the settings of a teacher, an engine or a judge name.
+"""The connection to the servers of a teacher, an engine or a judge.
 
 The settings are checked here, and the addresses, the API key and the limits of requests are derived from them.
 """
