@@ -49,7 +49,8 @@ def frame(state: LiveState) -> Group:
 def spark(values: Sequence[float], width: int = WIDTH) -> str:
     """Return a line of bars whose heights show the values.
 
-    The smallest value has the lowest bar, and the largest value the highest.  More than `width` values are averaged in groups of neighbours.
+    The smallest value has the lowest bar, and the largest value the highest.  More than `width` values are averaged in groups
+    of neighbours.
 
     Example:
         >>> spark([0.0, 1.0, 3.5, 7.0]), spark([2.0, 2.0])

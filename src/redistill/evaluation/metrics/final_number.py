@@ -13,9 +13,10 @@ _FINAL = "####"
 def final_number(text: str) -> Decimal | None:
     """Return the final number of a text, or None if the text has no number.
 
-    Answers of GSM8K end with "####" and a number.  The final number is the first number after the last "####".  If there is
-    none, it is the last number of the text.  Thousands separators and a dollar sign are ignored; "7" and "7.00" are the same
-    number.  A hyphen is a minus sign unless it follows a letter, a digit, an underscore, a full stop or a closing bracket.
+    Answers of GSM8K end with "####" and a number.  The final number is the first number after the last "####", or the last
+    number of the text if no number follows a "####".  Thousands separators and a dollar sign are ignored; "7" and "7.00"
+    are the same number.  A hyphen is a minus sign, unless it follows a letter, a digit, an underscore, a full stop or a
+    closing bracket.
 
     Args:
         text: An answer or a reference.
@@ -35,7 +36,7 @@ def final_number(text: str) -> Decimal | None:
 
 
 def same_final_number(prediction: str, references: Sequence[str]) -> bool:
-    """Return whether the final number of a text is that of one of its references.
+    """Return whether the final number of a text equals that of a reference.
 
     Source: the accuracy of GSM8K (Cobbe et al. 2021, arXiv 2110.14168).  In addition, an answer without "####" is scored by its
     last number.
@@ -63,4 +64,4 @@ def _can_score(record: Record) -> bool:
     return any(final_number(reference) is not None for reference in record.references)
 
 
-METRIC = Metric(name="final_number", title="final number", unit="fraction", score=_score, can_score=_can_score)
+METRIC = Metric(name="final_number", title="final number", unit="fraction", score=_score, binary=True, can_score=_can_score)
