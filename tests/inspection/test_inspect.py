@@ -176,7 +176,8 @@ def test_an_interval_that_does_not_exist_is_one_line(
 def test_the_answers_to_a_prompt_are_greedy_and_repeatable(run: Path, inspected: Any) -> None:
     found = inspected("prompt", run, "Where is the cat?", "--max-tokens", 5)
     assert found == inspected("prompt", run, "Where is the cat?", "--max-tokens", 5)
-    assert set(found["answers"]) == {"student", "teacher"} and "Where is the cat?" in found["prompt"]
+    assert set(found["answers"]) == {"student", "teacher"}
+    assert found["prompt"].endswith("### Instruction:\nWhere is the cat?\n\n### Response:\n")
     for role, tokens in found["answers"].items():
         assert 1 <= len(tokens) <= 5
         assert all(token["student"] < 0 and token["teacher"] < 0 for token in tokens), role
@@ -203,6 +204,36 @@ def test_a_prompt_that_cannot_be_answered_is_one_line(
 def test_a_recipe_has_no_answers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "prompt", str(recipe(run)), "Where?"]) == 2
     assert "is a recipe; name a run folder" in capsys.readouterr().err
+
+
+# --- fine-tunings before the run --------------------------------------------------------------------------------------
+
+
+def test_the_models_of_fine_tunings_are_found_in_a_moved_run_and_missed_if_they_are_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune = {"updates": 1, "batch_size": 4}
+    config = tiny_run(
+        tmp_path,
+        student={"model": str(tmp_path / "student"), "finetune": finetune, "lora": {"rank": 2, "targets": ["q_proj"]}},
+        training={"updates": 1, "batch_size": 4},
+    )
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
+    command = ["inspect", "prompt", str(config.folder), "Where?", "--json"]
+    assert main(["inspect", "clip", str(tmp_path / "recipe.yaml")]) == 0
+    assert "stage start: is not trained yet" in capsys.readouterr().err
+    train_student(config)
+    capsys.readouterr()
+    assert main(command) == 0
+    before = capsys.readouterr().out
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("run", "run-start"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    command[2] = str(tmp_path / "elsewhere/run")
+    assert main(command) == 0 and capsys.readouterr().out == before
+    (tmp_path / "elsewhere/run-start").rename(tmp_path / "elsewhere/other")
+    assert main(command) == 2
+    assert "the model of its fine-tuning start does not exist" in capsys.readouterr().err
 
 
 # --- all actions --------------------------------------------------------------------------------------------------------

@@ -39,12 +39,14 @@ class Subject:
         name: The run folder or recipe, as the user named it.
         config: The settings.  Fine-tunings before the run are replaced by the models that they produced, if these exist.
         folder: The run folder; None for a recipe.
+        missing: Names of the fine-tunings whose model does not exist.
         report: Function that is called with the name of each phase when it starts.
     """
 
     name: str
     config: Run
     folder: Path | None
+    missing: Sequence[str]
     report: Report
 
     def tokenizer(self) -> Tokenizer:
@@ -80,18 +82,25 @@ def find_subject(name: Path, overrides: Sequence[str], allow_code: Sequence[str]
     if name.is_dir() and not is_run:
         raise ConfigError(f"{name}: has no {RUN_FILE}; name a run folder, or a recipe")
     config = load_config(name / RUN_FILE if is_run else name, overrides, allow_code)
-    config = replace(config, out=str(name)) if is_run else config  # the folder may have been moved
-    return Subject(name=str(name), config=_without_stages(config, report), folder=name if is_run else None, report=report)
+    if is_run and _missing(config):  # the folder may have been moved, with the folders of its fine-tunings
+        config = replace(config, out=str(name))
+    missing = _missing(config)
+    for stage in () if is_run else missing:
+        report(f"stage {stage}: is not trained yet; the model is used without this fine-tuning")
+    folder = name if is_run else None
+    return Subject(name=str(name), config=_without_stages(config, missing), folder=folder, missing=missing, report=report)
 
 
-def _without_stages(config: Run, report: Report) -> Run:
+def _missing(config: Run) -> list[str]:
+    """Return the names of the fine-tunings of a run that have produced no model."""
+    return [name for name, stage in stages(config).items() if not has_model(stage.folder)]
+
+
+def _without_stages(config: Run, missing: Sequence[str]) -> Run:
     """Return settings that load the fine-tuned teacher and student directly, and a teacher that is not cached.
 
-    A fine-tuning that has produced no model yet is removed, with a note.
+    The fine-tunings in `missing` are removed.
     """
-    missing = [name for name, stage in stages(config).items() if not has_model(stage.folder)]
-    for name in missing:
-        report(f"stage {name}: is not trained yet; the model is used without this fine-tuning")
     teacher, student = config.teacher, config.student
     if isinstance(teacher, TeacherConfig):
         tuned = replace(teacher, finetune=None) if "teacher" in missing else teacher_source(config)
@@ -131,13 +140,16 @@ def opened(subject: Subject, data: tuple[Run, DataSets], step: int | None = None
         step: Number of updates of the checkpoint to load; None for the newest one.
 
     Raises:
-        CheckpointError: the checkpoint does not exist, or is damaged.
+        CheckpointError: the checkpoint, or a fine-tuned model of the run, does not exist or is damaged.
         ConfigError: the teacher is not a model that this process loads.
         ModelError, VocabularyError: the models cannot be used.
     """
     config = data[0]
     if config.teacher is not None and not isinstance(config.teacher, TeacherConfig):
         raise ConfigError(f"{subject.name}: teacher.kind: inspect loads the teacher itself; use a recipe with teacher.model")
+    if subject.folder is not None and subject.missing:
+        names = " and ".join(subject.missing)
+        raise CheckpointError(f"{subject.name}: the model of its fine-tuning {names} does not exist; restore its folder")
     found = None
     if subject.folder is not None:
         checkpoints = subject.folder / "checkpoints"
