@@ -153,7 +153,7 @@ def test_new_text_needs_a_cache_with_hidden_states(
 ) -> None:
     recipe = recipe_of(tmp_path, "run", method="gkd")
     assert main(["train", str(recipe), "teacher.cache_new_text=true", *settings]) == 2
-    assert "cache_new_text = True: needs cache, a folder, and cache_form full" in capsys.readouterr().err
+    assert "cache_new_text = True: needs cache (a folder) and cache_form full" in capsys.readouterr().err
 
 
 def test_a_method_with_replayed_text_reads_it_from_the_folder_of_the_run(

@@ -294,8 +294,8 @@ def test_ruled_out_classes_and_extreme_logits_stay_finite(config):
         ({"fixed_top": 0, "mode": "entry_quantile"}, "fixed_top = 0: must be at least 1"),
         ({"fixed_top": 200}, "fixed_top = 200: needs mode entry_quantile"),
         ({"fixed_top": 2, "mode": "entry_quantile", "fixed_interval": (0.0, 1.0)}, "fixed_top = 2: needs mode entry_quantile"),
-        ({"target_twice": True, "normalise": "teacher"}, "target_twice = True: needs normalise none and keep_target"),
-        ({"target_twice": True, "keep_target": False}, "target_twice = True: needs normalise none and keep_target"),
+        ({"target_twice": True, "normalise": "teacher"}, "target_twice = True: needs normalise: none and keep_target: true"),
+        ({"target_twice": True, "keep_target": False}, "target_twice = True: needs normalise: none and keep_target: true"),
     ],
 )
 def test_a_setting_out_of_range_is_rejected_by_name(setting, message):

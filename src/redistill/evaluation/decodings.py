@@ -83,5 +83,5 @@ def check_decodings(decodings: Sequence[Decoding]) -> None:
 
 
 def _short(value: float) -> str:
-    """Return the shortest text that is parsed as the same number, without a final ".0"."""
+    """Return a number as the shortest exact text, without a final ".0"."""
     return repr(float(value)).removesuffix(".0")

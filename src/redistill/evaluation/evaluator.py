@@ -147,7 +147,7 @@ class Evaluator:
     def _scores(
         self, responses: ResponseFiles, dataset: str, rows: Sequence[Row], metrics: Sequence[Metric]
     ) -> dict[str, Json]:
-        """Generate the missing answers of a data set; return its scores, as in scores.json."""
+        """Generate the missing answers of a data set; return its scores for scores.json."""
         lines = {str(seed): responses.complete(dataset, rows, seed, metrics) for seed in self.config.seeds}
         by_seed = {seed: response_scores(found, metrics) for seed, found in lines.items()}
         forced = self._teacher_forced(gold_examples([record for record, _ in rows], self.tokenizer, self.tokens))

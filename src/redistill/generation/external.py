@@ -1,6 +1,6 @@
 """Checks of the results of engines that are not part of the package.
 
-An invalid result raises an error, so that the student is never trained on it.
+An invalid result raises an error, so that the student is never trained on invalid text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ class CheckedEngine:
     Args:
         engine: The engine that is wrapped.
         name: Name of the engine in error messages: the value of `kind` in the recipe.
-        vocabulary: Size of the vocabulary; every token id must be below it.
+        vocabulary: Size of the vocabulary; every token id must be below this size.
 
     Raises:
         TrainingError: raised by `sync` and `generate` if the engine raises an error or returns an invalid result.

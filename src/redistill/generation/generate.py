@@ -65,7 +65,8 @@ def generate(
             again, and generated texts are added.  Results change by rounding only.  If None, every prompt is read.
 
     Returns:
-        A `Generation` for each request, in the order of the requests.  It has no tokens if `max_new_tokens` is 0.
+        A `Generation` for each request, in the order of the requests.  If `max_new_tokens` of a request is 0, its
+        `Generation` has no tokens.
 
     Raises:
         ConfigError: a value is out of range; temperature 0 is combined with tokens of the teacher; a sequence is too long for
@@ -73,7 +74,7 @@ def generate(
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
-    assert teacher is not None or not sampling.uses_teacher, "teacher_share > 0 and teacher_top_k > 0 need a teacher"
+    assert teacher is not None or not sampling.uses_teacher, "text with tokens of the teacher needs a teacher"
     models = [model] if teacher is None or not sampling.uses_teacher else [model, teacher]
     for each in models:
         _check_lengths(requests, position_limit(each))
@@ -134,7 +135,7 @@ def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Return numbers that are proportional, in each row, to the result of `probabilities`.
+    """Return numbers that are, row by row, proportional to `probabilities`.
 
     `sample_rows` does not need normalised rows.  The function may overwrite the logits.
     """
@@ -170,8 +171,8 @@ def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: 
 def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch.Tensor) -> None:
     """Store the states of some texts in the prefix memories of the decoders.
 
-    These are the texts of the rows that are removed from the batch; `removed_L` is True for them.  The last token of a text is
-    excluded, because no model has read it.
+    `removed_L` is True for the rows whose texts are stored; these rows are removed from the batch.  The last token of a
+    text is excluded, because no model has read this token.
     """
     for decoder in decoders:
         if decoder.remembers:
@@ -244,7 +245,10 @@ class _LiveBatch:
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token ids, attention mask and position ids of the prompts and the first `step` generated tokens."""
+        """Return token ids, attention mask and position ids of the columns so far.
+
+        These are the columns of the prompts and of the first `step` generated tokens.
+        """
         filled = self._prompt_length + step
         return self._ids_LT[:, :filled], self._mask_LT[:, :filled], self._position_LT[:, :filled]
 
@@ -271,7 +275,7 @@ class _LiveBatch:
         return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
-        """Return the texts of some rows of the KV cache, to be stored in the prefix memory.
+        """Return the texts of some rows of the KV cache, for the prefix memory.
 
         Args:
             live: Indices of the rows in the KV cache.

@@ -1,7 +1,7 @@
 """Bans of repeated n-grams.
 
-This module imports only the standard library.  The vLLM plugin (`generation.vllm_plugin`) imports it in the environment of
-a server, where the packages that redistill requires may be missing.
+This module imports only the standard library, because the vLLM plugin (`generation.vllm_plugin`) uses the module.  The
+plugin runs in the environment of a server, where the packages that redistill requires may be missing.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ from redistill.models.families import body
 from redistill.tensors import pad
 
 MEMORY_BYTES = 1 << 30
-"""Maximum size of a prefix memory in bytes; texts that would exceed it are not stored."""
+"""Maximum size of a prefix memory in bytes; texts that would exceed this size are not stored."""
 FEW_TOKENS = 32
 """Texts with at most this number of unread tokens (tokens without stored states) are read in one group.
 
@@ -50,7 +50,7 @@ class PrefixMemory:
     The states of a text are the keys, values and last hidden states that the model computed for the tokens of the text.
 
     Args:
-        max_bytes: Maximum size of all states together, in bytes; a text that would exceed it is not stored.
+        max_bytes: Maximum size of all states together, in bytes; a text that would exceed this limit is not stored.
     """
 
     def __init__(self, max_bytes: int = MEMORY_BYTES) -> None:
@@ -72,8 +72,8 @@ class PrefixMemory:
     def remember(self, token_ids: TokenIds, cache: Cache, row: int, columns: slice, hidden_TD: torch.Tensor) -> None:
         """Copy the states of a text from one row of a KV cache into the memory.
 
-        Nothing is stored if the states of all tokens of the text are stored already, if the memory would exceed its limit, or
-        if layers have states of different shapes.
+        Nothing is stored in three cases: the states of the text are stored already, the memory would exceed its limit, or
+        layers have states of different shapes.
 
         Args:
             token_ids: The T tokens.

@@ -127,7 +127,7 @@ class VllmEngineConfig:
     def announcement(self) -> str:
         """Return one line about the data that are sent.
 
-        It names the data, the servers that receive them, and the environment variable of the API key.
+        The line names the data, the servers that receive them, and the environment variable of the API key.
         """
         return f"engine: training data (token ids of prompts) {destinations(self)}"
 

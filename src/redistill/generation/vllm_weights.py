@@ -94,7 +94,10 @@ class ServedWeights:
         return True
 
     def _prepare(self, student: CausalModel) -> None:
-        """Check the servers, and generate probe texts that fit the length limits of student and servers."""
+        """Check the servers, and generate the probe texts.
+
+        The texts have at most the lengths that student and servers allow.
+        """
         limit, served = position_limit(student), self._servers.check(1, self._tools.note)
         longest = min(PROBE_TOKENS if limit is None else limit, PROBE_TOKENS if served is None else served - 1)
         special = [*self._tools.end_ids, *self._tools.tokenizer.all_special_ids]
@@ -134,7 +137,7 @@ class ServedWeights:
                 if self._threshold.accepts(gap):
                     return
             fault = (
-                f"{server} has other weights than the student after loading them: log-probabilities of probe texts differ by "
+                f"{server} has not loaded the student's weights: its log-probabilities of probe texts differ by "
                 f"{gap:.3g} nats, and must differ by at most {limit:.3g}"
             )
         except ServerUnavailableError:
@@ -151,7 +154,7 @@ class ServedWeights:
         raise ServerUnavailableError(f"engine: {fault}; {RESUME}")
 
     def _gap(self) -> tuple[float, str]:
-        """Return the largest difference of a server from the student, and the server's label.
+        """Return the largest difference of a server from the student, and its label.
 
         The difference is that of log-probabilities, in nats.
 

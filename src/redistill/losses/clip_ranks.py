@@ -184,7 +184,7 @@ def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
     """Return the compact form of unsorted rows of probabilities.
 
     The result ranked_NK equals that of `top_and_masses` for the sorted rows and the same `edges`.  For float32 rows of at
-    least 8192 classes on a CPU, the sums of the buckets are computed with a histogram, which is faster than a sort.
+    least 8192 classes on a CPU, a histogram is used, which is faster than a sort.
     """
     if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
         return top_and_masses(sort_descending(p_NV), edges)
@@ -200,11 +200,11 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
 
 def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the compact form of one row, which is computed with a histogram of its probabilities.
+    """Return the compact form of one row, computed with a histogram of probabilities.
 
     The upper 16 bits of a float32 probability are the index of its histogram bin, so the bins are in the order of the
     probabilities.  Two kinds of bins are sorted: those with one of the edges[0] largest probabilities, and those in which a
-    bucket of `edges` begins.  All other bins lie in one bucket, so the sums are not approximations.
+    bucket of `edges` begins.  Each of the other bins lies in a single bucket, so the sums of the buckets are exact.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
     count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # bins in descending order

@@ -5,13 +5,13 @@ an interval.  A class is kept if its score lies in the interval; by default, the
 the teacher's arg max is always kept.
 
 Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` computes the divergence on the kept classes.
-`DacKL` combines it with f_sub (clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, a
-field of `DacKLConfig` selects the interpretation.  The defaults are closest to the paper; dac_kl_options.py computes the other
-options.
+`DacKL` combines this divergence with f_sub (clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper
+is ambiguous, a field of `DacKLConfig` selects the interpretation.  The defaults are closest to the paper; dac_kl_options.py
+computes the other options.
 
-The functions return one value per row, and depend on no language model.  The [N, V] tensors of a chunk of rows need most of the
-memory, so they are never concatenated.  For the same reason, the backward pass recomputes the soft gate (the smooth function
-from which f_sub gets its gradient) instead of storing it.
+The functions return one value per row, and depend on no language model.  The [N, V] tensors of a chunk of rows need most of
+the memory, so they are never concatenated.  For the same reason, the soft gate (the smooth function from which f_sub gets
+its gradient) is not stored, but computed again in the backward pass.
 """
 
 import math
@@ -81,7 +81,7 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
 def dropped_above(p_NV: Tensor, keep_NV: Tensor) -> Tensor:
     """Return the mass of dropped classes that are more probable than a kept class.
 
-    It is 0 if the kept classes are the most probable ones, and high if only the tail and the arg max are kept.
+    This mass is 0 if the kept classes are the most probable classes.  It is high if only the tail and the arg max are kept.
 
     Args:
         p_NV: Probabilities of the teacher.
@@ -133,7 +133,7 @@ class DacKLConfig:
             `keep_target: true`.
         fixed_interval: A constant interval (lower, upper) that replaces f_sub, 0 <= lower <= upper <= 1.  In mode "relative",
             (0.05, 1) keeps the classes of min-p 0.05.
-        fixed_top: Number k >= 1; the k most probable classes of each row are kept.  It replaces f_sub, and needs mode
+        fixed_top: Number k >= 1; the k most probable classes of each row are kept.  This replaces f_sub, and needs mode
             "entry_quantile".
         gate_temperature: Width of the sigmoids of the soft gate, > 0, in units of their argument x.  In mode "mass", x is the
             score; in mode "entry_quantile", x is ln(1 - score); in the other modes, x is ln(score).  If None, the width is 0.02
@@ -178,7 +178,9 @@ class DacKLConfig:
         good = self.gate_temperature is None or 0 < self.gate_temperature < math.inf
         check_field(self, "gate_temperature", good, "must be above 0; leave it out for the mode's default")
         good = not self.target_twice or (self.normalise == "none" and self.keep_target)
-        check_field(self, "target_twice", good, "needs normalise none and keep_target; set both, or leave target_twice out")
+        check_field(
+            self, "target_twice", good, "needs normalise: none and keep_target: true; set both, or leave target_twice out"
+        )
         lower, upper = self.fixed_interval or (0.0, 1.0)
         check_field(self, "fixed_interval", 0 <= lower <= upper <= 1, "must satisfy 0 <= lower <= upper <= 1; put lower first")
         if self.fixed_top is not None:
@@ -303,7 +305,7 @@ class DacKL(nn.Module):
         return within(score_NV, *score_bounds(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the scores score_NV of the classes, and the bounds lower_N and upper_N of each row's interval."""
+        """Return score_NV, and the interval of each row as lower_N and upper_N."""
         score_NV, sorted_NV = class_scores(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
@@ -317,11 +319,11 @@ class DacKL(nn.Module):
     def _gate(
         self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
     ) -> Tensor:
-        """Return the weight of each class in the divergence: `keep_NV` (0 or 1), or a gate in [0, 1].
+        """Return the weight of each class in the divergence.
 
-        `ends` are the lower and the upper bound of the scores.  `target_N1` is the class of each row that is always kept,
-        or None.  The gate is a product of two sigmoids.  Their argument is the score in mode "mass", and the logarithm of
-        the score in the other modes.
+        The weight is `keep_NV` (0 or 1), or a gate in [0, 1].  `ends` are the lower and the upper bound of the scores.
+        `target_N1` is the class of each row that is always kept, or None.  The gate is a product of two sigmoids.  Their
+        argument is the score in mode "mass", and the logarithm of the score in the other modes.
         """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV

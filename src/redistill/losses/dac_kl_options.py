@@ -2,8 +2,8 @@
 
 The defaults are Eq. 6-8 of MGSR (arXiv 2407.10068) as printed.
 
-dac_kl.py and clip_ranks.py implement the defaults.  They call the functions of this module for scores other than the
-probability of a class, for normalised divergences, for the soft gate, and for the penalty on a small kept mass.
+dac_kl.py and clip_ranks.py implement the defaults.  This module computes scores other than the probability of a class,
+normalised divergences, the soft gate, and the penalty on a small kept mass.
 """
 
 from typing import Literal

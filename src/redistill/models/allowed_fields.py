@@ -161,7 +161,7 @@ def _is_allowed(key: str, kind: type | None) -> bool:
 
 
 def _declared(kind: type | None) -> set[str]:
-    """The names of the fields that the config class `kind` declares, and their aliases."""
+    """The names of the fields that the config class `kind` declares, with aliases."""
     return {*getattr(kind, "__dataclass_fields__", {}), *getattr(kind, "attribute_map", {})}
 
 
@@ -181,11 +181,11 @@ def _words(kind: type | None) -> frozenset[str]:
 
 
 def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, Json]) -> type[PretrainedConfig] | None:
-    """The class of the inner config in the field `key` of a config of the class `kind`.
+    """The class of the inner config in the field `key` of a config.
 
-    `kind` declares the class `named` for this field, and `fields` are the fields of the inner config. If `named` is
-    AutoConfig, the `model_type` of the inner config determines the class. The result is None if this `model_type` is
-    missing or unknown.
+    `kind` is the class of the config, which declares the class `named` for this field, and `fields` are the fields of the
+    inner config. If `named` is AutoConfig, the `model_type` of the inner config determines the class. The result is None if
+    this `model_type` is missing or unknown.
     """
     if issubclass(named, PretrainedConfig):
         return named
@@ -199,7 +199,7 @@ def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, J
 
 
 def _plain(what: str, value: Json) -> Json:
-    """A copy of `value` in which no object has private fields or fields of `_DROPPED`.
+    """A copy of `value` without private fields and without the fields in `_DROPPED`.
 
     Raises:
         ModelError: an object in `value` has a field that could change which code or files are used.

@@ -114,9 +114,9 @@ def takes_positions(model: nn.Module) -> bool:
 def prefixes_can_be_reused(model: nn.Module) -> bool:
     """Return whether the cached keys and values of a text's prefix can be reused.
 
-    The result is True if the prefix can be reused for a text of another length, in a batch with other padding. This
-    requires full attention in every layer, and an argument for positions in the body (the model without its LM head).
-    Sliding windows, recurrent states, and rotary frequencies that depend on the length of the text do not allow it.
+    The result is True if the prefix can be reused for a text of another length, in a batch with other padding. Every layer
+    must have full attention, and the body (the model without its LM head) must have an argument for positions. Prefixes
+    cannot be reused with sliding windows, recurrent states, or rotary frequencies that depend on the length of the text.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers
@@ -133,7 +133,7 @@ def prefixes_can_be_reused(model: nn.Module) -> bool:
 class CachedBody:
     """The body of a model (the model without its LM head) with a cache.
 
-    It processes a few columns at a time. A column contains one token of each sequence.
+    The body processes a few columns at a time. A column contains one token of each sequence.
 
     Args:
         model: A causal language model. The caller sets eval mode and disables gradients.

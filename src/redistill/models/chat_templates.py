@@ -74,8 +74,8 @@ _known: dict[str, list[Rendered]] = {}
 def check_chat_templates(name: str, tokenizer: Tokenizer, arguments: Mapping[str, object] | None = None) -> None:
     """Reject chat templates that are invalid, unsafe or exceed limits.
 
-    A template may reject a conversation with an exception. This is not an error here. If the data of a run contains such a
-    conversation, the run reports the rejection.
+    A template may reject a conversation with an exception, which is not an error in this check. If the data of a run
+    contains such a conversation, the run reports the rejection.
 
     Args:
         name: Name of the model for error messages.

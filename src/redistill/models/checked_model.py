@@ -80,7 +80,7 @@ class CheckedModel:
     def location(self) -> str:
         """The name by which transformers can load the model again.
 
-        It is the hub name or the folder of the model, and "" for a GGUF file.
+        The name is the hub name or the folder of the model, and "" for a GGUF file.
         """
         local = "" if self.gguf else str(self.origin)
         return local if self.commit is None else self.name
@@ -146,7 +146,7 @@ def checked_tokenizer(found: ModelFolder) -> Iterator[CheckedModel]:
     transformers can load the tokenizer from this folder while the context is active.
 
     Args:
-        found: The folder with the tokenizer. It needs no model; the folder of an adapter is an example.
+        found: The folder with the tokenizer. It need not contain a model; an example is the folder of an adapter.
 
     Yields:
         The checked tokenizer; its temporary folder is removed when the context ends.

@@ -136,7 +136,8 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
         tensors: The stored weights by name, from the headers of the files.
 
     Raises:
-        ModelError: the model cannot be built, is much larger than the stored weights, or differs from them in size or type.
+        ModelError: the model cannot be built, is much larger than the stored weights, or has tensors of other sizes or
+            types.
     """
     quantised = getattr(settings, "quantization_config", None) is not None
     stored = sum(tensor.size for tensor in tensors.values())
@@ -223,10 +224,10 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """Convert exceptions to one-line ModelErrors that name the invalid field.
+    """Context that converts exceptions to one-line ModelErrors with the invalid field.
 
-    This applies to exceptions that are raised inside the context. The invalid field is the field whose value the exception
-    quotes, such as the name of an unknown activation function. If there is no such field, the message names only `what`.
+    The invalid field is the field whose value the exception quotes, such as the name of an unknown activation function. If
+    there is no such field, the message names only `what`.
     """
 
     def field() -> str:

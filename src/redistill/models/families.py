@@ -227,7 +227,7 @@ def position_limit(model: nn.Module) -> int | None:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Keep `model` in eval mode while the context is active.
+    """Context in which `model` is in eval mode.
 
     The mode of each module is restored on exit, since some modules may have been in eval mode before.
     """

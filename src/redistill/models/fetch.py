@@ -67,7 +67,7 @@ def _download_wheel(scratch: Path) -> Path:
 
 
 def _pip(scratch: Path) -> list[str]:
-    """Find or install pip, and return the command that runs it.
+    """Find or install pip, and return the command that runs pip.
 
     The function tries the pip of this Python, then a pip on PATH. If both are missing, as in environments created by uv, it
     installs pip in a temporary environment.

@@ -90,8 +90,8 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
     Raises:
         ConfigError: the teacher does not have all of `layers`, or it is quantised.
-        ModelError: transformers cannot build a model of the teacher's family with only these layers, or a layer of this model
-            has another structure than the layer of the teacher.
+        ModelError: the teacher's family does not allow a model of only these layers, or a layer has another structure than
+            in the teacher.
     """
     teacher = unwrapped(teacher_model)
     if is_quantised(teacher):

@@ -104,7 +104,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     if quantise != "none" and (adapter is not None or base.model.endswith(".gguf")):
         raise ConfigError(
             f"quantise = {quantise!r}: must be none, since {config.model} is a GGUF file or has an adapter to be merged; "
-            "set it to none, or first save the model with save_pretrained"
+            "set quantise to none, or first save the model with save_pretrained"
         )
     with checked_model(base.model, base.revision, downloads=True) as checked:
         settings, tensors = _checked_settings(base, checked)
@@ -147,8 +147,8 @@ def read_config(config: ModelConfig) -> ModelSettings:
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """Load the tokenizer of a model.
 
-    If the tokenizer has no pad token, its end token is used for padding. This does not mask end tokens, since padding is always
-    identified by position and not by token id.
+    If the tokenizer has no pad token, its end token is used for padding. End tokens are still learned, since padding is
+    always identified by position and not by token id.
 
     Raises:
         ModelError: the tokenizer is missing or damaged, has no end token, has two tokens with the same id, or has an unsafe
@@ -284,7 +284,9 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
             )
         return config, adapter
     if config.adapter is not None:
-        raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base model and `adapter` to one adapter")
+        raise ModelError(
+            f"{config.model}: is an adapter itself; set `model` to its base model, and `adapter` to one of the two adapters"
+        )
     if own.folder.find(CONFIG) is not None:
         download_weights(own.folder)
     if any(own.folder.find(file) for file in (SINGLE, INDEX)):
@@ -300,16 +302,16 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
     try:
         second = find_adapter(base.model, base.revision)
     except ModelError as error:
-        raise ModelError(f"{config.model}: its base {error}") from error
+        raise ModelError(f"{config.model}: its base model {error}") from error
     if second is not None:
         raise ModelError(
-            f"{config.model}: its base {base.model} is an adapter as well; first merge {base.model} into its own base"
+            f"{config.model}: its base model {base.model} is an adapter as well; first merge it into its own base model"
         )
     return base, own
 
 
 def _checked_settings(base: ModelConfig, checked: CheckedModel) -> tuple[ModelSettings, Mapping[str, Stored]]:
-    """Read, compare and return the config of a model and the headers of its weights.
+    """Read the config of a model and the headers of its weights, and compare them.
 
     The mapping of headers is empty for a GGUF file, and for a hub model whose weights are not downloaded.
     """
@@ -374,7 +376,7 @@ def _read_weights(
 
 
 def _check_implementations(name: str, model: nn.Module) -> None:
-    """Reject a model that uses code outside transformers and torch for attention or experts."""
+    """Reject a model whose attention or experts use code of other packages."""
     for module in model.modules():
         for field, allowed in _IMPLEMENTATIONS.items():
             used = getattr(getattr(module, "config", None), field, None)
@@ -385,7 +387,7 @@ def _check_implementations(name: str, model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Suppress the warnings of transformers while the context is active.
+    """Context without the warnings of transformers.
 
     These warnings contain names from weight files, which may include terminal escape sequences.
     """

@@ -253,7 +253,7 @@ def merged_copy(model: nn.Module, *, untied: bool = False) -> CausalModel:
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the linear layers in the transformer layers, by path in `unwrapped(model)`."""
+    """Return the linear layers in the layer list, by path in `unwrapped(model)`."""
     path, layers = layer_list(model)
     linear = {name: module for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     return {f"{path}.{name}": module for name, module in linear.items()}

@@ -84,9 +84,10 @@ def _folder_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict
 
 
 def _tokenizer_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict[str, Json]:
-    """Return what identifies a tokenizer in a folder, and separately its chat templates.
+    """Return what identifies a tokenizer in a folder.
 
-    The result has the hashes of files, and the fields of tokenizer_config.json.
+    The result has two entries: the tokenizer and its chat templates.  Each has the hashes of files, and the fields of
+    tokenizer_config.json.
     """
     tokenizer, template = (
         _hashes(folder, [file for pattern in patterns for file in folder.matching(pattern)], file_hash)
@@ -105,7 +106,7 @@ def _hashes(folder: ModelFolder, names: Sequence[str], file_hash: Callable[[Path
 
 
 def _fields(folder: ModelFolder, file: str) -> dict[str, Json] | None:
-    """Return the fields of a JSON file that affect the model; None if there is no file."""
+    """Return the fields of a JSON file that affect the model; None without a file."""
     path = folder.find(file)
     if path is None:
         return None

@@ -1,7 +1,7 @@
 """Conversion of the exceptions of libraries that read models to one-line errors.
 
-A library may raise an exception of any type for an invalid file. Therefore exceptions of all types are converted. Only two
-kinds are not: a `RedistillError`, and an exception caused by a programming error in this package.
+A library may raise an exception of any type for an invalid file. Therefore exceptions of all types are converted. Two kinds
+are not converted: a `RedistillError`, and an exception caused by a programming error in this package.
 """
 
 import contextlib

@@ -146,8 +146,8 @@ def _equal(one: object, other: object) -> bool:
 def layer_parts(weight: torch.Tensor, like: torch.Tensor, chosen: tuple[int, ...], count: int) -> torch.Tensor:
     """Return the part of a weight that belongs to the chosen layers.
 
-    Some families (Gemma 3n and 4) have an embedding for each layer, and store all of them in one weight outside the layers,
-    stacked along one dimension. Only the embeddings of the chosen layers are kept.
+    Some families (Gemma 3n and 4) have an embedding for each layer. All of these embeddings are stacked in one weight
+    outside the layers. Only the embeddings of the chosen layers are kept.
 
     Args:
         weight: The teacher's weight.

@@ -4,8 +4,8 @@ A snapshot is the folder of one commit in the cache of the hub. Only files that 
 in formats that contain code.
 
 A link in a folder may point to another file in the folder. A link in a snapshot may also point to a downloaded file of the
-same model in the cache. All other links are rejected. The reason: the files of a tokenizer are copied into each exported
-student, so a link to a private file of the user would add this file to the student.
+same model in the cache. All other links are rejected. Otherwise, a link in a tokenizer's folder could point to a private
+file of the user, which would be copied into each exported student.
 
 A process resolves a branch or tag of a hub model to a commit only once. Config, tokenizer, weights and hashes of a model are
 therefore of the same commit, even if the branch moves while the process runs.
@@ -110,8 +110,8 @@ _resolved: dict[tuple[str, str, str], ModelFolder] = {}
 def model_folder(name: str, revision: str | None) -> ModelFolder:
     """Find the folder of a model.
 
-    For a model on the hub, the function downloads the configs, the tokenizer and, if there is one, the adapter, but not the
-    weights of the model. With `HF_HUB_OFFLINE=1`, or if the hub does not answer within 10 s, files that were downloaded
+    For a model on the hub, the function downloads the configs, the tokenizer and the adapter (if any). It does not download
+    the weights of the model. With `HF_HUB_OFFLINE=1`, or if the hub does not answer within 10 s, files that were downloaded
     before are used. A path (`is_local`) is never looked up on the hub, where anyone may register a model with the same
     name.
 

@@ -92,7 +92,7 @@ class StreamedBody:
     def _check(self, first: CausalModel) -> None:
         """Check that running the layers one by one gives the output of the whole model.
 
-        This is checked for a model of two layers, which both have the weights of the first layer.
+        The check uses a model of two layers, which both have the weights of the first layer.
 
         Raises:
             ModelError: the results differ, or the layer cannot be run by itself.
@@ -165,7 +165,7 @@ def _run_layer(
 
 
 def _twice(first: CausalModel, outside: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights of a model of two layers that both equal the layer of `first`."""
+    """Return the weights of a model with two copies of the layer of `first`."""
     pattern = layer_name(layer_list(first)[0].rpartition(".")[2])
     weights = dict(outside)
     for name, weight in first.state_dict().items():

@@ -21,8 +21,8 @@ _FIX = "fix its tokenizer_config.json, or download the model again"
 def check_sentencepiece(name: str, source: Mapping[str, str]) -> None:
     """Check that the packages for a SentencePiece tokenizer are installed.
 
-    They are needed for a model that has a SentencePiece file but no tokenizer.json, such as OpenLLaMA. The error message of
-    transformers does not name the packages.
+    A model that has a SentencePiece file but no tokenizer.json, such as OpenLLaMA, needs these packages. The error message
+    of transformers does not name the packages.
 
     Args:
         name: Name of the model for error messages.

@@ -109,7 +109,7 @@ def header(name: str, path: Path) -> dict[str, Stored]:
 
 
 def _sharded(name: str, index: Path) -> dict[str, Stored]:
-    """Return a description of each tensor in the files that an index lists, by tensor name.
+    """Return a description of each tensor in the files of an index, by tensor name.
 
     Only the headers of the files are read, and no tensor data.
     """

@@ -24,9 +24,9 @@ class Adaptive(WrappingNode):
     r"""Chooses fresh text, replayed text or the gold answer by the validation loss.
 
     Fresh text is generated in the current update.  Replayed text is sampled from a buffer of earlier fresh text.  The gold
-    answer is the answer in the data set.  Let r be a uniform random number in [0, 1), :math:`\phi` the threshold, t the
-    number of the update (from 1), and T the number of updates.  s is the probability of fresh text when the buffer is full.
-    The field `decay` selects the formula of s:
+    answer is the answer in the data set.  Let r be a uniform random number in [0, 1), and :math:`\phi` the threshold.  t is
+    the number of the update (from 1), and T the number of updates.  s is the probability of fresh text when the buffer is
+    full. The field `decay` selects the formula of s:
 
     .. math:: s = \phi\,(1 - t/T) \text{ (decreasing)}, \quad \phi/2 \text{ (constant)}, \quad \phi\,t/T \text{ (increasing)}
 
@@ -36,7 +36,8 @@ class Adaptive(WrappingNode):
 
     The policy compares each validation loss with a reference loss, which is at first the validation loss before training.
     If the validation loss is at least the reference loss + `epsilon`, :math:`\phi` is raised by `threshold_step` (to 1 at
-    most), and the validation loss becomes the reference loss.  Otherwise neither of them changes.
+    most).  The validation loss then becomes the reference loss.  Otherwise, :math:`\phi` and the reference loss do not
+    change.
 
     Source: the adaptive off-policy scheduler of DistiLLM (arXiv 2402.03898), as in its public code; "Off-policy" in Table
     3a of MGSR (arXiv 2407.10068).  The public code samples one number r per micro-batch and process, and has one buffer per

@@ -33,8 +33,8 @@ class AheadSource(Wrapping):
 
     At each step s that is a multiple of n, the wrapped source generates sequences for the training examples of the steps s
     to s + n - 1.  The random numbers of an answer are those of step s.  A training example can occur in several of these
-    steps.  Its second answer then has the random numbers of step s + 1, its third answer those of step s + 2, and so on, so
-    that the answers differ.
+    steps.  So that its answers differ, its second answer has the random numbers of step s + 1, its third answer those of
+    step s + 2, and so on.
 
     Args:
         source: The source whose sequences are returned.
@@ -90,9 +90,9 @@ class AheadSource(Wrapping):
         self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
 
     def _generate(self, first: int) -> None:
-        """Generate the sequences of step `first`, and of the steps up to the next multiple of n.
+        """Generate the sequences of step `first` and of the steps that follow it.
 
-        The sequences of the multiple itself are not generated.
+        The last of these steps is the one before the next multiple of n, or the last step of the run.
         """
         steps = range(first, max(first + 1, min(self._updates, (first // self._num_steps + 1) * self._num_steps)))
         weights, made = self._weights_step(first), {step: dict[int, TokenSequence]() for step in steps}
@@ -112,10 +112,8 @@ class AheadSource(Wrapping):
         """Return this process's items of the steps in groups.
 
         An entry of a group is (step, index of the item in the step, item).  A group has each training example in one step
-        at most,
-        because two answers to one prompt in the same call of the source would have the same random numbers.  All processes
-        have the
-        same number of groups.
+        at most.  In one call of the source, two answers to the same prompt would have the same random numbers.  All
+        processes have the same number of groups.
         """
         times: dict[int, list[int]] = {}  # sample -> the steps that have it, in any process
         for step in steps:

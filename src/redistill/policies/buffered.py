@@ -172,7 +172,7 @@ class SequenceBuffer:
 
 
 def _from_json(line: Mapping[str, Json]) -> TokenSequence:
-    """Return the sequence that an older version stored as the JSON object `line` in a checkpoint."""
+    """Return a sequence from the JSON object `line`, in the format of old checkpoints."""
     token_ids, supervised = (cast("Sequence[int]", line[name]) for name in ("token_ids", "supervised"))
     return TokenSequence(
         sample=cast("int", line["sample"]),

@@ -1,7 +1,7 @@
 """Scores of the tokens of drafts, and the teacher's tokens, for SCRG.
 
-SCRG (sequence correction and re-generation, MGSR, arXiv 2407.10068, Eq. 3) replaces the token of a draft at which student and
-teacher disagree most by the teacher's token.  The score of a token measures this disagreement.
+SCRG is sequence correction and re-generation (MGSR, arXiv 2407.10068, Eq. 3).  It finds the token of a draft at which student
+and teacher disagree most, and replaces this token by the teacher's token.  The score of a token measures the disagreement.
 """
 
 from collections.abc import Sequence
@@ -42,8 +42,7 @@ class DraftScores:
     """Computes scores of the tokens of drafts, and the teacher's tokens.
 
     A score measures the disagreement of student and teacher at a token.  Drafts may be generated in chunks of some tokens.
-    Then
-    `has_error` scores each chunk and stores the scores, and `of` returns the stored scores.
+    Then `has_error` scores each chunk and stores the scores, and `of` returns the stored scores.
 
     Args:
         scorer: Computes statistics of both models.
@@ -107,9 +106,8 @@ class DraftScores:
     def _scored(self, step: int, number: int, texts: Sequence[TokenSequence], starts: Sequence[int]) -> list[Scores]:
         """Return the scores of the targets of each text, and the teacher's tokens.
 
-        `starts` has the number of response tokens before the targets of each text.  It selects random numbers by which the
-        result
-        does not depend on how a draft is divided into chunks.
+        `starts` has the number of response tokens before the targets of each text.  This number selects the random numbers,
+        so that the result does not depend on how a draft is divided into chunks.
         """
         streams = [generator(self._seed, "teacher-token", step, text.sample, number) for text in texts]
         stops = [start + text.num_targets for start, text in zip(starts, texts, strict=True)]

@@ -219,7 +219,7 @@ def requests_of(examples: Sequence[Example], response_tokens: int, seed: int, *k
 
 
 def answered(example: Example | TokenSequence, response_ids: tuple[int, ...], origin: Origin) -> TokenSequence:
-    """Return a sequence: the prompt of `example`, then `response_ids` as targets.
+    """Return a sequence of the prompt of `example` and the targets `response_ids`.
 
     A target is a token that the student is trained to predict.
     """

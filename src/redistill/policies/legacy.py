@@ -18,10 +18,10 @@ from redistill.contracts import TokenSequence
 def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
     """Return a copy of a generated sequence, with the targets of the reference code.
 
-    A target is a token that the student is trained to predict.  The reference code is the public code of DistiLLM.  It does
-    not train on the prediction of the first response token.  It does train on the prediction that follows the last response
-    token.  For this prediction, an end token is appended as the last target (the filler).  The id of the filler has no
-    effect on a divergence, which compares distributions.
+    A target is a token that the student is trained to predict.  The reference code is the public code of DistiLLM.  This
+    code does not train on the prediction of the first response token, but it trains on the prediction that follows the last
+    response token.  For this prediction, an end token is appended as the last target (the filler).  The id of the filler
+    has no effect on a divergence, which compares distributions.
 
     If a response consists of end tokens only, the reference code does not train on it; here the filler is the only target.
 

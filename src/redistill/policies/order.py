@@ -1,7 +1,7 @@
 """The order of the training data, and random choices between answers.
 
-Random numbers depend on keys such as (seed, purpose, step, index of the example).  They do not depend on the number of
-processes, or on whether a run was resumed.
+Random numbers depend on keys such as (seed, purpose, step, index of the example).  Therefore they do not depend on the
+number of processes, or on whether a run was resumed.
 """
 
 from collections.abc import Sequence

@@ -166,7 +166,7 @@ def revises(node: object) -> bool:
 
 def draft_scores(settings: Revised, tools: PolicyTools) -> DraftScores:
     """Return the object that scores the drafts of a `Revised` policy."""
-    assert tools.scorer is not None, "checked by `needs` when the recipe was read"
+    assert tools.scorer is not None, "a teacher with statistics of tokens is required"
     ask_token, _ = _ASKED[settings.teacher_token]
     return DraftScores(tools.scorer, settings.detection, ask_token, tools.seed, settings.threshold_nats)
 
@@ -183,7 +183,7 @@ class RevisedSource(Wrapping):
     """
 
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools, scores: ScoresDrafts | None = None) -> None:
-        assert settings.sampling is not None, "checked when the recipe was read"
+        assert settings.sampling is not None, "the source must generate student text"
         self._settings, self._source, self._tools = settings, source, tools
         self._scores, self._sampling = scores or draft_scores(settings, tools), settings.sampling
         self._counts = (0, 0)  # revisions of the last step, and those with an unchanged tail
@@ -225,7 +225,7 @@ class RevisedSource(Wrapping):
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
     ) -> tuple[list[TokenSequence], list[int]]:
-        """Run round `number` of revision; return the revised drafts and their error tokens.
+        """Run round `number` of revision; return the revised drafts and error tokens.
 
         An error token is a token that was replaced; it is given by its position.  A draft without an error token is returned
         unchanged, with the position -1.  `starts` has a position for each draft; tokens before this position are not replaced.
@@ -306,5 +306,5 @@ class RevisedSource(Wrapping):
             return []
         if purpose == "tail":
             return self._tools.engine.generate(requests, self._sampling)
-        assert self._tools.teacher is not None, "checked by `needs` when the recipe was read"
+        assert self._tools.teacher is not None, "a teacher that generates text is required"
         return self._tools.teacher.generate(requests, _ASKED[self._settings.teacher_token][1])

@@ -30,9 +30,9 @@ Whiten = Literal["tokens", "padded", "none"]
 class Rollouts(WrappingNode):
     r"""Roll-outs with advantages and importance weights, used for several epochs.
 
-    A roll-out is a generated answer with values for the policy gradient.  Source: MiniLLM (arXiv 2306.08543) and its published
-    code, whose values are the defaults.  Old log-probabilities, rewards and importance weights always use the models'
-    distributions at temperature 1 and without nucleus sampling, even if the text was sampled with other settings.
+    A roll-out is a generated answer with values for the policy gradient.  Source: MiniLLM (arXiv 2306.08543) and its
+    published code, whose values are the defaults.  Old log-probabilities, rewards and importance weights always use
+    temperature 1 and no nucleus sampling, even if the text was sampled with other settings.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\tfrac{1}{s} \log \frac{p(y_t)}{q_{old}(y_t)},\, -c,\, c\Bigr), \quad
         R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}, \quad
@@ -54,9 +54,9 @@ class Rollouts(WrappingNode):
         reward_scaling: Divisor of the reward log p - log q, > 0.
         reward_clip: Bound of the absolute scaled reward of a token, > 0.
         length_normalise: Whether the return of a token is divided by the number of rewards in its sum.
-        whiten: "tokens" whitens returns with the mean and variance over the tokens of a global mini-batch.  "padded" is the
-            same, but each response is padded with zeros to the length limit, as in the published code, and mean and
-            variance include these zeros.  "none" uses the returns as advantages, without whitening.
+        whiten: "tokens" whitens returns with the mean and variance over the tokens of a global mini-batch.  "padded" first
+            pads each response with zeros to the length limit, as the published code does; mean and variance include these
+            zeros.  "none" uses the returns as advantages, without whitening.
 
     Raises:
         ConfigError: a value is out of range.
@@ -136,7 +136,7 @@ class RolloutsSource(Wrapping):
     """Returns the sequences of a `Rollouts` policy; created by `Rollouts.bind`."""
 
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
-        assert tools.scorer is not None, "checked by `needs` when the recipe was read"
+        assert tools.scorer is not None, "a teacher with statistics of tokens is required"
         self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
         self._pass_steps = max(1, settings.num_rollouts // tools.gold.batch_size)
         self._hold(None, [])
@@ -169,8 +169,8 @@ class RolloutsSource(Wrapping):
     def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
         """Replace the pool of roll-outs by another pool.
 
-        `cycle` is the index of the cycle: the several epochs over one pool.  The pool's metrics and its state for
-        checkpoints are computed here once, and not at every update.
+        A pool is used for several epochs, which form a cycle; `cycle` is the index of the cycle.  The pool's metrics and
+        its state for checkpoints are computed here once, and not at every update.
         """
         self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)
         self._pool_metrics: Mapping[str, Json] = {}
@@ -181,10 +181,10 @@ class RolloutsSource(Wrapping):
     # --- generation ---
 
     def _generate(self, cycle: int) -> list[_Scored]:
-        """Generate and score the pool of a cycle; return it in the order of the training data.
+        """Generate, score and return the pool of a cycle.
 
-        The pool has the roll-outs for all epochs of the cycle.  Each process generates and scores a part of the pool, and
-        every process returns the whole pool.
+        The pool is in the order of the training data, and has the roll-outs for all epochs of the cycle.  Each process
+        generates and scores a part of the pool, and every process returns the whole pool.
         """
         gold_steps = range(cycle * self._pass_steps, (cycle + 1) * self._pass_steps)
         items = [item for gold_step in gold_steps for item in self._tools.gold.all_items(gold_step)]
@@ -201,7 +201,10 @@ class RolloutsSource(Wrapping):
         return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
-        """Return each sequence with the log-probabilities of its targets under both models."""
+        """Return each sequence with the log-probabilities of its targets.
+
+        The log-probabilities are those of student and teacher.
+        """
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
         rows = zip(sequences, found["student_logprob"], found["teacher_logprob"], strict=True)
         return [_Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist())) for sequence, old, teacher in rows]
@@ -244,7 +247,9 @@ class RolloutsSource(Wrapping):
 
 
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
-    """Divide the indices of the items into groups that have each training example once.
+    """Divide the items into groups that have each training example once at most.
+
+    The items are given by their indices.
 
     The random numbers of an answer depend on the step number and the training example.  The caller generates each group
     with another step number, so that two answers to the same prompt differ.
@@ -270,7 +275,7 @@ def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor
 def _state_of(pool: Sequence[_Scored]) -> Mapping[str, StateValue]:
     """Return the state of the pool for a checkpoint.
 
-    It contains the sequences, and for each model a float64 tensor of the log-probabilities of all targets.
+    The state contains the sequences, and for each model a float64 tensor of the log-probabilities of all targets.
     """
     columns = {name: [value for scored in pool for value in getattr(scored, name)] for name in _LOGPROBS}
     tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}

@@ -148,7 +148,7 @@ class Stateless:
 class Wrapping:
     """Base class of a source that wraps another source, `_source`.
 
-    Its state is that of `_source`.
+    The wrapper has no state in addition to that of `_source`.
     """
 
     _source: Source

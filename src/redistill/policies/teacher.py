@@ -92,7 +92,7 @@ class TeacherSource(Stateless):
     """
 
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
-        assert tools.teacher is not None, "checked by `needs` when the recipe was read"
+        assert tools.teacher is not None, "a teacher that generates text is required"
         self._sampling = settings.teacher_sampling
         self._tools, self._generate = tools, tools.teacher.generate
         path = Path(settings.store) if settings.store else tools.folder and tools.folder / FILE
@@ -108,11 +108,10 @@ class TeacherSource(Stateless):
         return [answered(item.example, self._answers[_key(item.example)], "teacher") for item in items]
 
     def _block(self, step: int) -> list[Example]:
-        """Return the examples of this step and of later steps whose answers are generated now.
+        """Return the examples whose answers are generated next.
 
-        Only examples without a stored answer are returned.  Examples of later steps are added until the generation batch of
-        every
-        process is full.
+        These are the examples of this step and of later steps that have no stored answer.  Examples of later steps are
+        added until the generation batch of every process is full.
         """
         size = self._tools.batch_size * self._tools.processes.world
         now = self._unanswered(step)
@@ -180,8 +179,7 @@ class ResponseStore:
         """Return the token ids of all answers in the file, by key.
 
         A key consists of the index of the training example and a hash of its prompt.  Every process must call this method;
-        the main
-        process reads the file.
+        the main process reads the file.
         """
         processes, lines = self._tools.processes, list[Json]()
         if processes.is_main and self._path.exists():
@@ -262,7 +260,7 @@ def _prompt_sequence(example: Example) -> TokenSequence:
 def _key(example: Example | TokenSequence) -> Key:
     """Return the key of an answer.
 
-    It consists of the index of the training example and a hash of the prompt's tokens.
+    The key consists of the index of the training example and a hash of the prompt's tokens.
     """
     prompt = ",".join(map(str, example.prompt_ids))
     return example.sample, hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()

@@ -85,13 +85,16 @@ class Replicated(Placement):
 
     @torch.no_grad()
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Copy the state of process 0 into the module of each process; collective."""
+        """Copy the state of process 0 into every process.
+
+        Every process must call this method.
+        """
         for tensor in module.state_dict().values():
             distributed.broadcast(tensor, src=0)
         return module
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes; collective."""
+        """Sum the gradients over all processes; every process must call this method."""
         for parameter in parameters:
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
@@ -126,7 +129,7 @@ class Sharded(Placement):
         self._units = units
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Shard each unit, then the root; collective."""
+        """Shard each unit, then the root module; every process must call this method."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -146,7 +149,10 @@ class Sharded(Placement):
 
     @contextmanager
     def unsharded(self, module: nn.Module) -> Iterator[None]:
-        """Context with full parameters; collective. See `Placement.unsharded`."""
+        """Context with full parameters, as in `Placement.unsharded`.
+
+        Every process must enter this context.
+        """
         parts = _sharded_parts(module)
         with ExitStack() as stack, torch.no_grad():
             for part in parts:
@@ -214,7 +220,7 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def scalar(tensor: torch.Tensor) -> float:
     """Return the value of a tensor with one element, such as a norm of gradients.
 
-    The call is collective if the tensor is sharded.
+    If the tensor is sharded, every process must call this function.
 
     Args:
         tensor: A tensor with one element, sharded or not.

@@ -184,7 +184,7 @@ def _open_standard_descriptors() -> None:
 def above_bar(console: "Console") -> Iterator[None]:
     """Context in which output is printed above the progress bar of `console`.
 
-    This applies to the output of the program and of libraries, if sys.stdout or sys.stderr is a terminal.
+    Inside the context, sys.stdout and sys.stderr print above the bar, if they are terminals.
     """
     from rich.text import Text
 

@@ -119,7 +119,7 @@ class _Watch:
         """Return whether `error` is the first failure of the job.
 
         If so, the failure is reported to the other processes.  The result is False if `error` was caused by the failure or
-        death of another process.  `block` is the number of the watched block in which `error` was raised.
+        death of another process.  `block` is the number of the `watched` context in which `error` was raised.
         """
         if _is_from_collective(error):
             before = self._heartbeats(block)
@@ -132,9 +132,9 @@ class _Watch:
         return self._store.add(f"{block}/failed", 1) == 1
 
     def leave(self, block: int) -> None:
-        """Record that this process has left a watched block.
+        """Record that this process has left the `watched` context with the number `block`.
 
-        Other processes in this block then stop checking the heartbeats of this process.
+        Other processes in this context then stop checking the heartbeats of this process.
         """
         with suppress(RuntimeError):  # the store may have been in the first process, which has exited
             self._store.add(f"{block}/left/{self.rank}", 1)
@@ -145,7 +145,7 @@ class _Watch:
         self._thread.join(HEARTBEAT_S)
 
     def _run(self) -> None:
-        """Send heartbeats; in a watched block, also end this process if another is dead."""
+        """Send heartbeats; in a `watched` context, end this process if another is dead."""
         checked_blocks, checked_at, seen = tuple[int, ...](), 0.0, dict[int, tuple[int, float]]()
         try:
             self._store.add(f"heartbeats/{self.rank}", 1)
@@ -174,14 +174,17 @@ class _Watch:
             os._exit(1)
 
     def _has_failed(self, blocks: tuple[int, ...]) -> bool:
-        """Return whether a process has reported a failure in one of the watched `blocks`."""
+        """Return whether a process has reported a failure.
+
+        `blocks` has the numbers of the `watched` contexts in which a failure counts.
+        """
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _heartbeats(self, block: int) -> dict[int, int]:
         """Return the number of heartbeats of each rank.
 
-        A process that has left the block does not count as dead: each call of this method adds a heartbeat for it.  The
-        same applies to this process.
+        `block` is the number of a `watched` context.  A process that has left the context does not count as dead, so each call
+        of this method adds a heartbeat for such a process, and also for this process.
         """
         left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
         return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}

@@ -251,10 +251,9 @@ def build_marker(config: Run, spans: SpanExtractor, tokenizer: Tokenizer, end_id
 
 
 def _weights_step(engine: Engine, step: int) -> int:
-    """Return the age of the engine's weights, as a number of updates.
+    """Return how many updates were finished when the engine received its weights.
 
-    `step` is the number of finished updates.  The result is the number of updates that were finished when the engine received
-    its weights.
+    `step` is the number of updates that are finished now.
     """
     synced = engine.synced_step if isinstance(engine, VllmEngine) else None
     return step if synced is None else synced

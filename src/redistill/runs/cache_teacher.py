@@ -22,8 +22,8 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
     """Store the last hidden states of a recipe's teacher.
 
     The states at the targets of the training and validation data are stored.  The head of the teacher is stored as well, so
-    that runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.  An interrupted call is resumed by the same
-    call.  If the recipe fine-tunes the teacher, this stage is trained first.
+    that runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.  An interrupted call is resumed by the
+    same call.  If the recipe fine-tunes the teacher, the teacher is trained first.
 
     Args:
         config: The run.
@@ -35,8 +35,8 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
         The store.
 
     Raises:
-        ConfigError: the recipe names no model for the teacher, its method needs a teacher that is not cached, or the folder
-            contains something else.
+        ConfigError: the recipe names no model for the teacher, the method cannot use a cached teacher, or the folder
+            contains other files.
         BusyError: another process fills the folder.
         DiskFullError: there is too little free space.
         DataError, ModelError, VocabularyError: the models or the data cannot be used.

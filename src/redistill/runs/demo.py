@@ -1,8 +1,8 @@
 """The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
 MGSR is the distillation method of arXiv 2407.10068; SFT is supervised fine-tuning.  Both students have the same number of
-updates, batch size, data and learning rate.  This learning rate has the best validation score of three values, for each of
-the two methods.  docs/results/toy-world.md has the results, and the commands that reproduce them.
+updates, batch size, data and learning rate.  Of three learning rates, this value has the best validation score for both
+methods.  docs/results/toy-world.md has the results, and the commands that reproduce them.
 """
 
 import hashlib
@@ -182,6 +182,6 @@ def _write_model(folder: Path) -> None:
 
 
 def _source_digest() -> str:
-    """Return a hash of the code and the word lists that generate the data of the toy world."""
+    """Return a hash of the code and word lists that generate the toy data."""
     sources = [path for path in Path(toy.__file__).parent.iterdir() if path.suffix in {".py", ".yaml"}]
     return "".join(files.digest(path) for path in sorted(sources))

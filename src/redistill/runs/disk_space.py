@@ -93,7 +93,7 @@ def check_space(folder: Path, space: Space) -> None:
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:
-    """Compute the size of a checkpoint in bytes: trained weights and the state of AdamW."""
+    """Return the size of a checkpoint in bytes: trained weights and state of AdamW."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     moments = {
         f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # not shared: shared tensors are counted once

@@ -28,9 +28,9 @@ RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS)
 def extend(run: OpenRun) -> list[Json]:
     """Prepare the folder of a run whose `training.updates` was raised.
 
-    The results of the shorter run are kept: the model, the scores, the answers and the report are moved to `step-N` in the run
-    folder, with a copy of run.json and metrics.jsonl, so that `step-N` is a run folder as well.  If the run was not extended,
-    nothing is changed.  A call that was interrupted at any moment can be repeated.
+    The results of the shorter run are kept.  The model, the scores, the answers and the report are moved to `step-N` in the
+    run folder.  run.json and metrics.jsonl are copied, so that `step-N` is a run folder as well.  If the run was not
+    extended, nothing is changed.  A call that was interrupted at any moment can be repeated.
 
     Args:
         run: The run.  The caller has checked that the checkpoints belong to this run.  Only the main process calls this
@@ -118,7 +118,7 @@ def _in_updates(length: Json, run: OpenRun) -> int:
 
 
 def _keep(folder: Path, kept: Path) -> None:
-    """Copy the results in a run folder to the folder `kept`, then move the model to it.
+    """Copy the results in a run folder to the folder `kept`, and move the model.
 
     If a call is interrupted before the model is moved, the copy may be incomplete.
     """

@@ -76,10 +76,10 @@ def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], 
 
 
 def is_extension(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:
-    """Return whether two runs differ only in `training.updates`, which is larger in `mine`.
+    """Return whether two runs differ only in `training.updates`.
 
-    If one of the two is a number of updates and the other a number of epochs, the result is True, and `extend` compares them
-    after the data have been read.
+    The value must be larger in `mine`.  If one of the two is a number of updates and the other a number of epochs, the result
+    is True, and `extend` compares them after the data have been read.
 
     Args:
         mine: Settings of the run.
@@ -150,7 +150,7 @@ def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool)
 
 
 def _held(folder: Path) -> Mapping[str, object] | None:
-    """Return the content of run.json in `folder`, or None if the folder contains no run.
+    """Return the content of run.json in `folder`; None if there is no run.
 
     Raises:
         CheckpointError: run.json is not a JSON object.

@@ -30,16 +30,16 @@ def checked_identity(run: OpenRun) -> dict[str, str]:
     """Return the identity of a run, after a check that all ranks have the same inputs.
 
     The identity consists of hashes of the settings, of the model files, and of the training, validation and pre-training
-    data.  The ranks must also have the same test data, the same existing checkpoints, and the same versions of redistill and of
-    the packages that can change a result.  Every rank must call this function.
+    data.  The ranks must also have the same test data and the same existing checkpoints.  The versions of redistill and of
+    packages that can change a result must be equal as well.  Every rank must call this function.
 
     Args:
         run: The run, with loaded models and data.
 
     Returns:
         Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  The
-        hashes of the models come before those of the data, since another tokenizer also changes the tokenized data, and an
-        error names only the first hash that differs.
+        hashes of the models come before those of the data.  An error names only the first hash that differs, and another
+        tokenizer also changes the hashes of the data.
 
     Raises:
         ModelError: the files of a model were removed while the run was loading.
@@ -105,7 +105,7 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _corpus_hash(run: OpenRun) -> str:
-    """Return a hash of the source files of the corpus, and of the first blocks of text.
+    """Return a hash of the files of the corpus, and of the first blocks of text.
 
     Only the blocks of one update are included.  A longer run reads more blocks, and must have the same hash.
     """

@@ -165,7 +165,7 @@ def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child
 def _stop(children: Sequence[_Child]) -> None:
     """Send SIGTERM to all children, and wait until they have ended.
 
-    They are killed after a timeout, or when this process receives another signal.
+    Children that still run are killed after a timeout, or when this process receives another signal.
     """
     signals_before = min(signals.num_arrived(), 1)
     for child in children:

@@ -35,7 +35,7 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def launcher_note(num_processes: int, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return a note if `accelerate launch --cpu` started only one process; otherwise None.
+    """Return a note if `accelerate launch --cpu` started only one process; else None.
 
     With --cpu, the launcher ignores the number of processes.
 

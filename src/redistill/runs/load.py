@@ -46,8 +46,8 @@ class DataSets:
         validation: Validation records.
         validation_examples: The validation records as tokenised examples.
         tests: Test records by name of the test set.
-        manifest: Description of the data for run.json: path, hash and number of rows of each file or hub data set, the
-            numbers of its rows by template, and the numbers of used and of removed rows.
+        manifest: Description of the data for run.json.  It has the path, the hash and the number of rows of each file or
+            hub data set, and numbers of rows by template.  It also has the numbers of used and of removed rows.
     """
 
     train: Sequence[Example]
@@ -146,9 +146,9 @@ def _read_rows(
 ) -> tuple[Rows, Rows | None, dict[str, Sequence[Record]], dict[str, Mapping[str, int]]]:
     """Read the rows of a run, and describe each source in `manifest`.
 
-    The results are the training rows, the rows of the validation data (None if the recipe has none), the test records by
-    name of the test set, and for each data set the number of rows by type of prompt.  `why_gold` is the argument of
-    `load_data`.
+    There are four results: the training rows; the rows of the validation data (None if the recipe has none); the test
+    records by name of the test set; and for each data set the number of rows by type of prompt.  `why_gold` is the argument
+    of `load_data`.
     """
     config, report, prompts = builder.config, builder.report, dict[str, Mapping[str, int]]()
 
@@ -183,7 +183,7 @@ def _read_rows(
 
 
 def _files(config: DataConfig, split: str) -> list[tuple[Source, str]]:
-    """Return the files and hub data sets of a split, each with a name such as "train 2"."""
+    """Return the files and hub data sets of a split, with names such as "train 2"."""
     found = [file for source, of in config.sources if of == split for file in single_sources(source, split)]
     return [(file, split if len(found) == 1 else f"{split} {number}") for number, file in enumerate(found, 1)]
 
@@ -362,7 +362,7 @@ class _ExampleBuilder(NamedTuple):
 
 
 def _not_used(report: ReadReport) -> dict[str, Json]:
-    """Return the unused columns and the number of rows without answer; {} if there are none."""
+    """Return the unused columns and the number of rows without answer, if any."""
     found: dict[str, Json] = {"unused columns": report.unused, "prompts alone": report.prompts_alone}
     return {name: value for name, value in found.items() if value}
 

@@ -131,7 +131,9 @@ def load_models(
 def _load_student(
     source: StudentConfig, taught_by: ModelConfig | None, taught: tuple[CausalModel, Tokenizer] | None
 ) -> tuple[CausalModel, Tokenizer]:
-    """Return the student without adapters, in the dtype of the recipe, and its tokenizer.
+    """Return the student without adapters, and its tokenizer.
+
+    The student has the dtype of the recipe.
 
     Args:
         source: The student.
@@ -200,7 +202,10 @@ def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None
 
 
 def _about_teacher(node: object, source: ModelConfig | None, loaded: tuple[CausalModel, Tokenizer] | None) -> dict[str, Json]:
-    """Describe a teacher for run.json; `loaded` is None for a served or a cached teacher."""
+    """Describe a teacher for run.json.
+
+    `loaded` is None for a served or a cached teacher.
+    """
     name = node.model if isinstance(node, ServedTeacherConfig) else kind_of(type(node)) if source is None else source.model
     return {"name": name} if loaded is None else _about(loaded[0], name)
 

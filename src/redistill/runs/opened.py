@@ -89,7 +89,7 @@ class OpenRun:
 
     @property
     def schedule(self) -> Schedule:
-        """Number of updates of the run, between two validations, and between two checkpoints."""
+        """Number of updates: of the run, between validations, and between checkpoints."""
         return self.config.training.schedule(len(self.data.train))
 
 

@@ -118,8 +118,8 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 def train_student(config: Run, *, command: str | None = None) -> Path:
     """Train the student of a run, and export its best checkpoint.
 
-    If the recipe fine-tunes the teacher or the student before distillation, this is done first.  An unfinished run is resumed.
-    The best checkpoint has the best validation score.
+    If the recipe fine-tunes the teacher or the student before distillation, these models are trained first.  An unfinished
+    run is resumed.  The best checkpoint has the best validation score.
 
     Args:
         config: The run.
@@ -150,7 +150,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
 
 
 def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
-    """Train the models of the stages (the fine-tunings before the run), then the student.
+    """Train the models that are fine-tuned before the run, then the student.
 
     If the run folder has a trained student, nothing is trained.
     """
@@ -180,7 +180,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
 
 
 def _evaluate_before(run: OpenRun) -> None:
-    """Evaluate the student before it is trained, if the recipe lists "before" in `evaluation.compare`."""
+    """Evaluate the student before training, if `evaluation.compare` has "before"."""
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
     folder, metrics = run.config.folder / "before", run.config.test_metrics
@@ -193,7 +193,7 @@ def _evaluate_before(run: OpenRun) -> None:
 
 
 def _fit(run: OpenRun) -> TrainingState:
-    """Train the student and load its best checkpoint; return the final state of training.
+    """Train the student and load its best checkpoint; return the state of training.
 
     Training resumes from the newest valid checkpoint, if there is one.
     """
@@ -224,7 +224,7 @@ def _fit(run: OpenRun) -> TrainingState:
 
 
 def _tracked(run: OpenRun, step: int) -> AbstractContextManager[None]:
-    """Context in which the main process sends the metrics to the trackers of the recipe."""
+    """Context in which the main process sends metrics to the trackers of the recipe."""
     config, output = run.config, run.output
     if not (config.tracking.to and run.processes.is_main):
         return nullcontext()
@@ -359,11 +359,12 @@ def _evaluate(
     accelerator: Accelerator,
     engine: EngineConfig | None = None,
 ) -> Mapping[str, Json]:
-    """Load a model, evaluate it on the test sets in `data`, and return the content of scores.json.
+    """Load and evaluate a model; return the content of scores.json.
 
-    `source` and `teacher_source` name the model and the teacher to load.  Without a teacher, scores that need a teacher are
-    omitted.  `label` names the model in messages, and `folder` is the output folder.  `engine` has the settings of the
-    engine that generates the answers; if `engine` is None, the model generates them in this process.
+    `source` and `teacher_source` name the model and the teacher to load, and `data` has the test sets.  Without a teacher,
+    scores that need a teacher are omitted.  `label` names the model in messages, and `folder` is the output folder.
+    `engine` has the settings of the engine that generates the answers; if `engine` is None, the model generates them in
+    this process.
     """
     metrics = metrics_of(data.tasks, config.metrics)
     with Progress(enabled=accelerator.is_main_process) as bar:

@@ -137,8 +137,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
     Raises:
         BusyError: another process uses the folder of the sweep.
         ConfigError: the folder contains another sweep or other runs, or the server of a teacher is not allowed.
-        TrainingError: at least one run failed.  The finished runs are compared before the error is raised.  Its attribute
-            `exit_code` is 75 if all failed runs can be retried.
+        TrainingError: at least one run failed.  The finished runs are compared before the error is raised.  The attribute
+            `exit_code` of the error is 75 if all failed runs can be retried.
         Interrupted: a signal arrived and the runs were stopped; the same call resumes them.
     """
     statuses = plan.statuses()
@@ -188,7 +188,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """Write a recipe for each unfinished run and fine-tuning; return a job for each recipe."""
+    """Write a recipe for each unfinished run and fine-tuning; return their jobs."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     allowed += [f"--allow-host={host}" for host in allowed_hosts()]
@@ -248,7 +248,7 @@ def _run(
 
 
 def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
-    """Write sweep.json, which has the rows of each comparison table and the status of each run."""
+    """Write sweep.json: the rows of each comparison table, and the status of each run."""
     sweep = plan.sweep
     runs = [
         {"label": entry.label, "seed": entry.seed, "folder": entry.run.folder.name, "status": statuses[entry.run.folder]}

@@ -69,7 +69,7 @@ class Sweep:
         groups: Comparison tables by name; if empty, there is one table of all rows.
 
     Raises:
-        ConfigError: there are no rows or no seeds, a name cannot be part of a file name, a label is unknown, or a row sets the
+        ConfigError: there are no rows or seeds; a name cannot be part of a file name; a label is unknown; or a row sets the
             name, the seed or the output folder of its runs.
     """
 
@@ -243,7 +243,7 @@ def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
-    """Set the output folders of a run's fine-tunings of teacher and student (its stages).
+    """Set the output folders of the stages of a run: its fine-tunings of models.
 
     The folders are in `folder`.  The name of each contains a hash of the settings of the stage.  Therefore a stage that
     several runs need is trained only once.

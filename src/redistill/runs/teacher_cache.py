@@ -163,7 +163,7 @@ def _answers(
     accelerator: Accelerator,
     note: Report,
 ) -> list[Generation]:
-    """Generate and store the teacher's answers to the prompts of the training examples."""
+    """Generate and store the teacher's answers to the training prompts."""
     settings = config.training
     engine = LocalEngineConfig().build(
         EngineTools(
@@ -221,7 +221,7 @@ def _read_batches(hidden_states: BodyCall, batches: Sequence[Batch], tick: Calla
 
 
 def _announce(plan: Plan, teacher: Reader, folder: Path, note: Report) -> None:
-    """Report the size of the cache and the estimated time to fill it; check the disk space.
+    """Report the size of the cache and the time to fill it; check the disk space.
 
     Raises:
         DiskFullError: there is too little free space.

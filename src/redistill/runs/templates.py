@@ -1,4 +1,4 @@
-"""The template of a run: its date, and a file with its settings for exported students."""
+"""The prompt template of a run: its date, and its settings for exported students."""
 
 import copy
 import dataclasses

@@ -113,9 +113,9 @@ class Reader:
         return map(self._rows, groups, self.read(batches, tick))
 
     def _rows(self, sequences: Sequence[TokenSequence], hidden_NE: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the tensors to store for the targets of some sequences, on the CPU.
+        """Return the tensors to store for some sequences, on the CPU.
 
-        `hidden_NE` has the last hidden states that predict the targets.
+        `hidden_NE` has the last hidden states that predict the targets of these sequences.
         """
         form = self.form
         if isinstance(form, Full):
@@ -351,7 +351,7 @@ class _Read:
         return self.ready.pop(number)
 
     def _shards(self, plan: Plan, number: int, done: int) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the tensors of the shards that one call of the teacher reads, by shard number.
+        """Return the tensors of the shards that one call reads, by shard number.
 
         The first of them is the shard `number`.
         """

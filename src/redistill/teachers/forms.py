@@ -21,7 +21,7 @@ from redistill.records import Json
 Tensors = Mapping[str, torch.Tensor]
 """The stored tensors of some rows, by name."""
 CHUNK_BYTES = 64_000_000
-"""Largest size of a [rows, vocabulary] tensor in float64 while compact forms are computed."""
+"""Maximum size, in bytes, of a float64 tensor [rows, vocabulary] when compact forms are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)

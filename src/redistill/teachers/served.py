@@ -96,7 +96,7 @@ class ServedTeacherConfig:
     def capabilities(self) -> TeacherCapabilities:
         """The features of the teacher.
 
-        It provides the `top_k` most probable classes for any text, and generates text.
+        The teacher provides the `top_k` most probable classes for any text, and generates text.
         """
         return TeacherCapabilities(full_vocabulary=False, generates=True, top_k=self.top_k)
 
@@ -146,7 +146,7 @@ class ServedTeacher:
         settings: The teacher in the recipe.
         client: Client of the servers.
         probe: The first server's reply to the probe text at the start.
-        vocabulary: Number of classes of the student; all token ids that a server lists must be below it.
+        vocabulary: Number of classes of the student; all token ids that a server lists must be below this number.
         end_ids: Tokens that end a text.
         device: Device of the batches.
         count_text: Function that is called with the number of tokens of generated text.
@@ -256,14 +256,14 @@ class ServedTeacher:
         return texts
 
     def _exchange(self, requests: Sequence[Request], num_tokens: int) -> list[Reply]:
-        """Send requests with `num_tokens` tokens in total; count the attempts and the tokens."""
+        """Send requests with `num_tokens` tokens in total; count attempts and tokens."""
         before = self._client.num_attempts
         replies = self._client.exchange(requests)
         self._count(self._client.num_attempts - before, num_tokens)
         return replies
 
     def _verify(self, scores: Scores, server: str) -> None:
-        """Raise a ServerError if a server no longer has the weights that it had at the start."""
+        """Raise a ServerError if a server has other weights than at the start."""
         difference = mean_difference(tuple(scores.own_T), self.probe.logprobs)
         if difference > self.tolerance:
             raise ServerError(
@@ -284,6 +284,6 @@ def _stored(scores: Scores) -> _Stored:
 def announcement(settings: ServedTeacherConfig) -> str:
     """Return one line about the data that are sent to the servers of a teacher.
 
-    It names the data, the servers, and the environment variable of the API key.
+    The line names the data, the servers, and the environment variable of the API key.
     """
     return f"teacher: training data (token ids of prompts and answers) {destinations(settings)}"

@@ -112,7 +112,7 @@ def sequence_key(token_ids: Sequence[int] | np.ndarray, supervised: Sequence[boo
 def batch_keys(batch: Batch) -> list[bytes]:
     """Return the keys of the sampled sequences of a batch, in order.
 
-    Sampled sequences are those with distillation terms.  `sequence_key` defines the key of a sequence.
+    Sampled sequences are the sequences on which student and teacher are compared.  `sequence_key` defines their keys.
     """
     count, num_tokens = batch.num_sampled, batch.input_ids_BT.shape[1]
     ids_BT, lengths = batch.input_ids_BT[:count].cpu().numpy(), batch.attention_mask_BT[:count].sum(dim=1).tolist()

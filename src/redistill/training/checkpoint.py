@@ -148,9 +148,8 @@ def save(
 ) -> Path:
     """Write the checkpoint `step-N`, then remove checkpoints that are not needed.
 
-    The `keep` newest checkpoints up to `step` are kept.  Checkpoints of later steps are damaged, and were skipped when the
-    run resumed.  They are removed.  No protected checkpoint is removed, and none before the new checkpoint has been
-    verified.
+    The `keep` newest checkpoints up to `step` are kept.  Checkpoints of later steps are removed: they are damaged, and were
+    skipped when the run resumed.  No protected checkpoint is removed, and none before the new checkpoint has been verified.
 
     Args:
         folder: The folder of the run's checkpoints, such as `<run folder>/checkpoints`.

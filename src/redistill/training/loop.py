@@ -320,7 +320,7 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
 
 
 def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Validate the student; store in `state` whether it is the best and whether training stops."""
+    """Validate the student; store the best score so far and whether training stops."""
     started = time.perf_counter()
     scores = _validate(parts, state)
     by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)

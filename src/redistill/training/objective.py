@@ -352,10 +352,10 @@ def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> di
     """Compute the metrics of an update: "loss", and the mean of each term.
 
     `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The sum of a term is
-    divided by the number of tokens or sequences over which the term is a mean, and the sum of a diagnostic by the number of
-    sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the kept fraction of
-    the teacher's mass outside its arg max: (kept - p_max) / (1 - p_max), or 1 if p_max is 1.  Here kept is the mean of the
-    kept mass, and p_max the mean of the mass of the arg max.
+    divided by the number of tokens or sequences over which the term is a mean.  The sum of a diagnostic is divided by the
+    number of sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the kept
+    fraction of the teacher's mass outside its arg max: (kept - p_max) / (1 - p_max), or 1 if p_max is 1.  Here kept is the
+    mean of the kept mass, and p_max the mean of the mass of the arg max.
     """
     divisors = {
         "sft": counts.sft_tokens,

@@ -111,8 +111,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, object]]:
     """Return the trainable parameters as parameter groups for AdamW.
 
-    Weight decay applies to matrices only.  The parameters of the clip network (the network of DAC-KL that predicts which
-    classes are kept) have groups of their own, since their learning rate may differ.
+    Weight decay applies to matrices only.  The clip network is the network of DAC-KL that predicts which classes are kept.
+    Its parameters have groups of their own, since their learning rate may differ.
     """
     clip_ids = set() if clip_network is None else set(map(id, clip_network.parameters()))
     clip_rate = config.clip_network_learning_rate or config.learning_rate

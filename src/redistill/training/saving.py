@@ -95,7 +95,7 @@ def log_size(found: checkpoint.Checkpoint, log: MetricsLog) -> int | None:
 def planned_updates(found: checkpoint.Checkpoint) -> int | None:
     """Return the length, in updates, of the run that saved a checkpoint.
 
-    Return None if the checkpoint does not contain it, as in earlier versions.
+    Return None if the checkpoint does not contain the length, as in earlier versions.
 
     Raises:
         CheckpointError: the length is not a whole number, or is below 1.

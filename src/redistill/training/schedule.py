@@ -76,7 +76,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Number of updates of the run, between two validations, and between two checkpoints."""
+    """Number of updates: of the run, between validations, and between checkpoints."""
 
     updates: int
     evaluate_every: int

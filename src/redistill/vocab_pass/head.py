@@ -49,8 +49,9 @@ class Products:
     def storage(self) -> torch.dtype:
         """The dtype in which the operands of the matrix products are stored.
 
-        It is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is
-        `self.result`.  Autograd is excluded, since it cannot differentiate a product of bf16 operands with a float32 result.
+        The dtype is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is
+        `self.result`.  Autograd is excluded, since it cannot differentiate a product of bf16 operands with a float32
+        result.
         """
         return torch.bfloat16 if self.bf16 and self.device == "cuda" and not torch.is_grad_enabled() else self.result
 
@@ -71,7 +72,7 @@ class Products:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Context that disables autocast, and sets the precision of matrix products on a CPU.
+        """Context without autocast, in which the precision of CPU products is set.
 
         If `self.bf16` is True, products of fp32 tensors on a CPU round their operands to bf16.
         """
@@ -115,7 +116,7 @@ class Head:
 
     @property
     def num_classes(self) -> int:
-        """Number V of classes: `vocabulary`, or the number of rows of the weight if `vocabulary` is None."""
+        """Number V of classes: `vocabulary`, or else the number of rows of the weight."""
         return self.weight_VD[: self.vocabulary].shape[0]
 
     @property

@@ -132,7 +132,9 @@ class DivergenceRule:
         assert both is not None, "a divergence needs a teacher"
         num_rows = len(counted_C)
         if isinstance(both, Sampled):
-            assert isinstance(self.divergence, ForwardKL), "other divergences need the teacher's probabilities"
+            assert isinstance(self.divergence, ForwardKL), (
+                "this divergence needs the teacher's probabilities, not sampled classes"
+            )
             result = self.divergence.of_samples(*(tensor[:num_rows] for tensor in both))
         else:
             also = (RowContext(*context),) if context else ()
@@ -195,9 +197,9 @@ class PhraseRule:
 class PolicyGradientRule:
     """Sum of the clipped policy-gradient loss over generated tokens.
 
-    A call returns a dict.  It has the sum of the loss with the key `name`, the sum of the ratios rho with the key "ratio", and
-    the number of tokens for which clipping is active with the key "clipped".  `losses.policy_gradient.clipped_surrogate`
-    defines the loss and rho.
+    A call returns a dict with three sums.  The key `name` has the sum of the loss, and "ratio" the sum of the ratios rho.
+    "clipped" has the number of tokens for which clipping is active.  `losses.policy_gradient.clipped_surrogate` defines the
+    loss and rho.
     """
 
     name: str

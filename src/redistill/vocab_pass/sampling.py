@@ -1,7 +1,7 @@
 """Sampling of classes by inverting cumulative distributions.
 
-The classes are divided into ranges, and each range into smaller ranges, down to single classes.  A class is sampled by choosing
-a range on each level.
+The vocabulary is divided into ranges of classes, each range into smaller ranges, and so on down to single classes.  A class
+is sampled by choosing a range of the vocabulary, then a range inside this range, and so on.
 """
 
 import torch
@@ -123,7 +123,7 @@ def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """Return, for each row, the first index at which the cumulative mass exceeds a threshold.
+    """Return for each row the first index whose cumulative mass exceeds a threshold.
 
     The threshold is `uniform_N` times the largest cumulative mass of the row, so such an index always exists.  An index
     with mass 0 is never returned, even if rounding makes the cumulative mass rise there.

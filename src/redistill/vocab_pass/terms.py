@@ -167,7 +167,7 @@ class PhraseTerm:
         token_N: The token that each of these rows predicts, int64.
         phrases: For each phrase (first row, last row + 1, weight).
         value_N, slope_N: For each row, the part of the loss that is stored at the row, and the derivative of the loss with
-            respect to log q of the token; None until `with_phrases` has computed them.
+            respect to log q of the token.  Both are None until `with_phrases` has computed them.
 
     Example:
         >>> PhraseTerm(1.0, torch.tensor([4, 2]), ((0, 2, 1.0),)).tensors(slice(0, 2), torch.device("cpu"))[0]
@@ -211,8 +211,8 @@ class PolicyGradientTerm:
     c is `coefficient`, y the generated token, A its advantage, w its importance weight, and epsilon is `clip`.  q is the
     student that is trained, and q_old the student at the time of generation.  Source: MiniLLM (arXiv 2306.08543).
 
-    `vocab_pass` also returns the sum of the ratios rho with the name "ratio", and the number of tokens for which clipping is
-    active with the name "clipped".
+    `vocab_pass` also returns two diagnostics: "ratio", the sum of the ratios rho, and "clipped", the number of tokens for
+    which clipping is active.
 
     Args:
         coefficient: Factor c.  Training uses the weight of the term divided by the number of sampled tokens in the global

@@ -130,8 +130,9 @@ def dense_reference(
 def chunk_budget(head_bytes: int) -> int:
     """Return the default memory limit of all [rows, vocabulary] tensors together.
 
-    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.  Rows are processed in blocks, and each
-    block reads the whole head and its gradient.  A larger head gets larger blocks, so that it is read less often.
+    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.  Rows are processed in blocks, and
+    each block reads the whole head and its gradient.  A larger head gets larger blocks, so that the head is read less
+    often.
 
     Args:
         head_bytes: Bytes of the head's weight in float32.
@@ -198,7 +199,7 @@ class _Task:
 
     @property
     def num_distilled(self) -> int:
-        """Number of rows, from the first on, on which terms compare student and teacher."""
+        """Number of rows that are compared with the teacher: the first rows of the batch."""
         divergences = [term.num_rows for term in self.terms if isinstance(term, DivergenceTerm)]
         spans = [len(term.pair_weight_N) for term in self.terms if isinstance(term, SpanTerm)]
         return next(iter(divergences + spans), 0)
@@ -219,16 +220,17 @@ class _Task:
         return cut_rows(self.chunk_bytes, self.head.num_classes * loss_dtype(self.hidden_ND).itemsize, self.compiled)
 
     def with_halo(self, rows: slice) -> slice:
-        """Return the slice `rows`, extended by the next row (the halo row) if a span term needs it.
+        """Return `rows`, extended by the next row (the halo row) if a span term needs it.
 
         The span loss compares the last row with the next row, if the latter is one of the first `num_distilled` rows.
         """
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
     def target_rows(self, rows: slice) -> TargetRows | None:
-        """Return the teacher's distributions of `rows`: logits, `TopClasses` or `SampledClasses`.
+        """Return the teacher's distributions of `rows`.
 
-        Only rows among the first `num_distilled` rows of the batch are included; if there are none, the result is None.
+        These are logits, `TopClasses` or `SampledClasses`.  Only rows among the first `num_distilled` rows of the batch are
+        included; if there are none, the result is None.
         """
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
@@ -237,9 +239,9 @@ class _Task:
         return self.target(rows)
 
     def core(self, rows: slice) -> tuple[Core, list[float], Tensors]:
-        """Return the function that computes the terms of a tile, the coefficients and the tensor arguments.
+        """Return the function that computes the terms of tile `rows`, and its arguments.
 
-        The tile is the slice `rows`.  Terms without rows in the tile are left out of all three results.
+        The arguments are coefficients and tensors.  Terms without rows in the tile are left out.
         """
         is_distilled = rows.stop <= self.num_distilled
         own = [term for term in self.terms if is_distilled or not isinstance(term, DivergenceTerm | SpanTerm)]
@@ -258,7 +260,7 @@ class _Gradients(NamedTuple):
     parameters: tuple[Tensor, ...]
 
     def add_block(self, task: _Task, rows: slice, gradient_CV: Tensor) -> None:
-        """Backpropagate `gradient_CV`, the gradient of one block's raw logits, through the head.
+        """Backpropagate the gradient of one block's raw logits through the head.
 
         The gradient of the block's hidden states is stored in the rows `rows` of `self.hidden_ND`.  The gradients of weight and
         bias are added to `self.weight_VD` and `self.bias_V`.
@@ -308,7 +310,7 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def _holds_gradient(weight_VD: Tensor) -> bool:
-    """Return whether gradients can be added to `weight_VD.grad`, which is set to zeros if missing."""
+    """Return whether `weight_VD.grad` can be used; create it if it is missing."""
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
     if weight_VD.grad is None:
@@ -318,7 +320,7 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """Return the objective; add the sums of the terms to `sums`, and the gradients to `gradients` unless it is None."""
+    """Return the objective; add to `sums`, and to `gradients` if it is not None."""
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=torch.float64)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
@@ -329,7 +331,7 @@ def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
 
 
 def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, gradients: _Gradients | None) -> Tensor | None:
-    """Compute the terms on one block of rows; add their sums to `sums` and their gradients to `gradients` in place.
+    """Compute the terms on one block of rows; add to `sums` and `gradients`.
 
     The halo row of a block is the first row of the next block, if the span loss compares it with the block's last row.
 
@@ -393,6 +395,6 @@ def _visit(
 
 
 def _parts(rows: slice, num_distilled: int) -> list[slice]:
-    """Split the slice `rows` at the row `num_distilled`, and return the parts that are not empty."""
+    """Split the slice `rows` at the row `num_distilled`; return non-empty parts."""
     middle = max(rows.start, min(rows.stop, num_distilled))
     return [part for part in (slice(rows.start, middle), slice(middle, rows.stop)) if part.start < part.stop]

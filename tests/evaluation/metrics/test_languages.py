@@ -126,5 +126,5 @@ def test_references_with_words_are_not_noted():
 
 def test_an_error_of_a_users_function_names_the_metric():
     broken = Metric(name="own", title="own", score=lambda answer, record: 0.0, can_score=lambda record: 1 / 0 > 0)
-    with pytest.raises(DataError, match=r"metric own: whether r can be scored cannot be computed \(ZeroDivisionError"):
+    with pytest.raises(DataError, match=r"metric own: the value of can_score for r cannot be computed \(ZeroDivisionError"):
         list(unscorable_notes({"toy": [record("a")]}, {"toy": [broken]}))

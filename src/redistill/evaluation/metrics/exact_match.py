@@ -1,4 +1,4 @@
-"""Exact match: whether an answer is one of its references."""
+"""Exact match: whether an answer equals one of its references."""
 
 import re
 import string

@@ -6,7 +6,9 @@ from decimal import Decimal
 
 from redistill.records import Metric, Record
 
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])[-\N{MINUS SIGN}])?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\w))?"
+)
 _FINAL = "####"
 
 
@@ -32,7 +34,8 @@ def final_number(text: str) -> Decimal | None:
         mark = ""
     if not found:
         return None
-    return Decimal((found[0] if mark else found[-1]).replace(",", "").replace("$", ""))
+    number = found[0] if mark else found[-1]
+    return Decimal(number.replace(",", "").replace("$", "").replace("\N{MINUS SIGN}", "-"))
 
 
 def same_final_number(prediction: str, references: Sequence[str]) -> bool:

@@ -22,9 +22,9 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     The script of the reference determines how both texts are divided into words.  For English and other languages in Latin
     script, `rouge-score` divides them: a word is a sequence of [a-z0-9] after lower-casing, and words of more than three
     letters are Porter-stemmed.  For other scripts, `redistill.evaluation.metrics.words` divides them, without stemming:
-    each Chinese character is a word, and Russian, Arabic and Hindi words are found.  This is the case if the reference has
-    more words without any ASCII letter or digit than words with an ASCII letter.  F1 values from different divisions are
-    not comparable.
+    each Chinese character is a word, and Russian, Arabic and Hindi words are found.  A reference belongs to the second
+    group if it has more words without any ASCII letter or digit than words with an ASCII letter.  F1 values from different
+    divisions are not comparable.
 
     Args:
         prediction: The text to score.
@@ -48,7 +48,7 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
 
 def _needs_any_script(reference: str) -> bool:
-    """Return whether `words`, and not the package rouge-score, divides the texts into words."""
+    """Return whether `words` divides the texts, and not the package rouge-score."""
     if reference.isascii():
         return False
     if not _LETTER_OR_DIGIT.search(reference.lower()):

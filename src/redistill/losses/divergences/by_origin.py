@@ -24,7 +24,7 @@ class ByOrigin:
     which uses skew forward KL on text of the teacher and skew reverse KL on text of the student.
 
     Each divergence is computed on all rows, and then one value is chosen for each row.  Therefore two different divergences
-    take twice the time of one.  Equal divergences are computed once.
+    take twice the time of a single divergence.  Equal divergences are computed once.
 
     Args:
         student: Divergence on text that the student generated alone (origin "student"), together with the teacher ("mixture"),

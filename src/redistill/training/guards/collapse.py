@@ -3,8 +3,8 @@
 The checked statistics are the length of responses, the fraction of responses with an end token, and the fraction of distinct
 bigrams.  For the divergence DAC-KL, the probability mass that it keeps is checked as well.
 
-On-policy training can reinforce its own errors.  A student may learn to stop at once, never to stop, or to repeat itself.  It
-then generates more text of this kind to learn from, while the loss falls.
+On-policy training can reinforce its own errors.  A student may learn to stop at once, never to stop, or to repeat itself.
+The student then generates more text of this kind to learn from, while the loss falls.
 """
 
 from collections import deque
@@ -123,7 +123,7 @@ class CollapseMonitor:
         usual = self._best_ended if self._best_ended > ENDED_AT_ALL else 0.0
         checks = {
             "length": (mean["length"], config.min_length * mean["gold_length"], "mean length in tokens"),
-            "ended": (mean["ended"], config.min_ended * usual, "fraction with an end token"),
+            "ended": (mean["ended"], config.min_ended * usual, "fraction of responses with an end token"),
             "distinct_2": (mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "fraction of distinct bigrams"),
         }
         if "kept_mass" in mean:

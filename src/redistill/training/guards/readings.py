@@ -56,7 +56,7 @@ def read_again(
 def _numbers(target_rows: TargetRows) -> torch.Tensor:
     """Return the numbers of a teacher's output whose statistics are computed.
 
-    These are its log-probabilities, or the weights of classes that were sampled from it.
+    The numbers are the teacher's log-probabilities, or the weights of classes that were sampled from the teacher.
     """
     if isinstance(target_rows, TopClasses):
         return torch.cat([target_rows.logp_NK, target_rows.log_rest_N[:, None]], dim=1)
@@ -66,8 +66,9 @@ def _numbers(target_rows: TargetRows) -> torch.Tensor:
 def _statistics(batch: Batch, blocks: Iterable[tuple[slice, torch.Tensor]]) -> Mapping[str, object]:
     """Return statistics of a micro-batch's logits, accumulated over blocks of rows.
 
-    The result has the minimum, maximum and mean of the finite logits, the number of logits that are NaN or +inf, and the
-    training examples that have such logits.  `blocks` yields the rows and the logits [rows, vocabulary] of each block.
+    The result has the minimum, maximum and mean of the finite logits.  It also has the number of logits that are NaN or
+    +inf, and the training examples that have such logits.  `blocks` yields the rows and the logits [rows, vocabulary] of
+    each block.
     """
     least, most, total, num_finite, num_faults, faulty = math.inf, -math.inf, 0.0, 0, 0, set[int]()
     for rows, numbers_CV in blocks:
