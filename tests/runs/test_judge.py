@@ -232,7 +232,7 @@ def test_the_key_is_in_no_file_and_no_message(
         (["--url", "http://127.0.0.1:1/v1", "--api-key-env", KEY], "must be the name of an environment variable"),
         (["--url", "http://127.0.0.1:1/v1", "--seeds", "77"], "for the evaluation seed 77; set --seeds"),
         (["--url", "http://127.0.0.1:1/v1", "--against", "nowhere"], "nowhere: has no scores.json"),
-        (["--url", "http://127.0.0.1:1/v1", "--price", "-1"], "price = -1.0: must be >= 0"),
+        (["--url", "http://127.0.0.1:1/v1", "--price", "-1"], "price = -1.0: must lie in [0, 1e9]"),
     ],
 )
 def test_an_invalid_setting_is_one_line(

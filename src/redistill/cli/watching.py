@@ -15,7 +15,7 @@ from redistill.processes.streams import TolerantStream, console
 if TYPE_CHECKING:
     from redistill.reports.live import LiveRun
 
-_SHORTEST = 0.1
+_SHORTEST_S, _LONGEST_S = 0.1, 3600.0
 
 
 def add_watch(group: Group) -> None:
@@ -30,8 +30,8 @@ def add_watch(group: Group) -> None:
 
 def watch(options: argparse.Namespace) -> None:
     """Show the progress of a run until it has ended."""
-    if options.interval < _SHORTEST:
-        raise ConfigError(f"--interval {options.interval:g}: must be >= {_SHORTEST}; 1 is usual")
+    if not _SHORTEST_S <= options.interval <= _LONGEST_S:
+        raise ConfigError(f"--interval {options.interval:g}: must lie in [{_SHORTEST_S:g}, {_LONGEST_S:g}]; 1 is usual")
     from redistill.reports.live import LiveRun
 
     run = LiveRun(options.run)

@@ -8,7 +8,6 @@ and "tie" have a meaning.
 
 import hashlib
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +40,7 @@ SYSTEM = (
     "order and the length of the answers must not matter. Reply with exactly one word: A if answer A is better, B if answer B "
     "is better, or tie if they are equally good."
 )
+_MAX_PRICE = 1e9
 _VERDICT = re.compile(r"(A|B|TIE)\.?")
 
 Verdict = Literal["A", "B", "tie"]
@@ -61,7 +61,7 @@ class JudgeConfig:
         concurrent_requests: Maximum number of open requests, in [1, 1024].
         timeout_s: Seconds after which a request without a complete reply is sent again, > 0.
         patience_s: Seconds during which a failed request is sent again, >= 0.
-        price: Price of a million tokens, in any currency, >= 0; None if it is unknown.
+        price: Price of a million tokens, in any currency, in [0, 1e9]; None if it is unknown.
 
     Raises:
         ConfigError: a URL or a name is invalid, or a number is out of range.
@@ -79,7 +79,7 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         check_settings(self, usual_concurrent=8)
         check_field(self, "max_tokens", self.max_tokens >= 1, "must be >= 1; 16 is usual")
-        check_field(self, "price", self.price is None or 0 <= self.price < math.inf, "must be >= 0 and finite")
+        check_field(self, "price", self.price is None or 0 <= self.price <= _MAX_PRICE, "must lie in [0, 1e9]")
 
 
 class Pair(NamedTuple):
