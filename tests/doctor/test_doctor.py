@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from redistill.data.collate import collate
 from redistill.data.sequences import SequenceEncoder
 from redistill.doctor import Diagnosis, examine
 from redistill.doctor.checks import CHECKS
-from redistill.doctor.findings import Outcome
+from redistill.doctor.findings import NotExamined, Outcome
+from redistill.doctor.subject import Loaded
+from redistill.errors import ServerUnavailableError
 from redistill.models.lora import adapted_layers, save_student
 from redistill.models.vocabulary import VocabularyMatch
 from redistill.runs.models import shared_vocabulary
@@ -472,3 +475,21 @@ def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with contextlib.suppress(AttributeError):
         torch.manual_seed(0)
+
+
+def test_a_server_that_failed_in_one_check_is_not_contacted_in_the_next() -> None:
+    contacted = list[int]()
+
+    def sync(student: object, step: int) -> None:
+        contacted.append(step)
+        raise ServerUnavailableError("server 127.0.0.1:1: no valid reply; gave up after 30 attempts")
+
+    engine, student = SimpleNamespace(sync=sync), torch.nn.Linear(1, 1)
+    opened = SimpleNamespace(student=student, engine=engine, models=SimpleNamespace(student=student))
+    loaded = Loaded(opened=opened, parts=SimpleNamespace())  # type: ignore[arg-type]
+    with pytest.raises(ServerUnavailableError):
+        _ = loaded.draw
+    for _ in range(2):
+        with pytest.raises(NotExamined, match="a server failed in another check"):
+            _ = loaded.gradient
+    assert contacted == [0]

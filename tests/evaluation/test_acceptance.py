@@ -143,5 +143,14 @@ def test_a_draft_run_keeps_its_best_acceptance_and_shows_it(tmp_path: Path, caps
     assert main([*arguments, "--draft-for", str(other), "--out", str(tmp_path / "scores")]) == 0
     forced.append(files.read_json(tmp_path / "scores" / "scores.json")["datasets"]["toy"]["teacher_forced"])
     assert forced[0]["kl"] != forced[1]["kl"], "scores with another teacher are computed again"
+    assert main([*arguments, "--draft-for", str(draft.folder), "--out", str(tmp_path / "scores")]) == 0
+    forced.append(files.read_json(tmp_path / "scores" / "scores.json")["datasets"]["toy"]["teacher_forced"])
+    assert forced[2]["kl"] == pytest.approx(0, abs=1e-6), "the student of a run folder is the teacher"
     assert main([*arguments, "--draft-for", teacher_at, "--teacher", teacher_at, "--out", str(tmp_path / "both")]) == 2
     assert "--draft-for names the teacher; remove --teacher" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--draft-for", "--teacher", "--engine"])
+def test_an_empty_option_is_an_error(tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "model", "--data", "toy=x.jsonl", option, "", "--out", str(tmp_path / "scores")]) == 2
+    assert f"{option} is empty; give a value, or leave the option out" in capsys.readouterr().err

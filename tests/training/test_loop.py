@@ -21,9 +21,10 @@ from redistill.storage import files, folders
 from redistill.training import checkpoint
 from redistill.training import loop as training
 from redistill.training.guards import UpdateGuard
+from redistill.training.lengths import in_updates
 from redistill.training.loop import cut, filled_up
 from redistill.training.objective import Counts, Objective, PretrainingConfig
-from redistill.training.schedule import TrainingConfig, in_updates
+from redistill.training.schedule import TrainingConfig
 from tests.worlds import tiny_run
 
 # --- micro-batches ------------------------------------------------------------------------------------------------------

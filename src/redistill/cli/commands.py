@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a student without evaluation, and save the student in OUT/model."""
+    """Train a student without evaluation, and save it in OUT/model."""
     from redistill.runs.run import train_student
 
     student = train_student(_load(options))

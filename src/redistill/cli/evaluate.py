@@ -18,6 +18,9 @@ def evaluate(options: argparse.Namespace) -> None:
     """Score a model on instruction-following test sets."""
     if not options.data and not options.harness:
         raise ConfigError("evaluate: needs --data TASK[=PATH], --harness TASK, or both")
+    for name in ("teacher", "draft_for", "engine"):
+        if getattr(options, name) == "":
+            raise ConfigError(f"evaluate: --{name.replace('_', '-')} is empty; give a value, or leave the option out")
     if options.teacher and options.draft_for:
         raise ConfigError("evaluate: --draft-for names the teacher; remove --teacher")
     scores = _evaluate(options) if options.data else {}

@@ -79,8 +79,8 @@ def add_recipe(parser: Parser, recipe: str, overrides: str, *, is_optional: bool
 
 
 def allow_host(parser: Parser) -> None:
-    """Add the option --allow-host, which permits sending training data to a server."""
-    text = "server to which training data may be sent"
+    """Add the option --allow-host, which permits sending data to a server."""
+    text = "server to which data may be sent"
     add_repeatable(parser, "--allow-host", "HOST", text)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import redistill
 from redistill.cli import commands, evaluate, recipes
+from redistill.cli.inspection import add_inspect
+from redistill.cli.judging import add_judge
 from redistill.cli.options import (
     RECIPE,
     Group,
@@ -28,6 +30,7 @@ from redistill.cli.options import (
     help_formatter,
 )
 from redistill.cli.values import count, finite_number, path, path_text, seeds, whole_number
+from redistill.cli.watching import add_watch
 from redistill.config.other_tools import option_hint
 
 EXIT_CODES = """\
@@ -36,9 +39,8 @@ exit codes:
   1           the command failed
   2           invalid input: arguments, recipe, data, model or folder
   75          temporary failure, such as a full disk or a folder in use; retry
-  130         interrupted by Ctrl-C (SIGINT)
-  143         terminated by SIGTERM
-To resume an interrupted command, run the same command again.
+  130         interrupted by Ctrl-C (SIGINT); the same command resumes
+  143         terminated by SIGTERM; the same command resumes
 """
 
 
@@ -76,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="redistill",
         formatter_class=help_formatter,
         description="Knowledge distillation of language models: MGSR and its baselines.",
-        epilog=f"{EXIT_CODES}\nexample: redistill run smollm2-dolly --out runs/first",
+        epilog=f"{EXIT_CODES}example: redistill run smollm2-dolly --out runs/first",
     )
     parser.add_argument("--version", action="version", version=f"redistill {redistill.__version__}")
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -89,9 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
         _evaluate,
         _report,
         _compare,
+        add_judge,
         _config,
         _estimate,
         _doctor,
+        add_inspect,
+        add_watch,
         _methods,
         _recipes,
         _data,

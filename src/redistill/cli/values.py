@@ -32,6 +32,11 @@ def count(text: str) -> int:
     return whole_number(text, 1)
 
 
+def index(text: str) -> int:
+    """Parse an argument that is a whole number >= 0."""
+    return whole_number(text, 0)
+
+
 def finite_number(text: str) -> float:
     """Parse an argument that is a finite number."""
     try:

@@ -19,7 +19,7 @@ from redistill.models.load import ModelConfig
 from redistill.models.lora import LoraConfig
 from redistill.teachers.forms import Form, Full
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
-from redistill.training.schedule import check_length
+from redistill.training.lengths import check_length
 
 
 @dataclass(frozen=True, kw_only=True)

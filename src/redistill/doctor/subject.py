@@ -7,7 +7,7 @@ only to a temporary folder.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from redistill.doctor.export import Exported, export
 from redistill.doctor.findings import NotExamined
 from redistill.doctor.gradient import Measured, measure
 from redistill.doctor.reading import Reading, read_gold
-from redistill.errors import ConfigError, DataError, NotFiniteError, RedistillError, VocabularyError, WeightsError
+from redistill.errors import ConfigError, DataError, NotFiniteError, RedistillError, ServerError, VocabularyError, WeightsError
 from redistill.generation.vllm import VllmEngineConfig
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models.load import load_tokenizer
@@ -99,6 +99,7 @@ class Loaded:
 
     opened: OpenRun
     parts: Parts | None
+    _faults: list[ServerError] = field(default_factory=list, init=False)
 
     @property
     def student(self) -> CausalModel:
@@ -118,10 +119,21 @@ class Loaded:
 
     @cached_property
     def draw(self) -> Draw:
-        """The sequences that the recipe's policy returns for the first update."""
+        """The sequences that the recipe's policy returns for the first update.
+
+        Raises:
+            ServerError: a server that generates text failed.  It is not contacted again.
+            NotExamined: a server failed when the property was accessed before.
+        """
+        if self._faults:
+            raise NotExamined("a server failed in another check")
         self.opened.student.eval()
-        self.opened.engine.sync(self.student, 0)
-        return self.learning.policy.draw(0)
+        try:
+            self.opened.engine.sync(self.student, 0)
+            return self.learning.policy.draw(0)
+        except ServerError as error:
+            self._faults.append(error)
+            raise
 
     @cached_property
     def gold_draw(self) -> Draw:

@@ -24,7 +24,7 @@ from redistill.policies.order import coin, gold_sequence
 from redistill.records import RawPrompt, Record
 from redistill.runs.load import DataSets
 from redistill.storage.paths import expanded
-from redistill.training.schedule import in_updates
+from redistill.training.lengths import in_updates
 
 SAMPLE_ROWS = 256
 """Maximum number of rows of the training data from which text lengths are taken."""

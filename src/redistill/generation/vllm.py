@@ -15,9 +15,9 @@ from redistill.errors import ConfigError, ServerError, ServerUnavailableError, c
 from redistill.generation.local import LocalEngineConfig
 from redistill.generation.vllm_weights import RESUME, ServedWeights
 from redistill.interfaces import CausalModel
-from redistill.servers.address import parse_url
-from redistill.servers.client import Limits, Report, api_key, check_variable
+from redistill.servers.client import Report
 from redistill.servers.completions import checked, parse_text, parse_text_logprobs, text_request
+from redistill.servers.connection import check_settings, connection, destinations
 from redistill.servers.vllm import VllmServers
 from redistill.storage.paths import expanded
 
@@ -86,27 +86,15 @@ class VllmEngineConfig:
     tolerance: float = 0.05
 
     def __post_init__(self) -> None:
-        if not self.url:
-            raise ConfigError("url: empty; give the address of a server, such as http://127.0.0.1:8000/v1")
-        for url in self.url:
-            try:
-                parse_url(url)
-            except ConfigError as error:
-                raise ConfigError(f"url = {error}") from error
-        check_field(self, "model", bool(self.model.strip()), "must be the name of the model on the server")
+        check_settings(self, usual_concurrent=64)
         check_field(self, "folder", self.folder is None or bool(self.folder.strip()), "must be a folder, or null")
-        if self.api_key_env is not None:
-            check_variable(self.api_key_env)
         for name in ("every", "ahead"):
             check_field(self, name, 1 <= getattr(self, name) <= 1024, "must lie in [1, 1024]; 1 is usual")
         longer, shorter = max(self.every, self.ahead), min(self.every, self.ahead)
         check_field(
             self, "ahead", longer % shorter == 0, f"must be a multiple or a divisor of every = {self.every}; 1 is usual"
         )
-        check_field(self, "concurrent_requests", 1 <= self.concurrent_requests <= 1024, "must lie in [1, 1024]; 64 is usual")
-        check_field(self, "timeout_s", 0 < self.timeout_s < math.inf, "must be > 0 and finite")
-        for name in ("patience_s", "tolerance"):
-            check_field(self, name, 0 <= getattr(self, name) < math.inf, "must be >= 0 and finite")
+        check_field(self, "tolerance", 0 <= self.tolerance < math.inf, "must be >= 0 and finite")
 
     @property
     def capabilities(self) -> EngineCapabilities:
@@ -133,20 +121,15 @@ class VllmEngineConfig:
         Raises:
             ConfigError: a server is not allowed, or the variable of the API key is not set.
         """
-        limits = Limits(total_s=self.timeout_s, patience_s=self.patience_s, concurrent=self.concurrent_requests)
-        servers, key = [parse_url(url) for url in self.url], api_key(self.api_key_env)
-        return VllmServers(servers, self.model, key=key, limits=limits, report=lambda line: note(f"engine: {line}"))
+        found = connection(self, "engine", note)
+        return VllmServers(found.servers, self.model, key=found.key, limits=found.limits, report=found.report)
 
     def announcement(self) -> str:
         """Return one line about the data that are sent.
 
         The line names the data, the servers that receive them, and the environment variable of the API key.
         """
-        servers = [parse_url(url) for url in self.url]
-        leaves = "on this machine" if all(server.is_loopback for server in servers) else "and leave this machine"
-        key = "" if self.api_key_env is None else f", with the API key in ${self.api_key_env}"
-        names = ", ".join(server.origin for server in servers)
-        return f"engine: training data (token ids of prompts) are sent to {names} {leaves}{key}"
+        return f"engine: training data (token ids of prompts) {destinations(self)}"
 
     def build(self, tools: EngineTools) -> "VllmEngine":
         """Create the run's engine; it connects at the first transfer of weights."""

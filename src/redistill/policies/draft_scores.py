@@ -5,7 +5,7 @@ and teacher disagree most, and replaces this token by the teacher's token.  The 
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -26,6 +26,16 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
 
 Scores = tuple[torch.Tensor, torch.Tensor]
 """For each token of a draft, its score and the teacher's token.  Both tensors are [T] for one draft, [B, T] for several."""
+
+
+class ScoresDrafts(Protocol):
+    """An object that scores drafts, as `DraftScores` does."""
+
+    def of(self, step: int, number: int, drafts: Sequence[TokenSequence]) -> Scores:
+        """Return the scores of all tokens of the drafts, and the teacher's tokens.
+
+        Both tensors have the shape [B, T].
+        """
 
 
 class DraftScores:

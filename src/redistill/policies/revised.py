@@ -18,7 +18,7 @@ from redistill.contracts import MAX_WEIGHT, Generation, GenerationRequest, Needs
 from redistill.errors import ConfigError, check_field
 from redistill.policies.chunked import ChunkedEngine
 from redistill.policies.correction import Correction, correct, is_finished, locate_error
-from redistill.policies.draft_scores import Detection, DraftScores
+from redistill.policies.draft_scores import Detection, DraftScores, ScoresDrafts
 from redistill.policies.generated import StudentGenerated, answered
 from redistill.policies.order import GoldItem
 from redistill.policies.source import PolicyTools, Revision, Source, Wrapping, WrappingNode, check_student_text, replaced
@@ -182,7 +182,7 @@ class RevisedSource(Wrapping):
             scores already.  If None, a new object is created.
     """
 
-    def __init__(self, settings: Revised, source: Source, tools: PolicyTools, scores: DraftScores | None = None) -> None:
+    def __init__(self, settings: Revised, source: Source, tools: PolicyTools, scores: ScoresDrafts | None = None) -> None:
         assert settings.sampling is not None, "the source must generate student text"
         self._settings, self._source, self._tools = settings, source, tools
         self._scores, self._sampling = scores or draft_scores(settings, tools), settings.sampling

@@ -214,6 +214,22 @@ def read_run(folder: Path, *, scores_only: bool = False) -> RunFolder:
         )
 
 
+def read_evaluation(folder: Path, label: str, role: str) -> Evaluation | None:
+    """Read scores.json and the responses of one evaluation.
+
+    The result is None if the folder has no scores.json.
+
+    Args:
+        folder: The output folder of an evaluation, or a run folder for the evaluation of its student.
+        label, role: As in `Evaluation`.
+
+    Raises:
+        CheckpointError: a file is damaged, or has a newer schema.
+    """
+    with _damage_named():
+        return _read_evaluation(folder, label, role, scores_only=False)
+
+
 def log_lines(path: Path) -> Iterator[Mapping[str, Json]]:
     """Yield the lines of a log in a run folder, such as metrics.jsonl.
 

@@ -66,7 +66,14 @@ def read_log(lines: Iterable[Line], names: Iterable[str]) -> RunLog:
         lines: The lines, in the order of the file.
         names: Names of the training metrics to read.  All validation scores are read.
     """
-    log, keys, chunk = RunLog(), ("step", *names), _Chunk()
+    log = RunLog()
+    extend_log(log, lines, names)
+    return log
+
+
+def extend_log(log: RunLog, lines: Iterable[Line], names: Iterable[str]) -> None:
+    """Append lines of metrics.jsonl to a log, in place; see `read_log`."""
+    keys, chunk = ("step", *names), _Chunk()
     for line in lines:
         kind = line.get("kind")
         if kind == "train":
@@ -81,7 +88,6 @@ def read_log(lines: Iterable[Line], names: Iterable[str]) -> RunLog:
             _add(log, keys, chunk)
             chunk = _Chunk()
     _add(log, keys, chunk)
-    return log
 
 
 def read_revisions(lines: Iterable[Line]) -> Spaced[Line]:

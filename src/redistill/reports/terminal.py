@@ -14,6 +14,7 @@ from redistill.processes.streams import console
 from redistill.records import FRACTION, PROPOSALS, Json
 from redistill.reports.comparison import Row
 from redistill.reports.folders import Evaluation
+from redistill.reports.judgements import Judgement
 from redistill.reports.report import summary_rows
 from redistill.reports.sheet import Comparison
 from redistill.reports.statistics import deviation, mean
@@ -110,6 +111,18 @@ def print_harness(found: Mapping[str, object]) -> None:
             if isinstance(value, int | float) and filtered and not metric.endswith("_stderr"):
                 shown = f"{error:.4f}" if isinstance(error, int | float) else "-"
                 table.add_row(*map(_text, (task, metric if filtered == "none" else key, f"{value:.4f}", shown)))
+    console().print(table)
+
+
+def print_judgements(found: Sequence[Judgement]) -> None:
+    """Print how often a judge preferred the answers of a model, for each data set."""
+    columns = ("data set", "against", "prompts", "wins", "ties", "losses", "score", "95 % interval", "disagree", "unparsed")
+    table = _table(columns, texts=("data set", "against"))
+    for each in found:
+        counts = map(str, (each.prompts, each.wins, each.ties, each.losses))
+        interval = f"{_shown(each.lower, '{:.3f}')} to {_shown(each.upper, '{:.3f}')}"
+        faults = map(str, (each.disagreements, each.unparsed))
+        table.add_row(*map(_text, (each.dataset, each.against, *counts, _shown(each.score, "{:.3f}"), interval, *faults)))
     console().print(table)
 
 

@@ -1,6 +1,6 @@
 """Builds the components of the training loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,9 @@ from torch import nn
 
 from redistill.config.decode import kind_of
 from redistill.config.engines import EngineConfig
+from redistill.config.run import Run
 from redistill.contracts import Batch, Engine, EngineTools, TextTeacher
+from redistill.data.spans.extract import SpanExtractor
 from redistill.data.spans.mark import SpanMarker
 from redistill.data.tokenize import TokenizeConfig
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
@@ -22,7 +24,7 @@ from redistill.generation.prefix import PrefixReader
 from redistill.generation.vllm import VllmEngine, VllmEngineConfig
 from redistill.interfaces import Tokenizer
 from redistill.models.families import head
-from redistill.policies import GoldBatches, Policy, PolicyTools, Scorer, Shuffled
+from redistill.policies import GoldBatches, Policy, PolicyTools, Revision, Scorer, Shuffled
 from redistill.policies.ahead import AheadSource
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.revised import revises
@@ -177,33 +179,13 @@ def build_policy(run: OpenRun) -> Policy:
 
     The policy has access to the teacher, the engine that generates the student's text, and the training data of the run.
     """
-    config, models, teacher = run.config, run.models, run.teacher
+    config, models = run.config, run.models
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
-    text_teacher, scorer = None, None
-    if teacher is not None and teacher.capabilities.generates:
-        text_teacher = cast(TextTeacher, teacher)  # the capability `generates` declares this
-    if teacher is not None and teacher.capabilities.statistics:
-        size, device = settings.generation_batch_size, run.accelerator.device
-        scorer = Scorer(_student_reader(run), teacher, pad_id=models.pad_id, batch_size=size, device=device)
-    tools = PolicyTools(
-        engine=run.engine,
-        teacher=text_teacher,
-        scorer=scorer,
-        gold=gold,
-        processes=run.processes,
-        updates=run.schedule.updates,
-        end_ids=models.end_ids,
-        response_tokens=config.data.tokens.response_tokens,
-        batch_size=settings.generation_batch_size,
-        seed=config.seed,
-        folder=config.folder,
-        on_revision=partial(log_revision, config, models.tokenizer) if run.processes.is_main else lambda revision: None,
-    )
-    special = (*models.end_ids, *models.tokenizer.all_special_ids)
-    random_seed = config.seed if config.resolved_method.objective.span.placement == "random" else None
-    marker = None if run.spans is None else SpanMarker(run.spans, models.tokenizer, special, random_seed)
+    on_revision = partial(log_revision, config, models.tokenizer) if run.processes.is_main else lambda revision: None
+    tools = build_policy_tools(run, gold, on_revision)
+    marker = None if run.spans is None else build_marker(config, run.spans, models.tokenizer, models.end_ids)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
-    drawing = partial(_remembering, run) if revises(node) else nullcontext
+    drawing = partial(remembering, run) if revises(node) else nullcontext
     source: Source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
     if (
         node.sampling is not None
@@ -222,6 +204,50 @@ def build_policy(run: OpenRun) -> Policy:
         size = settings.batch_size
         corpus = Shuffled(run.corpus, batch_size=size, seed=config.seed, purpose="corpus", processes=run.processes)
     return Policy(gold, source, marker, corpus=corpus, rewrite=rewrite, drawing=drawing)
+
+
+def build_policy_tools(run: OpenRun, gold: GoldBatches, on_revision: Callable[[Revision], None]) -> PolicyTools:
+    """Return the objects with which a policy creates sequences.
+
+    Args:
+        run: The run, with loaded models and data.
+        gold: The training examples in the order of training.
+        on_revision: Function that receives each correction of student text.
+    """
+    config, models, teacher, settings = run.config, run.models, run.teacher, run.config.training
+    text_teacher, scorer = None, None
+    if teacher is not None and teacher.capabilities.generates:
+        text_teacher = cast(TextTeacher, teacher)  # the capability `generates` declares this
+    if teacher is not None and teacher.capabilities.statistics:
+        size, device = settings.generation_batch_size, run.accelerator.device
+        scorer = Scorer(student_reader(run), teacher, pad_id=models.pad_id, batch_size=size, device=device)
+    return PolicyTools(
+        engine=run.engine,
+        teacher=text_teacher,
+        scorer=scorer,
+        gold=gold,
+        processes=run.processes,
+        updates=run.schedule.updates,
+        end_ids=models.end_ids,
+        response_tokens=config.data.tokens.response_tokens,
+        batch_size=settings.generation_batch_size,
+        seed=config.seed,
+        folder=config.folder,
+        on_revision=on_revision,
+    )
+
+
+def build_marker(config: Run, spans: SpanExtractor, tokenizer: Tokenizer, end_ids: Sequence[int]) -> SpanMarker:
+    """Return the object that adds the spans of phrases to sequences.
+
+    Args:
+        config: The run.
+        spans: Extracts phrases from text.
+        tokenizer: The student's tokenizer.
+        end_ids: Ids of the end tokens.  Like all special tokens, they are left out of the text in which phrases are found.
+    """
+    random_seed = config.seed if config.resolved_method.objective.span.placement == "random" else None
+    return SpanMarker(spans, tokenizer, (*end_ids, *tokenizer.all_special_ids), random_seed)
 
 
 def _weights_step(engine: Engine, step: int) -> int:
@@ -250,7 +276,7 @@ class _Remembering(Protocol):
 
 
 @contextmanager
-def _remembering(run: OpenRun) -> Iterator[None]:
+def remembering(run: OpenRun) -> Iterator[None]:
     """Context in which teacher and engine use their prefix memories, if they have any.
 
     A prefix memory has stored states of texts.
@@ -262,7 +288,7 @@ def _remembering(run: OpenRun) -> Iterator[None]:
         yield
 
 
-def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
+def student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
     """Return a function that computes the student's hidden states for a batch.
 
     The returned function runs the student in evaluation mode and without gradient.  Its results are the hidden states at

@@ -16,10 +16,10 @@ from redistill.runs.opened import OpenRun
 from redistill.storage import files, folders
 from redistill.training import checkpoint
 from redistill.training.guards import Event
+from redistill.training.lengths import check_length, in_updates
 from redistill.training.optimiser import OptimiserConfig, set_learning_rates
 from redistill.training.parts import Parts
 from redistill.training.saving import planned_updates
-from redistill.training.schedule import check_length, in_updates
 
 RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS)
 """Results of a run other than its model, which are removed from the run folder when the run is extended."""

@@ -20,7 +20,7 @@ from redistill.records import Json
 from redistill.reports.folders import at, mapping
 from redistill.storage import files, folders
 from redistill.storage.lock import locked
-from redistill.training.schedule import longer
+from redistill.training.lengths import longer
 
 RUN_FILE = "run.json"
 TRAINED, FINISHED = "trained", "finished"

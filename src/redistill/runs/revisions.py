@@ -4,9 +4,12 @@ SCRG (sequence correction and re-generation) makes the corrections.  It replaces
 disagree most, and the student generates the text after this token again.
 """
 
+from collections.abc import Sequence
+
 from redistill.config.run import Run
 from redistill.interfaces import Tokenizer
 from redistill.policies import Revision
+from redistill.records import Json
 from redistill.storage import files
 
 FILE = "revisions.jsonl"
@@ -23,8 +26,19 @@ def log_revision(config: Run, tokenizer: Tokenizer, revision: Revision) -> None:
         tokenizer: The student's tokenizer.
         revision: The correction.
     """
-    if revision.step % config.training.log_every:
-        return
+    if revision.step % config.training.log_every == 0:
+        files.append_line(config.folder / FILE, described(tokenizer, revision))
+
+
+def described(tokenizer: Tokenizer, revision: Revision) -> dict[str, Json]:
+    """Return the line of revisions.jsonl for a correction of student text.
+
+    The key "step" is the number of the update for which the text was corrected, from 1.
+
+    Args:
+        tokenizer: The student's tokenizer.
+        revision: The correction.
+    """
     before, after, position = revision.before, revision.after, revision.position
     texts = {
         "prompt": before.prompt_ids,
@@ -34,6 +48,10 @@ def log_revision(config: Run, tokenizer: Tokenizer, revision: Revision) -> None:
         "student_tail": before.response_ids[position + 1 :],
         "new_tail": after.response_ids[position + 1 :],
     }
-    line = {"step": revision.step + 1, "sample": revision.sample, "position": position, "kl": revision.kl}
-    verbatim = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    files.append_line(config.folder / FILE, line | {name: tokenizer.decode(ids, **verbatim) for name, ids in texts.items()})
+    line: dict[str, Json] = {"step": revision.step + 1, "sample": revision.sample, "position": position, "kl": revision.kl}
+    return line | {name: verbatim(tokenizer, ids) for name, ids in texts.items()}
+
+
+def verbatim(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """Return the text of tokens, including special tokens and all spaces."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -317,7 +317,7 @@ def evaluate_model(
         tokens: Prompt template and length limits; `tokens_of(model)` returns those of the model's training.
         out: The output folder.
         teacher: Teacher for two scores on the reference answers: KL, and agreement (whether both models have the same most
-            probable token).  If None, these scores are omitted.
+            probable token); of a run folder, its student.  If None, these scores are omitted.
         allow_code: Modules that may be imported for metrics and test sets with names of the form `module:NAME`.
         engine: Settings of the engine that generates the answers; if None, the model generates them in this process.
 
@@ -344,6 +344,7 @@ def evaluate_model(
     name = Path(model.model).name or model.model
     accelerator = make_accelerator("fp32")  # the model runs in the dtype of its weights, without autocast
     with sole_use(out, accelerator, SETTINGS):
+        teacher = None if teacher is None else of_run(teacher)
         return _evaluate(of_run(model), teacher, data, evaluation_config, out, name, accelerator, engine)
 
 

@@ -221,12 +221,12 @@ def check_allowed(address: Address) -> None:
     rules = [rule for rule in _allowed if rule.host == address.host and rule.port in (None, address.port)]
     if not rules:
         raise ConfigError(
-            f"{address}: is not on this machine, and training data would be sent to it; add --allow-host "
+            f"{address}: is not on this machine, and data would be sent to it; add --allow-host "
             f"{_as_option(address)} to the command to allow this"
         )
     if address.scheme == "http" and all(rule.scheme == "https" for rule in rules):
         raise ConfigError(
-            f"{address}: training data would be sent without encryption; use https, or add "
+            f"{address}: data would be sent without encryption; use https, or add "
             f"--allow-host http://{address.origin} to the command to allow this"
         )
 

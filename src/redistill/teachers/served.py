@@ -25,9 +25,9 @@ from redistill.contracts import (
 )
 from redistill.errors import ConfigError, ServerError, check_field
 from redistill.interfaces import Tokenizer
-from redistill.servers.address import parse_url
-from redistill.servers.client import Client, Limits, Reply, Report, Request, api_key, check_variable
+from redistill.servers.client import Client, Reply, Report, Request
 from redistill.servers.completions import Scores, checked, parse_scores, parse_text, scores_request, text_request
+from redistill.servers.connection import check_settings, connection, destinations
 from redistill.teachers.probe import Probe, examine, mean_difference
 
 MAX_TOP_K = 1024
@@ -86,22 +86,10 @@ class ServedTeacherConfig:
     price: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.url:
-            raise ConfigError("url: empty; give the address of a server, such as http://127.0.0.1:8000/v1")
-        for url in self.url:
-            try:
-                parse_url(url)
-            except ConfigError as error:
-                raise ConfigError(f"url = {error}") from error
-        check_field(self, "model", bool(self.model.strip()), "must be the name of the model on the server")
+        check_settings(self, usual_concurrent=8)
         check_field(self, "top_k", 1 <= self.top_k <= MAX_TOP_K, f"must lie in [1, {MAX_TOP_K}]; 64 is usual")
-        if self.api_key_env is not None:
-            check_variable(self.api_key_env)
-        for name in ("prompts_per_request", "concurrent_requests"):
-            check_field(self, name, 1 <= getattr(self, name) <= 1024, "must lie in [1, 1024]; 8 is usual")
-        check_field(self, "timeout_s", 0 < self.timeout_s < math.inf, "must be > 0 and finite")
-        for name in ("patience_s", "tolerance"):
-            check_field(self, name, 0 <= getattr(self, name) < math.inf, "must be >= 0 and finite")
+        check_field(self, "prompts_per_request", 1 <= self.prompts_per_request <= 1024, "must lie in [1, 1024]; 8 is usual")
+        check_field(self, "tolerance", 0 <= self.tolerance < math.inf, "must be >= 0 and finite")
         check_field(self, "price", self.price is None or 0 <= self.price < math.inf, "must be >= 0 and finite, or null")
 
     @property
@@ -121,9 +109,7 @@ class ServedTeacherConfig:
         Raises:
             ConfigError: a server is not allowed, or the variable of the API key is not set.
         """
-        limits = Limits(total_s=self.timeout_s, patience_s=self.patience_s, concurrent=self.concurrent_requests)
-        servers = [parse_url(url) for url in self.url]
-        return Client(servers, key=api_key(self.api_key_env), limits=limits, report=lambda line: report(f"teacher: {line}"))
+        return connection(self, "teacher", report).client()
 
     def examine(self, client: Client, tokenizer: Tokenizer, max_tokens: int) -> Probe:
         """Test the servers; see `probe.examine`.
@@ -300,8 +286,4 @@ def announcement(settings: ServedTeacherConfig) -> str:
 
     The line names the data, the servers, and the environment variable of the API key.
     """
-    servers = ", ".join(parse_url(url).origin for url in settings.url)
-    is_local = all(parse_url(url).is_loopback for url in settings.url)
-    leaves = "on this machine" if is_local else "and leave this machine"
-    key = "" if settings.api_key_env is None else f", with the API key in ${settings.api_key_env}"
-    return f"teacher: training data (token ids of prompts and answers) are sent to {servers} {leaves}{key}"
+    return f"teacher: training data (token ids of prompts and answers) {destinations(settings)}"
