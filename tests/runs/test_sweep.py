@@ -14,6 +14,7 @@ import yaml
 from redistill.cli.main import main
 from redistill.errors import ConfigError, OutputError, RedistillError, TrainingError
 from redistill.runs import sweep
+from redistill.runs.executors import local
 from redistill.runs.sweep import Plan, plan_sweep, run_sweep
 from redistill.servers.address import allow_hosts
 from redistill.storage import files
@@ -255,7 +256,7 @@ def test_each_table_is_compared_with_its_own_rows_and_baseline(
 ) -> None:
     groups = {"a": {"rows": ["sft", "kd"]}, "b": {"rows": ["mgsr", "kd"], "published": ["table2"]}}
     made = plan(baseline="kd", groups=groups, published="table1-gpt2")
-    pages = run_sweep(made, jobs=1)
+    pages = run_sweep(made, jobs=1).pages
     endings = ("html", "md", "tex", "csv")
     assert [path.name for path in pages] == [f"compare-{name}.{ending}" for name in "ab" for ending in endings]
     assert [(told["labels"], told["baseline"], told["published"]) for told in compared] == [
@@ -319,11 +320,11 @@ def test_an_interrupted_sweep_resumes(plan: Callable[..., Plan], monkeypatch: py
 
 
 def test_parallel_runs_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.setattr(local, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [sweep._environment(limit).get("OMP_NUM_THREADS") for limit in (1, 2, 8, 20)] == [None, "4", "1", "1"]
+    assert [local.run_environment(limit).get("OMP_NUM_THREADS") for limit in (1, 2, 8, 20)] == [None, "4", "1", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert sweep._environment(8)["OMP_NUM_THREADS"] == "3"
+    assert local.run_environment(8)["OMP_NUM_THREADS"] == "3"
 
 
 def test_a_score_is_the_mean_over_data_sets_of_the_mean_over_seeds(tmp_path: Path) -> None:
