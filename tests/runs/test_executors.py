@@ -41,7 +41,8 @@ def run_task(script: Path, task: int, **environment: str) -> subprocess.Complete
         ("rya", "--on rya: no such executor; choose from local, ray, slurm"),
         ("local=here", "--on local=here: has no address"),
         ("slurm=here", "--on slurm=here: has no address"),
-        ("ray=", "--on ray=: the address is missing"),
+        ("ray=", "--on ray=: the address must be HOST:PORT"),
+        ("ray=ray://head:10001", "--on ray=ray://head:10001: the address must be HOST:PORT"),
     ],
 )
 def test_an_executor_that_does_not_exist_is_an_error_of_one_line(tmp_path: Path, on: str, said: str) -> None:
@@ -159,7 +160,7 @@ def test_commands_submit_the_stages_in_order(tmp_path: Path) -> None:
     commands = write(folder, [job(folder, "t"), job(folder, "x", needs=["t"])]).commands
     path = f"{tmp_path}/bin:{os.environ['PATH']}"
     subprocess.run(["bash", "-c", "\n".join(commands)], env={"PATH": path}, check=True, capture_output=True)
-    first, second = ((tmp_path / "calls").read_text().strip().split("\n\n"))
+    first, second = (tmp_path / "calls").read_text().strip().split("\n\n")
     logs = f"--output={str(folder).replace('%', '%%')}/slurm-%A_%a.log"
     assert first.split("\n") == ["--parsable", logs, f"{folder}/slurm-1.sh"]
     assert second.split("\n") == ["--dependency=afterok:41", "--kill-on-invalid-dep=yes", logs, f"{folder}/slurm-2.sh"]

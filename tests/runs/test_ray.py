@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from redistill.runs.executors.local import Local
 from redistill.runs.jobs import Job
 from tests.processes.test_children import SHADOWED
 
-pytest.importorskip("ray", reason="the package ray is not installed; pip install 'redistill[ray]'")
-pytestmark = pytest.mark.distributed
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(not find_spec("ray"), reason="the package ray is not installed; pip install 'redistill[ray]'"),
+]
 
 NAMES = ("a", "b", "c")
 PRINT = """
@@ -59,7 +62,9 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def execute(folder: Path, jobs: Sequence[Job], on_start: Callable[[Job], None] = lambda job: None, **resources: int) -> dict[str, int]:
+def execute(
+    folder: Path, jobs: Sequence[Job], on_start: Callable[[Job], None] = lambda job: None, **resources: int
+) -> dict[str, int]:
     executor = make_executor("ray", folder=folder, limit=2, resources=Resources(**resources))
     return executor.execute(jobs, lock=(), on_start=on_start, on_end=lambda *ended: None).codes
 

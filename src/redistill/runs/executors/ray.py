@@ -7,13 +7,14 @@ checkpoint.
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,10 +116,13 @@ def create(request: Request) -> Ray:
     """Create the executor.
 
     Raises:
-        ConfigError: the address is empty, or Ray is not installed.
+        ConfigError: the address is invalid, or Ray is not installed.
     """
-    if request.address == "":
-        raise ConfigError("--on ray=: the address is missing; give HOST:PORT, or use --on ray for a Ray on this machine")
+    if request.address is not None and not re.fullmatch(r"auto|[\w.\[\]:-]+:\d+", request.address):
+        rule = (
+            "the address must be HOST:PORT, or auto for the cluster of this machine; use --on ray to start Ray on this machine"
+        )
+        raise ConfigError(f"--on ray={request.address}: {rule}")
     if find_spec("ray") is None:
         raise ConfigError("--on ray: needs the package ray, which is not installed; pip install 'redistill[ray]'")
     return Ray(request)
@@ -142,12 +146,20 @@ def _connected(address: str | None) -> Iterator[None]:
     """Context in which this process is connected to the cluster, or to a Ray that is started for it.
 
     Raises:
+        ConfigError: Ray is to be started, and the package ray was imported already.
         TrainingError: Ray cannot be started, or the cluster cannot be reached.
     """
+    if address is None and "ray" in sys.modules and not _token.cache_info().currsize:
+        raise ConfigError(
+            "--on ray: this program imported ray before it started the sweep, so that no token can be set; use the command "
+            "`redistill sweep`, or give the address of a cluster"
+        )
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray prints that it restarts a run
+        stack.callback(_restore_environment, dict(os.environ))
         if address is None:
-            stack.enter_context(_variables({**_LOCAL, "RAY_AUTH_TOKEN": secrets.token_hex(32)}))
+            os.environ.update({**_LOCAL, "RAY_AUTH_TOKEN": _token()})
             temporary = tempfile.mkdtemp(prefix="redistill-ray-")  # only this user can read it
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             where: dict[str, object] = {
@@ -174,18 +186,17 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _variables(variables: Mapping[str, str]) -> Iterator[None]:
-    """Context in which the environment of this process has these variables."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+@cache
+def _token() -> str:
+    """Return the secret with which other processes use the Ray of this process; Ray reads it once, when it is imported."""
+    return secrets.token_hex(32)
+
+
+def _restore_environment(before: Mapping[str, str]) -> None:
+    """Remove the variables that were added to the environment, also by Ray, and restore those that were changed."""
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def _capacity(resources: Resources) -> int:
