@@ -46,6 +46,9 @@ RUN_PLACEMENTS = list(PLACEMENTS) if WHOLE else ["single", "sharded-2"]
 
 def resumed() -> Iterator[tuple[str, str, str]]:
     """The runs that change their placement half-way: before, after, case; each case at least once."""
+    if not WHOLE:
+        yield "sharded-2", "single", CASES[0]
+        return
     pairs = list(permutations(RUN_PLACEMENTS, 2))
     for number in range(max(len(pairs), len(CASES))):
         before, after = pairs[number % len(pairs)]

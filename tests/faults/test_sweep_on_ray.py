@@ -30,11 +30,11 @@ PATIENCE_S = 900.0
 
 def write_sweep(folder: Path) -> Path:
     """Eight runs, which save a checkpoint after each of their updates."""
-    run = tiny_run(folder, "kd", training={"updates": 12, "batch_size": 4, "save_every": 1, "log_every": 1})
+    run = tiny_run(folder, "kd", training={"updates": 8, "batch_size": 4, "save_every": 1, "log_every": 1})
     base = {name: value for name, value in encode_run(run).items() if name not in ("name", "method", "out", "seed")}
     tree = {"name": "eight", "base": base, "rows": {"sft": {"method": "sft"}, "kd": {"method": "kd"}}, "seeds": [1, 2, 3, 4]}
     path = folder / "eight.yaml"
-    path.write_text(yaml.safe_dump({**tree, "resources": {"cpus": 1}}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({**tree, "resources": {"cpus": 1}}, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -63,7 +63,7 @@ def wait_until(process: subprocess.Popen[str], met: Callable[[], int]) -> int:
     deadline = time.monotonic() + PATIENCE_S
     while not (found := met()):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.01)
+        time.sleep(0.02)
     return found
 
 

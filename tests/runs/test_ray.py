@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -94,18 +95,34 @@ def listening() -> set[str]:
     return {line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in held}
 
 
+def is_rejected(address: str) -> bool:
+    """Whether the Ray at this address rejects a client without the token."""
+    code = "import sys, ray._raylet; ray._raylet.GcsClient(address=sys.argv[1])"
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-P", "-c", code, address]
+    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as client:
+        assert client.stderr is not None
+        line = client.stderr.readline()
+        client.kill()
+    return "InvalidAuthToken" in line
+
+
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 def test_jobs_on_ray_are_those_of_this_machine(foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Order, exit codes, logs, environment, current folder, a killed worker, and the addresses on which Ray listens."""
+    """Order, exit codes, logs, environment, current folder, a killed worker, and who can connect to Ray."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONSAFEPATH", "1")
-    found, order = set[str](), list[str]()
+    found, order, rejected = set[str](), list[str](), list[bool]()
 
     def started(job: Job) -> None:
+        import ray  # not before `execute`, which sets the token
+
         order.append(job.name)
         found.update(listening())
+        if len(order) == 1:
+            rejected.append(is_rejected(ray.get_runtime_context().gcs_address))
 
     def jobs(folder: Path) -> list[Job]:
         return [
@@ -120,7 +137,7 @@ def test_jobs_on_ray_are_those_of_this_machine(foreign: Path, tmp_path: Path, mo
     assert signal.getsignal(signal.SIGTERM) == before
     assert codes == {"killed": 0, "after": 0, "fails": 3} and order == ["killed", "fails", "after"]
     assert (tmp_path / "died").exists() and (tmp_path / "ray" / "killed" / "log.txt").read_text() == "complete\n"
-    assert len(found) > 0 and found <= LOOPBACK
+    assert len(found) > 0 and found <= LOOPBACK and rejected == [True]
     assert not (tmp_path / "mark").exists(), "a module of the current folder was imported"
     assert not any(name.startswith("RAY_") for name in os.environ)
     Local(limit=2).execute(jobs(tmp_path / "local"), lock=(), on_start=lambda job: None, on_end=lambda *ended: None)
