@@ -1,4 +1,4 @@
-"""The executor `ray`: runs on the machines of a Ray cluster, or on a Ray of this machine alone.
+"""The executor `ray`: a Ray cluster, or a Ray of this machine alone.
 
 Each run is a child process of a Ray worker, with the command and the environment that it has on this machine.  All machines
 must have the same files under the same paths.  Ray restarts a run whose worker died; the run then resumes from its last
