@@ -17,7 +17,7 @@ PATIENCE_S = 60.0
 WORKER = """
 import sys
 from redistill.processes.tether import run_tethered
-sys.exit(run_tethered([sys.executable, "-c", sys.argv[1]], sys.argv[2], {}, "."))
+sys.exit(run_tethered([sys.executable, "-c", sys.argv[1]], sys.argv[2], {}, ".", 0o077))
 """
 ENDLESS = "import os, pathlib, time\npathlib.Path({mark!r}).write_text(str(os.getpid()))\nwhile True: time.sleep(0.01)"
 
@@ -44,7 +44,7 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def test_the_child_has_the_folder_the_environment_and_the_log_of_its_call(
+def test_the_child_has_the_folder_the_permissions_the_environment_and_the_log_of_its_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", SOURCE)
@@ -52,10 +52,11 @@ def test_the_child_has_the_folder_the_environment_and_the_log_of_its_call(
     monkeypatch.setenv("OF_THE_WORKER", "1")
     monkeypatch.setenv("OF_BOTH", "worker")
     names = ("OF_THE_WORKER", "OF_BOTH", "RAY_AUTH_TOKEN", "PYTHONSAFEPATH")
-    code = f"import os, sys\nprint(os.getcwd(), *map(os.environ.get, {names}))\nprint('error', file=sys.stderr)\nsys.exit(7)"
+    shown = f"print(os.getcwd(), os.umask(0), *map(os.environ.get, {names}))"
+    code = f"import os, sys\n{shown}\nprint('error', file=sys.stderr)\nsys.exit(7)"
     log = tmp_path / "folder" / "log.txt"
-    assert run_tethered([sys.executable, "-c", code], str(log), {"OF_BOTH": "call"}, str(tmp_path)) == 7
-    assert sorted(log.read_text().splitlines()) == sorted([f"{tmp_path} 1 call None 1", "error"])
+    assert run_tethered([sys.executable, "-c", code], str(log), {"OF_BOTH": "call"}, str(tmp_path), 0o027) == 7
+    assert sorted(log.read_text().splitlines()) == sorted([f"{tmp_path} {0o027} 1 call None 1", "error"])
 
 
 def test_no_child_survives_a_killed_worker(tmp_path: Path) -> None:

@@ -132,6 +132,17 @@ def test_the_exit_code_of_a_task_is_that_of_its_run(tmp_path: Path) -> None:
     assert run_task(tmp_path / "slurm-1.sh", 1).returncode == 2
 
 
+def test_files_of_a_task_have_the_permissions_of_the_command(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write(tmp_path, [job(tmp_path, "a")])
+    finally:
+        os.umask(before)
+    (tmp_path / "a" / "log.txt").unlink()
+    run_task(tmp_path / "slurm-1.sh", 0)
+    assert (tmp_path / "a" / "log.txt").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_script_requests_the_resources_of_a_run(tmp_path: Path) -> None:
     write(tmp_path, [job(tmp_path, name) for name in "abc"], limit=2, cpus=4, gpus=1, memory_gb=1.048576)
     lines = (tmp_path / "slurm-1.sh").read_text().splitlines()

@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 _STOP_S = 60.0  # the child may be writing a checkpoint
 
 
-def run_tethered(command: Sequence[str], log: str, environment: Mapping[str, str], folder: str) -> int:
+def run_tethered(command: Sequence[str], log: str, environment: Mapping[str, str], folder: str, umask: int) -> int:
     """Run a command that is killed if this process dies; wait until it ends.
 
     On KeyboardInterrupt, the command receives SIGTERM.  It is killed if it is still running after 60 seconds.
@@ -33,6 +33,7 @@ def run_tethered(command: Sequence[str], log: str, environment: Mapping[str, str
         environment: Environment variables of the command, in addition to those of this process; they have precedence.  The
             variables of Ray (RAY_*) are removed.
         folder: The current folder of the command.
+        umask: The permissions that files of the command do not have.
 
     Returns:
         The exit code; -N if signal N ended the command.
@@ -45,7 +46,14 @@ def run_tethered(command: Sequence[str], log: str, environment: Mapping[str, str
     tethered = python_module("redistill.processes.tether", str(os.getpid()), *command)
     with files.open_log(Path(log)) as output:
         process = subprocess.Popen(
-            tethered, stdin=DEVNULL, stdout=output, stderr=STDOUT, env=variables, cwd=folder, start_new_session=True
+            tethered,
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=STDOUT,
+            env=variables,
+            cwd=folder,
+            start_new_session=True,
+            umask=umask,
         )
     try:
         while True:

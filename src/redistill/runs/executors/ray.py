@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redistill.errors import ConfigError, RedistillError, TrainingError, first_line
-from redistill.processes.children import child_environment
+from redistill.processes.children import child_environment, current_umask
 from redistill.processes.tether import run_tethered
 from redistill.runs.executors import Outcome, Request, Resources
 from redistill.runs.jobs import Job, run_jobs
@@ -106,7 +106,9 @@ class Ray:
             return Outcome(codes={})
         resources, environment = self.request.resources, sent_environment(self.request.resources.cpus)
         with _connected(self.request.address):
-            limit = self.request.limit or _capacity(resources)
+            limit = self.request.limit
+            if limit is None or self.request.address is None:  # another cluster may add machines on demand
+                limit = min(limit or sys.maxsize, _capacity(resources))
             _check_files(self.request.folder)
             start = partial(_submit, resources=resources, environment=environment)
             return Outcome(codes=run_jobs(jobs, limit, start=start, on_start=on_start, on_end=on_end))
@@ -259,4 +261,5 @@ def _submit(job: Job, *, resources: Resources, environment: Mapping[str, str]) -
         memory=None if resources.memory_gb is None else int(resources.memory_gb * 1e9),
         max_retries=resources.retries,
     )
-    return _Task(job, task.remote(list(job.command), str(job.log.absolute()), dict(environment), str(Path.cwd())))
+    log, folder = str(job.log.absolute()), str(Path.cwd())
+    return _Task(job, task.remote(list(job.command), log, dict(environment), folder, current_umask()))

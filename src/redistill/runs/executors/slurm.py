@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from redistill.errors import ConfigError
-from redistill.processes.children import child_environment
+from redistill.processes.children import child_environment, current_umask
 from redistill.runs.executors import Outcome, Request, Resources
 from redistill.runs.jobs import Job
 from redistill.storage import files
@@ -92,7 +92,11 @@ def array_script(jobs: Sequence[Job], resources: Resources, limit: int | None) -
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options), f"cd -- {shlex.quote(str(Path.cwd()))} || exit 2"]
     if python_path := child_environment().get("PYTHONPATH"):
         lines.append(f"export PYTHONPATH={shlex.quote(python_path)}")
-    lines += ["export PYTHONSAFEPATH=1", f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{resources.cpus}}}"]
+    lines += [
+        f"umask {current_umask():04o}",
+        "export PYTHONSAFEPATH=1",
+        f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{resources.cpus}}}",
+    ]
     lines.append('case "$SLURM_ARRAY_TASK_ID" in')
     lines += [
         f"{index}) log={shlex.quote(str(job.log.absolute()))} command=({shlex.join(job.command)}) ;;"
