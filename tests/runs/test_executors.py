@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from redistill.errors import ConfigError, OutputError
+from redistill.errors import ConfigError, OutputError, TrainingError
 from redistill.runs.executors import Outcome, Resources, executor_names, make_executor
 from redistill.runs.executors import ray as on_ray
 from redistill.runs.jobs import Job
@@ -86,6 +87,18 @@ def test_a_number_of_gpus_is_a_fraction_below_1_or_whole(gpus: float) -> None:
 def test_slurm_rejects_a_fraction_of_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Slurm needs a whole number of GPUs"):
         make_executor("slurm", folder=tmp_path, resources=Resources(gpus=0.5))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "127.0.0.1:70000"])
+def test_a_cluster_that_cannot_be_reached_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(on_ray, "find_spec", lambda name: object())
+    with socket.socket() as unused:  # bound but not listening
+        unused.bind(("127.0.0.1", 0))
+        executor = make_executor("ray=" + address.format(port=unused.getsockname()[1]), folder=tmp_path)
+        with pytest.raises(TrainingError, match=r"--on ray=127\.0\.0\.1:\d+: the Ray cluster cannot be reached"):
+            executor.execute([job(tmp_path, "a")], lock=(), on_start=lambda job: None, on_end=lambda *ended: None)
 
 
 def test_secrets_and_devices_are_not_sent_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:

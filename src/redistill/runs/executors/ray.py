@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redistill.errors import ConfigError, RedistillError, TrainingError, first_line
+from redistill.errors import ConfigError, Interrupted, RedistillError, TrainingError, first_line
 from redistill.processes.children import child_environment, current_umask
 from redistill.processes.tether import run_tethered
 from redistill.runs.executors import Outcome, Request, Resources
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 PROBE_S = 120.0
 """Timeout in seconds of the check that all machines have the files of the sweep."""
+_CONNECT_S = 10.0
+_SHOWN = 200  # characters of a message of Ray
 _OBJECT_STORE_BYTES = 100 * 2**20  # only commands and exit codes are stored
 _LOCAL = {
     "RAY_AUTH_MODE": "token",
@@ -61,7 +64,9 @@ class _Task:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RedistillError):
                 raise error.cause from error
-            raise TrainingError(f"{self._job.name}: could not be started by Ray ({first_line(error.cause)})") from error
+            why = f"a Ray worker cannot start it ({first_line(error.cause)[:_SHOWN]})"
+            remedy = "install the same environment, with redistill, on all machines of the cluster"
+            raise TrainingError(f"--on ray: {self._job.name}: {why}; {remedy}") from error
         except ray.exceptions.RayError as error:
             with files.open_log(self._job.log) as log:
                 log.write(f"redistill: the Ray worker of this run failed: {first_line(error)}\n".encode())
@@ -173,6 +178,7 @@ def _connected(address: str | None) -> Iterator[None]:
             }
         else:
             where = {"address": address}
+            _check_address(address)
         import ray
 
         stack.callback(ray.shutdown)
@@ -182,10 +188,23 @@ def _connected(address: str | None) -> Iterator[None]:
         except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
             what = "Ray cannot be started on this machine" if address is None else "the Ray cluster cannot be reached"
             raise TrainingError(f"--on ray: {what} ({first_line(error)})") from error
+        except SystemExit:  # raised by Ray's handler of SIGTERM
+            raise Interrupted(signal.SIGTERM) from None
         finally:
             for number, handler in handlers.items():  # Ray replaces the handler of SIGTERM
                 signal.signal(number, handler)
         yield
+
+
+def _check_address(address: str) -> None:
+    """Raise TrainingError if nothing listens at the address of a cluster; Ray itself tries for minutes to connect."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise TrainingError(f"--on ray={address}: the Ray cluster cannot be reached ({error})") from error
 
 
 @cache
