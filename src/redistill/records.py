@@ -245,6 +245,7 @@ class Metric:
             significance tests are computed from means over prompts.
         can_score: Function that receives a record, and returns whether its references allow any score but the worst. Records
             that cannot be scored are reported before training and before an evaluation. By default, every record can be scored.
+        binary: Whether a score is 0 (wrong) or 1 (correct). Evaluations with several seeds have pass@k of such a metric.
 
     Raises:
         ConfigError: the name is not a valid key, the title is empty, or the value of `better` or `needs` is unknown.
@@ -263,6 +264,7 @@ class Metric:
     score: Callable[[str, Record], float]
     aggregate: Callable[[Sequence[float]], float] = mean
     can_score: Callable[[Record], bool] = lambda record: True
+    binary: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name, re.ASCII) or self.name in RESERVED:

@@ -152,11 +152,12 @@ class Run:
         replay buffer must have a capacity of at least `training.batch_size` times `engine.ahead` sequences.
         """
         outermost, ahead = policy, getattr(self.engine, "ahead", 1)
-        if isinstance(policy, Rollouts) and ahead != 1:
-            raise ConfigError(
-                f"engine.ahead = {ahead}: must be 1 with the policy rollouts, which generates a pool at once; set "
-                "policy.num_rollouts instead"
-            )
+        if ahead != 1 and (isinstance(policy, Rollouts) or getattr(policy, "sampling", None) is None):
+            why = "generates no student text; remove engine.ahead"
+            if isinstance(policy, Rollouts):
+                why = "generates a pool at once; set policy.num_rollouts instead"
+            kind = decoding.kind_of(type(policy))
+            raise ConfigError(f"engine.ahead = {ahead}: must be 1 with the policy {kind}, which {why}")
         while policy is not None:
             if isinstance(policy, Rollouts | Paired) and policy is not outermost:
                 kind = decoding.kind_of(type(policy))

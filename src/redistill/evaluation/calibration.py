@@ -22,8 +22,9 @@ def calibration_gaps(confidence_N: torch.Tensor, is_right_N: torch.Tensor) -> di
         is_right_N: Whether the most probable token is the gold token.
 
     Returns:
-        For each bin, by its name, a tensor [N].  In the bin of a row, the value is 1 (the token is right) or 0 (it is wrong)
-        minus the confidence.  In all other bins it is 0.  `calibration_error` takes the sums of these tensors.
+        For each bin, by its name, a tensor [N].  For a row in the bin, the value is 1 - confidence if the token is right,
+        and -confidence if the token is wrong.  For other rows it is 0.  `calibration_error` needs the sums of these
+        tensors.
 
     Example:
         >>> gaps = calibration_gaps(torch.tensor([0.95, 0.5]), torch.tensor([True, False]))

@@ -72,7 +72,7 @@ class CheckedEngine:
     def _fault(self, request: GenerationRequest, generation: Generation) -> str | None:
         """Return why `generation` is not a valid result of `request`; None if it is valid."""
         if not isinstance(generation, Generation) or not isinstance(generation.token_ids, tuple):
-            return "must be a contracts.Generation with a tuple of token ids"
+            return "must be a redistill.contracts.Generation whose token_ids are a tuple"
         length = len(generation.token_ids)
         if not 1 <= length <= request.max_new_tokens:
             return f"{length} tokens; must be 1 to {request.max_new_tokens}, including the end token of a finished text"

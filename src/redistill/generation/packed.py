@@ -53,7 +53,7 @@ _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 @dataclass
 class _Packed:
-    """The layers of a model whose weights are packed, and how they are restored.
+    """Restores the layers of a model whose weights are packed.
 
     Args:
         layers: Exit stack that restores the layers when it is closed.

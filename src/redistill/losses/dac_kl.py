@@ -258,10 +258,11 @@ class DacKL(nn.Module):
             logp_NV: Teacher log-probabilities, no gradient.
 
         Returns:
-            divergence_N, including the mass-floor penalty; and the diagnostics by name, one float32 value per row: `kept_mass`
-            (sum of the teacher's probabilities over the set S of kept classes), `top_mass` (the largest probability),
-            `dropped_above` (mass of dropped classes more probable than a kept one), `kept_classes` (size of S), `lower` and
-            `upper` (the interval), and `target_only` (1 if S consists of the teacher's arg max only, otherwise 0).
+            divergence_N, including the mass-floor penalty; and the diagnostics by name, one float32 value per row.  With
+            the set S of kept classes, these are: `kept_mass` (the teacher's probability of S), `top_mass` (the teacher's
+            largest probability), `dropped_above` (mass of dropped classes that are more probable than a kept one),
+            `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1 if S consists of the
+            teacher's arg max only, otherwise 0).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -307,7 +308,7 @@ class DacKL(nn.Module):
         if self.network is None:
             top = self.config.fixed_top
             ends = (max(0.0, 1 - top / logp_NV.shape[-1]), 1.0) if top is not None else self.config.fixed_interval
-            assert ends is not None, "without a network fixed_interval must be set"
+            assert ends is not None, "without a network, fixed_top or fixed_interval must be set"
             lower_N, upper_N = (logp_NV.new_full(logp_NV.shape[:1], end) for end in ends)
         else:
             lower_N, upper_N = self.network(p_NV, logq_NV.detach().to(logp_NV.dtype).exp(), sorted_NV)
@@ -318,9 +319,9 @@ class DacKL(nn.Module):
     ) -> Tensor:
         """Return the weight of each class in the divergence: `keep_NV` (0 or 1), or a gate in [0, 1].
 
-        `ends` are the lower and the upper bound of the scores.  `target_N1` is a class of each row that is always kept, or
-        None.  The gate is a product of two sigmoids.  Their argument is the score in mode "mass", and the logarithm of the
-        score in the other modes.
+        `ends` are the lower and the upper bound of the scores.  `target_N1` is the class of each row that is always kept,
+        or None.  The gate is a product of two sigmoids.  Their argument is the score in mode "mass", and the logarithm of
+        the score in the other modes.
         """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV

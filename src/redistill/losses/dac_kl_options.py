@@ -34,8 +34,8 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
         mode: Definition of the score s_v of a class; see `clip_ranks.keep_mask`.
 
     Returns:
-        score_NV, and the teacher's probabilities [N, V] in descending order (None in mode "relative").  score_NV is s_v, but
-        1 - s_v in mode "entry_quantile".
+        score_NV, and the teacher's probabilities [N, V] in descending order (None in mode "relative").  score_NV is s_v,
+        except in mode "entry_quantile", where it is 1 - s_v.
     """
     if mode == "relative":
         return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None

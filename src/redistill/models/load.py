@@ -50,7 +50,8 @@ class ModelConfig:
             adapter, it is merged into the base model that the adapter's configuration names.
         revision: Branch, tag or commit of a hub model; if None, its main branch is used.
         adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
-        dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
+        dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the dtype in the files.  Students are trained in
+            float32.
         gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
             third more time.
 
@@ -121,9 +122,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     if adapter is not None:
         model = merge_adapter(model, adapter)
         check_values(config.model, model)
-        with reading(
-            f"{config.model}:", f"check its {ADAPTER_CONFIG}", failure="cannot process a test input once it is merged"
-        ):
+        with reading(f"{config.model}:", f"check its {ADAPTER_CONFIG}", failure="cannot process a test input after the merge"):
             check_split(model, name=config.model)
     check_ids(config.model, tokenizer, text_config(model).vocab_size)
     if config.gradient_checkpointing:
@@ -207,8 +206,7 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
 def checkpoint_activations(model: nn.Module) -> None:
     """Enable gradient checkpointing.
 
-    The method of a model that enables it has different names in different releases of transformers; this function calls the
-    method of the installed release.
+    The method of the model has another name in older releases of transformers.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})
@@ -217,9 +215,9 @@ def checkpoint_activations(model: nn.Module) -> None:
 def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids of the tokens that end a response.
 
-    The tokenizer's end token comes first, then the end tokens of the generation config, then the token that ends an answer in
-    the chat template. The generation config of a base model often lacks the token of the chat template, but a student that has
-    learned to generate this token must stop there.
+    The tokenizer's end token comes first, then the end tokens of the generation config, then the token that ends an answer
+    in the chat template. The generation config of a base model often lacks the token of the chat template, but a student
+    that learns this token must stop after it.
     """
     listed = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
@@ -239,7 +237,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
 def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer, *, chat: bool = True) -> list[str]:
     """Return warnings about differences between tokenizers with the same vocabulary.
 
-    The differences may reduce the quality of the student. Chat templates are compared only if `chat` is set.
+    Such differences may reduce the quality of the student. Chat templates are compared only if `chat` is True.
     """
     warnings = []
     if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:
@@ -376,7 +374,7 @@ def _read_weights(
 
 
 def _check_implementations(name: str, model: nn.Module) -> None:
-    """Reject a model whose attention or experts are computed by other code than that of transformers and torch."""
+    """Reject a model that uses code outside transformers and torch for attention or experts."""
     for module in model.modules():
         for field, allowed in _IMPLEMENTATIONS.items():
             used = getattr(getattr(module, "config", None), field, None)

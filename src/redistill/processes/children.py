@@ -1,8 +1,8 @@
 """Commands and environments of child processes.
 
-`python -m` and `python -c` put the current folder first on the import path.  A file there, such as `numbers.py`, would replace
-a module of the same name.  A child of redistill therefore starts with `-P`, and its environment has PYTHONSAFEPATH, which
-applies to its own children.
+`python -m` and `python -c` put the current folder first on the import path.  A file in this folder, such as `numbers.py`,
+would replace a module of the same name.  Therefore redistill starts Python with the option `-P`.  The variable
+PYTHONSAFEPATH has the same effect for the processes that a child process starts.
 """
 
 import os

@@ -28,8 +28,8 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
     Args:
         config: The run.
         out: The folder to write.
-        stream_layers: Whether the teacher's layers are read from disk one after another, for a teacher that is larger than the
-            memory.  The resulting folder is bitwise equal in both cases.
+        stream_layers: Whether the teacher's layers are read from disk one after another, for a teacher that is larger than
+            the memory.  This setting does not change the bits of the resulting folder.
 
     Returns:
         The store.
@@ -49,10 +49,10 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
         576
     """
     if not isinstance(config.teacher, TeacherConfig):
-        raise ConfigError("teacher: names no model whose states could be stored; set teacher.model (teacher.kind local)")
+        raise ConfigError("teacher: has no model whose states could be stored; set teacher.kind to local, and teacher.model")
     accelerator = make_accelerator(config.training.precision)
     if accelerator.num_processes > 1:
-        raise ConfigError("cache-teacher: was started in several processes; start it in one, without torchrun")
+        raise ConfigError("cache-teacher: was started in several processes; start it in one process, without torchrun")
     check_path(out)
     cached = replace(config, teacher=replace(config.teacher, cache=str(out)))
     if (stage := stages(cached).get("teacher")) is not None:

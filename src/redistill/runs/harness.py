@@ -127,5 +127,8 @@ def _name(path: Path) -> str:
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, Json]:
-    """Return the metrics of a task; the harness has "N/A" for a standard error that it does not compute."""
+    """Return the metrics of a task as JSON values.
+
+    For a standard error that is not computed, the harness has the text "N/A", which is kept.
+    """
     return {name: cast("Json", value if isinstance(value, int | float | str) else str(value)) for name, value in values.items()}

@@ -39,8 +39,8 @@ def checked_identity(run: OpenRun) -> dict[str, str]:
 
     Returns:
         Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  The
-        hashes of the models come before those of the data: the error for checkpoints of another run names only the first hash
-        that differs, and another tokenizer also changes the tokenized data.
+        hashes of the models come before those of the data, since another tokenizer also changes the tokenized data, and an
+        error names only the first hash that differs.
 
     Raises:
         ModelError: the files of a model were removed while the run was loading.
@@ -78,7 +78,10 @@ def check_ranks(ranks: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) ->
 
 
 def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the names whose values differ, each with both values; "none" stands for a missing value."""
+    """Return the names whose values differ, each with both values.
+
+    "none" stands for a missing value.
+    """
     both = {name: (ours.get(name, "none"), theirs.get(name, "none")) for name in {**ours, **theirs}}
     return {name: values for name, values in both.items() if values[0] != values[1]}
 
@@ -104,9 +107,9 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _corpus_hash(run: OpenRun) -> str:
-    """Return a hash of the source files of the corpus, and of the blocks that a run of any length reads.
+    """Return a hash of the source files of the corpus, and of the first blocks of text.
 
-    A longer run reads more blocks of the corpus, so a hash of all blocks would differ from that of the shorter run.
+    Only the blocks of one update are included.  A longer run reads more blocks, and must have the same hash.
     """
     note, sources = run.output.progress.note, [Path(source) for source in run.config.data.corpus if run.corpus]
     hashes = [file_hash(source, report=note, poll=signals.poll) for source in sources if source.is_file()]
@@ -115,7 +118,7 @@ def _corpus_hash(run: OpenRun) -> str:
 
 
 def _sources(config: Run) -> dict[str, ModelConfig]:
-    """Return the settings of the models that a run loads, by the name of each model in error messages.
+    """Return the settings of the models that a run loads, by their names in errors.
 
     A student that is made of layers of the teacher is left out.
     """

@@ -90,7 +90,10 @@ class JobProgress(TerminalBar):
         self.show(line, completed=self._ended)
 
     def _line(self) -> str:
-        """Return the number of ended jobs and an estimate of the remaining time, as text such as "2/5  3:00 left"."""
+        """Return the number of ended jobs and the estimated remaining time as text.
+
+        An example is "2/5  3:00 left".
+        """
         line = f"{self._ended}/{self._total}"
         if not 0 < self._ended < self._total:
             return line
@@ -107,9 +110,9 @@ def run_jobs(
 ) -> dict[str, int]:
     """Run all jobs, at most `limit` at a time.
 
-    Jobs start in the given order, except that a job waits for the jobs that it needs.  If a job fails, the jobs that need it
-    are not started; all other jobs are.  When Ctrl-C, SIGTERM or SIGHUP arrives, the running jobs are terminated.  They are
-    killed at a second signal, or if they are still running after 60 seconds.
+    Jobs start in the given order, except that a job waits for the jobs that it needs.  If a job fails, the jobs that need
+    it are not started, but all other jobs are.  When Ctrl-C, SIGTERM or SIGHUP arrives, the running jobs are terminated.
+    They are killed at a second signal, or if they are still running after 60 seconds.
 
     Args:
         jobs: The jobs.
@@ -163,7 +166,10 @@ def last_line(log: Path) -> str:
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    """Terminate all jobs and wait until they have ended; kill them after a timeout or at another signal."""
+    """Terminate all jobs, and wait until they have ended.
+
+    They are killed after a timeout, or when this process receives another signal.
+    """
     signals_before = min(signals.num_arrived(), 1)
     for each in running:
         each.child.terminate()

@@ -50,8 +50,7 @@ def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> lis
     If `training.updates` was raised, the results of the shorter run are kept (see `extend`).
 
     The file identity.json, in the folder of the checkpoints, contains hashes of the settings, models and data of the run.
-    An earlier version of redistill may have stored fewer hashes with its checkpoints.  If so, the missing hashes are added to
-    identity.json, and a note is logged.
+    If an earlier version of redistill has stored fewer hashes, the missing hashes are added, and a note is logged.
 
     Args:
         run: The run.
@@ -70,7 +69,7 @@ def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> lis
     export = "merged" if config.student.lora is None else config.student.lora.export
     check_space(config.folder, needed_space(run.student, run.schedule, keep=config.training.keep, export=export))
     if unknown := checkpoint.check_identity(checkpoints, identity):
-        fault = f"its checkpoints have no hashes of {', '.join(unknown)}, so a change of them cannot be detected"
+        fault = f"the checkpoints have no hashes of {', '.join(unknown)}, so changes of these inputs cannot be detected"
         run.output.progress.note(f"note: {checkpoints}: {fault}; the current hashes are stored now")
     extended = extend(run)
     write_run_file(run, command, identity, status="running", extended=extended)

@@ -1,7 +1,7 @@
 """Writes revisions.jsonl, the log of corrections of student text.
 
-The corrections are made by SCRG (sequence correction and re-generation): the token at which the student disagrees most with
-the teacher is replaced, and the student generates the text after this token again.
+SCRG (sequence correction and re-generation) makes the corrections.  It replaces the token at which student and teacher
+disagree most, and the student generates the text after this token again.
 """
 
 from redistill.config.run import Run
@@ -15,8 +15,8 @@ FILE = "revisions.jsonl"
 def log_revision(config: Run, tokenizer: Tokenizer, revision: Revision) -> None:
     """Append a correction of student text to revisions.jsonl in the run folder.
 
-    Nothing is appended if the number of earlier updates is not a multiple of `training.log_every`.  Only the main process calls
-    this function, so corrections of texts that other processes train on are not logged.
+    Corrections are appended only if the number of earlier updates is a multiple of `training.log_every`.  Only the main
+    process calls this function, and logs the corrections of its own texts.
 
     Args:
         config: The run.

@@ -85,7 +85,7 @@ class ByOrigin:
     def needs(self) -> Needs:
         """What the divergences require of the teacher.
 
-        These are probabilities, and all requirements of the single divergences.
+        Probabilities are always required.  The requirements of each single divergence are added.
         """
         needs = Needs(probabilities=True)
         for divergence in self.parts.values():
@@ -93,7 +93,7 @@ class ByOrigin:
         return needs
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor, context: RowContext | None = None) -> torch.Tensor:
-        assert context is not None, "the training loop passes the origins of the rows"
+        assert context is not None, "by_origin must be called with the context of the rows"
         codes: dict[Divergence, list[int]] = {}
         for origin, divergence in self.parts.items():
             codes.setdefault(divergence, []).append(ORIGINS.index(origin))
