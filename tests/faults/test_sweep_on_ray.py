@@ -81,7 +81,7 @@ def test_eight_runs_equal_those_of_two_local_jobs_despite_a_killed_worker_and_an
     wait_until(first, lambda: status(tmp_path / "ray").count("finished") >= 3)
     first.send_signal(signal.SIGTERM)
     _, messages = first.communicate()
-    assert first.returncode == 143, messages
+    assert first.returncode in {143, -signal.SIGTERM}, messages  # a shell shows 143 for both
     unfinished = [name for name, each in zip(RUNS, status(tmp_path / "ray"), strict=True) if each != "finished"]
     assert 2 <= len(unfinished) <= 5 and "Traceback" not in messages
     second = start(recipe, "ray", "--on", "ray")

@@ -91,7 +91,7 @@ class Executor(Protocol):
         on_start: Callable[[Job], None],
         on_end: Callable[[Job, int, float], None],
     ) -> Outcome:
-        """Run all jobs; or write what starts them, and return the commands that the user must run.
+        """Run all jobs, or write scripts that run them.
 
         Jobs start in the given order, except that a job waits for the jobs that it needs.  If a job fails, the jobs that need
         it are not started.

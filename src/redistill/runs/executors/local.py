@@ -66,7 +66,9 @@ class Local:
 
 
 def create(request: Request) -> Local:
-    """Create the executor; by default it runs one job per core, or one job on a machine with an accelerator.
+    """Create the executor.
+
+    By default, it runs one job per core, or one job on a machine with an accelerator.
 
     Raises:
         ConfigError: an address is given.
