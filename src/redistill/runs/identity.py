@@ -6,6 +6,7 @@ A run resumes only from checkpoints of the same identity.  All ranks of a job mu
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tu
 
 def _identity(run: OpenRun) -> dict[str, str]:
     config, note = run.config, run.output.progress.note
-    settings = json.dumps(without_length(without_outputs(encode_run(config))), sort_keys=True)
+    any_placement = replace(config, placement="auto")  # a run may resume with another placement
+    settings = json.dumps(without_length(without_outputs(encode_run(any_placement))), sort_keys=True)
     found = {"settings": hashlib.sha256(settings.encode()).hexdigest()}
     for role, source in _sources(config).items():
         hashes = model_hashes(source, partial(file_hash, report=note, poll=signals.poll))
