@@ -49,6 +49,18 @@ def _device_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[1]
 
 
+def unallocated_bytes(device: torch.device | str) -> int | None:
+    """Return the bytes of a CUDA device that tensors of this process may still use; None for other devices.
+
+    Memory that other processes use is subtracted, as far as the device reports it.
+    """
+    if torch.device(device).type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return min(total - allocated, free + reserved - allocated)
+
+
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
     """Return the result of `work`; if memory runs out, free memory and return None."""
     try:

@@ -236,7 +236,9 @@ def _build_teacher(config: Run, models: Models, tools: EngineTools, accelerator:
         if models.states is not None:
             folder = config.folder / "teacher-states" / models.states.digest[:16] / f"rank-{accelerator.process_index}"
             states = AppendedStates(models.states, folder, keeps=has_buffer(config.resolved_method.policy))
-        return LocalTeacher(tools.teacher, vocabulary=vocabulary, device=device, engine=engine, states=states)
+        return LocalTeacher(
+            tools.teacher, vocabulary=vocabulary, device=device, engine=engine, states=states, note=output.progress.note
+        )
     if models.states is not None:
         return CachedTeacher(models.states, vocabulary=vocabulary, device=device)
     if node is None or isinstance(node, TeacherConfig | CachedTeacherConfig):
