@@ -13,8 +13,9 @@ from redistill.estimate.recorder import Role
 from redistill.interfaces import CausalModel, ModelSettings
 from redistill.models.families import layer_list
 from redistill.models.initialise import cast_weights, fresh_model
-from redistill.models.load import ModelConfig, checkpoint_activations, load_tokenizer, read_config
+from redistill.models.load import ModelConfig, load_tokenizer, read_config
 from redistill.models.lora import add_lora
+from redistill.models.recompute import checkpoint_activations
 from redistill.models.shorten import shortened_config
 
 # Bytes of a weight; nf4 has a scale of 8 bits for every 64 weights, and a scale of 32 bits for every 256 scales.

@@ -25,6 +25,7 @@ from redistill.models.families import check_split, text_config, unwrapped
 from redistill.models.gguf_files import check_gguf
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
 from redistill.models.reading import reading
+from redistill.models.recompute import checkpoint_activations
 from redistill.models.snapshots import ADAPTER_CONFIG, CONFIG, download_weights
 from redistill.models.tokenizers import check_ids, check_sentencepiece, check_tokenizer, damaged_file
 from redistill.models.values import check_values
@@ -202,16 +203,6 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
             f"{config.model}: its weights need {needed / 2**30:.1f} GiB as {config.dtype}, but this machine has "
             f"{memory / 2**30:.1f} GiB; use a smaller model, dtype: bfloat16, or a machine with more memory"
         )
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Enable gradient checkpointing.
-
-    The method of a model that enables it has different names in different releases of transformers; this function calls the
-    method of the installed release.
-    """
-    enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
-    enable({"use_reentrant": False})
 
 
 def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -50,9 +50,9 @@ def _device_bytes(device: torch.device) -> int:
 
 
 def unallocated_bytes(device: torch.device | str) -> int | None:
-    """Return the bytes of a CUDA device that tensors of this process may still use; None for other devices.
+    """Return the unallocated memory of a CUDA device in bytes; None for other devices.
 
-    Memory that other processes use is subtracted, as far as the device reports it.
+    This is the memory that tensors of this process may still use.  Memory of other processes is subtracted.
     """
     if torch.device(device).type != "cuda":
         return None

@@ -20,7 +20,6 @@ from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.layer_files import student_from_files
 from redistill.models.load import (
     ModelConfig,
-    checkpoint_activations,
     compatibility_warnings,
     end_token_ids,
     load_model,
@@ -29,6 +28,7 @@ from redistill.models.load import (
     parameter_count,
 )
 from redistill.models.lora import add_lora, lora_notes
+from redistill.models.recompute import checkpoint_activations
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source

@@ -21,6 +21,7 @@ from redistill.contracts import Batch, Draw
 from redistill.data.collate import collate, empty_batch
 from redistill.data.grouping import grouped, read_cost
 from redistill.errors import Interrupted, ServerError
+from redistill.models.recompute import recomputing
 from redistill.processes import signals
 from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
@@ -236,7 +237,7 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts, progress: 
         if not learner.placement.passes_communicate:  # otherwise the `gather` after the passes reports signals
             signals.poll()
         target = teacher.rows(batch) if teacher is not None and objective.uses_teacher and batch.num_sampled else None
-        with parts.accelerator.autocast():
+        with parts.accelerator.autocast(), recomputing(learner.student):
             own = terms(objective, counts, batch, learner.divergence, progress)
             total, batch_sums = learner.student(batch, target, own)
         parts.accelerator.backward(total)
