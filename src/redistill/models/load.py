@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from redistill.errors import ConfigError, ModelError, WeightsError, check_field
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
 from redistill.models.adapters import Adapter, find_adapter, merge_adapter
+from redistill.models.attention import FLASH, Attention, check_attention, use_attention
 from redistill.models.caches import check_cache
 from redistill.models.chat_templates import check_chat_templates, two_turns
 from redistill.models.checked_model import CheckedModel, checked_model, checked_tokenizer
@@ -54,6 +55,8 @@ class ModelConfig:
         dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
         gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
             third more time.
+        attention: Attention implementation: "eager", "sdpa", or "flash_attention_2", which needs a GPU and the package
+            flash_attn. If None, it is the default of the model family, usually "sdpa".
 
     Raises:
         ConfigError: the name is empty or contains control characters, or the dtype is unknown.
@@ -72,6 +75,7 @@ class ModelConfig:
     adapter: str | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     gradient_checkpointing: bool = False
+    attention: Attention | None = None
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -94,12 +98,13 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         The model, in eval mode on the CPU, and its tokenizer.
 
     Raises:
-        ConfigError: `quantise` is "nf4" or "int8", and one of these conditions holds: bitsandbytes is not installed; the model
-            is a GGUF file; an adapter is merged into the model.
+        ConfigError: the attention implementation cannot be used; or `quantise` is "nf4" or "int8", and one of these conditions
+            holds: bitsandbytes is not installed; the model is a GGUF file; an adapter is merged into the model.
         ModelError: the model is missing, incomplete or damaged, or its family cannot be split into a body and an LM head.
         WeightsError: weights of the model are missing or have another shape than its config describes.
         NotFiniteError: weights or logits of the model are not finite, or a matrix has a weight above 10^12 in absolute value.
     """
+    check_attention(config.attention)
     base, adapter = base_and_adapter(config)
     if quantise != "none" and (adapter is not None or base.model.endswith(".gguf")):
         raise ConfigError(
@@ -114,6 +119,8 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         compute_dtype = torch.float32 if base.dtype == "float32" else torch.bfloat16  # dtype of products with quantised weights
         model = _read_weights(base, checked, settings, loading_options(quantise, compute_dtype))
     keep_trainable(model)
+    if config.attention != FLASH:  # flash attention cannot run the checks below, which are on the CPU
+        use_attention(model, config.attention, config.model)
     check_values(base.model, model)
     _check_generation_config(base.model, model)
     with reading(f"{base.model}:", "check its config.json", failure="cannot process a test input of 8 tokens"):
@@ -127,6 +134,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         ):
             check_split(model, name=config.model)
     check_ids(config.model, tokenizer, text_config(model).vocab_size)
+    use_attention(model, config.attention, config.model)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     return model, tokenizer
@@ -289,7 +297,7 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
             f"{config.model}: its adapter_config.json does not name its base model; set `model` to the base model and "
             "`adapter` to this adapter"
         )
-    base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
+    base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype, attention=config.attention)
     try:
         second = find_adapter(base.model, base.revision)
     except ModelError as error:

@@ -14,6 +14,7 @@ from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models import vocabulary
+from redistill.models.attention import use_attention
 from redistill.models.chat_templates import check_chat_templates
 from redistill.models.families import head, position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
@@ -146,6 +147,7 @@ def _load_student(
         if source.initialise is not None:
             student = student_from_layers(student, source.initialise.layers)
     cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    use_attention(student, source.attention, "student")
     return student, tokenizer
 
 
