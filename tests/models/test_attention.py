@@ -62,7 +62,7 @@ def test_flash_attention_is_set_after_the_checks_on_the_cpu(tmp_path: Path, monk
 
 def test_a_family_without_an_implementation_is_rejected(tmp_path: Path) -> None:
     config = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4}
-    with pytest.raises(ConfigError, match="attention = 'sdpa': not supported by the bloom family of .*choose one of eager"):
+    with pytest.raises(ConfigError, match=r"attention = 'sdpa': not supported by the bloom family of .*choose one of eager"):
         load_model(ModelConfig(model=write_model(tmp_path / "model", config, 1), attention="sdpa"))
 
 

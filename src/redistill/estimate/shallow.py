@@ -64,16 +64,19 @@ class Blueprint(NamedTuple):
         return model
 
     def bytes_saved(self, model: nn.Module) -> float:
-        """Return the number of bytes that quantisation of the student's weights saves.
+        """Return the number of bytes that quantisation of the model's weights saves.
 
-        `model` is the student without quantisation.  The result is 0 if the run does not quantise.
+        `model` is the model without quantisation.  The result is 0 if the run does not quantise the model.
         """
         lora = self.source.lora if isinstance(self.source, StudentConfig) else None
-        if lora is None or lora.quantise == "none":
+        quantise = self.source.quantise if isinstance(self.source, TeacherConfig) else None if lora is None else lora.quantise
+        if quantise is None or quantise == "none":
             return 0.0
         layers = (layer for layer in layer_list(model)[1].modules() if type(layer) in (nn.Linear, Conv1D))
         weights = (weight for layer in layers for name, weight in layer.named_parameters() if name == "weight")
-        return sum(base.nbytes - base.numel() * _QUANTISED[lora.quantise] for base in weights if not base.requires_grad)
+        return sum(
+            base.nbytes - base.numel() * _QUANTISED[quantise] for base in weights if lora is None or not base.requires_grad
+        )
 
 
 def blueprints(run: Run) -> dict[Role, Blueprint]:

@@ -5,10 +5,11 @@ code from the hub.
 """
 
 import importlib.util
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from redistill.errors import ConfigError, first_line
 from redistill.models.families import text_config, unwrapped
@@ -61,7 +62,7 @@ def use_attention(model: nn.Module, attention: Attention | None, name: str) -> N
         return
     others, reason = ", ".join(other for other in ATTENTIONS if other != attention), ""
     try:
-        unwrapped(model).set_attn_implementation(attention)
+        cast(PreTrainedModel, unwrapped(model)).set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
         reason = f": {first_line(error)[:200]}"
     if text_config(model)._attn_implementation != attention:

@@ -25,7 +25,7 @@ from redistill.storage.file_hash import file_hash
 from redistill.teachers.served import ServedTeacher
 from redistill.training import checkpoint
 
-LATER = frozenset({"attention"})
+LATER = frozenset({"attention", "quantise"})
 """Names of settings that were added to recipes after runs had been made; None means that the setting is not set."""
 
 

@@ -29,6 +29,7 @@ from redistill.models.load import (
     parameter_count,
 )
 from redistill.models.lora import add_lora, lora_notes
+from redistill.models.quantised import is_quantised
 from redistill.models.recompute import checkpoint_activations
 from redistill.processes import signals
 from redistill.records import Json
@@ -71,7 +72,7 @@ class Models:
 def load_models(
     config: Run,
     report: Callable[[str], None] = lambda line: None,
-    load_teacher: Callable[[ModelConfig], tuple[CausalModel, Tokenizer]] = load_model,
+    load_teacher: Callable[[TeacherConfig], tuple[CausalModel, Tokenizer]] | None = None,
 ) -> Models:
     """Load the models of a run on the CPU.
 
@@ -82,7 +83,7 @@ def load_models(
         config: The run.
         report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
         load_teacher: Function that loads the teacher; if the teacher's layers are read one after another, it returns
-            a model of only a part of them.
+            a model of only a part of them.  None for the usual function.
 
     Raises:
         ConfigError: a model has too few positions for the length limits, or the folder of a cached teacher has no complete
@@ -94,7 +95,7 @@ def load_models(
     source, taught_by = student_source(config), teacher_source(config)
     states = None if config.teacher_cache is None else TeacherStore.open(config.teacher_cache, report=report, poll=signals.poll)
     is_loaded = states is None or (isinstance(config.teacher, TeacherConfig) and config.teacher.is_loaded)
-    taught = load_teacher(taught_by) if taught_by is not None and is_loaded else None
+    taught = (load_teacher or _load_teacher)(taught_by) if taught_by is not None and is_loaded else None
     student, tokenizer = _load_student(source, taught_by, taught)
     if source.lora is not None:
         student = add_lora(student, source.lora, config.seed)
@@ -129,6 +130,10 @@ def load_models(
     )
 
 
+def _load_teacher(source: TeacherConfig) -> tuple[CausalModel, Tokenizer]:
+    return load_model(source, source.quantise or "none")
+
+
 def _load_student(
     source: StudentConfig, taught_by: ModelConfig | None, taught: tuple[CausalModel, Tokenizer] | None
 ) -> tuple[CausalModel, Tokenizer]:
@@ -158,10 +163,12 @@ def _teacher_layers(
 
     Args:
         source: The teacher.
-        loaded: The teacher's model and tokenizer; None if the teacher is cached.  If None, only these layers are read,
-            unless the format of the files requires that the whole teacher is loaded.
+        loaded: The teacher's model and tokenizer; None if the teacher is cached.  If it is None or quantised, only these layers
+            are read, unless the format of the files requires that the whole teacher is loaded.
         layers: Number or indices of the layers.
     """
+    if loaded is not None and is_quantised(loaded[0]):
+        loaded = None  # the student gets the weights of the files, which are not quantised
     if loaded is None and (student := student_from_files(source, layers)) is not None:
         return student, load_tokenizer(source)
     teacher, tokenizer = load_model(source) if loaded is None else loaded
