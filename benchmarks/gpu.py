@@ -293,7 +293,7 @@ def measured(sizes: Sizes, minutes: float) -> dict[str, Result]:
             TypeError,
             ValueError,
             AttributeError,
-        ) as error:  # the other parts are still measured
+        ) as error:  # others are measured
             found[name] = {"failed": f"{type(error).__name__}: {error}"[:300]}
         print(f"{name}: {found[name]}", flush=True)
     return found

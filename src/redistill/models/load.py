@@ -31,7 +31,7 @@ from redistill.models.snapshots import ADAPTER_CONFIG, CONFIG, download_weights
 from redistill.models.tokenizers import check_ids, check_sentencepiece, check_tokenizer, damaged_file
 from redistill.models.values import check_values
 from redistill.models.weight_files import INDEX, SINGLE, Stored, stored_tensors
-from redistill.processes.memory import machine_bytes
+from redistill.processes.memory import device_bytes, machine_bytes
 from redistill.storage.redaction import printable
 
 # The implementations in transformers and torch; all other names select kernels that may be downloaded from the hub.
@@ -87,15 +87,19 @@ class ModelConfig:
         check_field(self, "dtype", self.dtype in _DTYPES, one_of)
 
 
-def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[CausalModel, Tokenizer]:
+def load_model(
+    config: ModelConfig, quantise: Quantise = "none", device: torch.device | str = "cpu"
+) -> tuple[CausalModel, Tokenizer]:
     """Load a causal language model and its tokenizer.
 
     Args:
         config: The model, and the adapter that is merged into it.
-        quantise: Format of the quantised base of a QLoRA student, "nf4" or "int8"; "none" for every other model.
+        quantise: Format of the quantised weights, "nf4" or "int8"; "none" if they are not quantised.
+        device: Device to which weights are read one by one, so that the machine's memory never contains the whole model. GGUF
+            files, models with an adapter and quantised models are read to the CPU instead.
 
     Returns:
-        The model, in eval mode on the CPU, and its tokenizer.
+        The model, in eval mode, and its tokenizer.
 
     Raises:
         ConfigError: the attention implementation cannot be used; or `quantise` is "nf4" or "int8", and one of these conditions
@@ -113,11 +117,14 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         )
     with checked_model(base.model, base.revision, downloads=True) as checked:
         settings, tensors = _checked_settings(base, checked)
+        if adapter is not None or quantise != "none" or checked.gguf:
+            device = "cpu"
         if quantise == "none":
-            _check_memory(base, tensors)
+            _check_memory(base, tensors, device)
         tokenizer = load_tokenizer(config)
         compute_dtype = torch.float32 if base.dtype == "float32" else torch.bfloat16  # dtype of products with quantised weights
-        model = _read_weights(base, checked, settings, loading_options(quantise, compute_dtype))
+        placed = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
+        model = _read_weights(base, checked, settings, loading_options(quantise, compute_dtype) | placed)
     keep_trainable(model)
     if config.attention != FLASH:  # flash attention cannot run the checks below, which are on the CPU
         use_attention(model, config.attention, config.model)
@@ -201,14 +208,16 @@ def _check_generation_config(name: str, model: nn.Module) -> None:
             raise ModelError(f"{name}: generation_config.json: eos_token_id = {str(listed)[:60]!r}: must be token ids; fix it")
 
 
-def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
-    """Reject weights that need more memory than this machine has."""
+def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored], device: torch.device | str) -> None:
+    """Reject weights that need more memory than this machine or its GPU has."""
     width = {"float32": 4, "bfloat16": 2}.get(config.dtype)
     needed = sum(tensor.num_bytes if width is None else tensor.size * width for tensor in tensors.values())
-    memory = machine_bytes()
+    place, memory = "this machine", machine_bytes()
+    if (on_device := device_bytes(device)) is not None:
+        place, memory = "the GPU", on_device
     if memory is not None and needed > memory:
         raise ModelError(
-            f"{config.model}: its weights need {needed / 2**30:.1f} GiB as {config.dtype}, but this machine has "
+            f"{config.model}: its weights need {needed / 2**30:.1f} GiB as {config.dtype}, but {place} has "
             f"{memory / 2**30:.1f} GiB; use a smaller model, dtype: bfloat16, or a machine with more memory"
         )
 
@@ -233,25 +242,6 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
         return None
     last = tokenizer(text, add_special_tokens=False)["input_ids"][-1]
     return int(last) if last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder else None
-
-
-def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer, *, chat: bool = True) -> list[str]:
-    """Return warnings about differences between tokenizers with the same vocabulary.
-
-    The differences may reduce the quality of the student. Chat templates are compared only if `chat` is set.
-    """
-    warnings = []
-    if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:
-        warnings.append(
-            f"the teacher's end token is {teacher_tokenizer.eos_token!r} and the student's {student_tokenizer.eos_token!r}: "
-            "the student learns the teacher's end token; set eos_token in one of the tokenizers if this is not intended"
-        )
-    if chat and teacher_tokenizer.chat_template != student_tokenizer.chat_template:
-        warnings.append(
-            "the teacher and the student have different chat templates: both models get prompts in the student's template; "
-            "a teacher trained on its own template may give worse answers"
-        )
-    return warnings
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,7 +1,8 @@
-"""Loads teacher and student on the CPU, and checks that their vocabularies match."""
+"""Loads teacher and student, and checks that their vocabularies match."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,7 +22,6 @@ from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.layer_files import student_from_files
 from redistill.models.load import (
     ModelConfig,
-    compatibility_warnings,
     end_token_ids,
     load_model,
     load_tokenizer,
@@ -31,6 +31,7 @@ from redistill.models.load import (
 from redistill.models.lora import add_lora, lora_notes
 from redistill.models.quantised import is_quantised
 from redistill.models.recompute import checkpoint_activations
+from redistill.models.tokenizers import compatibility_warnings
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source
@@ -73,8 +74,9 @@ def load_models(
     config: Run,
     report: Callable[[str], None] = lambda line: None,
     load_teacher: Callable[[TeacherConfig], tuple[CausalModel, Tokenizer]] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Models:
-    """Load the models of a run on the CPU.
+    """Load the models of a run.
 
     If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.  For a cached teacher, the
     store is opened; the teacher model is loaded only if the recipe sets `teacher.cache_new_text`.
@@ -84,6 +86,7 @@ def load_models(
         report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
         load_teacher: Function that loads the teacher; if the teacher's layers are read one after another, it returns
             a model of only a part of them.  None for the usual function.
+        device: Device to which weights are read; see `load_model`.  Some models are on the CPU in any case.
 
     Raises:
         ConfigError: a model has too few positions for the length limits, or the folder of a cached teacher has no complete
@@ -95,8 +98,9 @@ def load_models(
     source, taught_by = student_source(config), teacher_source(config)
     states = None if config.teacher_cache is None else TeacherStore.open(config.teacher_cache, report=report, poll=signals.poll)
     is_loaded = states is None or (isinstance(config.teacher, TeacherConfig) and config.teacher.is_loaded)
-    taught = (load_teacher or _load_teacher)(taught_by) if taught_by is not None and is_loaded else None
-    student, tokenizer = _load_student(source, taught_by, taught)
+    load = partial(_load_teacher, device=device) if load_teacher is None else load_teacher
+    taught = load(taught_by) if taught_by is not None and is_loaded else None
+    student, tokenizer = _load_student(source, taught_by, taught, device)
     if source.lora is not None:
         student = add_lora(student, source.lora, config.seed)
     notes = [] if source.lora is None else lora_notes(student)
@@ -130,12 +134,15 @@ def load_models(
     )
 
 
-def _load_teacher(source: TeacherConfig) -> tuple[CausalModel, Tokenizer]:
-    return load_model(source, source.quantise or "none")
+def _load_teacher(source: TeacherConfig, device: torch.device | str) -> tuple[CausalModel, Tokenizer]:
+    return load_model(source, source.quantise or "none", device)
 
 
 def _load_student(
-    source: StudentConfig, taught_by: ModelConfig | None, taught: tuple[CausalModel, Tokenizer] | None
+    source: StudentConfig,
+    taught_by: ModelConfig | None,
+    taught: tuple[CausalModel, Tokenizer] | None,
+    device: torch.device | str,
 ) -> tuple[CausalModel, Tokenizer]:
     """Return the student without adapters, in the dtype of the recipe, and its tokenizer.
 
@@ -143,12 +150,13 @@ def _load_student(
         source: The student.
         taught_by: The teacher; None without a teacher.
         taught: The teacher's model and tokenizer; None if they are not loaded.
+        device: Device to which weights are read.
     """
     if source.model == "teacher":
         assert taught_by is not None and source.initialise is not None
         student, tokenizer = _teacher_layers(taught_by, taught, source.initialise.layers)
     else:
-        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
+        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise, device)
         if source.initialise is not None:
             student = student_from_layers(student, source.initialise.layers)
     cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)

@@ -115,7 +115,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
     with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
             with progress.phase("loading models", in_log=True):
-                models = load_models(config, progress.note)
+                models = load_models(config, progress.note, device=accelerator.device)
             rejected = config.folder / "rejected.jsonl" if is_main else None
             with progress.phase("tokenising", in_log=True):
                 data = load_data(
@@ -157,7 +157,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     Args:
         config: The run.
         accelerator: The accelerator of the job.
-        models: The models, on the CPU; they are moved in place.
+        models: The models, on any device; they are moved in place.
         data: The tokenised data.
         progress: Progress and messages on the terminal.
 
