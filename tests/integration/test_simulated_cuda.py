@@ -86,7 +86,8 @@ def test_weights_are_read_to_the_device_one_by_one(found: dict[str, Any], trial:
     weights = 3 * 9 + 2  # of each model: three layers, embeddings and the final norm
     models = 1 if trial == "sft" else 2
     assert sum(number for line, number in copies.items() if line.startswith("models/load.py")) >= models * weights
-    assert not [line for line in copies if line.startswith(("runs/opened.py", "teachers/local.py", "models/student.py"))]
+    later = ("runs/opened.py", "teachers/local.py", "models/student.py")  # the clip network of DAC-KL has six tensors
+    assert sum(number for line, number in copies.items() if line.startswith(later)) < weights
 
 
 def test_an_update_waits_at_most_four_times(found: dict[str, Any]) -> None:
