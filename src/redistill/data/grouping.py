@@ -29,7 +29,7 @@ class ReadCost:
     max_tokens: int
 
     def limited(self, max_tokens: int | None) -> "ReadCost":
-        """Return a copy in which a micro-batch has at most `max_tokens` tokens; None is no further limit.
+        """Return a copy with a further limit of tokens in a micro-batch, or none.
 
         Example:
             >>> ReadCost(48, 2048).limited(512).max_tokens, ReadCost(48, 2048).limited(None).max_tokens

@@ -14,7 +14,7 @@ MEMORY_PART = 2
 
 
 def activation_bytes(model: nn.Module, item_bytes: int) -> int:
-    """Estimate the bytes of the activations that the backward pass needs for one token.
+    """Estimate the bytes of activations for the backward pass of one token.
 
     Autograd keeps about the inputs and the outputs of all linear layers.  The measured bytes of five families are 0.8 to 2.4
     times the estimate in float32.  Attention matrices of the implementation "eager" are not included.  With gradient
@@ -37,7 +37,7 @@ def activation_bytes(model: nn.Module, item_bytes: int) -> int:
 
 
 def token_limit(memory_bytes: int, occupied_bytes: int, token_bytes: int) -> int:
-    """Return the maximum number of tokens in a micro-batch whose activations fit into memory.
+    """Return the maximum number of tokens whose activations fit into memory.
 
     The result is a power of two, so that it rarely depends on small differences in memory.
 

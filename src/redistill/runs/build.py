@@ -80,9 +80,9 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
 
 
 def max_tokens(run: OpenRun) -> int | None:
-    """Return how many tokens of a micro-batch fit into the memory of an accelerator; None on a CPU.
+    """Return how many tokens of a micro-batch fit into memory.
 
-    The estimate is computed from the sizes of weights, gradients, optimiser state and activations.  It is therefore the same in
+    The result is None on a CPU.  The estimate is computed from the sizes of weights, gradients, optimiser state and activations.  It is therefore the same in
     a resumed run.
     """
     memory, config, models = device_bytes(run.accelerator.device), run.config, run.models

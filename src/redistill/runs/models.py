@@ -100,12 +100,8 @@ def load_models(
     is_loaded = states is None or (isinstance(config.teacher, TeacherConfig) and config.teacher.is_loaded)
     load = partial(_load_teacher, device=device) if load_teacher is None else load_teacher
     taught = load(taught_by) if taught_by is not None and is_loaded else None
-    student, tokenizer = _load_student(source, taught_by, taught, device)
-    if source.lora is not None:
-        student = add_lora(student, source.lora, config.seed)
+    student, tokenizer = _load_student(source, taught_by, taught, device, config.seed)
     notes = [] if source.lora is None else lora_notes(student)
-    if source.gradient_checkpointing:
-        checkpoint_activations(student)
     check_positions(student, config.data.tokens, "student")
     check_chat_templates("student", tokenizer, config.data.tokens.template_arguments)
     size, manifest = head(student).num_classes, {"student": _about(student, config.student.model)}
@@ -143,14 +139,16 @@ def _load_student(
     taught_by: ModelConfig | None,
     taught: tuple[CausalModel, Tokenizer] | None,
     device: torch.device | str,
+    seed: int,
 ) -> tuple[CausalModel, Tokenizer]:
-    """Return the student without adapters, in the dtype of the recipe, and its tokenizer.
+    """Return the student with its adapters, in the dtype of the recipe, and its tokenizer.
 
     Args:
         source: The student.
         taught_by: The teacher; None without a teacher.
         taught: The teacher's model and tokenizer; None if they are not loaded.
         device: Device to which weights are read.
+        seed: Seed of the run, for the initial values of the adapters.
     """
     if source.model == "teacher":
         assert taught_by is not None and source.initialise is not None
@@ -161,6 +159,10 @@ def _load_student(
             student = student_from_layers(student, source.initialise.layers)
     cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
     use_attention(student, source.attention, "student")
+    if source.lora is not None:
+        student = add_lora(student, source.lora, seed)
+    if source.gradient_checkpointing:
+        checkpoint_activations(student)
     return student, tokenizer
 
 
