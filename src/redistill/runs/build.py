@@ -82,8 +82,8 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
 def max_tokens(run: OpenRun) -> int | None:
     """Return how many tokens of a micro-batch fit into memory.
 
-    The result is None on a CPU.  The estimate is computed from the sizes of weights, gradients, optimiser state and activations.  It is therefore the same in
-    a resumed run.
+    The result is None on a CPU.  It is estimated from the sizes of weights, gradients, optimiser state and activations, so it
+    is the same in a resumed run.
     """
     memory, config, models = device_bytes(run.accelerator.device), run.config, run.models
     if memory is None:
