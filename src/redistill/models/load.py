@@ -52,7 +52,8 @@ class ModelConfig:
             adapter, it is merged into the base model that the adapter's configuration names.
         revision: Branch, tag or commit of a hub model; if None, its main branch is used.
         adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
-        dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
+        dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32;
+            with adapters, "bfloat16" is the dtype of the frozen weights.
         gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
             third more time.
         attention: Attention implementation: "eager", "sdpa", or "flash_attention_2", which needs a GPU and the package
