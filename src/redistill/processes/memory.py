@@ -4,7 +4,7 @@ import gc
 import os
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar, cast
 
 import torch
@@ -32,6 +32,33 @@ def is_out_of_memory(error: BaseException) -> bool:
 def machine_bytes() -> int | None:
     """Return the machine's memory in bytes; None if the system does not report it."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+
+
+def device_bytes(device: torch.device | str) -> int | None:
+    """Return the memory of a CUDA device in bytes; None for other devices.
+
+    Example:
+        >>> device_bytes("cpu") is None
+        True
+    """
+    return _device_bytes(torch.device(device)) if torch.device(device).type == "cuda" else None
+
+
+@cache
+def _device_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[1]
+
+
+def unallocated_bytes(device: torch.device | str) -> int | None:
+    """Return the unallocated memory of a CUDA device in bytes; None for other devices.
+
+    This is the memory that tensors of this process may still use.  Memory of other processes is subtracted.
+    """
+    if torch.device(device).type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return min(total - allocated, free + reserved - allocated)
 
 
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:

@@ -23,12 +23,15 @@ from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEn
 from redistill.generation.prefix import PrefixReader
 from redistill.generation.vllm import VllmEngine, VllmEngineConfig
 from redistill.interfaces import Tokenizer
+from redistill.models.activations import activation_bytes, token_limit
 from redistill.models.families import head
+from redistill.models.load import parameter_bytes
 from redistill.policies import GoldBatches, Policy, PolicyTools, Revision, Scorer, Shuffled
 from redistill.policies.ahead import AheadSource
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.revised import revises
 from redistill.policies.source import Source
+from redistill.processes.memory import device_bytes
 from redistill.runs.external import SOURCE, built
 from redistill.runs.opened import OpenRun
 from redistill.runs.revisions import log_revision
@@ -59,6 +62,7 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
         objective=objective,
         teacher=run.teacher,
         curriculum=Curriculum(objective.divergence, run.schedule.updates),
+        max_tokens=max_tokens(run),
     )
     held_out = (run.data.validation, run.data.validation_examples)
     return Parts(
@@ -75,6 +79,24 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
         end_ids=run.models.end_ids,
         seed=config.seed,
     )
+
+
+def max_tokens(run: OpenRun) -> int | None:
+    """Return how many tokens of a micro-batch fit into memory.
+
+    The result is None on a CPU.  It is estimated from the sizes of weights, gradients, optimiser state and activations, so it
+    is the same in a resumed run.
+    """
+    memory, config, models = device_bytes(run.accelerator.device), run.config, run.models
+    if memory is None:
+        return None
+    trained = sum(parameter.nbytes for parameter in run.student.parameters() if parameter.requires_grad)
+    student = parameter_bytes(run.student) + 3 * trained  # gradients, and two moments of AdamW
+    if run.placement.passes_communicate:  # each process has a part
+        student //= run.processes.world
+    occupied = student + (0 if models.teacher is None else parameter_bytes(models.teacher))
+    is_bf16 = config.training.precision == "bf16" or config.student.dtype == "bfloat16"
+    return token_limit(memory, occupied, activation_bytes(models.student, 2 if is_bf16 else 4))
 
 
 def _guards(run: OpenRun) -> Guards:

@@ -72,6 +72,7 @@ class Learner:
         objective: The terms of the loss, with their weights.
         teacher: The teacher; None if neither objective nor policy uses one.
         curriculum: Provides the training progress, which is passed to the divergence.
+        max_tokens: Number of tokens of a micro-batch whose activations fit into the memory of the accelerator; None on a CPU.
     """
 
     student: StudentModule
@@ -80,6 +81,7 @@ class Learner:
     objective: Objective
     teacher: Teacher | None
     curriculum: Curriculum
+    max_tokens: int | None = None
 
     @property
     def divergence(self) -> DivergenceCall | nn.Module | None:
