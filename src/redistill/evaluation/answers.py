@@ -82,11 +82,13 @@ def is_answer(line: object, metrics: Sequence[Metric]) -> bool:
 def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
     """Return a line of a responses file with exactly the scores of `metrics`.
 
-    Existing scores are kept, missing ones are computed from the response, and scores of other metrics are removed.
+    Existing scores are kept, missing ones are computed from the response, and scores of other metrics are removed.  The line
+    also has the category of the record, if the record has one.
     """
     scores = {m.name: line[m.name] if m.name in line else m.scored(line["response"], record) for m in metrics}
     before, after = ("id", "prompt", "response", "references"), ("tokens", "finished")
-    return {**{name: line[name] for name in before}, **scores, **{name: line[name] for name in after}}
+    category = {"category": record.category} if record.category else {}
+    return {**{name: line[name] for name in before}, **category, **scores, **{name: line[name] for name in after}}
 
 
 def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:
