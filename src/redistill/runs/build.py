@@ -16,6 +16,7 @@ from redistill.contracts import Batch, Engine, EngineTools, TextTeacher
 from redistill.data.spans.mark import SpanMarker
 from redistill.data.tokenize import TokenizeConfig
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
+from redistill.evaluation.measurements import MeasureConfig
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.generation.prefix import PrefixReader
@@ -111,7 +112,9 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
         run: The run, with loaded models and data.
         model: The language model of the student.
     """
-    models, config = run.models, replace(run.config.evaluation, decodings=())  # further decodings are for the trained student
+    models = run.models
+    # Further decodings and measurements are for the trained student.
+    config = replace(run.config.evaluation, decodings=(), measure=MeasureConfig(prompts=0))
     return Evaluator(
         model=model,
         tokenizer=models.tokenizer,
