@@ -14,6 +14,7 @@ from redistill.reports.folders import Evaluation, RunFolder, at, decoding_title,
 from redistill.reports.logs import read_log, read_revisions
 from redistill.reports.pages import render
 from redistill.reports.statistics import deviation, mean, spread
+from redistill.reports.tokens import tokens_section
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
 
@@ -100,6 +101,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
     models, own = evaluations(run, baselines), [found for found in (run.student, run.before) if found is not None]
     log = read_log(log_lines(run.path / "metrics.jsonl"), plots.TRAINING_NAMES)
     revisions = read_revisions(log_lines(run.path / "revisions.jsonl"))
+    tokens = tokens_section(run)
     rows = report_rows(models)
     drafts = [row for row in rows if row.scores["acceptance"] is not None]
     data = _data(mapping(run.description.get("data")))
@@ -109,6 +111,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         "scores of the student before training (before/scores.json)": run.before,
         "training metrics (metrics.jsonl)": log,
         "corrections (revisions.jsonl; only methods with SCRG record them)": revisions.count,
+        "divergences by token (positions.jsonl; only with a local teacher)": tokens,
         **{f"scores of the baseline {baseline.name}": baseline.student for baseline in baselines},
     }
     return {
@@ -137,7 +140,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         ),
         "machine": mapping(run.description.get("machine")),
         "versions": mapping(run.description.get("versions")),
-        "tokens": None,
+        "tokens": tokens,
         "missing": [what for what, found in needed.items() if not found],
     }
 
