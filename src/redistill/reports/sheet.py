@@ -22,8 +22,8 @@ from redistill.reports.comparison import (
 )
 from redistill.reports.costs import PEAK, SUMMED, Cost, machines, method_cost, teacher_cost
 from redistill.reports.inference import Contrast
-from redistill.reports.lineup import read_lineup
-from redistill.reports.published import Published, read_published
+from redistill.reports.lineup import Lineup, read_lineup
+from redistill.reports.published import Published
 from redistill.reports.statistics import FLIPS, RESAMPLES, TIE
 from redistill.reports.tables import (
     Table,
@@ -77,25 +77,15 @@ class Comparison:
     fields: Sequence[str]
 
 
-def comparison_of(
-    folders: Sequence[Path], *, baseline: str | None = None, labels: Sequence[str] = (), published: Sequence[str] = ()
-) -> Comparison:
-    """Return the comparison of finished runs, without writing files.
+def comparison_of(measured: Measured, published: Mapping[str, Published] | None = None) -> Comparison:
+    """Return the comparison of runs in a form that does not depend on the output format.
 
-    The arguments and errors are those of `build_comparison`.
+    Args:
+        measured: The runs, as `measure` returns them.
+        published: Published tables of the MGSR paper (arXiv 2407.10068) to include, by name.
     """
-    tables = {name: read_published(name) for name in published}
-    lineup = read_lineup(folders, baseline, labels)
-    models = entrants(lineup)
-    over = columns(models)
-    if not over:
-        raise CheckpointError(
-            f"{', '.join(map(str, folders))}: no test set was evaluated; list at least one in data.tests of the recipe"
-        )
-    rows = comparison_rows(models, over, [model for model in models if model.label == lineup.baseline and model.is_method])
-    costs = {label: method_cost(lineup.of(label)) for label in lineup.labels}
-    teacher = teacher_cost(lineup.entries)
-    groups = by_primary(over)
+    lineup, models, over, rows = measured.lineup, measured.models, measured.columns, measured.rows
+    tables, groups = published or {}, by_primary(over)
     contrasts = [
         contrast_table(column, rows, lineup.baseline, is_detail=column is not group[-1])
         for group in groups
@@ -107,6 +97,7 @@ def comparison_of(
         for column in (group[-1], *group[:-1])
     ]
     drafts = [acceptance_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)]
+    used = machines(lineup.entries)
     return Comparison(
         name=lineup.name,
         baseline=lineup.baseline,
@@ -116,14 +107,14 @@ def comparison_of(
             *(table for table in decodings if table is not None),
             *(other_scores_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)),
             *(table for table in drafts if table is not None),
-            cost_table(costs, teacher, groups[0][-1], rows, machines(lineup.entries)),
+            cost_table(measured.costs, teacher_cost(lineup.entries), groups[0][-1], rows, used),
             *(published_table(name, table) for name, table in tables.items()),
         ],
         budgets=check_budgets(lineup),
         tests=TESTS,
         left_out=lineup.left_out,
         records=[
-            *_records(rows, costs),
+            *_records(rows, measured.costs),
             *_decoding_records(models, over),
             *(line for name, table in tables.items() for line in _published_records(name, table)),
         ],
