@@ -4,8 +4,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from redistill.reports.drawing import INK
 from redistill.reports.logs import read_log
-from redistill.reports.plots import INK, TRAINING_NAMES, Panel, _mass_parts, panels
+from redistill.reports.plots import TRAINING_NAMES, Panel, _mass_parts, panels
 from redistill.reports.thinning import MAX_POINTS
 from tests.reports.fabricated import metrics
 

@@ -100,6 +100,14 @@ def test_the_page_shows_values_responses_corrections_curves_and_the_command(tmp_
         assert re.search(rf"{who} answers \d+ with seed 10\.", page)
 
 
+SECTIONS = ("results", "curves", "corrections", "answers", "size", "data", "repeat")
+
+
+def test_every_section_has_a_heading_and_a_link(tmp_path):
+    page = build_report(write_run(tmp_path / "run", "mine", updates=20)).read_text(encoding="utf-8")
+    assert tuple(re.findall(r'<h2 id="([^"]*)"', page)) == tuple(re.findall(r'<a href="#([^"]*)"', page)) == SECTIONS
+
+
 def test_the_report_is_deterministic(run_folder, baseline_folder, tmp_path):
     first = build_report(run_folder, [baseline_folder], tmp_path / "a.html").read_bytes()
     assert first == build_report(run_folder, [baseline_folder], tmp_path / "b.html").read_bytes()

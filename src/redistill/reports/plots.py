@@ -1,26 +1,23 @@
-"""Curves of a run as SVG.
+"""Curves of a run as SVG."""
 
-Text inherits its colour from the page, for light and dark mode. Output is deterministic: it contains no date and no random
-ids.  matplotlib is imported when the first curve is plotted.
-"""
-
-import io
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from redistill.records import ACCEPTANCE, FRACTION, PROPOSALS
+from redistill.reports.drawing import COLOURS, INK, drawn
 from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES, Measure
 from redistill.reports.logs import RunLog
 from redistill.reports.thinning import Bins, Curve
 from redistill.storage.redaction import plain
 
-INK = "#010203"  # placeholder, replaced by currentColor in the SVG
-COLOURS = ("#3b82c4", "#d97a2b", "#3f9b6a", "#b0569b", "#8a8f98")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MAX_LABEL = 40
-SIZE_INCHES = (4.0, 2.3)
 LEGEND_CHARACTERS = 32  # maximum length of all labels together for a legend in one row
 
 TRAINING = {
@@ -72,7 +69,7 @@ class Panel:
 
     group: str
     title: str
-    svg: str
+    svg: Markup
 
 
 def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
@@ -144,23 +141,15 @@ def _title(measure: Measure) -> str:
 
 def _plot(
     binned: Sequence[tuple[str, Bins]], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
-) -> str:
+) -> Markup:
     """Plot curves, given as bins with a label for each curve; return the <svg> element.
 
     A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
     means are plotted as stacked areas instead.  `limits` are the ends of the vertical axis; the axis is logarithmic if `log` is
     True.
     """
-    import matplotlib.style
-    from matplotlib.figure import Figure
 
-    # Keep text as text, and derive the ids of clip paths from the content.
-    style: dict[str, object] = {"svg.fonttype": "none", "svg.hashsalt": "redistill", "font.size": 9, "axes.linewidth": 0.6}
-    style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.style.context(["default", style]):
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
+    def paint(axes: "Axes") -> None:
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         axes.set_xlabel("update")
         if stacked:
@@ -180,14 +169,5 @@ def _plot(
             position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
             for text in axes.legend(frameon=False, fontsize=8, ncols=columns, **position).get_texts():
                 text.set_parse_math(False)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(out.getvalue())
 
-
-def _inline(document: str) -> str:
-    """Return the <svg> element of a document; the page sets its size and its text colour."""
-    svg = document[document.index("<svg") :]
-    svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
-    svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    return svg.replace(INK, "currentColor").strip()
+    return drawn(paint, "; ".join(label for label, _ in binned))

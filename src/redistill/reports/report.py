@@ -1,4 +1,4 @@
-"""The HTML report of a run: self-contained, without JavaScript, deterministic."""
+"""The HTML report of a run: one file, deterministic, readable without scripts."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,6 +137,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         ),
         "machine": mapping(run.description.get("machine")),
         "versions": mapping(run.description.get("versions")),
+        "tokens": None,
         "missing": [what for what, found in needed.items() if not found],
     }
 
