@@ -35,7 +35,7 @@ class Chart:
 
     Args:
         title: What the chart shows.
-        caption: How to read the chart.
+        caption: How to read the chart; "" if it needs no caption.
         svg: The <svg> element.
     """
 
@@ -103,12 +103,11 @@ def forest_plot(column: Column, rows: Sequence[Row], baseline: str) -> Chart | N
     )
 
 
-def quality_plot(title: str, unit: str, measure: Measure, points: Sequence[Point]) -> Chart | None:
+def quality_plot(title: str, measure: Measure, points: Sequence[Point]) -> Chart | None:
     """Draw quality against a cost, a size or a speed, one point for each model.
 
     Args:
         title: Quantity on the horizontal axis, such as "training seconds".
-        unit: Unit of this quantity, added to its numbers; "" if it has none.
         measure: Metric on the vertical axis.
         points: The models.
 
@@ -131,17 +130,19 @@ def quality_plot(title: str, unit: str, measure: Measure, points: Sequence[Point
         if smallest > 0 and largest / smallest > _LOGARITHMIC_FROM:
             axes.set_xscale("log")
         axes.margins(x=0.12, y=0.12)
-        axes.set_xlabel(f"{title}, {unit}" if unit else title)
-        axes.set_ylabel(f"{_label(measure.heading)}, %" if measure.unit == FRACTION else _label(measure.heading))
+        axes.set_xlabel(title)
+        unit = ", %" if measure.unit == FRACTION else ""
+        axes.set_ylabel(f"{_label(measure.heading)}{unit}{', lower is better' if measure.sign < 0 else ''}")
         _as_text([axes.yaxis.label])
+        if axes.get_xscale() == "linear":
+            axes.locator_params(axis="x", nbins=5)
         axes.xaxis.set_major_formatter(lambda value, _: large(value))
         _name_points(axes, points, times)
 
-    words = "; ".join(f"{point.label}: {score(point.quality, measure.unit)} at {large(point.cost)} {unit}" for point in points)
+    words = "; ".join(f"{point.label}: {score(point.quality, measure.unit)} at {large(point.cost)}" for point in points)
     return Chart(
         title=f"Quality and {title}",
-        caption=f"{measure.title}{', lower is better' if measure.sign < 0 else ''}. Vertical lines are standard deviations over "
-        "seeds. Squares: baseline; circles: other methods; diamonds: the teacher.",
+        caption="",
         svg=drawn(paint, f"{measure.title} and {title}: {words}", (_WIDTH_INCHES, _height(points))),
     )
 
@@ -158,6 +159,7 @@ def _set_labels(axes: "Axes", measure: Measure, quantity: str, models: Sequence[
 
 def _name_points(axes: "Axes", points: Sequence[Point], times: int) -> None:
     """Write the label of each point beside it; labels that would overlap are moved up and joined to their points by a line."""
+    axes.autoscale_view()  # sets the limits, from which fractions are computed
     to_fraction = axes.transScale + axes.transLimits  # from data to fractions of the axes
     places = [(point, to_fraction.transform((point.cost, times * point.quality))) for point in points]
     height = _LINE_INCHES / (_height(points) - 0.8)  # of a line of text, as a fraction of the axes
@@ -170,6 +172,7 @@ def _name_points(axes: "Axes", points: Sequence[Point], times: int) -> None:
             end = (x + 0.03 if on_right else x - 0.03, lowest)
             line = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.6} if lowest - y > height / 3 else None
             named = axes.annotate(_label(point.label), (x, y), end, "axes fraction", "axes fraction", line, fontsize=8)
+            named.set_in_layout(False)
             named.set(horizontalalignment="left" if on_right else "right", verticalalignment="center")
             _as_text([named])
             lowest += height

@@ -59,3 +59,22 @@ def _leader(best: Row, count: int, column: Column) -> str:
         return f"{best.model} is the only method: {measure.title} {value}, {where}."
     rank = "highest" if measure.sign > 0 else "lowest, which is the best,"
     return f"{best.model} has the {rank} {measure.title} of {count} methods: {value}, {where}."
+
+
+def _differences(measured: Measured, column: Column, best: Row, second: Row) -> Iterator[str]:
+    """Yield the sentences about the difference to the baseline, and about that to the second best method."""
+    yield from _difference(second if best.role == "baseline" else best)
+    if "baseline" in (best.role, second.role):
+        return
+    entrants = {model.label: model for model in measured.models if model.is_method}
+    (row,) = comparison_rows([entrants[best.model]], [column], [entrants[second.model]])
+    yield from _difference(row)
+
+
+def _difference(row: Row) -> Iterator[str]:
+    if row.contrast is None:
+        yield f"{row.model} and {row.versus} are not compared: {row.note}."
+        return
+    found, unit = row.contrast.interval, row.measures[0].unit
+    lower, upper = difference(found.lower, unit), difference(found.upper, unit)
+    yield f"{row.model}: {difference(found.difference, unit)} over {row.versus} (95 % interval {lower} to {upper})."

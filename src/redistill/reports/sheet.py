@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from redistill.errors import CheckpointError
 from redistill.records import ACCEPTANCE
 from redistill.reports.budgets import Budgets, check_budgets
 from redistill.reports.comparison import (
@@ -14,16 +12,14 @@ from redistill.reports.comparison import (
     Entrant,
     Row,
     by_primary,
-    columns,
-    comparison_rows,
     decodings_of,
-    entrants,
     estimate,
 )
-from redistill.reports.costs import PEAK, SUMMED, Cost, machines, method_cost, teacher_cost
+from redistill.reports.costs import PEAK, SUMMED, Cost, machines, teacher_cost
 from redistill.reports.inference import Contrast
-from redistill.reports.lineup import Lineup, read_lineup
+from redistill.reports.measured import Measured
 from redistill.reports.published import Published
+from redistill.reports.ranking import conclusions
 from redistill.reports.statistics import FLIPS, RESAMPLES, TIE
 from redistill.reports.tables import (
     Table,
@@ -57,6 +53,7 @@ class Comparison:
     Args:
         name: Title of the comparison.
         baseline: Label of the runs that the others are compared with.
+        verdict: The main results as sentences, one list for each primary metric.
         tables: Scores, differences, decodings, other scores, acceptance, costs and published values, in this order.  Scores,
             other scores and acceptance have one table per primary metric; differences and decodings have one table per column.
         budgets: Budgets and settings that are equal in all runs, and those that are not.
@@ -69,6 +66,7 @@ class Comparison:
 
     name: str
     baseline: str
+    verdict: Sequence[Sequence[str]]
     tables: Sequence[Table]
     budgets: Budgets
     tests: str
@@ -101,6 +99,7 @@ def comparison_of(measured: Measured, published: Mapping[str, Published] | None 
     return Comparison(
         name=lineup.name,
         baseline=lineup.baseline,
+        verdict=conclusions(measured),
         tables=[
             *(score_table(models, group, rows, apart=index > 0) for index, group in enumerate(groups)),
             *(table for table in contrasts if table is not None),

@@ -60,6 +60,10 @@ class AnsweredPrompt:
         """Scores of the methods, without that of the teacher."""
         return [each.score for each in self.responses if each.role != "teacher" and each.score is not None]
 
+    def score_of(self, method: str) -> float | None:
+        """Return the score of a method; None if it has none."""
+        return next((each.score for each in self.responses if (each.model, each.role != "teacher") == (method, True)), None)
+
     @property
     def average(self) -> float | None:
         """Mean of `scores`; None if there is no score."""
@@ -92,6 +96,12 @@ class SideBySide:
     prompts: Sequence[AnsweredPrompt]
     num_prompts: int
     seeds: str
+
+    @property
+    def methods(self) -> list[str]:
+        """Labels of the methods that have a response, without the teacher."""
+        found = (each for prompt in self.prompts for each in prompt.responses if each.role != "teacher")
+        return list(dict.fromkeys(each.model for each in found))
 
 
 def side_by_side(lineup: Lineup, max_bytes: int = MAX_BYTES) -> SideBySide:
