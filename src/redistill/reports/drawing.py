@@ -4,6 +4,7 @@ Text inherits its colour from the page, for light and dark mode. Output is deter
 ids.  matplotlib is imported when the first figure is drawn.
 """
 
+import hashlib
 import io
 import re
 from collections.abc import Callable
@@ -54,6 +55,8 @@ def _inline(document: str, label: str) -> Markup:
     svg = document[document.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r' id="[a-z0-9]+_\d+"', "", svg)  # names of parts, which would occur in each figure of a page
+    svg = re.sub(r' id="[a-z0-9.]+_\d+"', "", svg)  # names of parts, which would occur in each figure of a page
+    digest = hashlib.blake2b((label + svg).encode(), digest_size=6).hexdigest()
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{digest}", svg)  # the same marker in two figures has two ids
     svg = svg.replace(INK, "currentColor").strip()
     return Markup('<svg role="img" aria-label="{}"').format(plain_line(label)) + Markup(svg.removeprefix("<svg"))

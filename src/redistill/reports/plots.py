@@ -83,22 +83,26 @@ def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
     charts = []
     for group, curves, titles in (("training", log.train, TRAINING), ("validation", log.validation, scores | VALIDATION)):
         charts += [
-            Panel(group, title, _plot([(title, curves[name].bins())])) for name, title in titles.items() if name in curves
+            Panel(group, title, _plot(title, [(title, curves[name].bins())]))
+            for name, title in titles.items()
+            if name in curves
         ]
     kept = [(label, log.train[name].bins()) for name, label in CLIPPING.items() if name in log.train]
     if kept:
-        charts.append(Panel("clipping", "Clipping by DAC-KL, probabilities and fractions", _plot(kept, limits=(0, 1.02))))
+        title = "Clipping by DAC-KL, probabilities and fractions"
+        charts.append(Panel("clipping", title, _plot(title, kept, limits=(0, 1.02))))
     if parts := _mass_parts(log.train):
         title = "Kept and whole distribution of the teacher, probability mass"
-        charts.append(Panel("clipping", title, _plot(parts, limits=(0, 1), stacked=True)))
+        charts.append(Panel("clipping", title, _plot(title, parts, limits=(0, 1), stacked=True)))
     if KEPT_CLASSES in log.train:
         bins = log.train[KEPT_CLASSES].bins()
         logarithmic = bool(bins.highs.max() > 20 * bins.lows.min() > 0)
-        classes = [("kept classes", bins)]
-        charts.append(Panel("clipping", "Classes kept per token", _plot(classes, log=logarithmic)))
+        title = "Classes kept per token"
+        charts.append(Panel("clipping", title, _plot(title, [("kept classes", bins)], log=logarithmic)))
     if log.origins:
         origins = [(plain(name)[:MAX_LABEL], log.origins[name].bins()) for name in sorted(log.origins)]
-        charts.append(Panel("training", "Origin of sequences, fraction", _plot(origins, limits=(0, 1), stacked=True)))
+        title = "Origin of sequences, fraction"
+        charts.append(Panel("training", title, _plot(title, origins, limits=(0, 1), stacked=True)))
     return charts
 
 
@@ -140,7 +144,12 @@ def _title(measure: Measure) -> str:
 
 
 def _plot(
-    binned: Sequence[tuple[str, Bins]], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
+    title: str,
+    binned: Sequence[tuple[str, Bins]],
+    *,
+    limits: tuple[float, float] | None = None,
+    log: bool = False,
+    stacked: bool = False,
 ) -> Markup:
     """Plot curves, given as bins with a label for each curve; return the <svg> element.
 
@@ -170,4 +179,4 @@ def _plot(
             for text in axes.legend(frameon=False, fontsize=8, ncols=columns, **position).get_texts():
                 text.set_parse_math(False)
 
-    return drawn(paint, "; ".join(label for label, _ in binned))
+    return drawn(paint, f"{title}, by update")
