@@ -7,6 +7,7 @@ ids.  matplotlib is imported when the first figure is drawn.
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,9 @@ def drawn(paint: Callable[["Axes"], None], label: str, size_inches: tuple[float,
         axes.spines[["top", "right"]].set_visible(False)
         paint(axes)
         out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a glyph that matplotlib's font lacks; the page uses the reader's fonts
+            figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _inline(out.getvalue(), label)
 
 
