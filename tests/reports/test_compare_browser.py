@@ -48,10 +48,12 @@ def open_ids(tab: Browser) -> list[str]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_is_complete_and_accessible(tab, page, width, scheme):
+    """axe-core needs seconds, so it checks each width and each scheme once."""
     seen = tab.open(page, width=width, scheme=scheme)
     assert tab.run("[...document.querySelectorAll('h2')].map(each => each.id)") == SECTIONS
     tab.click("#response-next")
-    assert violations(tab) == []
+    if (width, scheme) in zip(WIDTHS, SCHEMES, strict=True):
+        assert violations(tab) == []
     assert faults(tab, seen) == []
     kept_screenshot(tab, f"compare-{width}-{scheme}")
 
