@@ -10,6 +10,7 @@ from redistill.reports.folders import Evaluation, Measure, RunFolder, mapping, n
 from redistill.reports.lineup import Lineup
 from redistill.reports.pages import short
 from redistill.reports.statistics import evenly, mean
+from redistill.storage.redaction import plain
 
 MAX_BYTES = 2_400_000
 """Maximum size of the prompts and responses on a page; with its tables and charts, the page has at most 3 MB."""
@@ -78,9 +79,9 @@ class AnsweredPrompt:
     def num_bytes(self) -> int:
         """Estimated size of the prompt with its responses in an HTML page."""
         texts = [self.prompt, self.reference or "", *(each.text for each in self.responses)]
-        shown = sum(len(escape(text).encode()) for text in texts) + 2 * len(escape(self.id).encode())
-        labels = sum(len(escape(each.model).encode()) for each in self.responses)
-        return _PROMPT_BYTES + _RESPONSE_BYTES * len(self.responses) + shown + labels
+        names = [self.dataset, self.id, *(each.model for each in self.responses)]
+        shown = sum(len(escape(text).encode()) for text in (*texts, *map(plain, names)))
+        return _PROMPT_BYTES + _RESPONSE_BYTES * len(self.responses) + shown
 
 
 @dataclass(frozen=True, kw_only=True)
