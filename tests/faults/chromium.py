@@ -63,7 +63,7 @@ class Browser:
         self._reads, self._writes, self._rest, self._number = reads, writes, b"", 0
         self._session: str | None = None
         self._seen = Visit()
-        self._loaded, self._url = False, "about:blank"
+        self._loaded, self._url, self._scripts = False, "about:blank", True
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -97,9 +97,10 @@ class Browser:
         self._ask("Emulation.setEmulatedMedia", media=media, features=features)
         self._url, self._seen, self._loaded = page.resolve().as_uri(), Visit(), False
         self._ask("Page.navigate", url=self._url)
+        self._scripts = scripts
         while not self._loaded:
             self._note(self._next())
-        self.run(_SETTLED)
+        self._settle()
         return self._seen
 
     def run(self, expression: str) -> Any:
@@ -115,7 +116,7 @@ class Browser:
         x, y = self.run(script % json.dumps(selector))
         for kind in ("mousePressed", "mouseReleased"):
             self._ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-        self.run(_SETTLED)
+        self._settle()
 
     def press(self, *keys: str) -> None:
         """Press and release keys, one after the other: names such as "Tab" and "Enter", or texts to type."""
@@ -126,7 +127,7 @@ class Browser:
             about = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": _KEYS[key]}
             self._ask("Input.dispatchKeyEvent", type="keyDown", **about, **({"text": _TEXTS[key]} if key in _TEXTS else {}))
             self._ask("Input.dispatchKeyEvent", type="keyUp", **about)
-        self.run(_SETTLED)
+        self._settle()
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         """Save a picture of the whole page, or of the visible part, as PNG."""
@@ -140,6 +141,11 @@ class Browser:
     def _whole(self) -> dict[str, Any]:
         size = self._ask("Page.getLayoutMetrics")["cssContentSize"]
         return {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 16_000), "scale": 1}
+
+    def _settle(self) -> None:
+        """Wait until the page is drawn; a page whose scripts are off resolves no promises."""
+        if self._scripts:
+            self.run(_SETTLED)
 
     def close(self) -> None:
         """Let the browser end."""

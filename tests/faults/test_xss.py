@@ -138,6 +138,20 @@ def test_a_comparison_shows_every_string_verbatim_and_runs_nothing(tab: Browser,
     assert [string for string in HOSTILE if seen(plain(string)) not in text] == []
 
 
+def test_responses_of_a_comparison_show_every_string_verbatim_and_run_nothing(tab: Browser, tmp_path: Path) -> None:
+    """Each string is a prompt, a reference and the response of three models; commands and settings contain all strings."""
+    everything = " ¦ ".join(HOSTILE)
+    scores = {"toy": {10: [float(i) for i in range(len(HOSTILE))]}}
+    for name, command in (("sft", everything), ("kd", list(HOSTILE))):
+        change = {"command": command, "config.training": {everything: name}}
+        folder = write_method(tmp_path / name, scores, name, change=change)
+        for part in ("", "teacher"):
+            write_answers(folder / part, HOSTILE, "model")
+    build_comparison([tmp_path / "sft", tmp_path / "kd"], [tmp_path / "compare.html"])
+    text = visited(tab, tmp_path / "compare.html")
+    assert [string for string in HOSTILE if text.count(seen(plain(string))) < 5 + 2 + 1] == []
+
+
 def test_the_list_has_at_least_60_distinct_strings() -> None:
     assert len(set(HOSTILE)) == len(HOSTILE) >= 100
 

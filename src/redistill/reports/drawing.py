@@ -7,6 +7,7 @@ ids.  matplotlib is imported when the first figure is drawn.
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,10 @@ def drawn(paint: Callable[["Axes"], None], label: str, size_inches: tuple[float,
         axes.spines[["top", "right"]].set_visible(False)
         paint(axes)
         out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(out.getvalue(), label)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a glyph that matplotlib's font lacks; the page uses the reader's fonts
+            figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return _inline(out.getvalue(), plain_line(label))
 
 
 def _inline(document: str, label: str) -> Markup:
@@ -59,4 +62,4 @@ def _inline(document: str, label: str) -> Markup:
     digest = hashlib.blake2b((label + svg).encode(), digest_size=6).hexdigest()
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{digest}", svg)  # the same marker in two figures has two ids
     svg = svg.replace(INK, "currentColor").strip()
-    return Markup('<svg role="img" aria-label="{}"').format(plain_line(label)) + Markup(svg.removeprefix("<svg"))
+    return Markup('<svg role="img" aria-label="{}"').format(label) + Markup(svg.removeprefix("<svg"))

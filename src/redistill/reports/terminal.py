@@ -114,12 +114,14 @@ def print_harness(found: Mapping[str, object]) -> None:
 
 
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
-    """Print the tables of a comparison, its unequal settings and unfinished runs.
+    """Print the verdict of a comparison, its tables, its unequal settings and unfinished runs.
 
     No table is printed if `tables` is False. Tables whose attribute `is_detail` is True are too wide for a terminal and are
     never printed.
     """
     page = console()
+    for sentences in comparison.verdict:
+        page.print(_text(" ".join(sentences)))
     for table in (table for table in comparison.tables if tables and not table.is_detail):
         shown = _table(table.columns, texts=table.columns[:1])
         shown.title, shown.title_justify = _text(table.title), "left"

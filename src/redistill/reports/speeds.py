@@ -1,0 +1,68 @@
+"""Size and speed of the models of a comparison, beside the quality that they keep."""
+
+from collections.abc import Mapping
+
+from redistill.reports.comparison import Column, Entrant
+from redistill.reports.folders import number
+from redistill.reports.measured import Measured
+from redistill.reports.pages import NOTHING, fixed, large, percent, score
+from redistill.reports.statistics import mean
+from redistill.reports.tables import Cell, Line, Table
+
+FIGURES = {"parameters": "parameters", "bytes": "size", "tokens_per_s": "tokens per second"}
+"""Keys of scores.json, with their headings."""
+
+
+def figures_of(model: Entrant) -> dict[str, float | None]:
+    """Return the figures of a model by name, as means over its training seeds.
+
+    The names are those in `FIGURES`.  A figure is None if no evaluation has recorded it.
+    """
+    scores = [found.scores for found in model.trainings.values()]
+    return {name: mean(value for held in scores if (value := number(held.get(name))) is not None) for name in FIGURES}
+
+
+def kept_quality(measured: Measured, column: Column) -> dict[str, float]:
+    """Return the fraction of the teacher's score that each method reaches, by label.
+
+    The result is empty if there is no single teacher with a positive score, or if lower scores are better.
+    """
+    rows = [row for row in measured.rows if row.column == column.name]
+    teachers = [row.primary.mean for row in rows if row.role == "teacher"]
+    if len(teachers) != 1 or teachers[0] is None or teachers[0] <= 0 or column.primary.sign < 0:
+        return {}
+    scores = {row.model: row.primary.mean for row in rows if row.is_method}
+    return {label: value / teachers[0] for label, value in scores.items() if value is not None}
+
+
+def size_table(measured: Measured, column: Column) -> Table:
+    """Build the table of quality, size and speed, with a row for each teacher and each method.
+
+    Args:
+        measured: The compared runs.
+        column: A data set or an average, whose primary metric is the quality.
+    """
+    measure, kept = column.primary, kept_quality(measured, column)
+    scores = {(row.is_method, row.model): row.primary.mean for row in measured.rows if row.column == column.name}
+    lines = []
+    for model in measured.models:
+        if model.role == "before":
+            continue
+        part = kept.get(model.label) if model.is_method else None
+        quality = [score(scores.get((model.is_method, model.label)), measure.unit), percent(part)]
+        kind = "method" if model.is_method else "reference"
+        lines.append(Line(model.label, kind, [Cell(text) for text in (*quality, *_cells(figures_of(model)))]))
+    where = "averaged over data sets" if column.is_average else f"on {column.name}"
+    return Table(
+        key="size",
+        title="Size and speed",
+        caption=f"{measure.title} {where}, and its fraction of the teacher's. Tokens per second of the evaluation, which depend "
+        "on the machine; means over training seeds.",
+        columns=["", measure.heading, "of the teacher", *FIGURES.values()],
+        lines=lines,
+    )
+
+
+def _cells(figures: Mapping[str, float | None]) -> list[str]:
+    size = figures["bytes"]
+    return [large(figures["parameters"]), NOTHING if size is None else f"{large(size, 'G')}B", fixed(figures["tokens_per_s"], 0)]
