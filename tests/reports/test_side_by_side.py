@@ -26,7 +26,11 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def test_prompts_are_ordered_by_the_disagreement_of_the_methods(runs):
     found = responses(runs)
-    assert [(prompt.id, prompt.disagreement) for prompt in found.prompts] == [("dolly:1", 40.0), ("dolly:0", 5.0), ("dolly:2", 0.0)]
+    assert [(prompt.id, prompt.disagreement) for prompt in found.prompts] == [
+        ("dolly:1", 40.0),
+        ("dolly:0", 5.0),
+        ("dolly:2", 0.0),
+    ]
     assert (found.num_prompts, found.methods) == (3, ["sft", "kd"])
 
 

@@ -65,4 +65,8 @@ def size_table(measured: Measured, column: Column) -> Table:
 
 def _cells(figures: Mapping[str, float | None]) -> list[str]:
     size = figures["bytes"]
-    return [large(figures["parameters"]), NOTHING if size is None else f"{large(size, 'G')}B", fixed(figures["tokens_per_s"], 0)]
+    return [
+        large(figures["parameters"]),
+        NOTHING if size is None else f"{large(size, 'G')}B",
+        fixed(figures["tokens_per_s"], 0),
+    ]
