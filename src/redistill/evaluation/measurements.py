@@ -1,6 +1,6 @@
-"""Measurements on a small sample of test prompts: latency and memory of answers that are generated one at a time.
+"""Latency and memory of answers that are generated one at a time.
 
-The answers are those of the first evaluation seed.  `redistill.evaluation.positions` uses them for divergences by token.
+They are measured on a small sample of the test prompts.  The answers are those of the first evaluation seed.  `redistill.evaluation.positions` uses them for divergences by token.
 """
 
 import time
