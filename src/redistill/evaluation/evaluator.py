@@ -104,7 +104,7 @@ class Evaluator:
         decoded = {decoding.name: decoding.seeds(config.seeds) for decoding in config.decodings}
         forced = forced_names(config.teacher_forced, has_teacher=self.teacher is not None)
         held, is_complete = earlier_scores(folder / SCORES, mine, shown, forced=forced, decodings=decoded)
-        sample = sampled_prompts(chosen, config.measure.prompts, config.seeds[0])
+        sample = self._sample(chosen)
         measured = self._held_measurements(held, folder, len(sample))
         if is_complete and measured is not None:
             return held
@@ -182,6 +182,12 @@ class Evaluator:
         """Whether the teacher provides distributions for positions.jsonl."""
         has_all_classes = self.teacher is not None and self.teacher.capabilities.full_vocabulary
         return has_all_classes and self.config.measure.positions_bytes > 0
+
+    def _sample(self, datasets: Mapping[str, Sequence[Row]]) -> list[Sampled]:
+        """Return the prompts on which latency, memory and divergences by token are measured."""
+        seeds = self.config.seeds
+        number = self.config.measure.number(len(seeds) * sum(map(len, datasets.values())))
+        return sampled_prompts(datasets, number, seeds[0])
 
     def _held_measurements(self, held: Mapping[str, Json], folder: Path, prompts: int) -> dict[str, Json] | None:
         """Return the measurements of an earlier call.
