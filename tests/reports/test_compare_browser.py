@@ -88,7 +88,12 @@ def test_responses_are_filtered_by_text_and_data_set(tab, page):
 def test_responses_are_sorted_by_a_score_in_both_orders(tab, page):
     tab.open(page)
     names = tab.run("[...document.querySelectorAll('#response-key option')].map(each => each.textContent)")
-    assert names == ["data set and disagreement", "disagreement", "mean score of the methods", *(f"score of {m}" for m in GAINS)]
+    assert names == [
+        "data set and disagreement",
+        "disagreement",
+        "mean score of the methods",
+        *(f"score of {m}" for m in GAINS),
+    ]
     tab.run("document.querySelector('#response-key').focus()")
     tab.press(*["ArrowDown"] * names.index("score of mgsr"))
     scores = tab.run(f"{VISIBLE}.map(each => Number(each.dataset.scores.split(' ')[2]))")

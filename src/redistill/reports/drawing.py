@@ -48,7 +48,9 @@ def drawn(paint: Callable[["Axes"], None], label: str, size_inches: tuple[float,
         paint(axes)
         out = io.StringIO()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a glyph that matplotlib's font lacks; the page uses the reader's fonts
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # a glyph that matplotlib's font lacks; the page uses the reader's fonts
             figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _inline(out.getvalue(), plain_line(label))
 

@@ -1,4 +1,7 @@
-"""The result of a comparison in words: the best method, its lead, and whether the lead is settled."""
+"""The result of a comparison in words.
+
+The sentences name the best method, its lead, and whether the lead is settled.
+"""
 
 from collections.abc import Iterator, Sequence
 

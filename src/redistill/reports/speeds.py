@@ -7,7 +7,7 @@ from redistill.reports.folders import number
 from redistill.reports.measured import Measured
 from redistill.reports.pages import NOTHING, fixed, large, percent, score
 from redistill.reports.statistics import mean
-from redistill.reports.tables import Cell, Line, Table
+from redistill.reports.tables import Cell, Kind, Line, Table
 
 FIGURES = {"parameters": "parameters", "bytes": "size", "tokens_per_s": "tokens per second"}
 """Keys of scores.json, with their headings."""
@@ -36,7 +36,7 @@ def kept_quality(measured: Measured, column: Column) -> dict[str, float]:
 
 
 def size_table(measured: Measured, column: Column) -> Table:
-    """Build the table of quality, size and speed, with a row for each teacher and each method.
+    """Build the table of quality, size and speed of teachers and methods.
 
     Args:
         measured: The compared runs.
@@ -50,14 +50,14 @@ def size_table(measured: Measured, column: Column) -> Table:
             continue
         part = kept.get(model.label) if model.is_method else None
         quality = [score(scores.get((model.is_method, model.label)), measure.unit), percent(part)]
-        kind = "method" if model.is_method else "reference"
+        kind: Kind = "method" if model.is_method else "reference"
         lines.append(Line(model.label, kind, [Cell(text) for text in (*quality, *_cells(figures_of(model)))]))
     where = "averaged over data sets" if column.is_average else f"on {column.name}"
     return Table(
         key="size",
         title="Size and speed",
-        caption=f"{measure.title} {where}, and its fraction of the teacher's. Tokens per second of the evaluation, which depend "
-        "on the machine; means over training seeds.",
+        caption=f"{measure.title} {where}, and its fraction of the teacher's score. Tokens per second are those of the "
+        "evaluation, and depend on the machine. Figures are means over training seeds.",
         columns=["", measure.heading, "of the teacher", *FIGURES.values()],
         lines=lines,
     )
@@ -65,4 +65,8 @@ def size_table(measured: Measured, column: Column) -> Table:
 
 def _cells(figures: Mapping[str, float | None]) -> list[str]:
     size = figures["bytes"]
-    return [large(figures["parameters"]), NOTHING if size is None else f"{large(size, 'G')}B", fixed(figures["tokens_per_s"], 0)]
+    return [
+        large(figures["parameters"]),
+        NOTHING if size is None else f"{large(size, 'G')}B",
+        fixed(figures["tokens_per_s"], 0),
+    ]
