@@ -114,7 +114,7 @@ def test_different_settings_and_the_commands_are_shown(tmp_path):
     arguments = ["compare", *map(str, runs), "--baseline", "sft", "-o", str(tmp_path / "compare.html")]
     assert main(arguments) == 0
     page = (tmp_path / "compare.html").read_text(encoding="utf-8")
-    assert Tables(page).found["Settings that differ"]["optimiser.learning_rate"] == ["not set", "sft"]
+    assert Tables(page).found["Settings that differ"]["optimiser.learning_rate"] == ["not set (sft) ; 0.001 (mgsr)"]
     assert f"redistill compare '{runs[0]}' {runs[1]} --baseline sft -o compare.html" in html.unescape(page)
     assert "<code>redistill run mgsr.yaml</code>" in page
 

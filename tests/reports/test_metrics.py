@@ -50,7 +50,7 @@ def test_a_folder_without_described_metrics_is_read_with_the_default_ones(tmp_pa
         outputs = [tmp_path / f"{name}.{ending}" for ending in ("html", "md", "tex", "csv")]
         build_comparison(folders, outputs)
         outputs.append(build_report(folders[1], folders[:1], tmp_path / f"{name}-report.html"))
-        pages.append([path.read_text(encoding="utf-8") for path in outputs])
+        pages.append([path.read_text(encoding="utf-8").replace(str(tmp_path / name), "") for path in outputs])
     assert pages[0] == pages[1]
 
 
