@@ -111,7 +111,7 @@ def amount(row: Row) -> str:
 
 
 def kept_sentence(student: Row, teacher: Row, ratios: Mapping[str, float]) -> str:
-    """Return the fraction of the teacher's quality that a student keeps, as a sentence.
+    """Return the fraction of the teacher's quality that a student keeps, in words.
 
     The sentence also has the size and the speed of the student, relative to those of the teacher.
 

@@ -16,6 +16,7 @@ from redistill.contracts import Batch, Engine, EngineTools, TextTeacher
 from redistill.data.spans.mark import SpanMarker
 from redistill.data.tokenize import TokenizeConfig
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
+from redistill.evaluation.measurements import MeasureConfig
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.generation.prefix import PrefixReader
@@ -29,7 +30,8 @@ from redistill.policies.revised import revises
 from redistill.policies.source import Source
 from redistill.runs.external import SOURCE, built
 from redistill.runs.opened import OpenRun
-from redistill.runs.revisions import log_revision
+from redistill.runs.revisions import RevisionLog
+from redistill.teachers.local import LocalTeacher
 from redistill.training.curriculum import Curriculum
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Event, UpdateGuard
 from redistill.training.optimiser import parameter_groups
@@ -111,7 +113,9 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
         run: The run, with loaded models and data.
         model: The language model of the student.
     """
-    models, config = run.models, replace(run.config.evaluation, decodings=())  # further decodings are for the trained student
+    models = run.models
+    # Further decodings and measurements are for the trained student.
+    config = replace(run.config.evaluation, decodings=(), measure=MeasureConfig(prompts=0))
     return Evaluator(
         model=model,
         tokenizer=models.tokenizer,
@@ -179,12 +183,15 @@ def build_policy(run: OpenRun) -> Policy:
     """
     config, models, teacher = run.config, run.models, run.teacher
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
+    special = (*models.end_ids, *models.tokenizer.all_special_ids)
+    random_seed = config.seed if config.resolved_method.objective.span.placement == "random" else None
+    marker = None if run.spans is None else SpanMarker(run.spans, models.tokenizer, special, random_seed)
     text_teacher, scorer = None, None
     if teacher is not None and teacher.capabilities.generates:
         text_teacher = cast(TextTeacher, teacher)  # the capability `generates` declares this
     if teacher is not None and teacher.capabilities.statistics:
         size, device = settings.generation_batch_size, run.accelerator.device
-        scorer = Scorer(_student_reader(run), teacher, pad_id=models.pad_id, batch_size=size, device=device)
+        scorer = Scorer(_student_reader(run, remembers=True), teacher, pad_id=models.pad_id, batch_size=size, device=device)
     tools = PolicyTools(
         engine=run.engine,
         teacher=text_teacher,
@@ -197,11 +204,8 @@ def build_policy(run: OpenRun) -> Policy:
         batch_size=settings.generation_batch_size,
         seed=config.seed,
         folder=config.folder,
-        on_revision=partial(log_revision, config, models.tokenizer) if run.processes.is_main else lambda revision: None,
+        on_revision=_revision_log(run, marker) if run.processes.is_main else lambda revision: None,
     )
-    special = (*models.end_ids, *models.tokenizer.all_special_ids)
-    random_seed = config.seed if config.resolved_method.objective.span.placement == "random" else None
-    marker = None if run.spans is None else SpanMarker(run.spans, models.tokenizer, special, random_seed)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
     drawing = partial(_remembering, run) if revises(node) else nullcontext
     source: Source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
@@ -222,6 +226,20 @@ def build_policy(run: OpenRun) -> Policy:
         size = settings.batch_size
         corpus = Shuffled(run.corpus, batch_size=size, seed=config.seed, purpose="corpus", processes=run.processes)
     return Policy(gold, source, marker, corpus=corpus, rewrite=rewrite, drawing=drawing)
+
+
+def _revision_log(run: OpenRun, marker: SpanMarker | None) -> RevisionLog:
+    """Return the log of the corrections of student text.
+
+    It reads the student and a local teacher without prefix memory, so that logging has no effect on the text or the losses of
+    training.
+    """
+    models, device, scorer = run.models, run.accelerator.device, None
+    if models.teacher is not None:
+        teacher = LocalTeacher(models.teacher, vocabulary=models.vocabulary, device=device)
+        reader = _student_reader(run, remembers=False)
+        scorer = Scorer(reader, teacher, pad_id=models.pad_id, batch_size=2, device=device)
+    return RevisionLog(run.config, models.tokenizer, run.schedule.updates, scorer, marker)
 
 
 def _weights_step(engine: Engine, step: int) -> int:
@@ -256,19 +274,19 @@ def _remembering(run: OpenRun) -> Iterator[None]:
         yield
 
 
-def _student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
+def _student_reader(run: OpenRun, *, remembers: bool) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
     """Return a function that computes the student's hidden states for a batch.
 
     The function returns the states at the positions `batch.position_N`, of shape [N, width], and the student's output head.
-    It runs the student in evaluation mode and without gradient.  If the engine has a prefix memory (stored states of texts),
-    the function reuses the states in this memory and adds those of the batch.
+    It runs the student in evaluation mode and without gradient.  If `remembers` is True and the engine has a prefix memory
+    (stored states of texts), the function reuses the states in this memory and adds those of the batch.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 
     @torch.no_grad()
     def read(batch: Batch) -> tuple[torch.Tensor, Head]:
         run.student.eval()
-        memory = engine.memory if isinstance(engine, LocalEngine) else None
+        memory = engine.memory if remembers and isinstance(engine, LocalEngine) else None
         with run.accelerator.autocast():
             inputs = (batch.input_ids_BT, batch.attention_mask_BT, batch.position_N)
             hidden_ND = reader.rows(*inputs, memory, remember=memory is not None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation.folder import RESPONSES, SETTINGS
+from redistill.evaluation.positions import POSITIONS
 from redistill.evaluation.scores import SCORES
 from redistill.records import Json
 from redistill.reports.folders import at, mapping
@@ -21,7 +22,7 @@ from redistill.training.parts import Parts
 from redistill.training.saving import planned_updates
 from redistill.training.schedule import check_length, in_updates
 
-RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS)
+RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS, POSITIONS)
 """Results of a run other than its model.  They are removed from the run folder when the run is extended."""
 
 
