@@ -93,7 +93,7 @@ def test_costs_sizes_and_speeds_are_those_of_the_files(sweep, page):
 
 
 def test_every_response_and_its_score_are_those_of_the_files(sweep, page):
-    cards = re.findall(r'<details class="card response".*?</details>', page, re.DOTALL)
+    cards = re.findall(r'<details class="card answer response".*?</details>', page, re.DOTALL)
     assert len(cards) == 24 and "All 24 test prompts" in page
     for card in cards:
         dataset, prompt = re.search(r"small soft\">(\w+) · (\S+) ·", card).groups()
@@ -124,7 +124,7 @@ def test_a_page_is_at_most_3_mb_and_says_how_many_prompts_it_shows(tmp_path):
     runs = [write_method(tmp_path / method, scores, method, text="&" * 2000) for method in ("sft", "mgsr")]
     build_comparison(runs, [tmp_path / "compare.html"])
     page = (tmp_path / "compare.html").read_text(encoding="utf-8")
-    shown = page.count('<details class="card response"')
+    shown = page.count('<details class="card answer response"')
     assert 2_000_000 < len(page.encode()) < 3_000_000 and 30 < shown < 60
     assert f"{shown} of 60 test prompts, evenly spaced" in page
 
