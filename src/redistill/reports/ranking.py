@@ -87,7 +87,8 @@ def _limits(measured: Measured, column: Column, row: Row) -> Iterator[str]:
         return
     count = sum(each.column == column.name and each.is_method and each.contrast is not None for each in measured.rows)
     if is_settled(row) and found.p_holm is not None and found.p_holm >= _SIGNIFICANT:
-        yield f"Holm's correction for {count} methods gives p = {p_value(found.p_holm)}, so the difference may be due to chance."
+        p = p_value(found.p_holm)
+        yield f"Holm's correction for {count} methods gives p = {p}, so the difference may be due to chance."
     if found.about == "students":
         yield (
             f"This is about the trained students: {row.model} and {row.versus} have fewer than two training seeds in common. "
