@@ -94,7 +94,7 @@ def write_scores(
 
 def write_run(folder: Path, name: str, role: str = "student", text: str = "", updates: int = 0) -> Path:
     """Write a complete run folder, with metrics.jsonl if `updates` > 0; `text` is inserted into all untrusted fields."""
-    config = {"name": name, "training": {"updates": 40}, "note": text}
+    config = {"name": name, "method": "mgsr" if role == "student" else "sft", "training": {"updates": 40}, "note": text}
     description = {
         "schema": 1,
         "name": name + text,

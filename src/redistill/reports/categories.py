@@ -85,6 +85,11 @@ def category_scores(dataset: str, models: Sequence[Evaluation], versus: str | No
     return sorted(found, key=lambda each: (sign * each.scores[student.label], each.name))
 
 
+def has_categories(model: Evaluation) -> bool:
+    """Return whether any answer of a model has a category."""
+    return any(_categories(model, dataset) for dataset in model.datasets)
+
+
 def weakest_sentence(models: Sequence[Evaluation], versus: str | None) -> str:
     """Return a sentence that names where the last model scores lowest.
 

@@ -10,6 +10,7 @@ from redistill.records import ACCEPTANCE, Json
 from redistill.reports import plots
 from redistill.reports.answers import answers_section
 from redistill.reports.budgets import check_budgets
+from redistill.reports.categories import has_categories
 from redistill.reports.comparison import Column, Row, dataset_names, evaluations, measures_of, report_rows
 from redistill.reports.costs import machines, teacher_cost
 from redistill.reports.facts import command_of, cost_of, lineup_of
@@ -118,6 +119,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         "scores of this run (scores.json)": run.student,
         "scores of the teacher (teacher/scores.json)": run.teacher,
         "scores of the student before training (before/scores.json)": run.before,
+        "categories of test rows (responses/*.jsonl)": run.student is None or has_categories(run.student),
         "latency (scores.json)": run.student is None or run.student.scores.get("latency"),
         "training metrics (metrics.jsonl)": log,
         "cost of training (run.json)": run.description.get("cost"),

@@ -43,7 +43,7 @@ def results_section(models: Sequence[Evaluation], rows: Sequence[Row]) -> dict[s
         "datasets": datasets,
         "primaries": list(dict.fromkeys(row.measures[0].heading for row in rows)),
         "categories": [table for table in tables if table is not None],
-        "others": [table for found in datasets if (table := _other_scores(found[0].column, models)) is not None],
+        "others": _other_scores([found[0].column for found in datasets], models),
     }
 
 
@@ -88,25 +88,24 @@ def _decodings(student: Evaluation) -> Iterator[dict[str, object]]:
         yield {"dataset": dataset, "measures": measures, "rows": rows}
 
 
-def _other_scores(dataset: str, models: Sequence[Evaluation]) -> Table | None:
+def _other_scores(datasets: Sequence[str], models: Sequence[Evaluation]) -> Table | None:
     """Return the table of all scores in scores.json that no other table has; None if there are none."""
-    by_model = {model.label: _scores(model, dataset) for model in models if dataset in model.datasets}
-    shown = {*GENERATED, *TEACHER_FORCED, *ACCEPTANCE}
-    shown |= {measure.name for model in models if dataset in model.datasets for measure in model.measures(dataset)}
-    names = [name for name in dict.fromkeys(name for scores in by_model.values() for name in scores) if name not in shown]
+    found = [(model, dataset) for dataset in datasets for model in models if dataset in model.datasets]
+    shown = {*GENERATED, *TEACHER_FORCED, *ACCEPTANCE, *(each.name for model, name in found for each in model.measures(name))}
+    scores = [(f"{dataset}, {model.label}", _scores(model, dataset)) for model, dataset in found]
+    names = [name for name in dict.fromkeys(name for _, held in scores for name in held) if name not in shown]
     names = [name for name in names if re.fullmatch(r"\w{1,60}", name, re.ASCII)][:MAX_SCORES]
     if not names:
         return None
-    lines = [
-        Line(label, "method", [Cell(f"{scores[name]:.4g}" if name in scores else NOTHING) for name in names])
-        for label, scores in by_model.items()
-    ]
     return Table(
-        key=f"others-{dataset}",
-        title=f"Other scores, {dataset}",
+        key="others",
+        title="Other scores",
         caption="Means over evaluation seeds of all scores in scores.json that no other table has.",
         columns=["", *(_TITLES.get(name, name.replace("_", " ")) for name in names)],
-        lines=lines,
+        lines=[
+            Line(label, "method", [Cell(f"{held[name]:.4g}" if name in held else NOTHING) for name in names])
+            for label, held in scores
+        ],
     )
 
 

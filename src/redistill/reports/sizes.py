@@ -1,5 +1,6 @@
 """Size, speed and memory of the models of a report, beside the quality that they keep."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,7 @@ def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]
     return Table(
         key="size",
         title="Size and speed",
-        caption=f"{primary.title} of {rows[0].column}, and its fraction of the teacher's score. Tokens per second are those of "
+        caption=f"{primary.title} ({rows[0].column}), and its fraction of the teacher's score. Tokens per second are those of "
         "the evaluation in batches; the latency is that of an answer that is generated alone; both depend on the machine. Peak "
         "memory has the weights and what one answer at a time adds."
         + (" Acceptance is the probability that the teacher accepts a token that the model proposes." if drafts else ""),
@@ -114,22 +115,30 @@ def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence
     scale = 100 if primary.unit == FRACTION else 1
 
     def paint(axes: "Axes") -> None:
-        for label, role, size, quality in points:
+        top, label_at = 1.1 * scale * max(quality for *_, quality in points), math.inf
+        for label, role, size, quality in sorted(points, key=lambda point: -point[-1]):
+            label_at = min(scale * quality, label_at - 0.08 * top)  # labels of similar scores are moved apart
             colour = {"teacher": INK, "student": COLOURS[0]}.get(role, COLOURS[4])
             axes.scatter([size], [scale * quality], color=colour, s=34, zorder=3)
-            place = (size, scale * quality)
-            text = axes.annotate(label, place, xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
+            text = axes.annotate(
+                label,
+                (size, scale * quality),
+                xytext=(8, label_at),
+                textcoords=("offset points", "data"),
+                va="center",
+                fontsize=8,
+            )
             text.set_parse_math(False)
         if primary.sign > 0:
-            axes.set_ylim(0, 1.18 * scale * max(quality for *_, quality in points))
+            axes.set_ylim(0, top)
         axes.set_xscale("log")
-        axes.margins(x=0.25)
+        axes.set_xlim(min(size for _, _, size, _ in points) / 2, max(size for _, _, size, _ in points) * 4)
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         axes.set_xlabel("parameters")
         axes.set_ylabel(f"{primary.title}, %" if primary.unit == FRACTION else primary.heading).set_parse_math(False)
 
     label = f"{primary.title} of {len(points)} models by number of parameters; the table of size and speed has the numbers"
-    return drawn(paint, label, size_inches=(5.2, 2.5))
+    return drawn(paint, label, size_inches=(5.2, 3.4))
 
 
 def _points(
