@@ -113,7 +113,7 @@ def _kept(measured: Measured, column: Column, best: Row) -> Iterator[str]:
         for model in measured.models
         if (model.is_method, model.label) == (row.is_method, row.model)
     )
-    ratios = {name: mine / other for name, mine in ours.items() if mine is not None and (other := theirs[name])}
+    ratios = {name: mine / theirs[name] for name, mine in ours.items() if name in theirs}
     yield kept_sentence(best, teachers[0], ratios)
 
 
