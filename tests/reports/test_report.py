@@ -104,7 +104,7 @@ def test_the_page_shows_values_responses_corrections_curves_and_the_command(tmp_
         assert re.search(rf"{who} answers \d+ with seed 10\.", page)
 
 
-SCRIPT = (Path(redistill.reports.__file__).parent / "templates" / "report.js").read_text(encoding="utf-8")
+SCRIPT = (Path(redistill.reports.__file__).parent / "templates" / "responses.js").read_text(encoding="utf-8")
 SECTIONS = ("verdict", "results", "size", "answers", "corrections", "curves", "cost", "data", "repeat")
 
 

@@ -52,7 +52,7 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
     """
     path = run_folder / "report.html" if out is None else out
     page = _page(read_run(run_folder), [read_run(folder) for folder in baselines])
-    files.write_text(path, render("report.html", page, scripts=["report.js"]))
+    files.write_text(path, render("report.html", page, scripts=["responses.js"]))
     return path
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import escape
 
 from redistill.records import Json
-from redistill.reports.folders import Evaluation, Measure, RunFolder, mapping, number, read_run
+from redistill.reports.folders import Evaluation, Measure, RunFolder, number, read_run
 from redistill.reports.lineup import Lineup
 from redistill.reports.pages import short
 from redistill.reports.statistics import evenly, mean

@@ -28,10 +28,11 @@ FIGURES = {
 """Name of each figure, with the path of its key in scores.json."""
 RECORDED = {"parameters", "bytes", "tokens_per_s"}
 """Figures that run.json may have for the teacher and the student; scores.json takes precedence."""
-_COLUMNS = ("parameters", "size", "tokens/s", "latency p50, s", "latency p95, s", "peak memory")
+COLUMNS = ("parameters", "size", "tokens/s", "latency p50, s", "latency p95, s", "peak memory")
+"""Headings of the figures in tables, in the order of `FIGURES`."""
 _MAX_LABEL = 30
 
-Figures = Mapping[str, float]
+Figures = dict[str, float]
 
 
 def figures_of(model: Evaluation, run: RunFolder) -> Figures:
@@ -44,7 +45,12 @@ def figures_of(model: Evaluation, run: RunFolder) -> Figures:
     role = model.role if model.role in ("teacher", "student") else ""
     recorded = at(run.description, "models", role)
     found = {name: number(at(recorded, name)) for name in RECORDED}
-    found |= {name: value for name, path in FIGURES.items() if (value := number(at(model.scores, *path))) is not None}
+    return {name: value for name, value in found.items() if value is not None and value > 0} | measured_figures(model)
+
+
+def measured_figures(model: Evaluation) -> Figures:
+    """Return the figures in the scores.json of a model by name; unknown figures are missing."""
+    found = {name: number(at(model.scores, *path)) for name, path in FIGURES.items()}
     return {name: value for name, value in found.items() if value is not None and value > 0}
 
 
@@ -87,7 +93,7 @@ def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]
     for model in models:
         own = scores.get((model.role, model.label))
         kept = own / teacher if own is not None and teacher and teacher > 0 and primary.sign > 0 else None
-        cells = [score(own, primary.unit), percent(kept), *_texts(figures_of(model, run))]
+        cells = [score(own, primary.unit), percent(kept), *figure_texts(figures_of(model, run))]
         cells += [percent(drafts.get((model.role, model.label)))] if drafts else []
         lines.append(Line(model.label, "method" if model.role in METHOD_ROLES else "reference", [Cell(text) for text in cells]))
     return Table(
@@ -97,7 +103,7 @@ def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]
         "the evaluation in batches; the latency is that of an answer that is generated alone; both depend on the machine. Peak "
         "memory has the weights and what one answer at a time adds."
         + (" Acceptance is the probability that the teacher accepts a token that the model proposes." if drafts else ""),
-        columns=["", primary.heading, "of the teacher", *_COLUMNS, *(["acceptance"] if drafts else [])],
+        columns=["", primary.heading, "of the teacher", *COLUMNS, *(["acceptance"] if drafts else [])],
         lines=lines,
     )
 
@@ -141,17 +147,16 @@ def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence
     return drawn(paint, label, size_inches=(5.2, 3.4))
 
 
-def _points(
-    run: RunFolder, models: Sequence[Evaluation], scores: Mapping[tuple[str, str], float | None]
-) -> Iterator[tuple[str, str, float, float]]:
-    """Yield label, role, size and quality of the models for which both are known."""
-    for model in models:
-        size, quality = figures_of(model, run).get("parameters"), scores.get((model.role, model.label))
-        if size is not None and quality is not None:
-            yield plain_line(model.label)[:_MAX_LABEL], model.role, size, quality
+def figure_texts(figures: Figures) -> Iterator[str]:
+    """Yield the text of each figure, in the order of `FIGURES`; a dash if it is unknown.
 
+    Args:
+        figures: Figures of a model by name.
 
-def _texts(figures: Figures) -> Iterator[str]:
+    Example:
+        >>> list(figure_texts({"parameters": 1.2e8, "bytes": 2.4e8, "p50_s": 0.25}))
+        ['120 M', '240 MB', '–', '0.250', '–', '–']
+    """
     for name in FIGURES:
         value = figures.get(name)
         if value is None:
@@ -160,3 +165,13 @@ def _texts(figures: Figures) -> Iterator[str]:
             yield f"{large(value, 'G')}B"
         else:
             yield fixed(value, 3) if name.endswith("_s") and name.startswith("p") else large(value)
+
+
+def _points(
+    run: RunFolder, models: Sequence[Evaluation], scores: Mapping[tuple[str, str], float | None]
+) -> Iterator[tuple[str, str, float, float]]:
+    """Yield label, role, size and quality of the models for which both are known."""
+    for model in models:
+        size, quality = figures_of(model, run).get("parameters"), scores.get((model.role, model.label))
+        if size is not None and quality is not None:
+            yield plain_line(model.label)[:_MAX_LABEL], model.role, size, quality

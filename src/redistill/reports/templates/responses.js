@@ -1,4 +1,5 @@
-// Filters and sorts the responses of a report. Without this script, all of them can be read.
+// Filters, sorts and steps through the responses of a page. Without this script, all of them can be read.
+// The children of #answer-list are the prompts; their data attributes have the values to filter and to sort by.
 "use strict";
 (() => {
   const tools = document.getElementById("answer-tools");
@@ -42,6 +43,30 @@
     show();
   };
 
+  // Close the open prompt, and open the next or the previous one.
+  const step = (by) => {
+    const open = matching.findIndex((item) => item.element.open);
+    const place = open < 0 ? 0 : open + by;
+    const next = matching[place];
+    if (!next) return;
+    limit = Math.max(limit, place + 1);
+    show();
+    for (const item of matching) item.element.open = item === next;
+    next.element.scrollIntoView({ block: "nearest" });
+  };
+
+  // Move the focus from the summary of a prompt to that of the next or the previous one.
+  const moveFocus = (event) => {
+    const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const now = matching.findIndex((item) => item.element.firstElementChild === event.target);
+    const next = matching[now + by];
+    if (by === undefined || now < 0 || !next) return;
+    event.preventDefault();
+    limit = Math.max(limit, now + by + 1);
+    show();
+    next.element.firstElementChild.focus();
+  };
+
   text.addEventListener("input", update);
   for (const choice of [dataset, category, key, order]) if (choice) choice.addEventListener("change", update);
   more.addEventListener("click", () => {
@@ -52,6 +77,8 @@
     next.element.tabIndex = -1;
     next.element.focus();
   });
+  for (const [name, by] of [["next", 1], ["previous", -1]]) field(name)?.addEventListener("click", () => step(by));
+  list.addEventListener("keydown", moveFocus);
   tools.hidden = false;
   update();
 })();
