@@ -18,6 +18,7 @@ from redistill.data.spans.extract import SpanExtractor
 from redistill.data.spans.mark import SpanMarker
 from redistill.data.tokenize import TokenizeConfig
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
+from redistill.evaluation.measurements import MeasureConfig
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.generation.prefix import PrefixReader
@@ -34,7 +35,8 @@ from redistill.policies.source import Source
 from redistill.processes.memory import device_bytes
 from redistill.runs.external import SOURCE, built
 from redistill.runs.opened import OpenRun
-from redistill.runs.revisions import log_revision
+from redistill.runs.revisions import RevisionLog
+from redistill.teachers.local import LocalTeacher
 from redistill.training.curriculum import Curriculum
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Event, UpdateGuard
 from redistill.training.optimiser import parameter_groups
@@ -135,7 +137,9 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
         run: The run, with loaded models and data.
         model: The language model of the student.
     """
-    models, config = run.models, replace(run.config.evaluation, decodings=())  # further decodings are for the trained student
+    models = run.models
+    # Further decodings and measurements are for the trained student.
+    config = replace(run.config.evaluation, decodings=(), measure=MeasureConfig(prompts=0))
     return Evaluator(
         model=model,
         tokenizer=models.tokenizer,
@@ -203,9 +207,8 @@ def build_policy(run: OpenRun) -> Policy:
     """
     config, models = run.config, run.models
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
-    on_revision = partial(log_revision, config, models.tokenizer) if run.processes.is_main else lambda revision: None
-    tools = build_policy_tools(run, gold, on_revision)
     marker = None if run.spans is None else build_marker(config, run.spans, models.tokenizer, models.end_ids)
+    tools = build_policy_tools(run, gold, _revision_log(run, marker) if run.processes.is_main else lambda revision: None)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
     drawing = partial(remembering, run) if revises(node) else nullcontext
     source: Source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
@@ -272,6 +275,20 @@ def build_marker(config: Run, spans: SpanExtractor, tokenizer: Tokenizer, end_id
     return SpanMarker(spans, tokenizer, (*end_ids, *tokenizer.all_special_ids), random_seed)
 
 
+def _revision_log(run: OpenRun, marker: SpanMarker | None) -> RevisionLog:
+    """Return the log of the corrections of student text.
+
+    It reads the student and a local teacher without prefix memory, so that logging has no effect on the text or the losses of
+    training.
+    """
+    models, device, scorer = run.models, run.accelerator.device, None
+    if models.teacher is not None:
+        teacher = LocalTeacher(models.teacher, vocabulary=models.vocabulary, device=device)
+        reader = student_reader(run, remembers=False)
+        scorer = Scorer(reader, teacher, pad_id=models.pad_id, batch_size=2, device=device)
+    return RevisionLog(run.config, models.tokenizer, run.schedule.updates, scorer, marker)
+
+
 def _weights_step(engine: Engine, step: int) -> int:
     """Return how many updates were finished when the engine received its weights.
 
@@ -310,19 +327,19 @@ def remembering(run: OpenRun) -> Iterator[None]:
         yield
 
 
-def student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
+def student_reader(run: OpenRun, *, remembers: bool = True) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
     """Return a function that computes the student's hidden states for a batch.
 
-    The returned function runs the student in evaluation mode and without gradient.  Its results are the hidden states at
-    the positions `batch.position_N`, of shape [N, width], and the student's head.  If the engine has a prefix memory
-    (stored states of texts), the states in this memory are reused, and those of the batch are added.
+    The function returns the states at the positions `batch.position_N`, of shape [N, width], and the student's output head.
+    It runs the student in evaluation mode and without gradient.  If `remembers` is True and the engine has a prefix memory
+    (stored states of texts), the function reuses the states in this memory and adds those of the batch.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 
     @torch.no_grad()
     def read(batch: Batch) -> tuple[torch.Tensor, Head]:
         run.student.eval()
-        memory = engine.memory if isinstance(engine, LocalEngine) else None
+        memory = engine.memory if remembers and isinstance(engine, LocalEngine) else None
         with run.accelerator.autocast():
             inputs = (batch.input_ids_BT, batch.attention_mask_BT, batch.position_N)
             hidden_ND = reader.rows(*inputs, memory, remember=memory is not None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation.folder import RESPONSES, SETTINGS
+from redistill.evaluation.positions import POSITIONS
 from redistill.evaluation.scores import SCORES
 from redistill.records import Json
 from redistill.reports.folders import at, mapping
@@ -21,8 +22,8 @@ from redistill.training.optimiser import OptimiserConfig, set_learning_rates
 from redistill.training.parts import Parts
 from redistill.training.saving import planned_updates
 
-RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS)
-"""Results of a run other than its model, which are removed from the run folder when the run is extended."""
+RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS, POSITIONS)
+"""Results of a run other than its model.  They are removed from the run folder when the run is extended."""
 
 
 def extend(run: OpenRun) -> list[Json]:

@@ -36,6 +36,7 @@ from redistill.runs.launcher import check_launcher, launcher_note
 from redistill.runs.load import DataSets, load_data, read_corpus
 from redistill.runs.models import Models, load_models
 from redistill.runs.revisions import FILE as REVISIONS
+from redistill.runs.revisions import POSITIONS
 from redistill.runs.served import open_served
 from redistill.teachers.appended import AppendedStates
 from redistill.teachers.cached import CachedTeacher, CachedTeacherConfig
@@ -172,7 +173,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     folder, meter = config.folder, Meter()
     output = Output(
         log=MetricsLog(folder / "metrics.jsonl"),
-        revisions=MetricsLog(folder / REVISIONS),
+        policy_logs=(MetricsLog(folder / REVISIONS), MetricsLog(folder / POSITIONS)),
         progress=progress,
         meter=meter,
         checkpoints=folder / "checkpoints",

@@ -97,7 +97,8 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     signals are not checked until the update is complete.
     """
     learner = parts.learner
-    started, before, logged = time.perf_counter(), parts.policy.state_dict(), parts.output.revisions.num_bytes()
+    started, before = time.perf_counter(), parts.policy.state_dict()
+    logged = [(log, log.num_bytes()) for log in parts.output.policy_logs]
     if learner.teacher is not None:
         learner.teacher.faults()  # discards the faults that were counted in validation
     try:
@@ -106,8 +107,8 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
         batches, counts, sums = gradients(draw, parts, state.step)
     except (Interrupted, ServerError):
         parts.policy.load_state_dict(before)  # a buffer may have changed already
-        if parts.accelerator.is_main_process:
-            parts.output.revisions.truncate_after(state.step, logged)  # its text will be generated again
+        for log, size in logged if parts.accelerator.is_main_process else ():
+            log.truncate_after(state.step, size)  # its text will be generated again
         parts.output.meter.read()  # discards the counts: the text will be generated again
         parts.output.meter.read_requests()
         learner.optimizer.zero_grad(set_to_none=True)
