@@ -27,7 +27,7 @@ SEEDS = (10, 20)
 
 
 def config(**measured: Any) -> EvaluationConfig:
-    return EvaluationConfig(seeds=SEEDS, batch_size=2, measure=MeasureConfig(**measured))
+    return EvaluationConfig(seeds=SEEDS, batch_size=2, measure=MeasureConfig(**{"prompts": 16, **measured}))
 
 
 def rows(names: str) -> list[tuple[Record, tuple[int, ...]]]:
@@ -60,6 +60,13 @@ def test_the_sample_depends_on_seed_and_ids_and_not_on_the_order_of_prompts() ->
     assert found[:2] == sampled_prompts({"a": rows("abcdef"), "b": rows("abc")}, 2, 10)
 
 
+def test_small_evaluations_measure_few_prompts() -> None:
+    found = [MeasureConfig().number(answers) for answers in range(0, 5000, 10)]
+    assert found == sorted(found) and {found[0], found[-1]} == {4, 16}
+    assert all(number <= max(4, answers / 50) for number, answers in zip(found, range(0, 5000, 10), strict=True))
+    assert {MeasureConfig(prompts=7).number(answers) for answers in (1, 10_000)} == {7}
+
+
 def test_the_sample_has_all_prompts_if_there_are_few_and_none_if_none_are_wanted() -> None:
     everything = {"a": rows("abc"), "b": rows("ab")}
     keys = {(name, row[0].record_id) for name, row in sampled_prompts(everything, 16, 10)}
@@ -75,7 +82,7 @@ def test_latencies_are_percentiles_of_the_times_of_single_requests() -> None:
     answerer = Answerer(engine, None, Sampling(), 5, (1,))  # type: ignore[arg-type]
     sample = sampled_prompts({"a": rows("abcd")}, 4, 10)
     answers, found = measure(answerer, sample, 10, weight_bytes=7, device=torch.device("cpu"), clock=engine.clock)
-    assert [request.max_new_tokens for request in engine.requests] == [5, 1, 1, 1, 1, 5, 5, 5, 5]
+    assert [request.max_new_tokens for request in engine.requests] == [2, 1, 1, 1, 1, 5, 5, 5, 5]
     first, whole = [2.0, 3, 4, 5], [6.0, 7, 8, 9]  # request 1 is not measured
     assert found["latency"] == {
         "prompts": 4,

@@ -379,9 +379,9 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a configuration without output folders, trackers, decodings and measurements.
+    """Return a copy of a configuration without settings that do not affect training.
 
-    Two configurations that differ only in these fields describe the same training, so a finished run accepts new decodings.
+    These settings are output folders, trackers, decodings and measurements.  A finished run accepts new values of them.
     """
     kept = {name: item for name, item in tree.items() if name not in ("out", "tracking", "decodings", "measure")}
     return {name: without_outputs(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

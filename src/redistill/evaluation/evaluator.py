@@ -85,8 +85,7 @@ class Evaluator:
         Returns:
             The content of scores.json.  `measure` describes "latency" and "peak_bytes".  Each data set lists its metrics under
             "metrics", with titles, units and directions.  If the settings have further decodings, their scores are under
-            "decodings".
-            eos_rate, distinct_1, distinct_2 and agreement are fractions in [0, 1]; kl is KL(teacher || student);
+            "decodings".  eos_rate, distinct_1, distinct_2 and agreement are fractions in [0, 1]; kl is KL(teacher || student);
             cross_entropy and kl are in nats per gold token; lengths include the end token.
 
         Raises:
@@ -105,23 +104,20 @@ class Evaluator:
         decoded = {decoding.name: decoding.seeds(config.seeds) for decoding in config.decodings}
         forced = forced_names(config.teacher_forced, has_teacher=self.teacher is not None)
         held, is_complete = earlier_scores(folder / SCORES, mine, shown, forced=forced, decodings=decoded)
-        has_teacher = self.teacher is None or held.get("teacher_hash") == self.teacher_hash
-        sample = sampled_prompts(chosen, config.measure.prompts, config.seeds[0])
-        measured = self._held_measurements(held, folder, len(sample)) if has_teacher else None
-        if is_complete and has_teacher and measured is not None:
+        sample = self._sample(chosen)
+        measured = self._held_measurements(held, folder, len(sample))
+        if is_complete and measured is not None:
             return held
         num_seeds = len(config.seeds) + sum(map(len, decoded.values()))
         tally = Tally(progress, num_seeds * sum(len(part(rows, self.processes)) for rows in chosen.values()))
         responses = ResponseFiles(self._answerer(config.sampling), tally, folder / RESPONSES, self.processes, config.batch_size)
         with self.autocast():
             scores = {name: self._scores(responses, name, rows, metrics[name]) for name, rows in chosen.items()}
-            if measured is None:
-                measured = self._measure(sample, folder)
+            measured = self._measure(sample, folder) if measured is None else measured
         # If this call generated no answer, the speed is that of the earlier call, which generated the answers.
         speed = rate(tally.tokens, tally.seconds) if tally.tokens else held.get("tokens_per_s")
         result = {**described(self.model, label), "tokens_per_s": speed, **measured, "settings": mine, "datasets": scores}
-        if self.teacher_hash is not None:
-            result["teacher_hash"] = self.teacher_hash
+        result |= {} if self.teacher_hash is None else {"teacher_hash": self.teacher_hash}
         if self.processes.is_main:
             files.write_json(folder / SCORES, result)
         return result
@@ -187,8 +183,20 @@ class Evaluator:
         has_all_classes = self.teacher is not None and self.teacher.capabilities.full_vocabulary
         return has_all_classes and self.config.measure.positions_bytes > 0
 
+    def _sample(self, datasets: Mapping[str, Sequence[Row]]) -> list[Sampled]:
+        """Return the prompts on which latency, memory and divergences by token are measured."""
+        seeds = self.config.seeds
+        number = self.config.measure.number(len(seeds) * sum(map(len, datasets.values())))
+        return sampled_prompts(datasets, number, seeds[0])
+
     def _held_measurements(self, held: Mapping[str, Json], folder: Path, prompts: int) -> dict[str, Json] | None:
-        """Return the measurements of an earlier call; None if measurements of `prompts` prompts must be made."""
+        """Return the measurements of an earlier call.
+
+        Return None if another number of prompts than `prompts` was measured, if divergences by token are missing, or if the
+        earlier call had another teacher.
+        """
+        if self.teacher is not None and held.get("teacher_hash") != self.teacher_hash:
+            return None
         latency = held.get("latency")
         has_latency = not prompts or (isinstance(latency, dict) and latency.get("prompts") == prompts)
         has_positions = not (prompts and self._writes_positions) or (folder / POSITIONS).exists()

@@ -1,6 +1,6 @@
-"""Measurements on a small sample of test prompts: latency and memory of answers that are generated one at a time.
+"""Latency and memory of answers that are generated one at a time.
 
-The answers are those of the first evaluation seed.  `redistill.evaluation.positions` uses them for divergences by token.
+They are measured on a small sample of the test prompts.  The answers are those of the first evaluation seed.  `redistill.evaluation.positions` uses them for divergences by token.
 """
 
 import time
@@ -31,7 +31,9 @@ class MeasureConfig:
 
     Args:
         prompts: Number of prompts in the sample, over all test sets; >= 0.  The main process answers each of them alone (batch
-            size 1) and measures latency and memory.  With 0, nothing is measured.
+            size 1) and measures latency and memory.  With 0, nothing is measured.  If None, the sample has one prompt for 50
+            answers of the evaluation, but at least 4 and at most 16 prompts: an answer that is generated alone can take as
+            long as a whole batch.
         positions_bytes: Maximum size in bytes of positions.jsonl, the divergences from a local teacher by token of the sampled
             answers; >= 0.  Training with SCRG has the same limit for revision-positions.jsonl.  With 0, neither is written.
 
@@ -39,20 +41,28 @@ class MeasureConfig:
         ConfigError: a value is below 0.
 
     Example:
-        >>> MeasureConfig(prompts=4).positions_bytes
-        2000000
+        >>> [MeasureConfig().number(answers) for answers in (10, 500, 2500)], MeasureConfig(prompts=32).number(2500)
+        ([4, 10, 16], 32)
         >>> MeasureConfig(prompts=-1)
         Traceback (most recent call last):
             ...
         redistill.errors.ConfigError: prompts = -1: must be >= 0; 0 measures nothing
     """
 
-    prompts: int = 16
+    prompts: int | None = None
     positions_bytes: int = 2_000_000
 
     def __post_init__(self) -> None:
-        check_field(self, "prompts", self.prompts >= 0, "must be >= 0; 0 measures nothing")
+        check_field(self, "prompts", self.prompts is None or self.prompts >= 0, "must be >= 0; 0 measures nothing")
         check_field(self, "positions_bytes", self.positions_bytes >= 0, "must be >= 0; 0 writes no divergences by token")
+
+    def number(self, answers: int) -> int:
+        """Return the number of prompts in the sample.
+
+        Args:
+            answers: Number of answers of the evaluation, over all seeds.
+        """
+        return self.prompts if self.prompts is not None else min(16, max(4, answers // 50))
 
 
 class Sampled(NamedTuple):
@@ -98,8 +108,8 @@ def measure(
     """Answer each prompt alone; return the answers, and their latency and memory.
 
     The latency of an answer is the time from the request to its last token.  The latency of the first token is the time of a
-    separate request for one token.  The first prompt is answered once more before the measurements, so that they exclude
-    one-time costs such as the loading of kernels.
+    separate request for one token.  Two tokens are generated before the measurements, so that they exclude one-time costs such
+    as the loading of kernels.
 
     Args:
         answerer: Generates the answers.
@@ -122,7 +132,7 @@ def measure(
         return generation, max(0.0, clock() - began)
 
     limit = answerer.max_new_tokens
-    timed(sample[0], limit)
+    timed(sample[0], min(2, limit))
     first = [timed(sampled, 1)[1] for sampled in sample]
     answers, growth = peak_growth(lambda: [timed(sampled, limit) for sampled in sample], device)
     latency: dict[str, Json] = {"prompts": len(sample)}

@@ -1,4 +1,4 @@
-"""Divergences by token: how much student and teacher differ at each token of an answer.
+"""Divergences of student and teacher at each token of an answer.
 
 An evaluation writes them to positions.jsonl for a sample of its answers.
 """
@@ -89,7 +89,9 @@ def answer_positions(
 
 
 def write_positions(folder: Path, lines: Iterable[dict[str, Json]], limit: int) -> None:
-    """Write positions.jsonl to a folder; the first line that exceeds the limit and all later lines are left out.
+    """Write positions.jsonl to a folder, in at most `limit` bytes.
+
+    The first line that would exceed the limit and all later lines are left out.
 
     Args:
         folder: The evaluation folder.

@@ -63,7 +63,7 @@ def free() -> None:
 
 
 def peak_growth(work: Callable[[], Result], device: torch.device) -> tuple[Result, int | None]:
-    """Call `work`; return its result, and by how much memory grew at most during the call.
+    """Call `work`; return its result and the growth of memory during the call.
 
     Args:
         work: The work.

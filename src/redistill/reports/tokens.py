@@ -169,7 +169,7 @@ def _revision(line: Line) -> dict[str, object]:
     position = _position(line)
     maps = [
         _token_map(title, mapping(line.get(name)), "reverse_kl", error=position)
-        for name, title in (("before", "student's draft"), ("after", "revised"))
+        for name, title in (("before", "student's draft"), ("after", "revised text"))
     ]
     return {"step": line.get("step"), "sample": line.get("sample"), "position": position, "maps": maps}
 
@@ -218,9 +218,9 @@ def _charts(answers: _Counts, before: _Counts, after: _Counts, places: np.ndarra
 def _divergences(series: Sequence[tuple[str, _Counts]]) -> Callable[["Axes"], None]:
     def paint(axes: "Axes") -> None:
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        for (label, counts), colour in zip(series, COLOURS):
+        for (label, counts), colour, style in zip(series, COLOURS, ("-", "--")):
             fractions = counts.bins / max(1, counts.tokens)
-            axes.stairs(fractions, EDGES, color=colour, label=label, fill=len(series) == 1, alpha=0.9, linewidth=1.5)
+            axes.stairs(fractions, EDGES, color=colour, label=label, fill=len(series) == 1, linestyle=style, linewidth=1.5)
         axes.set_xscale("log")
         axes.set_xlabel("nats")
         axes.set_ylabel("fraction of tokens")

@@ -73,6 +73,7 @@
     const next = matching[limit];
     limit += PAGE;
     show();
+    if (!next) return;
     next.element.tabIndex = -1;
     next.element.focus();
   });
