@@ -49,7 +49,7 @@ def figures_of(model: Evaluation, run: RunFolder) -> Figures:
 
 
 def measured_figures(model: Evaluation) -> Figures:
-    """Return the figures in the scores.json of a model by name; unknown figures are missing."""
+    """Return the figures in a model's scores.json by name; unknown ones are missing."""
     found = {name: number(at(model.scores, *path)) for name, path in FIGURES.items()}
     return {name: value for name, value in found.items() if value is not None and value > 0}
 
@@ -148,7 +148,9 @@ def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence
 
 
 def figure_texts(figures: Figures) -> Iterator[str]:
-    """Yield the text of each figure, in the order of `FIGURES`; a dash if it is unknown.
+    """Yield the text of each figure, in the order of `FIGURES`.
+
+    The text of an unknown figure is a dash.
 
     Args:
         figures: Figures of a model by name.
