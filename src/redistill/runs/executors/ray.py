@@ -166,7 +166,8 @@ def _connected(address: str | None) -> Iterator[None]:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # Ray prints that it restarts a run
         stack.callback(_restore_environment, dict(os.environ))
         if address is None:
-            os.environ.update({**_LOCAL, "RAY_AUTH_TOKEN": _token()})
+            # `child_environment` makes PYTHONPATH absolute, since Ray is started in another folder.
+            os.environ.update({**child_environment(), **_LOCAL, "RAY_AUTH_TOKEN": _token()})
             temporary = tempfile.mkdtemp(prefix="redistill-ray-")  # only this user can read it
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             where: dict[str, object] = {
