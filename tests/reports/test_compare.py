@@ -105,7 +105,9 @@ def test_unequal_budgets_are_reported_in_every_format(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert line in printed and all(str(path) in printed for path in outputs)
     page, markdown, latex = (path.read_text(encoding="utf-8") for path in outputs[:3])
-    assert re.search(r"Budgets and settings: 1 of \d+ are not equal in all runs: updates\.", page) and f"<li>{line}</li>" in page
+    assert (
+        re.search(r"Budgets and settings: 1 of \d+ are not equal in all runs: updates\.", page) and f"<li>{line}</li>" in page
+    )
     assert f"- {line}" in markdown
     caption = latex[latex.index("\\caption") : latex.index("\\label{tab:scores}")]
     assert line in caption

@@ -51,7 +51,7 @@ def test_the_page_is_complete_and_accessible(tab, page, width, scheme):
     """axe-core needs seconds, so it checks each width and each scheme once."""
     seen = tab.open(page, width=width, scheme=scheme)
     assert tab.run("[...document.querySelectorAll('h2')].map(each => each.id)") == SECTIONS
-    tab.click("#response-next")
+    tab.click("#answer-next")
     if (width, scheme) in zip(WIDTHS, SCHEMES, strict=True):
         assert violations(tab) == []
     assert faults(tab, seen) == []
@@ -69,43 +69,48 @@ def test_all_sections_are_printed(tab, page, tmp_path):
     assert tab.run("[...document.querySelectorAll('h2')].filter(each => each.offsetParent).map(each => each.id)") == SECTIONS
     assert tab.run(f"{VISIBLE}.length") == 0 and "open on the screen are printed" in visible_text(tab, "main")
     tab.open(page)
-    tab.click("#response-next")
+    tab.click("#answer-next")
     tab.pdf(tmp_path / "compare.pdf")
     assert (tmp_path / "compare.pdf").read_bytes().startswith(b"%PDF") and faults(tab, seen) == []
 
 
 def test_responses_are_filtered_by_text_and_data_set(tab, page):
     tab.open(page)
-    assert len(visible_ids(tab)) == 25 and "30 of 30 prompts match, 25 visible" in visible_text(tab, "#response-count")
-    tab.run("document.querySelector('#response-text').focus()")
+    assert len(visible_ids(tab)) == 20 and "30 of 30 prompts match, 20 visible" in visible_text(tab, "#answer-count")
+    tab.run("document.querySelector('#answer-text').focus()")
     tab.press("KD ANSWERS 7 ")
     assert sorted(visible_ids(tab)) == ["dolly:7", "vicuna:7"]
-    tab.run("document.querySelector('#response-dataset').focus()")
+    tab.run("document.querySelector('#answer-dataset').focus()")
     tab.press("ArrowDown", "ArrowDown")
     assert visible_ids(tab) == ["vicuna:7"]
 
 
 def test_responses_are_sorted_by_a_score_in_both_orders(tab, page):
     tab.open(page)
-    names = tab.run("[...document.querySelectorAll('#response-key option')].map(each => each.textContent)")
-    assert names == ["data set and disagreement", "disagreement", "mean score of the methods", *(f"score of {m}" for m in GAINS)]
-    tab.run("document.querySelector('#response-key').focus()")
+    names = tab.run("[...document.querySelectorAll('#answer-key option')].map(each => each.textContent)")
+    assert names == [
+        "data set and disagreement",
+        "disagreement",
+        "mean score of the methods",
+        *(f"score of {m}" for m in GAINS),
+    ]
+    tab.run("document.querySelector('#answer-key').focus()")
     tab.press(*["ArrowDown"] * names.index("score of mgsr"))
-    scores = tab.run(f"{VISIBLE}.map(each => Number(each.dataset.scores.split(' ')[2]))")
+    scores = tab.run(f"{VISIBLE}.map(each => Number(each.dataset.score2))")
     assert scores == sorted(scores, reverse=True) and len(set(scores)) > 9
-    tab.run("document.querySelector('#response-order').focus()")
+    tab.run("document.querySelector('#answer-order').focus()")
     tab.press("ArrowDown")
-    lowest = tab.run(f"{VISIBLE}.map(each => Number(each.dataset.scores.split(' ')[2]))")
+    lowest = tab.run(f"{VISIBLE}.map(each => Number(each.dataset.score2))")
     assert lowest == sorted(lowest) and lowest[0] < scores[-1]
 
 
 def test_prompts_are_stepped_through_by_mouse_and_by_keyboard(tab, page):
     tab.open(page)
     ids = visible_ids(tab)
-    tab.click("#response-next")
-    tab.click("#response-next")
+    tab.click("#answer-next")
+    tab.click("#answer-next")
     assert open_ids(tab) == [ids[1]]
-    tab.run("document.querySelector('#response-previous').focus()")
+    tab.run("document.querySelector('#answer-previous').focus()")
     tab.press("Enter")
     assert open_ids(tab) == [ids[0]]
     tab.run("document.querySelector('.response summary').focus()")
@@ -113,13 +118,13 @@ def test_prompts_are_stepped_through_by_mouse_and_by_keyboard(tab, page):
     assert open_ids(tab) == [ids[0], ids[2]]
     tab.press("ArrowUp", "ArrowUp", "Enter")
     assert open_ids(tab) == [ids[2]]
-    tab.click("#response-more")
+    tab.click("#answer-more")
     assert len(visible_ids(tab)) == 30
 
 
 def test_without_scripts_every_response_can_be_read(tab, page):
     seen = tab.open(page, scripts=False)
-    assert tab.run("document.querySelector('#response-tools').offsetParent") is None
+    assert tab.run("document.querySelector('#answer-tools').offsetParent") is None
     assert len(visible_ids(tab)) == 2 * PROMPTS
     tab.click(".response summary")
     assert "kd answers" in visible_text(tab, ".response[open]") and "mgsr answers" in visible_text(tab, ".response[open]")

@@ -1,5 +1,6 @@
 """Responses of all methods to the same prompts: which are read, in which order, and how many."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -26,7 +27,11 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def test_prompts_are_ordered_by_the_disagreement_of_the_methods(runs):
     found = responses(runs)
-    assert [(prompt.id, prompt.disagreement) for prompt in found.prompts] == [("dolly:1", 40.0), ("dolly:0", 5.0), ("dolly:2", 0.0)]
+    assert [(prompt.id, prompt.disagreement) for prompt in found.prompts] == [
+        ("dolly:1", 40.0),
+        ("dolly:0", 5.0),
+        ("dolly:2", 0.0),
+    ]
     assert (found.num_prompts, found.methods) == (3, ["sft", "kd"])
 
 
@@ -63,7 +68,7 @@ def test_prompts_are_left_out_evenly_above_the_size_limit(letter, tmp_path):
     assert len(everything.prompts) == 50 and some.num_prompts == 50
     assert 9 <= len(some.prompts) <= 10 and sum(prompt.num_bytes for prompt in some.prompts) <= total // 5
     ranks = [everything.prompts.index(prompt) for prompt in some.prompts]
-    assert (ranks[0], ranks[-1]) == (0, 49) and {5, 6}.issuperset(b - a for a, b in zip(ranks, ranks[1:]))
+    assert (ranks[0], ranks[-1]) == (0, 49) and {5, 6}.issuperset(b - a for a, b in itertools.pairwise(ranks))
     assert some == responses(folders, max_bytes=total // 5)
 
 

@@ -44,7 +44,7 @@ def html(measured: Measured, comparison: Comparison, command: str) -> str:
         comparison: Their comparison.
         command: The command that builds the comparison, to be shown on the page.
     """
-    return render("compare.html", {**page_of(measured, comparison), "command": command}, scripts=["compare.js"])
+    return render("compare.html", {**page_of(measured, comparison), "command": command}, scripts=["responses.js"])
 
 
 def markdown(comparison: Comparison) -> str:

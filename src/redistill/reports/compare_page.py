@@ -19,6 +19,7 @@ _AXES = {
     "generated_tokens": "generated tokens",
     "parameters": "parameters",
     "tokens_per_s": "tokens per second",
+    "p50_s": "latency p50, seconds",
 }
 
 
@@ -60,7 +61,7 @@ def _quality(measured: Measured, column: Column) -> list[Chart]:
         for row in rows:
             of_training = name in SUMMED
             cost = measured.costs[row.model].figures.get(name) if of_training and row.is_method else None
-            cost = cost if of_training else figures[row.is_method, row.model][name]
+            cost = cost if of_training else figures[row.is_method, row.model].get(name)
             if cost is not None and row.primary.mean is not None:
                 points.append(Point(row.model, row.role, cost, row.primary.mean, row.primary.deviation))
         charts.append(quality_plot(title, column.primary, points))

@@ -1,5 +1,6 @@
-"""Charts of a comparison: differences to the baseline, and quality against cost, size and speed.
+"""Charts of a comparison, as SVG.
 
+They show differences to the baseline, and quality against cost, size and speed.
 Every number of a chart also stands in a table of the page.
 """
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from redistill.storage.redaction import plain_line
+from redistill.storage.redaction import plain_line, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,9 +48,9 @@ def drawn(paint: Callable[["Axes"], None], label: str, size_inches: tuple[float,
         paint(axes)
         out = io.StringIO()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a glyph that matplotlib's font lacks; the page uses the reader's fonts
+            warnings.simplefilter("ignore", UserWarning)  # matplotlib's font may lack a glyph; the page uses the reader's fonts
             figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(out.getvalue(), plain_line(label))
+    return _inline(printable(out.getvalue()), plain_line(label))  # texts may have control characters, which XML forbids
 
 
 def _inline(document: str, label: str) -> Markup:

@@ -49,11 +49,12 @@ VALIDATION = {
     "eos_rate": "Responses that end with an end token, fraction",
 }
 _NOT_METRICS = ("kind", "step", "distinct_1", "distinct_2", *ACCEPTANCE)
-CLIPPING = {"kept_mass": "kept mass", "recovered": "recovered", "upper": "u", "lower": "l", "target_only": "target only"}
+CLIPPING = {"kept_mass": "kept mass", "recovered": "recovered", "target_only": "target only"}
+BOUNDS = {"upper": "u", "lower": "l"}
 
 KEPT_CLASSES = "kept_classes"
 MASSES = ("kept_mass", "top_mass", "dropped_above")  # inputs of `_mass_parts`
-TRAINING_NAMES = (*TRAINING, *dict.fromkeys((*CLIPPING, *MASSES)), KEPT_CLASSES)
+TRAINING_NAMES = (*TRAINING, *dict.fromkeys((*CLIPPING, *BOUNDS, *MASSES)), KEPT_CLASSES)
 """Names of the training metrics that have a chart."""
 
 
@@ -72,37 +73,53 @@ class Panel:
     svg: Markup
 
 
-def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
+def panels(log: RunLog, validated: Sequence[Measure] = (), baseline: tuple[str, str, RunLog] | None = None) -> list[Panel]:
     """Return the charts of all quantities in the log of a run.
 
     Args:
         log: The log, as `read_log` returns it for the names `TRAINING_NAMES`.
         validated: Metrics that validation may have logged; if empty, they are inferred from the log.
+        baseline: Labels of the run and of the baseline, and the log of the baseline.  Each chart with a single curve of the run
+            also has that of the baseline.
     """
+    own, other, theirs = baseline or ("", "", RunLog())
     scores = {measure.name: _title(measure) for measure in validated or _undescribed(log.validation)}
     charts = []
-    for group, curves, titles in (("training", log.train, TRAINING), ("validation", log.validation, scores | VALIDATION)):
-        charts += [
-            Panel(group, title, _plot(title, [(title, curves[name].bins())]))
-            for name, title in titles.items()
-            if name in curves
-        ]
-    kept = [(label, log.train[name].bins()) for name, label in CLIPPING.items() if name in log.train]
-    if kept:
-        title = "Clipping by DAC-KL, probabilities and fractions"
-        charts.append(Panel("clipping", title, _plot(title, kept, limits=(0, 1.02))))
-    if parts := _mass_parts(log.train):
-        title = "Kept and whole distribution of the teacher, probability mass"
-        charts.append(Panel("clipping", title, _plot(title, parts, limits=(0, 1), stacked=True)))
-    if KEPT_CLASSES in log.train:
-        bins = log.train[KEPT_CLASSES].bins()
-        logarithmic = bool(bins.highs.max() > 20 * bins.lows.min() > 0)
-        title = "Classes kept per token"
-        charts.append(Panel("clipping", title, _plot(title, [("kept classes", bins)], log=logarithmic)))
+    groups = (
+        ("training", log.train, theirs.train, TRAINING),
+        ("validation", log.validation, theirs.validation, scores | VALIDATION),
+    )
+    for group, curves, others, titles in groups:
+        for name in (name for name in titles if name in curves):
+            overlaid = [(plain(other)[:MAX_LABEL], others[name].bins())] if name in others else []
+            binned = [(plain(own)[:MAX_LABEL] if overlaid else titles[name], curves[name].bins()), *overlaid]
+            charts.append(Panel(group, titles[name], _plot(titles[name], binned)))
+    charts += _clipping(log.train)
     if log.origins:
         origins = [(plain(name)[:MAX_LABEL], log.origins[name].bins()) for name in sorted(log.origins)]
         title = "Origin of sequences, fraction"
         charts.append(Panel("training", title, _plot(title, origins, limits=(0, 1), stacked=True)))
+    return charts
+
+
+def _clipping(train: Mapping[str, Curve]) -> list[Panel]:
+    """Return the charts of the window of DAC-KL."""
+    charts = []
+    if kept := [(label, train[name].bins()) for name, label in CLIPPING.items() if name in train]:
+        title = "Mass that DAC-KL keeps, fraction"
+        charts.append(Panel("clipping", title, _plot(title, kept, limits=(0, 1.02))))
+    if bounds := [(label, train[name].bins()) for name, label in BOUNDS.items() if name in train]:
+        title = "Bounds u and l of the kept probabilities"
+        is_positive = all(bins.lows.min() > 0 for _, bins in bounds)
+        charts.append(Panel("clipping", title, _plot(title, bounds, log=is_positive)))
+    if parts := _mass_parts(train):
+        title = "Kept and whole distribution of the teacher, probability mass"
+        charts.append(Panel("clipping", title, _plot(title, parts, limits=(0, 1), stacked=True)))
+    if KEPT_CLASSES in train:
+        bins = train[KEPT_CLASSES].bins()
+        logarithmic = bool(bins.highs.max() > 20 * bins.lows.min() > 0)
+        title = "Classes kept per token"
+        charts.append(Panel("clipping", title, _plot(title, [("kept classes", bins)], log=logarithmic)))
     return charts
 
 

@@ -1,11 +1,14 @@
-"""The result of a comparison in words: the best method, its lead, and whether the lead is settled."""
+"""The result of a comparison in words.
+
+The sentences name the best method, its lead, and whether the lead is settled.
+"""
 
 from collections.abc import Iterator, Sequence
 
 from redistill.reports.comparison import Column, Row, by_primary, comparison_rows
 from redistill.reports.inference import POWER
 from redistill.reports.measured import Measured
-from redistill.reports.pages import difference, score
+from redistill.reports.pages import difference, large, score
 from redistill.reports.speeds import figures_of
 from redistill.reports.tables import p_value
 from redistill.reports.verdict import difference_sentence, is_settled, kept_sentence
@@ -18,7 +21,8 @@ def conclusions(measured: Measured) -> list[list[str]]:
 
     The sentences are about the average over data sets, or about the data set if there is only one.  They name the best method
     and its score; its difference to the baseline and to the second best method, and whether these differences are settled; the
-    smallest difference that the comparison could detect; and the teacher's quality that the best method keeps.
+    smallest difference that the comparison could detect; the teacher's quality that the best method keeps; and what its
+    training cost.
 
     Args:
         measured: The compared runs.
@@ -50,6 +54,7 @@ def _sentences(measured: Measured, column: Column) -> Iterator[str]:
     if others:
         yield from _differences(measured, column, best, others[0])
     yield from _kept(measured, column, best)
+    yield from _training(measured, best, others)
 
 
 def _leader(best: Row, count: int, column: Column) -> str:
@@ -82,7 +87,8 @@ def _limits(measured: Measured, column: Column, row: Row) -> Iterator[str]:
         return
     count = sum(each.column == column.name and each.is_method and each.contrast is not None for each in measured.rows)
     if is_settled(row) and found.p_holm is not None and found.p_holm >= _SIGNIFICANT:
-        yield f"Holm's correction for {count} methods gives p = {p_value(found.p_holm)}, so the difference may be due to chance."
+        p = p_value(found.p_holm)
+        yield f"Holm's correction for {count} methods gives p = {p}, so the difference may be due to chance."
     if found.about == "students":
         yield (
             f"This is about the trained students: {row.model} and {row.versus} have fewer than two training seeds in common. "
@@ -107,5 +113,18 @@ def _kept(measured: Measured, column: Column, best: Row) -> Iterator[str]:
         for model in measured.models
         if (model.is_method, model.label) == (row.is_method, row.model)
     )
-    ratios = {name: mine / other for name, mine in ours.items() if mine is not None and (other := theirs[name])}
+    ratios = {name: mine / theirs[name] for name, mine in ours.items() if name in theirs}
     yield kept_sentence(best, teachers[0], ratios)
+
+
+def _training(measured: Measured, best: Row, others: Sequence[Row]) -> Iterator[str]:
+    """Yield the sentence about the training cost of the best method, beside that of the baseline or else the second best."""
+    baseline = [row for row in others if row.role == "baseline"]
+    spent = [(row.model, measured.costs[row.model].figures) for row in (best, *(baseline or others)[:1])]
+    texts = [
+        f"{large(figures['seconds'])} seconds and {large(figures['trained_tokens'])} trained tokens for {label}"
+        for label, figures in spent
+        if figures["seconds"] is not None and figures["trained_tokens"] is not None
+    ]
+    if texts:
+        yield f"Training took {', and '.join(texts)}."

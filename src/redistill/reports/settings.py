@@ -1,4 +1,4 @@
-"""Settings that differ between the recipes of compared runs, and the commands that repeat the runs."""
+"""Settings that differ between compared runs, and the commands of the runs."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

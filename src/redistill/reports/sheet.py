@@ -76,7 +76,7 @@ class Comparison:
 
 
 def comparison_of(measured: Measured, published: Mapping[str, Published] | None = None) -> Comparison:
-    """Return the comparison of runs in a form that does not depend on the output format.
+    """Build the comparison of runs, independent of the output format.
 
     Args:
         measured: The runs, as `measure` returns them.

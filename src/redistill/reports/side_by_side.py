@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import escape
 
 from redistill.records import Json
-from redistill.reports.folders import Evaluation, Measure, RunFolder, mapping, number, read_run
+from redistill.reports.folders import Evaluation, Measure, RunFolder, number, read_run
 from redistill.reports.lineup import Lineup
 from redistill.reports.pages import short
 from redistill.reports.statistics import evenly, mean
@@ -169,9 +169,7 @@ def _lines(evaluation: Evaluation, dataset: str) -> Mapping[str, Mapping[str, Js
     return seeds[min(seeds, key=int)] if seeds else {}
 
 
-def _prompt(
-    dataset: str, prompt: str, measure: Measure, held: Sequence[tuple[str, str, Mapping[str, Json]]]
-) -> AnsweredPrompt:
+def _prompt(dataset: str, prompt: str, measure: Measure, held: Sequence[tuple[str, str, Mapping[str, Json]]]) -> AnsweredPrompt:
     line = held[0][2]
     references = line.get("references")
     return AnsweredPrompt(

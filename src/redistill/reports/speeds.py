@@ -1,25 +1,21 @@
 """Size and speed of the models of a comparison, beside the quality that they keep."""
 
-from collections.abc import Mapping
-
 from redistill.reports.comparison import Column, Entrant
-from redistill.reports.folders import number
 from redistill.reports.measured import Measured
-from redistill.reports.pages import NOTHING, fixed, large, percent, score
+from redistill.reports.pages import percent, score
+from redistill.reports.sizes import COLUMNS, FIGURES, Figures, figure_texts, measured_figures
 from redistill.reports.statistics import mean
-from redistill.reports.tables import Cell, Line, Table
-
-FIGURES = {"parameters": "parameters", "bytes": "size", "tokens_per_s": "tokens per second"}
-"""Keys of scores.json, with their headings."""
+from redistill.reports.tables import Cell, Kind, Line, Table
 
 
-def figures_of(model: Entrant) -> dict[str, float | None]:
+def figures_of(model: Entrant) -> Figures:
     """Return the figures of a model by name, as means over its training seeds.
 
-    The names are those in `FIGURES`.  A figure is None if no evaluation has recorded it.
+    The names are those of `sizes.FIGURES`.  A figure is missing if no evaluation has recorded it.
     """
-    scores = [found.scores for found in model.trainings.values()]
-    return {name: mean(value for held in scores if (value := number(held.get(name))) is not None) for name in FIGURES}
+    found = [measured_figures(each) for each in model.trainings.values()]
+    means = {name: mean(held[name] for held in found if name in held) for name in FIGURES}
+    return {name: value for name, value in means.items() if value is not None}
 
 
 def kept_quality(measured: Measured, column: Column) -> dict[str, float]:
@@ -36,7 +32,7 @@ def kept_quality(measured: Measured, column: Column) -> dict[str, float]:
 
 
 def size_table(measured: Measured, column: Column) -> Table:
-    """Build the table of quality, size and speed, with a row for each teacher and each method.
+    """Build the table of quality, size and speed of teachers and methods.
 
     Args:
         measured: The compared runs.
@@ -50,19 +46,15 @@ def size_table(measured: Measured, column: Column) -> Table:
             continue
         part = kept.get(model.label) if model.is_method else None
         quality = [score(scores.get((model.is_method, model.label)), measure.unit), percent(part)]
-        kind = "method" if model.is_method else "reference"
-        lines.append(Line(model.label, kind, [Cell(text) for text in (*quality, *_cells(figures_of(model)))]))
+        kind: Kind = "method" if model.is_method else "reference"
+        lines.append(Line(model.label, kind, [Cell(text) for text in (*quality, *figure_texts(figures_of(model)))]))
     where = "averaged over data sets" if column.is_average else f"on {column.name}"
     return Table(
         key="size",
         title="Size and speed",
-        caption=f"{measure.title} {where}, and its fraction of the teacher's. Tokens per second of the evaluation, which depend "
-        "on the machine; means over training seeds.",
-        columns=["", measure.heading, "of the teacher", *FIGURES.values()],
+        caption=f"{measure.title} {where}, and its fraction of the teacher's score. Tokens per second are those of the "
+        "evaluation in batches; the latency is that of an answer that is generated alone; both depend on the machine. Figures "
+        "are means over training seeds.",
+        columns=["", measure.heading, "of the teacher", *COLUMNS],
         lines=lines,
     )
-
-
-def _cells(figures: Mapping[str, float | None]) -> list[str]:
-    size = figures["bytes"]
-    return [large(figures["parameters"]), NOTHING if size is None else f"{large(size, 'G')}B", fixed(figures["tokens_per_s"], 0)]

@@ -123,7 +123,9 @@ def print_harness(found: Mapping[str, object]) -> None:
 
 
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
-    """Print the verdict of a comparison, its tables, its unequal settings and unfinished runs.
+    """Print the verdict and the tables of a comparison.
+
+    Unequal settings and unfinished runs are listed below the tables.
 
     No table is printed if `tables` is False. Tables whose attribute `is_detail` is True are too wide for a terminal and are
     never printed.
