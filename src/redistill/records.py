@@ -175,8 +175,8 @@ class Record:
         record_id: Identifier of the row, such as "dolly:17".
         prompt: The prompt that a model answers.
         references: Correct answers; empty for a row that has only a prompt.
-        answer: The last turn of a conversation if it has reasoning or tool calls, which a reference (a text) cannot contain.
-            Training uses this turn; scores are computed with the reference.  None for any other row.
+        answer: The last turn of a conversation, if it has reasoning or tool calls; otherwise None. A reference is only a text
+            and cannot contain them. Training uses this turn; scores are computed with the reference.
         category: Kind of the task, such as "open_qa", by which reports group scores; "" if the row has none.
 
     Example:

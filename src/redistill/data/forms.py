@@ -27,9 +27,9 @@ MAX_CATEGORY = 60
 class ParsedRow:
     """The form, prompt and references of a row.
 
-    The form names the keys of the row, such as "prompt/completion".  The references are its answers, all of which are correct.
-    A row without an answer has no references.  `used` has the keys of the row whose values are in the prompt or the references.
-    `answer` and `category` are the fields of `Record` with these names.
+    The form names the keys of the row, such as "prompt/completion". The references are its answers, all of which are correct. A
+    row without an answer has no references. `used` contains the keys whose values the prompt or the references contain.
+    `answer` and `category` are the same as the fields of `Record` with these names.
     """
 
     form: Form

@@ -85,9 +85,10 @@ class Evaluator:
 
         Returns:
             The content of scores.json.  `measure` describes "latency" and "peak_bytes".  Each data set lists its metrics under
-            "metrics", with titles, units and directions.  If the settings have further decodings, their scores are under
-            "decodings".  eos_rate, distinct_1, distinct_2 and agreement are fractions in [0, 1]; kl is KL(teacher || student);
-            cross_entropy and kl are in nats per gold token; lengths include the end token.
+            "metrics".  The scores of further decodings are under "decodings".  With two or more seeds, pass@k of binary metrics
+            is under "pass_at".  eos_rate (the fraction of answers that end with
+            an end token), distinct_1, distinct_2 and agreement are in [0, 1].  kl is KL(teacher || student).  cross_entropy and
+            kl are in nats per gold token.  Lengths include the end token.
 
         Raises:
             CheckpointError: the folder contains answers of another model or of other settings.

@@ -1,4 +1,4 @@
-"""Size, speed and memory of the models of a report, beside the quality that they keep."""
+"""Size, speed and memory of the models of a report, beside their quality."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +78,7 @@ def ratios(run: RunFolder) -> Figures:
 
 
 def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Table:
-    """Build the table of quality, size, speed, latency and memory, with a row for each model.
+    """Build the table of quality, size, speed, latency and memory of each model.
 
     Args:
         run: The run of the report.
@@ -109,7 +109,7 @@ def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]
 
 
 def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Markup | None:
-    """Draw quality against size, with a point for each model; None for fewer than two points.
+    """Draw quality against size; return None for fewer than two models.
 
     The arguments are those of `size_table`.
     """

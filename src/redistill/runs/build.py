@@ -330,9 +330,9 @@ def remembering(run: OpenRun) -> Iterator[None]:
 def student_reader(run: OpenRun, *, remembers: bool = True) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
     """Return a function that computes the student's hidden states for a batch.
 
-    The function returns the states at the positions `batch.position_N`, of shape [N, width], and the student's output head.
-    It runs the student in evaluation mode and without gradient.  If `remembers` is True and the engine has a prefix memory
-    (stored states of texts), the function reuses the states in this memory and adds those of the batch.
+    The returned function runs the student in evaluation mode and without gradient.  Its results are the hidden states at
+    the positions `batch.position_N`, of shape [N, width], and the student's head.  If `remembers` is True and the engine has
+    a prefix memory (stored states of texts), the states in this memory are reused, and those of the batch are added.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 

@@ -23,7 +23,7 @@ from redistill.training.parts import Parts
 from redistill.training.saving import planned_updates
 
 RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS, POSITIONS)
-"""Results of a run other than its model.  They are removed from the run folder when the run is extended."""
+"""Results of a run other than its model, which are removed from the run folder when the run is extended."""
 
 
 def extend(run: OpenRun) -> list[Json]:
