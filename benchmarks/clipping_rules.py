@@ -1,6 +1,6 @@
 """Which rule of clipping the teacher serves MGSR best?  A table over rules, five training seeds each, in the toy world.
 
-    python -m benchmarks.clipping_rules --out runs/clipping [--only min_p_20 mass_floor] [--table]
+    python -m benchmarks.clipping_rules --out runs/clipping [--only min_p_20 literal] [--table]
 
 All students are MGSR (SCRG, SFT, span loss) with another divergence, 100 updates, and the last student counts.  A rule with a
 network has a learning rate of its own for it.  Cells that are finished, or measured, are not computed again; `--table` prints
@@ -37,7 +37,7 @@ from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.models.load import ModelConfig, load_model
 from redistill.policies import Scorer
 from redistill.randomness import torch_seed
-from redistill.runs.demo import ROWS, SEED, student_tree, toy_world, world_folder
+from redistill.runs.demo import SEED, TEST_PROMPTS, student_tree, toy_world, world_folder
 from redistill.runs.opened import OpenRun, open_run
 from redistill.runs.run import train_student
 from redistill.storage import files
@@ -50,12 +50,11 @@ DECODINGS = {
     "top-p 0.9": Sampling(top_p=0.9),
     "greedy": Sampling(temperature=0.0),
 }
-MEAN_MASS, LEAST_MASS = 0.9, 0.5
+MEAN_MASS, LEAST_MASS, DAMPING = 0.9, 0.5, 10.0
 TRUNCATED = {"kind": "dac_kl", "normalise": "teacher"}  # KL from the truncated teacher, renormalised, to the whole student
 RULES: dict[str, dict[str, Any]] = {
     "forward_kl": {"kind": "forward_kl"},
     "literal": {"kind": "dac_kl"},
-    "mass_floor": {"kind": "dac_kl", "mass_floor": 0.9},
     "min_p_05": {**TRUNCATED, "mode": "relative", "fixed_interval": [0.05, 1]},
     "min_p_20": {**TRUNCATED, "mode": "relative", "fixed_interval": [0.2, 1]},
     "nucleus_90": {**TRUNCATED, "mode": "mass", "fixed_interval": [0, 0.9]},
@@ -96,9 +95,10 @@ class Allocation(nn.Module):
 
 
 class Allocated(DacKL):
-    """The student minimises KL(p_S, q); the network minimises it too, with nu (MEAN_MASS - mean mass) added.
+    """The student minimises KL(p_S, q); the network minimises it too, with nu d + (DAMPING / 2) d^2 added.
 
-    nu ascends where everything else descends, so that the mean mass tends to MEAN_MASS and the network can only allocate it.
+    d is MEAN_MASS - mean mass.  nu ascends where everything else descends, so that the mean mass tends to MEAN_MASS and the
+    network can only allocate it.  Without the square, nu integrates d alone, and the mean mass oscillates.
     """
 
     def __init__(self, config: DacKLConfig, vocabulary: int, seed: int = 0) -> None:
@@ -112,8 +112,11 @@ class Allocated(DacKL):
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         divergence_N, rows = super().forward(logq_NV, logp_NV)
         mass_N, nu = (self._last * logp_NV.detach().exp()).sum(-1), self.network.dual  # type: ignore[union-attr]
+        if not len(mass_N):
+            return divergence_N, rows
+        gap = MEAN_MASS - mass_N.mean()
         ascending = 2 * nu.detach() - nu  # the value of nu, and the negative of its gradient
-        return divergence_N + ascending * (MEAN_MASS - mass_N), rows
+        return divergence_N + ascending * gap + DAMPING / 2 * gap**2, rows
 
 
 class Bandit(DacKL):
@@ -166,14 +169,14 @@ def cell(rule: str, seed: int, out: Path) -> Run:
         "objective": objective,
         "training": {"updates": 100, "batch_size": 16, "evaluate_every": 100, "log_every": 50},
         "optimiser": {"learning_rate": 1e-3, "clip_network_learning_rate": 1e-2},
-        "evaluation": {"batch_size": 128, "seeds": [10], "compare": []},
+        "evaluation": {"batch_size": 128, "limit": 1, "seeds": [10], "compare": []},
     }
     return decode_run({**tree, **own}, rule)
 
 
 def measured(config: Run) -> dict[str, Any]:
     """Held-out KL, and for each decoding ROUGE-L, the student's entropy and the teacher's log-probability."""
-    records = toy_records(ROWS["test"], SEED, "test")
+    records = toy_records(TEST_PROMPTS, SEED, "test")
     rouge = METRICS["rouge_l"]
     with open_run(config) as run, torch.no_grad():
         trained, _ = load_model(ModelConfig(model=str(config.folder / "model")))

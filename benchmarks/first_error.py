@@ -1,9 +1,9 @@
 """What finding the first error of a draft costs, if the draft is generated in chunks.
 
-    python -m benchmarks.first_error --model models/smollm2 --prompts data.jsonl [--quick]
+    python -m benchmarks.first_error --model models/smollm2 --prompts data.jsonl [--student runs/sample/model] [--quick]
 
-The teacher is the model named, the student twelve of its layers; 8 drafts of 192 tokens, nothing ends a text.  The threshold is
-the 80th percentile of the divergences of all tokens.  Two questions:
+The teacher is the model named.  The student is another model, or else twelve of the teacher's layers, untrained.  There are 8
+drafts of 192 tokens; nothing ends a text.  The threshold is the 80th percentile of the divergences of all tokens.  Questions:
 
 `find`  Generation, teacher and detection, the tail apart: shares of what they cost with whole drafts.
 `all`   The whole revision with chunks of 16 tokens and k tokens of the teacher from the error on, for k = 1, 4, 16 and all of
@@ -56,8 +56,8 @@ class WithoutTails:
 class Scene:
     """A teacher, a student, and prompts to answer."""
 
-    def __init__(self, teacher: nn.Module, examples: Sequence[Any], new_tokens: int) -> None:
-        self.student = student_from_layers(teacher, LAYERS).eval()
+    def __init__(self, teacher: nn.Module, student: nn.Module, examples: Sequence[Any], new_tokens: int) -> None:
+        self.student = student.eval()
         self._vocabulary, size = head(self.student).num_classes, Halving("batch size", len(examples))
         own = {"vocabulary": None, "end_ids": (), "pad_id": 0, "batch_size": size}
         self.engine, reading = LocalEngine(self.student, **own), LocalEngine(teacher, **own)
@@ -141,14 +141,16 @@ def main() -> None:
         str(__doc__),
         model={"required": True, "help": "a folder or a hub name"},
         prompts={"required": True, "help": "a file of training rows; their prompts are answered"},
+        student={"help": "folder of a trained student"},
     )
     batch, prompt, new_tokens = (4, 64, 24) if chosen.quick else (8, 64, 192)
     teacher, tokenizer = load_model(ModelConfig(model=chosen.model))
     records, _ = read_records(chosen.prompts)
     examples, _ = tokenize_training(records, tokenizer, TokenizeConfig(prompt_tokens=prompt, response_tokens=new_tokens), 0)
-    scene = Scene(teacher, examples[:batch], new_tokens)
+    student = load_model(ModelConfig(model=chosen.student))[0] if chosen.student else student_from_layers(teacher, LAYERS)
+    scene = Scene(teacher, student, examples[:batch], new_tokens)
     results = measured(scene, chosen.repetitions or (1 if chosen.quick else 5))
-    sizes = {"batch": batch, "prompt_tokens": prompt, "new_tokens": new_tokens, "student_layers": len(LAYERS)}
+    sizes = {"batch": batch, "prompt_tokens": prompt, "new_tokens": new_tokens, "trained": bool(chosen.student)}
     measuring.write("first_error", {**sizes, **results}, quick=chosen.quick)
 
 

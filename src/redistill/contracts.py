@@ -21,9 +21,9 @@ from redistill.records import Json, Record
 Origin = Literal["dataset", "teacher", "student", "mixture", "revised", "replay", "corpus"]
 """Where a response came from.
 
-"dataset" is a gold answer. "teacher" and "student" are text of one model, and "mixture" is sampled from a mixture of both.
-"revised" is student text in which the teacher replaced a token. "replay" is taken from a buffer of earlier generated text.
-"corpus" is a block of the pre-training corpus.
+"dataset" is an answer from the data. "teacher" and "student" are text of one model, and "mixture" is sampled from a mixture of
+both. "revised" is student text in which the teacher replaced a token. "replay" is taken from a buffer of earlier generated
+text. "corpus" is a block of the pre-training corpus.
 """
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 """All origins; `RowContext` represents an origin by its index in this tuple."""
@@ -36,17 +36,16 @@ ORIGINS: tuple[Origin, ...] = get_args(Origin)
 class Example:
     """A tokenized record.
 
-    The targets need not be contiguous: if every assistant turn is supervised, each turn is one range of targets.  An example
-    of a record without an answer has the tokens of the prompt alone, and no targets.
+    A target is a token that the student is trained to predict. Targets need not be contiguous: a conversation can have one
+    range of targets for each assistant turn. If the record has no answer, the example contains only the tokens of the prompt,
+    and no targets.
 
     Args:
         sample: Index of the record in its data set, from 0.
         record: The record that was tokenized.
         prompt_ids: Token ids of the prompt, without an answer.
-        token_ids: Token ids of the gold sequence: prompt, answer and end token. The end token is absent if the answer was
-            truncated.
-        supervised: For each position of `token_ids`, whether the token is a target: a token that the student is trained to
-            predict.
+        token_ids: Token ids of prompt, answer and end token. The end token is absent if the answer was truncated.
+        supervised: For each position of `token_ids`, True if the token is a target.
 
     Example:
         >>> from redistill.records import RawPrompt
@@ -79,8 +78,8 @@ class Rollout:
     Args:
         old_logprobs: Log-probability of each target in nats, computed by the student right after the sequence was generated.
         advantages: Advantage of each target.
-        importances: Importance weight of each target, >= 0. The weight corrects for a token that was sampled from a mixture
-            with the teacher and not from the student alone.
+        importances: Importance weight of each target, >= 0. The weight corrects for sampling from a mixture with the teacher
+            instead of the student alone.
 
     Example:
         >>> Rollout(old_logprobs=(-0.1, -2.3), advantages=(1.0, -1.0), importances=(1.0, 0.5)).advantages
@@ -93,7 +92,7 @@ class Rollout:
 
 
 MAX_WEIGHT = 1000
-"""Largest weight of a token that a setting may ask for.  The loss of much larger weights is not finite."""
+"""Largest weight of a token that a setting may have. Much larger weights make the loss infinite or NaN."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,19 +102,17 @@ class TokenSequence:
     Args:
         sample: Index of the training example that the prompt belongs to. Random numbers for the sequence depend on this index.
         token_ids: Prompt and response, unpadded. A generated end token is included, and is a target.
-        supervised: For each position, whether the token is a target: a token that the student is trained to predict. Token ids
-            cannot mark targets, since the padding token and the end token often have the same id.
+        supervised: For each position, True if the token is a target: a token that the student is trained to predict.
         origin: Where the response came from, such as "dataset" or "student"; see `Origin`.
         spans: Half-open ranges of target indices for the span loss; the first target of the sequence has index 0.
         rollout: Values for the policy gradient; None if the objective has no policy gradient.
-        weights: Weight of each target in the divergence term, finite and >= 0; () if all weights are 1.  The divergence at a
-            target is multiplied by the weight of the target.  The sum over targets is divided by the number of targets, not by
-            the sum of the weights, so the weight of one target does not change the contribution of another.  Cross entropy
-            (SFT), span loss and policy gradient do not use the weights.
+        weights: Weight of each target in the divergence term, finite and >= 0; () if all weights are 1. The divergence at a
+            target is multiplied by its weight. The sum over targets is divided by the number of targets, not by the sum of the
+            weights. Cross entropy (SFT), span loss and policy gradient do not use the weights.
 
     Raises:
-        AssertionError: the lengths differ, no token is a target, the first token is a target, the number of weights is neither
-            0 nor the number of targets, or a weight is negative or not finite.
+        AssertionError: `token_ids` and `supervised` differ in length; no token is a target; the first token is a target; the
+            number of weights is neither 0 nor the number of targets; or a weight is negative or not finite.
 
     Example:
         >>> supervised = (False, False, True, True)
@@ -179,9 +176,9 @@ Role = Literal["sft", "distillation"]
 class DrawItem:
     """A sequence and its roles: the terms of the objective that use it.
 
-    A policy assigns the role "sft" to gold answers, and the role "distillation" to sampled answers: the sequences that the
-    policy has chosen for distillation, such as text of the student. A policy may choose the gold answer itself; the sequence
-    then has both roles and needs only one forward pass. The objective later removes the roles that none of its terms uses.
+    Gold answers (answers from the data) have the role "sft". Answers that the policy has chosen for distillation, such as text
+    of the student, have the role "distillation". If a policy chooses the gold answer for distillation, one item has both roles,
+    and needs only one forward pass. The objective later removes roles that none of its terms uses.
 
     Args:
         sequence: The sequence.
@@ -221,7 +218,7 @@ class Draw:
 
     Args:
         items: Sequences with prompts of the training examples. Sequences for distillation (role "distillation") come first,
-            then gold answers (role "sft").
+            then answers from the data (role "sft").
         corpus: Blocks of the pre-training corpus; empty if the objective has no pre-training term.
 
     Example:
@@ -245,9 +242,11 @@ class Batch:
 
     More than 12 fields: it holds tensors that are created together and moved to the device together.
 
-    A target is a token that the student is trained to predict, and a row is the prediction of one target: row n predicts
-    `target_N[n]` from the hidden state at `position_N[n]`. Sequences 0 .. num_sampled - 1 have the role "distillation". Rows 0
-    .. num_sampled_rows - 1 belong to these sequences, in the same order. The teacher is run on these sequences only.
+    A target is a token that the student is trained to predict. A row is the prediction of one target: row n predicts
+    `target_N[n]` from the hidden state at `position_N[n]`.
+
+    The first `num_sampled` sequences have the role "distillation". The first `num_sampled_rows` rows belong to these sequences,
+    in the same order. The teacher is run on these sequences only.
 
     Args:
         input_ids_BT, attention_mask_BT: int64; the mask is 1 for tokens and 0 for padding.
@@ -257,15 +256,14 @@ class Batch:
         sft_N: bool; True if row n counts in the SFT term.
         pair_weight_N: float32; weight of the pair of rows (n, n + 1) in the span loss (MGSR, Eq. 10); 0 if no span contains
             both rows.
-        num_sampled, num_sampled_rows: Number of leading sequences and rows with the role "distillation".
-        num_span_samples: Number of sequences with the role "distillation" that have at least one span which the span loss uses.
-        role: The terms of the objective that use the whole micro-batch: the pre-training term if the value is "pretraining",
-            all other terms if it is "task".
+        num_sampled, num_sampled_rows: Number of sequences, and number of rows, with the role "distillation".
+        num_span_samples: Number of sequences with the role "distillation" and at least one span that the span loss uses.
+        role: "pretraining" if only the pre-training term uses the micro-batch; "task" if all other terms use it.
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
-        old_logprob_N, advantage_N, importance_N: float32; the values in `Rollout` for the first `num_sampled_rows` rows, 0 for
-            sequences without a `Rollout`.
-        token_weight_N: float32; for each of the first `num_sampled_rows` rows, the weight of its target in the divergence term
-            (`TokenSequence.weights`).
+        old_logprob_N, advantage_N, importance_N: float32; the values of `Rollout`, for the first `num_sampled_rows` rows. They
+            are 0 for sequences without a `Rollout`.
+        token_weight_N: float32; `TokenSequence.weights`: the weight of each target in the divergence term, for the first
+            `num_sampled_rows` rows.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
         phrases: One tuple (first row, last row + 1, weight) for each span that the span loss uses.  The weight is 1 / (number
@@ -312,11 +310,11 @@ class Divergence(Protocol):
     Call:
         logq_NV: Student log-probabilities.
         logp_NV: Teacher log-probabilities, same shape.
-        Returns divergence_N, one value for each of the N pairs of distributions, >= 0, and 0 exactly where q = p. The unit is
-        nats if the class states no other unit. The dtype is float32, or float64 for float64 inputs. The gradient flows through
-        q only.
+        Returns divergence_N, one value for each of the N pairs of distributions. Values are >= 0, and 0 exactly where both
+        distributions are equal. The unit is nats if the class states no other unit. The dtype is float32, or float64 for
+        float64 inputs. The gradient flows through the student's log-probabilities only.
 
-    If the class attribute `reads_context` exists and is True, a call has a third argument: a `RowContext`.
+    If the class has the attribute `reads_context = True`, a call has a third argument: a `RowContext`.
 
     Example:
         >>> from redistill.losses.divergences import ForwardKL
@@ -401,8 +399,7 @@ class SampledClasses(NamedTuple):
 class TeacherTarget(Protocol):
     """A function that returns teacher distributions for some rows of a batch.
 
-    A row is the prediction of one token (see `Batch`). The function is called for one slice of rows after another, so that no
-    tensor [rows of the batch, vocabulary] is allocated.
+    A row is the prediction of one token (see `Batch`). To save memory, the function is called for a few rows at a time.
 
     Example:
         >>> logits_NV = torch.zeros(3, 5)
@@ -443,20 +440,20 @@ class TeacherCapabilities(_Flags):
     The requirements of a recipe are compared with these fields before any model is loaded.
 
     Args:
-        full_vocabulary: The teacher provides logits over the whole shared vocabulary; if False, it provides only the most
-            probable classes (`TopClasses`), or sampled ones.
-        statistics: The teacher provides, for each position of newly generated text: divergences from the student, sampled
-            tokens, and log-probabilities of given tokens.
+        full_vocabulary: The teacher provides logits over the whole vocabulary. If False, it provides only the most probable
+            classes (`TopClasses`) or sampled classes (`SampledClasses`). A class is a token id of the vocabulary.
+        statistics: The teacher provides values for each position of newly generated text. These are divergences from the
+            student, sampled tokens, and log-probabilities of given tokens.
         generates: The teacher generates text; it is a `TextTeacher`.
         mixture: The local engine can run this teacher together with the student while it generates text.  It can then sample
             tokens from a mixture of both models, and replace student tokens that the teacher ranks low.
         prefix_memory: The teacher has a method `remembering`, which returns a context manager. Inside the context, hidden
             states of a text are stored and reused for texts with the same beginning.
-        new_text: The teacher provides distributions for any text; if False, only for the training and validation data and for
-            its own answers, which were stored before the run.
+        new_text: The teacher provides distributions for any text. If False, its distributions were stored before the run, for
+            the training data, the validation data and its own answers.
         top_k: Number of classes in `TopClasses`; None if it is unknown or if `full_vocabulary` is True.
-        sampled: The teacher provides only classes that were sampled from its distributions (`SampledClasses`), from which only
-            expectations under the teacher can be computed, such as the cross entropy.
+        sampled: The teacher provides only classes that were sampled from its distributions (`SampledClasses`). Only
+            expectations under the teacher can be computed from them, such as the cross entropy.
 
     Raises:
         ConfigError: a field other than `top_k` is not a bool; `statistics` is True, but `full_vocabulary` is False; `sampled`
@@ -485,7 +482,7 @@ class TeacherCapabilities(_Flags):
         if self.statistics and not self.full_vocabulary:
             raise ConfigError("statistics = True: needs full_vocabulary; statistics are computed from all logits")
         if self.sampled and self.full_vocabulary:
-            raise ConfigError("sampled = True: needs full_vocabulary = False; a teacher with all logits samples no classes")
+            raise ConfigError("sampled = True: needs full_vocabulary = False; set only one of the two fields to True")
 
 
 class Teacher(Protocol):
@@ -569,16 +566,16 @@ class PolicyState(Protocol):
     def state_dict(self) -> Mapping[str, StateValue]:
         """Return the state that checkpoints contain.
 
-        The method is also called before every update, so that the state can be restored if the update is interrupted.  It must
-        therefore be cheap: return references to objects that are never changed, such as tuples and sequences, instead of copies
-        of their content.  The policy must not change a returned state later.
+        The method is also called before every update, so that the state can be restored if the update is interrupted. The call
+        must therefore be cheap: return references to objects that never change, not copies. The policy must not change a
+        returned state later.
         """
 
     def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         """Restore a state that `state_dict` returned.
 
-        In a state that was read from a checkpoint, tuples have become lists, except tuples of `TokenSequence`; tensors are on
-        the CPU.
+        If the state was read from a checkpoint, its tensors are on the CPU, and its tuples have become lists. Tuples of
+        `TokenSequence` remain tuples.
         """
 
 
@@ -598,7 +595,7 @@ class SequencePolicy(PolicyState, Protocol):
         """Return this process's sequences of update `step`, counted from 0.
 
         The sequences depend only on the seed, the step, the training examples, the weights of the models and the state of the
-        policy. Rank and number of processes determine which of these sequences this process receives.
+        policy. The rank of the process and the number of processes determine which of these sequences are returned.
         """
 
 
@@ -629,21 +626,20 @@ class Sampling:
         \tilde q \propto q^{1/T} \text{ on the classes that are kept}
 
     y_t is token t, q is the model, p the teacher, a is `teacher_share` and T is `temperature`. A class is a token id of the
-    vocabulary; `top_p`, `top_k` and `no_repeat_ngram` determine which classes are kept. p~ is defined from p by the second
-    formula, with p instead of q. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
+    vocabulary. `top_p`, `top_k` and `no_repeat_ngram` determine which classes are kept. For the teacher, the second formula
+    holds with p in place of q. Source: MiniLLM (arXiv 2306.08543), its teacher-mixed sampling.
 
     Args:
         temperature: >= 0; 0 is greedy decoding.
         top_p: Nucleus sampling keeps the smallest set of most probable classes with at least this mass, in (0, 1]; 1 keeps all.
         top_k: Keeps the k most probable classes, >= 0; 0 keeps all.
-        no_repeat_ngram: Length n of n-grams, >= 0. A token that would repeat an n-gram of prompt and response is banned; 0 bans
-            none.
+        no_repeat_ngram: Length n of n-grams, >= 0. A token is banned if it would repeat an n-gram of the prompt or the
+            response; 0 bans none.
         teacher_share: Weight of the teacher in the mixture that tokens are sampled from, in [0, 1]; 0 is the model alone. Bans,
             temperature, top-k and top-p apply to both models before they are mixed.
-        teacher_top_k: >= 0; 0 replaces no token. Above 0, each token sampled from the model is checked at once: if it is not
-            among the teacher's `teacher_top_k` most probable tokens, it is replaced by a token sampled from the teacher, and
-            the model continues after this token. Bans, temperature, top-k and top-p apply to the sampling from both models.
-            Source: SKD (arXiv 2410.11325), its interleaved sampling.
+        teacher_top_k: Replaces a sampled token that is not among the teacher's `teacher_top_k` most probable tokens; 0 replaces
+            none. The replacement is sampled from the teacher, and the model continues after it. Bans, temperature, top-k and
+            top-p apply to the sampling from both models. Source: SKD (arXiv 2410.11325), its interleaved sampling.
 
     Example:
         >>> greedy, nucleus = Sampling(temperature=0.0), Sampling(temperature=0.7, top_p=0.9)
@@ -669,15 +665,15 @@ class GenerationRequest:
     """One prompt to continue.
 
     Args:
-        prompt_ids: The tokens to continue. If the end of a response is generated again, they also include the part of the
-            response that is kept.
+        prompt_ids: The tokens to continue. If only the end of a response is generated again, its beginning is part of these
+            tokens.
         max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
-            numbers of each token, so the text does not depend on the batch or on the number of processes.
-        skipped_tokens: Number of tokens that earlier requests with this stream have sampled, >= 0.  These tokens are the last
-            ones of `prompt_ids`.  A deterministic engine skips their random numbers.  So a text that is generated in several
-            parts has the same tokens as a text that is generated in one part.
+            numbers of each token. The text therefore does not depend on the batch or on the number of processes.
+        skipped_tokens: Number of tokens at the end of `prompt_ids` that earlier requests with this stream have sampled, >= 0. A
+            deterministic engine skips the random numbers of these tokens. The text is then the same as if one request had
+            generated all of it.
 
     Example:
         >>> GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0)).max_new_tokens
@@ -698,8 +694,8 @@ class Generation:
     Args:
         token_ids: The generated tokens, including a generated end token.
         finished: True if the last token is an end token.
-        logprobs: Log-probability in nats of each token under the model, before temperature, top-k, top-p and the ban of
-            repeated n-grams are applied; None if the engine does not report log-probabilities (`EngineCapabilities.logprobs`).
+        logprobs: Log-probability in nats of each token under the model. Temperature, top-k, top-p and the ban of repeated
+            n-grams have no effect on it. None if the engine does not report log-probabilities.
 
     Example:
         >>> Generation(token_ids=(7, 2), finished=True).logprobs is None
@@ -724,9 +720,8 @@ class EngineCapabilities(_Flags):
             are stored and reused for texts with the same beginning.
         logprobs: Reports the log-probability of each token (`Generation.logprobs`).
         deterministic: Generates the same text again for the same request and the same weights.
-        samples_student: Text is sampled from the student; False for an engine that returns fixed text.
-        replacement: While the student generates, can replace its tokens that the teacher ranks low by tokens of the teacher
-            (`Sampling.teacher_top_k`).
+        samples_student: Samples text from the student; False for an engine that returns fixed text.
+        replacement: Can replace sampled tokens that the teacher ranks low by tokens of the teacher (`Sampling.teacher_top_k`).
 
     Raises:
         ConfigError: a field is not a bool.
@@ -777,7 +772,7 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Continue every request; results are in the order of the requests.
 
-        The composition of batches may change the text by rounding errors only.
+        Which requests form a batch may change the text by rounding errors only.
         """
 
 
@@ -912,17 +907,16 @@ class Needs(_Flags):
     Args:
         teacher: Requires a teacher.
         full_vocabulary: Requires teacher logits over the whole vocabulary.
-        probabilities: Requires the teacher's probabilities, of all classes or of the most probable ones; classes that were
-            sampled from its distributions are not sufficient.
-        statistics: Requires values that the teacher computes for each position of newly generated text: divergences from the
-            student, sampled tokens, or log-probabilities of given tokens.
+        probabilities: Requires the teacher's probabilities, of all classes (token ids) or of the most probable ones. Classes
+            that were sampled from its distributions are not sufficient.
+        statistics: Requires values that the teacher computes for each position of newly generated text. These are divergences
+            from the student, sampled tokens, or log-probabilities of given tokens.
         teacher_text: Requires text that the teacher generates.
         mixture: Requires tokens sampled from a mixture of student and teacher.
         samples_student: Requires text sampled from the student, because the student's log-probabilities of it are used.
         gold: Requires gold answers, which are the answers in the data. If neither policy nor objective requires them, the
             training data may consist of prompts alone.
-        replacement: Requires text of the student in which the engine replaces tokens that the teacher ranks low, during
-            generation.
+        replacement: Requires an engine that replaces tokens of the student that the teacher ranks low, while text is generated.
 
     Raises:
         ConfigError: a field is not a bool.

@@ -211,8 +211,8 @@ def first_line(error: BaseException) -> str:
 def is_failure(error: BaseException) -> bool:
     """Return whether an exception is a failure and not a request to stop.
 
-    KeyboardInterrupt and SystemExit are requests. `PanicException`, which libraries written in Rust raise for an internal
-    error, is a failure, although it is not a subclass of Exception.
+    KeyboardInterrupt and SystemExit are requests to stop. `PanicException` is a failure, although it is not a subclass of
+    Exception. Libraries written in Rust raise it for an internal error.
 
     Args:
         error: Any exception.

@@ -1,8 +1,8 @@
 """Types for the models and tokenizers of transformers.
 
 The types declare only what redistill uses. They exist because the type annotations of transformers are not sufficient. Only
-type checkers use these types. A loaded model is an instance of a class of transformers and not of `CausalModel`, so
-`isinstance` must not be used with these types.
+type checkers use these types. Do not use them with `isinstance`: a loaded model is an instance of a class of transformers, and
+not of `CausalModel`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

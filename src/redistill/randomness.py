@@ -1,9 +1,10 @@
 """Random numbers that depend only on the run's seed and on what they are used for.
 
-The key of each counter-based generator is a hash of the run's seed, a purpose, and counters such as the step and the sample.
+A new generator is created for each use. Its key is a hash of the run's seed, a purpose, and counters such as the step and the
+sample.
 
-No generator is kept between two uses. Random numbers therefore do not depend on the batch, the number of processes, earlier
-random numbers, or whether a run was resumed. Other modules call `generator` for NumPy, and `torch_seed` for torch.
+Random numbers therefore do not depend on the batch, the number of processes, earlier random numbers, or whether a run was
+resumed. Other modules call `generator` for NumPy, and `torch_seed` for torch.
 """
 
 import hashlib
@@ -16,8 +17,7 @@ def generator(seed: int, purpose: str, *counters: int | str) -> np.random.Genera
 
     Args:
         seed: Seed of the run, or of the evaluation.
-        purpose: What the numbers are used for, such as "response" or "coin". Generators with different purposes are
-            independent.
+        purpose: What the numbers are used for, such as "response". Generators with different purposes are independent.
         counters: Indices that identify the use, such as the step and the sample. Their order matters.
 
     Returns:

@@ -25,10 +25,10 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 """A value of a JSON or YAML file."""
 
 PERCENT, FRACTION = "%", "fraction"
-"""The two units that `Metric.shown` formats in a special way; `Metric` describes the formats."""
+"""The units of percentages and of fractions; `Metric` describes how values with these units are shown."""
 
 PROPOSALS = 8
-"""Largest number k of proposed tokens for which scores of a draft model are computed."""
+"""Scores of a draft model are computed for 1 to this number of proposed tokens."""
 
 ACCEPTANCE = (
     "acceptance",
@@ -175,8 +175,8 @@ class Record:
         record_id: Identifier of the row, such as "dolly:17".
         prompt: The prompt that a model answers.
         references: Correct answers; empty for a row that has only a prompt.
-        answer: The last turn of a conversation if it has reasoning or tool calls, which a reference (a text) cannot contain.
-            Training uses this turn; scores are computed with the reference.  None for any other row.
+        answer: The last turn of a conversation, if it has reasoning or tool calls; otherwise None. A reference is only a text
+            and cannot contain them. Training uses this turn; scores are computed with the reference.
         category: Kind of the task, such as "open_qa", by which reports group scores; "" if the row has none.
 
     Example:
@@ -215,7 +215,7 @@ def rate(count: float, seconds: float) -> float | None:
 
     Args:
         count: Number of units that were processed, such as tokens.
-        seconds: Time that this took, from two readings of a clock; <= 0 if the clock stands still or was set back.
+        seconds: The difference of two readings of a clock; <= 0 if the clock stands still or was set back.
 
     Example:
         >>> rate(30, 1.5), rate(30, 0.0)
@@ -233,20 +233,22 @@ class Metric:
     Args:
         name: Key in files and in recipes: letters, digits and underscores. Keys that result files use already (`RESERVED`) are
             not allowed.
-        title: Name in tables and plots, such as "ROUGE-L".
+        title: The name that tables and plots show, such as "ROUGE-L".
         unit: "%" is for values in [0, 100], shown as 12.34. "fraction" is for values in [0, 1], shown as 12.3 %. A value with
             any other unit, such as "words", is shown with two decimals and the unit. "" means that the metric has no unit.
         better: Whether a higher or a lower value is better, for ranking models and choosing checkpoints.
         needs: What the metric is computed from. Only "answers" is supported at present: the text of one answer and its record.
-            A recipe is rejected if its metric needs "references_pass" (a forward pass over the references), "samples" (several
-            answers to a prompt) or "pair" (answers of two models).
+            Recipes with other metrics are rejected: "references_pass" (a forward pass over the references), "samples" (several
+            answers to a prompt) and "pair" (answers of two models).
         score: Function that receives the text of an answer and its record, and returns a finite number. The record has at least
             one reference.
-        aggregate: Function that receives the scores of all answers to a data set, generated with one seed, and returns the
-            score of the data set. Comparisons of models do not use this function: differences, confidence intervals and
-            significance tests are computed from means over prompts.
-        can_score: Function that receives a record, and returns whether its references allow any score but the worst. Records
-            that cannot be scored are reported before training and before an evaluation. By default, every record can be scored.
+        aggregate: Function that returns the score of a data set. It receives the scores of all its answers with one seed.
+            Comparisons of models use means over prompts instead.
+        can_score: Function that receives a record. It returns False if every answer would get the worst score, because of the
+            record's references. Such records are reported before training and before an evaluation. By default, every record
+            can be scored.
+        binary: True if every score is 0 (wrong) or 1 (correct). An evaluation with several seeds then also computes pass@k: the
+            probability that at least one of k answers is correct.
 
     Raises:
         ConfigError: the name is not a valid key, the title is empty, or the value of `better` or `needs` is unknown.
@@ -265,6 +267,7 @@ class Metric:
     score: Callable[[str, Record], float]
     aggregate: Callable[[Sequence[float]], float] = mean
     can_score: Callable[[Record], bool] = lambda record: True
+    binary: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.name, re.ASCII) or self.name in RESERVED:
@@ -313,7 +316,7 @@ class Metric:
         Raises:
             DataError: `can_score` raised an exception or returned a value that is neither True nor False.
         """
-        return bool(self._computed(lambda: self.can_score(record), f"whether {record.record_id} can be scored"))
+        return bool(self._computed(lambda: self.can_score(record), f"the value of can_score for {record.record_id}"))
 
     def shown(self, value: float) -> str:
         """Format a value for log lines, with its unit unless the unit is "%"."""

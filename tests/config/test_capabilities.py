@@ -147,7 +147,7 @@ def test_sampled_classes_are_sufficient_for_forward_kl_alone(cls: type[Divergenc
         assert line is not None and line.startswith(TAID)
     else:
         assert line is not None and "needs the teacher's probabilities, but the teacher provides only classes" in line
-        assert line.endswith("; use the divergence forward_kl, or another form of the cache")
+        assert line.endswith("; use the divergence forward_kl, or another cache_form")
     for method in ("kd", "seqkd", "sft"):
         assert mismatch(METHODS[method], sampled, ENGINES[LOCAL]) is None
     for method in ("mgsr", "minillm", "distillm"):

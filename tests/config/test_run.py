@@ -215,6 +215,10 @@ REJECTED = {
     ),
     "decay": ({"optimiser": {"weight_decay": -1}}, "optimiser.weight_decay = -1.0: must be >= 0"),
     "infinite decay": ({"optimiser": {"weight_decay": float("inf")}}, "optimiser.weight_decay = inf: must be"),
+    "ahead": (
+        {"method": "kd", "engine": {"kind": "local", "ahead": 4}},
+        "engine.ahead = 4: must be 1 with the policy fixed, which",
+    ),
     "warm-up": ({"optimiser": {"warmup_updates": -1}}, "optimiser.warmup_updates = -1: must be >= 0"),
     "betas": ({"optimiser": {"betas": [0.9, 1.0]}}, "optimiser.betas = [0.9, 1.0]: both must lie in [0, 1)"),
     "updates": ({"training": {"updates": 0}}, "training.updates = 0: must be >= 1"),

@@ -230,7 +230,7 @@ def test_an_empty_file_is_an_error(tmp_path, data):
 
 
 def test_a_file_without_a_usable_row_is_an_error_for_any_limit(tmp_path):
-    with pytest.raises(DataError, match="no row remains"):
+    with pytest.raises(DataError, match="no usable row remains"):
         read_records(write(tmp_path, b"{}\n"), max_bad_rows=100)
 
 

@@ -115,7 +115,7 @@ def test_text_that_a_template_inserts_before_the_last_answer_is_part_of_the_answ
     ids=["rewrites earlier turns", "prompt unlike the transcript", "drops the content"],
 )
 def test_a_template_whose_answers_cannot_be_located_is_rejected(template, every_turn):
-    with pytest.raises(DataError, match="does not continue the prompt of turn"):
+    with pytest.raises(DataError, match="renders the turns before turn"):
         transcript_of(TWO_TURNS, "See you.", "chat", chat(template), every_turn)
 
 

@@ -155,7 +155,7 @@ def test_other_families_and_tokenizers_are_rejected_with_the_command_of_the_conv
         other
     )
     tokenizer.save_pretrained(other)
-    with pytest.raises(ModelError, match=r"granite is not written .*--to transformers && python convert_hf_to_gguf.py"):
+    with pytest.raises(ModelError, match=r"granite are not supported.*--to transformers && python convert_hf_to_gguf.py"):
         export(str(other), "gguf", tmp_path / "out")
     (tmp_path / "mixed").mkdir()
     for path in folder.iterdir():

@@ -257,7 +257,7 @@ def test_checkpoints_without_hashes_are_noted_once_and_then_have_them(
     capsys.readouterr()
     train_until(recipe, 2, config.folder)
     (note,) = (line for line in capsys.readouterr().err.splitlines() if "no hashes of" in line)
-    assert note.startswith(f"note: {checkpoints}: its checkpoints have no hashes of teacher weights, ")
+    assert note.startswith(f"note: {checkpoints}: the checkpoints have no hashes of teacher weights, ")
     assert checkpoint.identity(checkpoints) == complete
     restore = replace(world.folder / "teacher", "weights", in_place=True)
     assert main(["train", str(recipe)]) == 2

@@ -65,7 +65,7 @@ def test_an_update_in_smaller_pieces_is_the_same_update(tmp_path, monkeypatch, l
     sizes = [BATCH >> halvings for halvings in range(5) if BATCH >> halvings >= limit]
     texts = [line["text"] for line in lines(config, "event")]
     assert texts == [
-        f"step 1: out of memory with training.micro_batch_size = {a}; retried with {b}, which later batches also use"
+        f"step 1: out of memory with training.micro_batch_size = {a}; retried with {b}, also used for later batches"
         for a, b in pairwise(sizes)
     ]
 

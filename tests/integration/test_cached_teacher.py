@@ -134,7 +134,7 @@ def test_a_recipe_without_a_model_to_store_is_rejected(tmp_path: Path, capsys: p
     recipe = recipe_of(tmp_path, "run", method="sft")
     for teacher in ("teacher=null", "teacher={kind: cached, path: somewhere}"):
         assert main(["cache-teacher", str(recipe), teacher, "--out", str(tmp_path / "store")]) == 2
-        assert "teacher: names no model whose states could be stored" in capsys.readouterr().err.splitlines()[-1]
+        assert "teacher: has no model whose states could be stored" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_doctor_and_estimate_accept_a_cached_teacher_or_reject_it_by_name(
@@ -153,7 +153,7 @@ def test_new_text_needs_a_cache_with_hidden_states(
 ) -> None:
     recipe = recipe_of(tmp_path, "run", method="gkd")
     assert main(["train", str(recipe), "teacher.cache_new_text=true", *settings]) == 2
-    assert "cache_new_text = True: needs cache, a folder, and cache_form full" in capsys.readouterr().err
+    assert "cache_new_text = True: needs cache (a folder) and cache_form full" in capsys.readouterr().err
 
 
 def test_a_method_with_replayed_text_reads_it_from_the_folder_of_the_run(

@@ -129,8 +129,8 @@ FAULTS: dict[str, tuple[int, dict[str, Any], str]] = {
             ("long", 1, "999 tokens; must be 1 to 16"),
             ("range", 1, "a token id is not a whole number below"),
             ("strings", 1, "a token id is not a whole number below"),
-            ("list", 1, "must be a contracts.Generation with a tuple of token ids"),
-            ("none", 1, "must be a contracts.Generation"),
+            ("list", 1, "must be a redistill.contracts.Generation whose token_ids are a tuple"),
+            ("none", 1, "must be a redistill.contracts.Generation"),
             ("short", 1, "3 results for 4 requests"),
         ]
     },

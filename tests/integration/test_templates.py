@@ -189,7 +189,7 @@ def test_template_arguments_are_used_in_every_rendering_and_unknown_ones_are_not
     result = distill(run)
     printed = capsys.readouterr()
     assert (
-        "note: template_arguments.enable_thinkin: the chat template does not read it; it reads enable_thinking"
+        "note: template_arguments.enable_thinkin: has no effect; the chat template reads enable_thinking"
         in (printed.out + printed.err).splitlines()
     )
     assert files.read_json(run.folder / "run.json")["config"]["data"]["tokens"]["template_arguments"] == arguments

@@ -128,7 +128,7 @@ def test_the_cache_is_given_by_the_name_in_the_signature(tiny, name):
 def test_a_forward_without_a_cache_is_rejected(tiny):
     model = tiny("llama")
     rename_argument(model, "memory")
-    with pytest.raises(ModelError, match="llama: its forward has no argument for a cache"):
+    with pytest.raises(ModelError, match="llama: the forward function has no argument for a cache"):
         check_cache(model, name="m")
 
 

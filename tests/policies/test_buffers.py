@@ -198,7 +198,7 @@ def test_additions_are_buffered_after_the_answers(fixture: PolicyFixture) -> Non
 
 
 def test_roll_outs_are_rejected(fixture: PolicyFixture) -> None:
-    with pytest.raises(ConfigError, match="a buffer cannot hold roll-outs"):
+    with pytest.raises(ConfigError, match="a buffer cannot contain roll-outs"):
         fixture.policy(Buffered(source=Rollouts(num_rollouts=8))).draw(0)
 
 

@@ -83,7 +83,7 @@ def test_tensors_keep_type_and_shape_and_are_copied(dtype: torch.dtype) -> None:
 )
 def test_sequences_whose_values_would_be_lost_are_rejected(more: dict[str, Any]) -> None:
     sequence = TokenSequence(sample=7, token_ids=(1, 2), supervised=(False, True), origin="student", **more)
-    with pytest.raises(ConfigError, match="policy: its state has a sequence of sample 7 with spans or a roll-out"):
+    with pytest.raises(ConfigError, match="policy: the state has spans or a roll-out in a sequence of training example 7"):
         store({"kept": (sequence,)})
 
 

@@ -145,7 +145,7 @@ def rows_of(parts: Parts) -> torch.Tensor:
     student, placement, text = parts.learner.student, parts.learner.placement, sequences("dataset")[0].token_ids
     (batch,) = training.cut(Draw(items=items_of(sequences("dataset")[:1], "sft")), None, parts)
     if placement.passes_communicate:
-        with torch.no_grad(), pytest.raises(RuntimeError, match="only inside Placement"):
+        with torch.no_grad(), pytest.raises(RuntimeError, match=r"enter Placement\.unsharded"):
             student.rows(batch)
     with placement.unsharded(student):
         hidden_ND, head = student.rows(batch)

@@ -72,14 +72,14 @@ def test_without_a_trained_student_it_is_not_resumed(older: Path, status: str, c
     lines = capsys.readouterr().err.splitlines()
     what = "a run without its model" if status == "finished" else "an unfinished run"
     limit = f"contains {what} of schema 1; redistill {__version__} resumes schema {SCHEMA} only"
-    remedy = f"finish it with the version that wrote it (redistill '0.1.0', commit '{COMMIT}'), or choose another `out`"
+    remedy = f"finish the run with the version that wrote it (redistill '0.1.0', commit '{COMMIT}'), or choose another `out`"
     assert lines == [f"redistill: {older}: {limit}; {remedy}"] * 2
     assert {path: path.read_bytes() for path in older.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("entry", [None, [], "0.1.0", {"redistill": 1}])
 def test_a_folder_without_a_recorded_version_is_rejected(older: Path, entry: object) -> None:
-    with pytest.raises(ConfigError, match=r"finish it with the version that wrote it \(not recorded\)"):
+    with pytest.raises(ConfigError, match=r"finish the run with the version that wrote it \(not recorded\)"):
         check_owner(config_of(with_entries(older, versions=entry, commit=None)))
 
 

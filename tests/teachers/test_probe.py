@@ -60,7 +60,7 @@ def test_a_missing_key(world: Path, capsys) -> None:
 
 def test_a_small_limit_of_log_probabilities(world: Path, capsys) -> None:
     line = rejected(world, capsys, ModelScript(world / "teacher", max_logprobs=15))
-    assert "greater than max allowed: 15" in line and "start it with --max-logprobs 16 or more" in line
+    assert "greater than max allowed: 15" in line and "start the server with --max-logprobs 16 or more" in line
 
 
 def test_a_limit_of_log_probabilities_that_is_applied_silently(world: Path, capsys) -> None:
@@ -122,7 +122,7 @@ def test_a_replica_with_other_weights(world: Path, capsys) -> None:
     line = capsys.readouterr().err.splitlines()[-1]
     assert (
         f"{two.url.split('/')[2]}: its log-probabilities differ by" in line
-        and "serve the same model, or raise tolerance" in line
+        and "serve the same model, or raise teacher.tolerance" in line
     )
 
 

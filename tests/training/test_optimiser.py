@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from redistill.losses.dac_kl import DacKL, DacKLConfig
 from redistill.models.student import StudentModule
@@ -48,7 +49,23 @@ def test_a_constant_rate_stays():
 
 def test_warm_up_is_linear():
     config = OptimiserConfig(learning_rate=1.0, final_learning_rate=0.0, schedule="constant", warmup_updates=4)
-    assert rates(config, 6) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    assert rates(config, 6) == pytest.approx([0, 0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 7, 29])
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_schedules_equal_those_of_transformers(schedule, warmup):
+    config = OptimiserConfig(learning_rate=2e-3, final_learning_rate=0.0, schedule=schedule, warmup_updates=warmup)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2e-3)
+    theirs = get_scheduler(
+        {"constant": "constant_with_warmup"}.get(schedule, schedule), optimizer, num_warmup_steps=warmup, num_training_steps=30
+    )
+    expected = []
+    for _ in range(30):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert rates(config, 30) == pytest.approx(expected, rel=1e-12, abs=1e-18)
 
 
 def test_a_rate_is_a_function_of_the_step_only():

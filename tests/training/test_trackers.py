@@ -153,7 +153,7 @@ def test_a_missing_package_is_an_error_of_one_line_before_anything_is_loaded(
     ("tree", "message"),
     [
         ({"to": ["comet"]}, "must be 'tensorboard' or 'wandb' or 'mlflow' or 'trackio'"),
-        ({"to": ["wandb", "wandb"]}, "has a tracker twice"),
+        ({"to": ["wandb", "wandb"]}, "lists a tracker twice"),
         ({"to": ["wandb"], "project": ""}, "project: empty"),
         ({"to": ["wandb"], "name": ""}, "name: empty"),
     ],

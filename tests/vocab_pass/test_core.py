@@ -187,7 +187,7 @@ def test_terms_that_do_not_compile_run_uncompiled_with_one_warning():
             return ForwardKL()(logq_NV, logp_NV)
 
     terms = (DivergenceTerm(0.5, Breaks(), DISTILLED),)
-    with pytest.warns(UserWarning, match=r"training\.compile: the terms cannot be compiled") as caught:
+    with pytest.warns(UserWarning, match=r"training\.compile: the loss terms cannot be compiled") as caught:
         assert_equal_to_dense(make_head(), target, terms, compiled=True)
     assert len([warning for warning in caught if "training.compile" in str(warning.message)]) == 1
 

@@ -52,7 +52,7 @@ def test_a_class_of_weight_0_is_ignored_also_if_the_student_excludes_it() -> Non
 
 def test_another_divergence_cannot_be_computed() -> None:
     hidden_ND, head = normal(ROWS, WIDTH, key="hidden"), Head(normal(VOCABULARY, WIDTH, key="head"))
-    with pytest.raises(AssertionError, match="need the teacher's probabilities"):
+    with pytest.raises(AssertionError, match="needs the teacher's probabilities"):
         vocab_pass(hidden_ND, head, sampled, (DivergenceTerm(0.5, ReverseKL(), ROWS),))
 
 

@@ -69,7 +69,8 @@ def chat_loop(options: argparse.Namespace, speakers: "list[Speaker]", config: "C
 def _answered(speaker: "Speaker", turns: tuple[Turn, ...], config: "ChatConfig", *, named: bool, shown: bool) -> str | None:
     """Generate and return the answer of a model; return None if the prompt cannot be answered.
 
-    The answer is printed while it is generated if `shown` is True, after the name of the model if `named` is True.
+    If `shown` is True, the answer is printed while it is generated. If `named` is True, the name of the model is printed before
+    it.
     """
 
     def printed(text: str) -> None:

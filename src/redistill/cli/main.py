@@ -84,7 +84,7 @@ def _check_current_folder() -> None:
 def _output_code(options: argparse.Namespace) -> int:
     """Return the exit code of a command that raised no error.
 
-    The code is 0 if all writes to standard output succeeded. It is also 0 if the reading process closed the pipe, or if the
+    The code is 0 if all writes to standard output succeeded, or if the reading process closed the pipe. It is also 0 if the
     command has an output folder, because this folder contains the results. Otherwise it is the exit code of OutputError.
     """
     found = sys.stdout

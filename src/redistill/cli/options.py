@@ -1,6 +1,6 @@
 """The parser class of all commands, and options that several commands share.
 
-`parsers` defines the commands with them.
+The module `parsers` uses them to define the commands.
 """
 
 import argparse
@@ -87,9 +87,9 @@ def allow_host(parser: Parser) -> None:
 def allow_code(parser: Parser) -> None:
     """Add the option --allow-code, which permits the import of a user's module.
 
-    Such a module defines external components: metrics, policies and other classes that recipes name as `MODULE:Name`.
+    The module defines metrics, policies or other classes, which recipes refer to as `MODULE:Name`.
     """
-    add_repeatable(parser, "--allow-code", "MODULE", "allow the import of this module, whose components are named MODULE:Name")
+    add_repeatable(parser, "--allow-code", "MODULE", "allow importing this Python module, for names of the form MODULE:Name")
 
 
 def add_repeatable(
@@ -103,7 +103,7 @@ def add_repeatable(
 def add_lengths(parser: Parser, default: str) -> None:
     """Add the options of the prompt template and the length limits.
 
-    `default` is part of the help texts: the owner of the values that are used if the options are omitted, such as "the run's".
+    `default` is a part of the help texts, such as "the run's": an option that is omitted has the run's value.
     """
     choices = ["auto", "alpaca", "chat"]
     text = f"auto, alpaca or chat (default: {default}, else auto)"

@@ -174,7 +174,7 @@ def _evaluate(group: Group) -> None:
     parser.add_argument(
         "--teacher", type=path_text, metavar="MODEL", help="also compute KL(teacher || model) on the gold answers"
     )
-    text = "as --teacher; also compute acceptance in speculative decoding"
+    text = "compute what --teacher computes, and the acceptance rate in speculative decoding"
     parser.add_argument("--draft-for", type=path_text, metavar="MODEL", help=text)
     parser.add_argument("--limit", type=whole_number, metavar="N", help="use only the first N prompts of each test set")
     parser.add_argument(

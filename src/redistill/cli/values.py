@@ -1,7 +1,7 @@
 """Parsers of the values of arguments.
 
-Each function parses the text of one argument, and is the `type` of an option. If a text is not allowed, the function raises
-`argparse.ArgumentTypeError`; `path` raises `OutputError`. The message is one line.
+Each function parses the text of one argument, and is passed to argparse as `type`. If a text is not allowed, the function
+raises `argparse.ArgumentTypeError`, or `OutputError` in the case of `path`. The message is one line.
 """
 
 import argparse

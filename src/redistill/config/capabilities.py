@@ -1,8 +1,8 @@
 """Compatibility of a method, a teacher and a generation engine.
 
 A method declares what it needs, such as teacher logits of the whole vocabulary (`Needs`). A teacher and an engine declare what
-they support (`TeacherCapabilities`, `EngineCapabilities`). They are compatible with a method if they support all that it needs.
-The comparison loads no model.
+they support (`TeacherCapabilities`, `EngineCapabilities`). Teacher and engine are compatible with the method if they support
+everything that it needs. No model is loaded to find this out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -67,11 +67,11 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
         part, remedy = f"objective.divergence {kind_of(type(row.objective.divergence))}", "use the divergence forward_kl"
         if row.objective.uses_spans:
             part, remedy = "objective.span_weight", "set it to 0"
-        yield f"{part}: needs the teacher's probabilities, {provided}; {remedy}, or another form of the cache"
+        yield f"{part}: needs the teacher's probabilities, {provided}; {remedy}, or another cache_form"
     if row.evaluation.get("teacher_forced") and teacher is not None and not teacher.full_vocabulary:
         yield (
             f"evaluation.teacher_forced: needs teacher logits of the whole vocabulary, {provided}; use a local teacher, or set "
-            "the policy and the divergence of this method with the method kd"
+            "method to kd with the policy and the divergence of this method"
         )
     if sampling is not None and row.objective.uses_teacher and teacher is not None and not teacher.new_text:
         yield (
@@ -89,7 +89,7 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
 def _text_mismatches(
     row: Method, needs: Needs, teacher: TeacherCapabilities | None, engine: EngineCapabilities
 ) -> Iterator[str]:
-    """Yield what the policy of a method needs for generated text and is not supported."""
+    """Yield one message for each feature of text generation that the method needs and that is not supported."""
     policy, sampling = f"policy {kind_of(type(row.policy))}", row.policy.sampling
     if needs.teacher_text and teacher is not None and not teacher.generates:
         yield (
@@ -143,11 +143,11 @@ def sharding_fault(student: StudentConfig, engine: object, training: TrainingCon
         "cannot run with training.compile = 'all'; set training.compile to rows or auto"
     """
     if student.lora is not None and (student.lora.quantise != "none" or student.lora.export == "adapter"):
-        return "needs lora.quantise = 'none' and lora.export = 'merged'; set both, or use auto"
+        return "needs lora.quantise = 'none' and lora.export = 'merged'; set both, or set placement to auto"
     if training.compile == "all":
         return "cannot run with training.compile = 'all'; set training.compile to rows or auto"
     if isinstance(engine, VllmEngineConfig):
-        return "the engine vllm cannot receive the weights of a sharded student; use auto, or the engine local"
+        return "the engine vllm cannot receive the weights of a sharded student; set placement to auto, or use the engine local"
     return None
 
 
@@ -182,7 +182,7 @@ def _needing_gold(row: Method) -> str | None:
 
 
 def _part_with_remedy(objective: Objective) -> tuple[str, str]:
-    """Return the setting that needs teacher logits of the whole vocabulary, and a change that does not need them."""
+    """Return the setting that needs teacher logits of the whole vocabulary, and an alternative without this need."""
     kind, remedy = kind_of(type(objective.divergence)), "a method without DAC-KL and span loss, such as gkd"
     if objective.uses_spans and objective.span.needs.full_vocabulary:
         return "objective.span_weight", remedy

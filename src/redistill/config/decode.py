@@ -161,7 +161,7 @@ def _decode(expected: object, value: object, path: str, context: _Context) -> ob
         return whole
     elif isinstance(expected, type) and isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
         return value
-    allowed = " or ".join(map(repr, args)) if origin is Literal else _name(expected)
+    allowed = _name(expected)
     raise ConfigError(f"{path} = {shown(value)}: must be {allowed}{value_hint(value, args) if origin is Literal else ''}")
 
 
@@ -259,6 +259,8 @@ def _default_kind(cls: type) -> str | None:
 def _name(expected: object) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping", tuple: "a list"}
     cls = get_origin(expected) or expected
+    if cls is Literal:
+        return " or ".join(map(repr, get_args(expected)))
     if is_dataclass(cls):
         return "a mapping"
     return names[cls] if isinstance(cls, type) and cls in names else str(expected)

@@ -60,8 +60,8 @@ def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | 
 
     Args:
         node: The settings of the teacher; None if the recipe has no teacher.
-        local: Whether the teacher is a model that redistill loads in this process. Only such a teacher may declare `mixture`,
-            which means that tokens can be sampled from a mixture of the student and this teacher.
+        local: Whether the teacher is a model that redistill loads in this process. Only such a teacher may declare `mixture`:
+            tokens can be sampled from a mixture of the student and the teacher.
 
     Raises:
         ConfigError: `capabilities` has a wrong type, or a teacher that is not local declares `mixture`.

@@ -117,7 +117,7 @@ METHODS: dict[str, Method] = {
     "eopd": Method(
         policy=StudentGenerated(),
         objective=Objective(sft_weight=0.0, divergence=EntropyAware()),
-        summary="opd with forward KL in addition where the teacher is uncertain",
+        summary="opd, with an additional forward KL where the teacher is uncertain",
         source="Entropy-aware on-policy distillation, 2026 (arXiv 2603.07079)",
         start="finetuned",
     ),
@@ -175,7 +175,7 @@ METHODS: dict[str, Method] = {
     "todi": Method(
         policy=Fixed(),
         objective=Objective(sft_weight=0.0, divergence=ToDi()),
-        summary="forward and reverse KL on the gold answers, weighted for each class",
+        summary="forward and reverse KL on the gold answers, with a weight for each class",
         source="Jung et al. 2025 (arXiv 2505.16297)",
         start="finetuned",
     ),
@@ -195,8 +195,8 @@ METHODS: dict[str, Method] = {
     ),
     "mgsr-robust": Method(
         policy=_MGSR_POLICY,
-        objective=Objective(divergence=DacKLConfig(mass_floor=0.9), span_weight=1.0),
-        summary="mgsr with a lower limit of the probability mass that DAC-KL keeps, so that its network cannot collapse",
+        objective=Objective(divergence=ForwardKL(teacher_temperature=0.8), span_weight=1.0),
+        summary="mgsr with forward KL to the teacher at temperature 0.8 in place of DAC-KL, whose network can collapse",
         source="this project; docs/methods/mgsr.md",
         start="finetuned",
     ),

@@ -1,4 +1,4 @@
-"""Names of settings, options and values in other tools, with what to use here.
+"""Settings, options and values of other tools, and what redistill has instead.
 
 The tools are TRL, transformers' Trainer, axolotl, LLaMA-Factory and lm-evaluation-harness. This module imports no module that
 takes long to import, because the command line imports it.
@@ -79,9 +79,9 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("report_to", "log_with"), ("tracking.to", ", a list such as [tensorboard]")),
     "wandb_project": ("tracking.project", ", with tracking.to=[wandb]"),
 }
-"""Maps a name in another tool to the path of the setting here, and to the text that follows the path in a hint.
+"""Maps a setting of another tool to a pair: the path of the setting in redistill, and a text that follows the path in messages.
 
-If the path is "", the text is the whole hint.
+If the path is "", the message has only the text.
 """
 
 OPTIONS: Mapping[str, str] = {
@@ -100,12 +100,12 @@ _OPTION = re.compile(r"--?([A-Za-z]\w*(?:[-_]\w+)*)(=.*)?", re.ASCII | re.DOTALL
 
 
 def setting_hint(name: str, known: Collection[str] = ()) -> str | None:
-    """Return a hint for the name of a setting in another tool: what to use here.
+    """Return what to use in redistill instead of a setting of another tool.
 
     Args:
         name: The name in the other tool; case and hyphens are ignored.
-        known: Names of the fields in the section where `name` was found. If the setting to use is one of these fields, the hint
-            names it without its section.
+        known: Names of the fields in the section where `name` was found. If the setting to use is one of them, its section is
+            omitted from the result.
 
     Returns:
         A phrase that begins with a verb; None if no other tool uses the name.
@@ -123,9 +123,10 @@ def setting_hint(name: str, known: Collection[str] = ()) -> str | None:
 
 
 def value_hint(value: object, allowed: Sequence[object]) -> str:
-    """Return a hint, the end of an error message, for a value as other tools spell it.
+    """Return the end of an error message for a value that other tools use.
 
-    The hint is "" if no other tool uses the value, or if no allowed value is equivalent to it.
+    The text names the allowed value with the same meaning. It is "" if there is no such value, or if no other tool uses
+    `value`.
 
     Example:
         >>> value_hint("bfloat16", ["fp32", "bf16"]), value_hint("fp16", ["fp32", "bf16"]), value_hint("x", ["fp32"])

@@ -1,7 +1,7 @@
 """Parsing of recipes and overrides: YAML with basic types and limited size.
 
 Recipes are untrusted input.  Therefore the parser limits the size of the text, the number of nested sections, and the number of
-values after the expansion of aliases.
+values. Values are counted after the expansion of aliases.
 """
 
 import re
@@ -73,7 +73,7 @@ def parse_override(text: str) -> Override:
     path, equals, value = text.partition("=")
     if not equals or not PATH.fullmatch(path):
         raise ConfigError(f"{shown(text)}: an override has the form section.field=value")
-    return Override(path, _load(value, line(text), "quote the value for YAML inside the quotes for the shell"))
+    return Override(path, _load(value, line(text), "quote the value for YAML, such as 'name=\"a: b\"'"))
 
 
 def apply_overrides(tree: Mapping[str, object], overrides: Iterable[Override]) -> dict[str, object]:
@@ -137,7 +137,7 @@ def _yaml_fault(error: Exception) -> str:
 
 
 class _Size(NamedTuple):
-    """The number of values of a tree after the expansion of aliases, and the number of lists and dicts on its longest path."""
+    """The number of values and of nested levels of a YAML value."""
 
     num_values: int
     depth: int

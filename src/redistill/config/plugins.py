@@ -88,7 +88,7 @@ class External:
         Args:
             kind: Value of the key `kind` in the recipe: the name of the class in the form `module:Name`. The module is imported
                 if necessary.
-            members: The classes of redistill that the field accepts. These classes identify the field.
+            members: The classes of redistill that the field accepts.
 
         Raises:
             ConfigError: the field accepts no external classes; the class cannot be loaded (see `load`); the class is not a

@@ -73,8 +73,8 @@ def packaged_recipe(name: str) -> PackagedRecipe:
 def read_recipe(path: Path, folder: Path = Path()) -> bytes:
     """Return the contents of a recipe.
 
-    A file always has precedence. If there is no such file and `path` is the name of a recipe of the package, without a folder
-    and without a suffix, that recipe is read.
+    If the file `path` exists, it is read. Otherwise, `path` must be the name of a recipe of the package, without a folder and
+    without a suffix.
 
     Args:
         path: Path of a file, relative to `folder`; or the name of a recipe of the package.

@@ -1,8 +1,8 @@
 """The configuration of a run, decoded from YAML and overrides.
 
-An override has the form `section.field=value`. The settings of each component are a dataclass, which is defined in the
-component's package and checks the ranges of its values. This module combines the dataclasses into a recipe. An unknown key, a
-wrong type or a value out of range is an error. The error message names the file, the field and a remedy.
+An override has the form `section.field=value`. The settings of each component are a dataclass of the component's package. The
+dataclass checks the ranges of its values. This module combines the dataclasses into a recipe. An unknown key, a wrong type or a
+value out of range is an error. The error message names the file, the field and a remedy.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ NAMES = {"PolicyConfig": PolicyConfig, "Divergence": Divergence}  # annotations 
 class Run:
     """The configuration of a run, called a recipe.
 
-    `method` selects a policy and an objective. If `policy` or `objective` is set, it replaces that of the method completely:
-    fields that are omitted have the defaults of the class, not the values of the method.
+    `method` selects a policy and an objective. A `policy` or `objective` in the recipe replaces that of the method completely.
+    Fields that are omitted there have the defaults of the class, not the values of the method.
 
     More than 12 fields: the class is the root of a recipe and has one field for each section.
 
@@ -152,11 +152,12 @@ class Run:
         replay buffer must have a capacity of at least `training.batch_size` times `engine.ahead` sequences.
         """
         outermost, ahead = policy, getattr(self.engine, "ahead", 1)
-        if isinstance(policy, Rollouts) and ahead != 1:
-            raise ConfigError(
-                f"engine.ahead = {ahead}: must be 1 with the policy rollouts, which generates a pool at once; set "
-                "policy.num_rollouts instead"
-            )
+        if ahead != 1 and (isinstance(policy, Rollouts) or getattr(policy, "sampling", None) is None):
+            why = "generates no student text; remove engine.ahead"
+            if isinstance(policy, Rollouts):
+                why = "generates many answers at once; set policy.num_rollouts instead"
+            kind = decoding.kind_of(type(policy))
+            raise ConfigError(f"engine.ahead = {ahead}: must be 1 with the policy {kind}, which {why}")
         while policy is not None:
             if isinstance(policy, Rollouts | Paired) and policy is not outermost:
                 kind = decoding.kind_of(type(policy))
@@ -176,7 +177,7 @@ class Run:
 
     @property
     def teacher_cache(self) -> Path | None:
-        """Folder of the teacher's stored hidden states; None if it is not cached."""
+        """Folder of the teacher's stored hidden states; None if the teacher is not cached."""
         if isinstance(self.teacher, CachedTeacherConfig):
             return Path(self.teacher.path)
         path = self.teacher.cache if isinstance(self.teacher, TeacherConfig) else None
@@ -191,8 +192,8 @@ class Run:
     def resolved_method(self) -> Method:
         """The method that the run uses.
 
-        `policy` and `objective` of the recipe replace those of the method, if they are set. If `compat` is set, the method is
-        defined as in DistiLLM's public code, and otherwise as in its paper.
+        `policy` and `objective` of the recipe replace those of the method, if they are set. If `compat` is set, the method
+        follows DistiLLM's public code; otherwise it follows its paper.
         """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
@@ -346,7 +347,7 @@ def _row(tree: Mapping[str, object], source: str, external: External) -> Method 
 
 
 def with_template_date(run: Run, date: object) -> Run:
-    """Return a run with a date for its templates.
+    """Return a run with a date for its chat template.
 
     The run is returned unchanged if the recipe sets a date, or if `date` is not a text.
     """
@@ -379,9 +380,9 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a configuration without settings that do not affect training.
+    """Return a copy of a configuration without the fields that do not affect training.
 
-    These settings are output folders, trackers, decodings and measurements.  A finished run accepts new values of them.
+    These are the output folders, the trackers, the decodings (sampling settings for additional test answers) and `measure`.
     """
     kept = {name: item for name, item in tree.items() if name not in ("out", "tracking", "decodings", "measure")}
     return {name: without_outputs(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
@@ -390,7 +391,7 @@ def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
 def without_length(tree: Mapping[str, Json]) -> dict[str, Json]:
     """Return a copy of a configuration without `training.updates`.
 
-    This number may be raised later, and the run then continues.
+    A finished run continues if this number is raised.
     """
     training = tree.get("training")
     if not isinstance(training, Mapping):

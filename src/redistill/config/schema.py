@@ -1,7 +1,7 @@
 """Schema numbers of recipes and run.json, and fields that were renamed.
 
-A schema number is the version of the file format. Redistill wrote no schema number up to commit 98f02f3. A run.json without a
-number therefore has schema 1, the first one. A recipe without a number is read with the current schema.
+A schema number is the version of the file format. A run.json without a number has schema 1, since the first versions of
+redistill wrote no number. A recipe without a number has the current schema.
 """
 
 from collections.abc import Mapping

@@ -17,9 +17,9 @@ from redistill.records import ACCEPTANCE, Metric
 from redistill.storage import files
 
 CROSS_ENTROPY = "cross_entropy"
-"""Value of `choose_by` for the cross entropy on gold answers; a lower value is better."""
+"""Value of `choose_by` for the cross entropy on the answers of the validation data; a lower value is better."""
 ACCEPTED = ACCEPTANCE[0]
-"""Value of `choose_by` for the acceptance of draft models on gold answers; a higher value is better."""
+"""Value of `choose_by` for the acceptance rate of a draft model on validation data; a higher value is better."""
 
 
 def metric(name: str) -> Metric:
@@ -123,7 +123,7 @@ def check_choice(choose_by: str, validated: Iterable[Metric], path: str, forced:
         choose_by: Name of the score: that of a metric, or "cross_entropy", which validation always computes.
         validated: The metrics that validation computes.
         path: Path of the field that names the score in the recipe, for the error message.
-        forced: The value of `evaluation.teacher_forced`. The value "acceptance" of `choose_by` must be listed in it.
+        forced: The value of `evaluation.teacher_forced`. If `choose_by` is "acceptance", it must be in this list.
 
     Raises:
         ConfigError: validation does not compute the score.
@@ -162,8 +162,8 @@ def load_external(named: Iterable[tuple[str, str]], external: External) -> None:
     After the import, `metric` and `named_task` return these metrics and test sets.
 
     Args:
-        named: Pairs (path, name), where `name` is the name of a metric or test set, and `path` is the field or option that
-            contains the name, for error messages. Names without a colon are not external and are skipped.
+        named: Pairs (path, name). `name` is the name of a metric or test set. `path` is the field or option that contains the
+            name, for error messages. Names without a colon are not external and are skipped.
         external: The modules that may be imported.
 
     Raises:

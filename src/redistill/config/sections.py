@@ -26,9 +26,9 @@ from redistill.training.schedule import check_length
 class FinetuneConfig:
     """Supervised fine-tuning of a model before the run, on the run's own data.
 
-    The fine-tuning is a separate training, called a stage, with its own run folder. Of the sections `training` and `optimiser`
-    it uses only `training.precision`. Therefore runs that differ in other settings of these sections can have the same teacher
-    and initial student. A finished stage is not trained again.
+    The fine-tuning is a separate training, called a stage, with its own run folder. It uses no setting of the sections
+    `training` and `optimiser` except `training.precision`. Runs that differ in other settings of these sections can therefore
+    have the same teacher and initial student. A finished stage is not trained again.
 
     Args:
         updates: Number of updates, or of epochs in the form "3 epochs"; >= 1.
@@ -37,14 +37,14 @@ class FinetuneConfig:
         micro_batch_size: Maximum number of sequences in one forward and backward pass, >= 1; see `training.micro_batch_size`.
         evaluate_every: Number of updates between validations, or of epochs in the form "1 epoch"; >= 0. If 0, the only
             validations are those before the first update and after the last.
-        seed: Seed of data order and dropout. If None, it is the run's seed for a student, and 10 for a teacher, so that runs
-            with different training seeds share one teacher.
+        seed: Seed of data order and dropout. If None, a student has the seed of the run, and a teacher has the seed 10. Runs
+            with different seeds can then share one teacher.
         choose_by: The score that chooses the best checkpoint; see `training.choose_by`. If None, it is rouge_l for a teacher,
             and cross_entropy for a student.
-        lora: Adapters that are trained instead of all weights, and merged into the weights at the end. If None, the value for a
-            student is `student.lora`, and all weights of a teacher are trained.
-        out: Run folder of the stage. If None, it is `OUT-teacher` for a teacher and `OUT-start` for a student, where OUT is
-            the folder of the run.
+        lora: Adapters that are trained instead of all weights, and merged into the weights at the end. If None, a student has
+            the adapters `student.lora`, and all weights of a teacher are trained.
+        out: Run folder of the stage. If None, it is `OUT-teacher` for a teacher and `OUT-start` for a student. OUT is the run
+            folder of the recipe.
 
     Raises:
         ConfigError: a value is out of range.
@@ -86,20 +86,20 @@ class TeacherConfig(ModelConfig):
 
     Args:
         finetune: Fine-tuning of the teacher before the run. If None, the model is used unchanged.
-        cache: Folder of the teacher's stored hidden states. The first run writes it, as `redistill cache-teacher` does; then
-            the model is not loaded for training. If None, the model is loaded.
+        cache: Folder of the teacher's stored hidden states. The first run creates the folder, as `redistill cache-teacher`
+            does. Training then reads the folder and does not load the model. If None, the model is loaded.
         cache_dtype: dtype of the stored states: "float32", "bfloat16" or "float16". With "auto" it is the dtype in which the
             teacher computes them, so that nothing is rounded.
-        cache_new_text: Whether the teacher model is loaded in addition to the cache. It then computes the hidden states of text
-            that the cache lacks, such as text that the student generates. If the policy has a replay buffer, these states are
-            stored in the folder `teacher-states` of the run, and are read from there when the text is replayed. Requires
-            `cache`, with the form "full".
-        cache_form: Form of the stored teacher: "full", its hidden states, from which all logits are computed; "top_k", its most
-            probable classes and the remaining mass; or "sampled", classes that were sampled from it.
+        cache_new_text: Whether the teacher model is loaded in addition to the cache. The model then computes the hidden states
+            of text that the cache lacks, such as text of the student. If the policy has a replay buffer, these states are
+            stored in the folder `teacher-states` of the run and reused. Requires `cache`, with the form "full".
+        cache_form: What is stored of the teacher. "full": its hidden states, from which all logits are computed. "top_k": its
+            most probable classes (token ids), and the total probability of the others. "sampled": classes that were sampled
+            from its distributions.
 
     Raises:
-        ConfigError: `model` is empty, the dtype is unknown, `cache` is empty, `cache_dtype` is set for a compact form, or
-            `cache_new_text` is set without `cache` or with a compact form.
+        ConfigError: `model` is empty; the dtype is unknown; `cache` is empty; `cache_dtype` is set, but the form is not "full";
+            or `cache_new_text` is set, but `cache` is not set or the form is not "full".
 
     Example:
         >>> TeacherConfig(model="openai-community/gpt2-large", dtype="bfloat16").capabilities.full_vocabulary
@@ -121,11 +121,13 @@ class TeacherConfig(ModelConfig):
         if not isinstance(self.cache_form, Full) and self.cache_dtype != "auto":
             raise ConfigError(
                 f"cache_dtype = {self.cache_dtype!r}: is the dtype of hidden states, which cache_form {self.cache_form.kind} "
-                "does not store; remove it, or set cache_form to full"
+                "does not store; remove cache_dtype, or set cache_form to full"
             )
 
         if self.cache_new_text and (self.cache is None or not isinstance(self.cache_form, Full)):
-            raise ConfigError("cache_new_text = True: needs cache, a folder, and cache_form full; set them, or remove it")
+            raise ConfigError(
+                "cache_new_text = True: needs cache (a folder) and cache_form full; set both, or remove cache_new_text"
+            )
 
     @property
     def is_loaded(self) -> bool:
@@ -155,8 +157,9 @@ class StudentConfig(ModelConfig):
         finetune: Fine-tuning of the student before distillation (the "init" checkpoint of the literature). If None, the student
             is not fine-tuned.
         start: The initial student. "base" is `model` without the fine-tuning `finetune`. "finetuned" is `model` after this
-            fine-tuning, which must be set. "method" selects the one that the method uses: "base" for sft, kd and seqkd, and
-            "finetuned" for redistill's other methods; if `finetune` is not set, the initial student is `model` in both cases.
+            fine-tuning; it requires `finetune`. "method" selects the value that the method defines: "base" for sft, kd, seqkd
+            and draft, and "finetuned" for redistill's other methods. With "method", `finetune` may be omitted; the initial
+            student is then `model`.
         lora: Adapters that are trained instead of the student's weights. If None, all weights are trained.
 
     Raises:
@@ -198,24 +201,24 @@ class DataConfig:
     """Training, validation and test data.
 
     Args:
-        train: Files, folders or hub names, each as a text or as a section with the fields of `data.validation`; the training
-            set is the concatenation of their rows.
+        train: Files, folders or hub names. The training set is the concatenation of their rows. Each entry is a text, or a
+            mapping with the same fields as `data.validation`.
         validation: A file, folder or hub name. If None, the first `validation_rows` usable rows of the training set are used
             for validation instead of training. Validation needs rows with answers.
         validation_rows: Number of rows used for validation, >= 1.
-        tests: Mapping of the name of each test set to its source, or to null for the data set on the hub. `redistill methods`
-            lists the known test sets. `module:NAME` is an external test set. Any other name defines a new test set, which needs
-            a file.
+        tests: Maps the name of each test set to its source. If the source is null, the data set is read from the hub.
+            `redistill methods` lists the known test sets. `module:NAME` is an external test set. Any other name defines a new
+            test set, which needs a file.
         columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations, system, history,
-            tools) to columns with other names, as in `{prompt: question, completion: answer}`. It applies to all sources
-            without `columns` of their own; a row with none of these columns is read as it is.
+            tools) to columns with other names, as in `{prompt: question, completion: answer}`. It applies to all sources that
+            have no `columns` of their own. A row without any of these columns is read unchanged.
         max_train_rows: Maximum number of training rows, >= 1; the first rows are used. If None, all rows are used.
         corpus: Plain text for the pre-training term of the objective: files (.txt, or .jsonl with a "text" key) or hub names.
             If empty, the term is disabled.
         max_bad_rows: Maximum number of unusable rows in one file or hub data set, >= 0; a larger number is an error. Unusable
             rows are listed in rejected.jsonl.
         spans: Phrase extractor of the span loss: "simple", or the name or folder of a spaCy pipeline. With "auto", it is the
-            English spaCy pipeline if this is installed, and otherwise "simple".
+            English spaCy pipeline if that pipeline is installed, and otherwise "simple".
         tokens: Length limits, prompt template, and which answers of a conversation are training targets (all or the last).
 
     Raises:
@@ -264,11 +267,17 @@ class DataConfig:
         return {task: None if path is None else self.source(path) for task, path in named_tasks(self.tests).items()}
 
     def source(self, given: str | Source) -> Source:
-        """Return a source that the recipe names, with its columns."""
+        """Return the `Source` of a path or hub name that a recipe contains.
+
+        If `given` sets no columns, the result has the columns of this section.
+        """
         return Source.of(given, self.columns)
 
     @property
     def sources(self) -> tuple[tuple[Source, str], ...]:
-        """The training and validation sources, each with its default split."""
+        """The sources of training and validation rows, each with its default split.
+
+        The default split is read if the source names no split.
+        """
         held_out = [] if self.validation is None else [(self.source(self.validation), "validation")]
         return (*((self.source(given), "train") for given in self.train), *held_out)

@@ -14,7 +14,7 @@ def whole_number(value: object) -> int | None:
         value: A float, or a text such as "1e3" or "2.5e3".
 
     Returns:
-        The integer; None if the value is not whole, and for a text without an exponent or a value of another type.
+        The integer. None if the value is not a whole number, if a text has no exponent, or if the value has another type.
 
     Example:
         >>> whole_number("1e3"), whole_number(20.0), whole_number("1e-3"), whole_number("12")

@@ -87,9 +87,9 @@ def _blocks(turns: Sequence[Turn], header: str) -> str:
 def alpaca_jinja(tokenizer: Tokenizer) -> str:
     r"""Return the Alpaca template in Jinja, for the folder of an exported student.
 
-    The template renders messages exactly as `alpaca_prompt` does.  It also writes the special tokens that the tokenizer puts
-    before a text, and the end token after the last answer.  A user message may have the form
-    "INSTRUCTION\n\n### Input:\nINPUT".
+    The template renders messages exactly as `alpaca_prompt` does.  It also writes special tokens: those that the tokenizer puts
+    before a text, and the end token after the last answer.  A user message may have the form "INSTRUCTION\n\n###
+    Input:\nINPUT".
 
     Args:
         tokenizer: The tokenizer of the student.

@@ -13,8 +13,8 @@ Fault = (
 )
 """Kinds of faults of a row.
 
-The lines above list, in this order, the faults of a line in a file, of a row, of a text in a row, and of a conversation.  The
-last line lists the fault that only tokenization detects.
+The lines above list the faults of a line in a file, of a row, of a text in a row, and of a conversation. The fault in the last
+line is detected by tokenization only.
 """
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -1,8 +1,8 @@
 """Rendering of conversations with the chat template of a tokenizer.
 
-A chat template is a Jinja program that comes with a model.  This module passes messages, tools and arguments to the
-template, determines once which of them the template renders, and fixes the date that the template prints.  Before that,
-`models.chat_templates` has rendered the template once with limits of time, memory and output.
+A chat template is a Jinja program that comes with a model.  This module passes messages, tools and arguments to the template,
+and fixes the date that the template prints. It also determines whether the template renders tools and reasoning. Templates are
+untrusted: `models.chat_templates` must first render a template with limits of time, memory and output.
 """
 
 import json
@@ -265,7 +265,7 @@ def _messages(turns: Sequence[Turn], support: _Support) -> list[Message]:
 
 
 def _names_in(value: object) -> list[str]:
-    """Return the names of tools and arguments in definitions and calls: keys, and values of keys such as "name"."""
+    """Return all names in tool definitions and calls: keys, and values of the keys name, id and type."""
     if isinstance(value, ToolCall):
         return [value.name, *([value.call_id] if value.call_id else []), *_names_in(json.loads(value.arguments))]
     if isinstance(value, Mapping):
@@ -310,7 +310,7 @@ def chat_notes(tokenizer: Tokenizer, settings: ChatSettings) -> Iterator[str]:
     variables = _variables(tokenizer)
     for name in sorted(settings.arguments.keys() - variables):
         known = ", ".join(sorted(variables.difference(GIVEN, tokenizer.special_tokens_map))) or "no others"
-        yield f"template_arguments.{name}: the chat template does not read it; it reads {known}"
+        yield f"template_arguments.{name}: has no effect; the chat template reads {known}"
     if settings.date is not None and "strftime_now" in variables:
         yield f"the chat template prints the date; in this run it is {settings.date} (data.tokens.template_date)"
 

@@ -40,11 +40,10 @@ class Repeat:
 
     Args:
         line: The line number of the row in its file, from 1.  In a JSON array or hub data set, the index of the row, from 1.
-        of: The earlier row or the test row, as "SOURCE:LINE"; SOURCE is its file or hub data set.
-        how: How the row repeats the other row.  "duplicate": prompt and answers equal those of an earlier row verbatim.
-            "exact": the prompt equals that of a test row up to white space; a run leaves the row out.  "normalised": the two
-            prompts are equal only if case, character width (full-width or half-width letters) and punctuation at both ends are
-            ignored too; a run keeps the row.
+        of: The earlier row or the test row, as "SOURCE:LINE". SOURCE is the file or hub data set of that row.
+        how: How the row repeats the other row. "duplicate": prompt and answers equal those of an earlier row verbatim. "exact":
+            the prompt equals that of a test row up to white space; a run does not train on the row. "normalised": the prompts
+            also differ in case, character width (full-width or half-width) or outer punctuation; a run trains on the row.
     """
 
     line: int
@@ -114,16 +113,15 @@ class SourceCheck:
         source: Path of the file, or name of the hub data set.
         test: Name of the test set; None for training and validation data.
         rows: Number of usable rows.
-        verdict: Text that states the number of usable rows of each form (the keys of a row, such as "prompt/completion").  The
-            text is "none" if every row is unusable, and the reason if the source cannot be read or has no rows.
+        verdict: The number of usable rows of each form, as text. A form is the keys of a row, such as "prompt/completion". If
+            every row is unusable, the text is "none". If the source cannot be read or has no rows, the text is the reason.
         readable: Whether the source could be read and has at least one row.
         unusable: The unusable rows.
         unused: For each column that is not used, the number of rows that have a value in it.
         prompts_alone: Number of usable rows without an answer.
-        repeats: Rows that duplicate an earlier row of this source or of an earlier source, and rows whose prompt is also in a
-            test set.
-        tokens: Lengths in tokens.  None for a test set, without a tokenizer, or if no row has a target (a token that the
-            student is trained to predict).
+        repeats: Rows that duplicate an earlier row, also of another source, and rows whose prompt is in a test set.
+        tokens: Lengths in tokens. None for a test set, and if there is no tokenizer. Also None if no row has a target (a token
+            that the student is trained to predict).
         special_tokens: Counts of special tokens in the text of the rows; all counts are zero without a tokenizer.
         templates: Number of rows by their template, "chat", "alpaca" or "verbatim"; empty without a tokenizer.
     """
@@ -150,7 +148,7 @@ class SourceCheck:
     def is_sound(self) -> bool:
         """Whether the source is readable and has no faulty rows.
 
-        A row is faulty if it is unusable or has the prompt of a test row (a repetition of the kind "exact" or "normalised").  A
+        A row is faulty if it is unusable, or if it has the prompt of a test row ("exact" or "normalised" in `Repeat.how`).  A
         duplicate of an earlier row is not a fault.
         """
         return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
@@ -196,8 +194,8 @@ def check_data(
         tests: Maps each test set, or its name, to a file.  If the file is None, the test set is read from the hub.
         require_answer: Whether a row without an answer is unusable.  If None, such a row is unusable, except in a file in which
             no row has an answer.  Such a file contains prompts for methods that train on generated text.
-        tokenizer: Tokenizer for the checks of lengths, of special tokens, and of rows without a target (a token that the
-            student is trained to predict).  If None, these checks are skipped.
+        tokenizer: Tokenizer for the checks of lengths, special tokens and targets (tokens that the student is trained to
+            predict). If None, these checks are skipped.
         tokens: Template and length limits; if None, the default settings are used.
 
     Returns:
@@ -238,7 +236,7 @@ def _check_tests(
     tokenizer: Tokenizer | None,
     limits: TokenizeConfig,
 ) -> tuple[list[SourceCheck], dict[tuple[How, Question], str]]:
-    """Return a check of each test set, and the row of each test prompt (the argument `origins` of `_leak`)."""
+    """Return a check of each test set, and a map from each test prompt to its row."""
     test_checks: list[SourceCheck] = []
     test_origins: dict[tuple[How, Question], str] = {}
     for task, path in tests.items():
@@ -260,8 +258,8 @@ def _survey(
 ) -> tuple[SourceCheck, Records]:
     """Read one source with `read`; return its check and its records.
 
-    The check does not contain repeats and lengths.  `test` is the name of the test set, or None for other data.  `none` is an
-    empty sequence of records; it is returned as the records if the source cannot be read.
+    Repeats and lengths are not checked. `test` is the name of the test set, or None for other data. If the source cannot be
+    read, the returned records are `none`, an empty sequence.
     """
     try:
         records, report = read()
@@ -304,7 +302,7 @@ def _training_rows(source: Source, split: str, require_answer: bool | None) -> t
 def _with_counts(
     check: SourceCheck, records: Sequence[Record], tokenizer: Tokenizer | None, limits: TokenizeConfig
 ) -> SourceCheck:
-    """Return the check of a test set with the numbers of special tokens and of rows by template."""
+    """Add the number of special tokens, and the number of rows by template, to the check of a test set."""
     if tokenizer is None:
         return check
     special, counts = SpecialTokens(tokenizer), SpecialTokenCounts()
@@ -316,9 +314,9 @@ def _with_counts(
 def _rendered(
     check: SourceCheck, records: Sequence[Record], tokenizer: Tokenizer | None, limits: TokenizeConfig
 ) -> dict[str, int]:
-    """Return the number of rows of a source by their template; {} without a tokenizer.
+    """Count the rows of a source by the template that renders them.
 
-    A ConfigError is raised if there are conversations, and the tokenizer has no chat template.
+    The result is {} without a tokenizer. A ConfigError is raised if a row needs a chat template and the tokenizer has none.
     """
     if tokenizer is None:
         return {}
@@ -329,9 +327,9 @@ def _rendered(
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
     """Find the first test row that has the prompt of `record`, and return it as a `Repeat`.
 
-    `origins` maps each test prompt to its row, written as "SOURCE:LINE".  A key of `origins` is a pair: the comparison, "exact"
-    or "normalised", and the texts of the prompt as they are compared.  None is returned if no test row has this prompt.  An
-    "exact" match takes precedence over a "normalised" match.
+    `origins` maps each test prompt to its row, written as "SOURCE:LINE". Its keys are pairs: the kind of comparison, "exact" or
+    "normalised", and the prompt in the form that is compared. An "exact" match takes precedence over a "normalised" match. The
+    result is None if there is no match.
     """
     for how, key in _PROMPT_KEYS.items():
         if (origin := origins.get((how, key(record)))) is not None:

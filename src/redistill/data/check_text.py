@@ -10,7 +10,7 @@ from redistill.storage.redaction import plain
 _MEANINGS: Mapping[How, str] = {
     "duplicate": "duplicates of an earlier row",
     "exact": "with the prompt of a test row; a run leaves them out",
-    "normalised": "with the prompt of a test row except for case, width and outer punctuation; a run keeps them",
+    "normalised": "with the prompt of a test row up to case, character width and outer punctuation; a run keeps them",
 }
 
 

@@ -31,10 +31,9 @@ def collate(
             items, the batch has one padding token and no target.
         pad_id: Token id that pads short sequences on the right; it is masked.
         device: Device of the tensors of the batch.
-        span_config: Settings of the span loss (MGSR, Eq. 10), which compares pairs of neighbouring targets within a phrase.
-            The weights of these pairs depend on the settings; if None, all weights are 0.
-        role: Which terms of the objective use the whole batch.  "pretraining": only the pre-training term.  "task": the other
-            terms.
+        span_config: Settings of the span loss (MGSR, Eq. 10). The loss compares pairs of neighbouring targets within a phrase,
+            and the settings determine the weight of each pair. If None, all weights are 0.
+        role: "pretraining" if only the pre-training term of the objective uses the batch; "task" if the other terms use it.
 
     Returns:
         The batch.  Its row n is the prediction of the n-th target, counted over all sequences in their order in the batch.
@@ -75,8 +74,8 @@ def collate(
 def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """Return a micro-batch of one padding token and no target.
 
-    An empty batch adds zero to every sum and gradient.  If all processes must make the same number of forward and backward
-    passes, a process with fewer micro-batches than the other processes adds empty batches.
+    An empty batch adds zero to every sum and gradient.  All processes of a job may have to make the same number of forward
+    passes. A process with fewer micro-batches then adds empty ones.
     """
     return collate((), pad_id=pad_id, device=device)
 

@@ -1,7 +1,7 @@
 """Mapping of the columns of a data set to the keys that rows must have.
 
-The setting `data.columns` maps a key, such as "prompt", to the column of the file that contains the values of this key.  The
-keys of a row determine its form, such as "prompt/completion"; `forms` describes the forms.
+The setting `data.columns` maps a key, such as "prompt", to the column of the file that has the values of the key.  The keys of
+a row determine its form, such as "prompt/completion"; `forms` describes the forms.
 """
 
 import difflib
@@ -48,8 +48,8 @@ def check_columns(columns: Mapping[str, str]) -> None:
 def renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
     """Return a row with its columns renamed to the keys that `columns` maps to them.
 
-    A row with none of the columns is returned unchanged.  In any other row, the keys of `columns` determine the form: if one of
-    them determines a form, the row's own keys that determine other forms are left out.
+    A row with none of the columns is returned unchanged. If a key of `columns` determines the form of the row, such as
+    "prompt", the row's own keys for other forms are removed.
 
     Args:
         row: The row.
@@ -109,7 +109,10 @@ def answer_hint(row: Mapping[str, object], used: Sequence[str]) -> str:
 
 
 def _named(row: Mapping[str, object], names: Sequence[str]) -> str | None:
-    """Return the key of `row` that equals the first possible one of `names`, ignoring case; None if no key does."""
+    """Return the key of `row` that equals one of `names`, ignoring case.
+
+    Earlier names take precedence. The result is None if no key equals a name.
+    """
     keys = {key.lower(): key for key in row}
     return next((keys[name] for name in names if name in keys), None)
 

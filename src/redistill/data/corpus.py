@@ -1,7 +1,7 @@
 """Plain text for the pre-training term, in blocks of equal length.
 
-Source: the OpenWebText recipe of MiniLLM and DistiLLM: consecutive line breaks become one line break, an end token follows each
-document, and the tokens after the last complete block are dropped.  `data.reader` reads instruction data.
+Consecutive line breaks become one line break, and an end token follows each document. The tokens after the last complete block
+are dropped. Source: the preparation of OpenWebText in MiniLLM and DistiLLM. Instruction data is read by `data.reader`.
 """
 
 import array
@@ -72,9 +72,9 @@ def load_corpus(
     """Tokenize the sources, in order, into blocks of `block_tokens` tokens.
 
     Args:
-        sources: Each source is a .txt file (documents are separated by blank lines), a .jsonl file (one document per row, under
-            the key "text"), or a hub name `owner/name` or `owner/name@revision`.  The split "train" of a hub data set is
-            streamed; it must have a column "text".  A source that looks like a path is never requested from the hub.
+        sources: Files and hub names. In a .txt file, blank lines separate the documents. In a .jsonl file, each row has one
+            document, under the key "text". A hub name is `owner/name` or `owner/name@revision`.  The split "train" of a hub
+            data set is read; it must have a column "text".  A source that looks like a path is never requested from the hub.
         tokenizer: A transformers tokenizer with an end token.  Special tokens in the text are encoded as plain text.
         block_tokens: Length of a block in tokens, >= 2.
         max_blocks: Maximum number of blocks, >= 1, after which reading stops; if None, everything is read.

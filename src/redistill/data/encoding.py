@@ -2,9 +2,9 @@
 
 The ids of each text are exactly those that the tokenizer returns for this text alone.
 
-Many texts have the same beginning or the same words: prompts share their template, a training sequence begins with its prompt,
-and words recur.  Each text is therefore divided into pieces of about one word, and each different piece is encoded only once.
-The module `words` chooses the pieces so that the ids of a text are the ids of its pieces, one after the other.
+Many texts share their template and most of their words. Each text is therefore divided into pieces of about one word, and each
+different piece is encoded only once. The module `words` chooses the pieces so that the ids of a text are the ids of its pieces,
+one after the other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -20,7 +20,7 @@ from redistill.interfaces import Tokenizer
 from redistill.processes import signals
 
 CHARACTERS_KEPT = 2_000_000
-"""Maximum number of characters of the pieces whose ids are kept for later calls; if there are more, all are dropped."""
+"""Maximum number of characters of the pieces of text whose ids are cached; if there are more, the cache is cleared."""
 
 CHARACTERS_AT_ONCE = 1_000_000
 """Approximate number of characters per call of the tokenizer."""
@@ -34,8 +34,8 @@ class Text(NamedTuple):
     Args:
         text: The text.
         split: If True, all special tokens in the text are encoded as plain text.
-        literal: The literal ranges: the character ranges [start, end) of the special tokens that are encoded as plain text
-            although `split` is False.
+        literal: Character ranges [start, end) of special tokens that are encoded as plain text, even if `split` is False. They
+            are called literal ranges.
     """
 
     text: str
@@ -81,10 +81,12 @@ class TextEncoder:
         return [list(ids[text]) for text in texts]
 
     def _ids_of(self, pieces: Set[str | int], words: WordSplitter) -> Mapping[str | int, list[int]]:
-        """Map each piece of text to its token ids, and each id of an added token to a list of this id.
+        """Map each piece of text to its token ids.
 
-        `pieces` contains the pieces and ids that `WordSplitter.split` returned.  The ids are kept for later calls, so the
-        result may also contain pieces of earlier calls.
+        A piece may also be the id of an added token; it is mapped to a list with this id.
+
+        `pieces` contains the pieces and ids that `WordSplitter.split` returned. The result is a cache, so it may also contain
+        pieces of earlier calls.
         """
         if self._num_kept > CHARACTERS_KEPT:
             self._known.clear()
@@ -113,7 +115,7 @@ class TextEncoder:
     def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
         """Return the token ids of texts that have literal ranges, in the order of the texts.
 
-        Special tokens in literal ranges are encoded as plain text, and all other special tokens as special tokens.
+        Special tokens in the literal ranges (`Text.literal`) are encoded as plain text, and all others as special tokens.
         """
         if not texts:
             return []
@@ -125,8 +127,7 @@ class TextEncoder:
         """Encode the parts of a text separately, and return the token ids of the whole text.
 
         The text is split at the special tokens outside its literal ranges (ranges of special tokens that are encoded as plain
-        text).  Each part between these special tokens is encoded as plain text.  Tokenizers implemented in Python encode texts
-        in the same way.
+        text).  Each part between these special tokens is encoded as plain text.
         """
         assert self._stand_ins is not None
         ids: list[int] = []
@@ -143,10 +144,10 @@ class _StandIns:
 
     The ranges of these tokens are the literal ranges of the text.
 
-    The tokenizer's backend (its implementation in Rust) can encode either all special tokens of a text as plain text, or none
-    of them.  Here it encodes all of them as plain text.  Before encoding, each special token outside the literal ranges is
-    replaced by its stand-in: an added token that is not special.  After encoding, the id of each stand-in is replaced by the id
-    of its special token.
+    The tokenizer's backend (its implementation in Rust) encodes either all special tokens of a text as plain text, or none.
+    Here, it encodes all of them as plain text. Therefore each special token outside the literal ranges is replaced before
+    encoding by a stand-in: an added token that is not special. After encoding, the id of each stand-in is replaced by the id of
+    its special token.
 
     Args:
         tokenizer: The tokenizer.

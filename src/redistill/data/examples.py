@@ -77,8 +77,8 @@ class Examples(Sequence[Example]):
     def digest(self) -> str:
         """Return the SHA-256 of all examples, in hexadecimal.
 
-        The hashed bytes of an example are its index and its token ids as int64, followed by one byte for each token: 1 for a
-        target (a token that the student is trained to predict), 0 for any other token.
+        The hashed bytes of an example are its index and its token ids as int64, and then one byte for each token. The byte is 1
+        for a target (a token that the student is trained to predict), and 0 for any other token.
         """
         found = hashlib.sha256()
         for first in range(0, len(self), _HASHED_AT_ONCE):

@@ -21,8 +21,8 @@ CACHED_BYTES = 200_000
 def fingerprint(*parts: Json) -> str:
     """Return a hash of `parts` and of the code that reads and tokenizes rows.
 
-    The result has 40 hexadecimal digits.  The code consists of the modules in the folder of this module, the modules `records`
-    and `randomness`, and the versions of the libraries that these modules use.
+    The result has 40 hexadecimal digits. The hash of the code includes the modules of this folder, the modules `records` and
+    `randomness`, and the versions of libraries.
     """
     described = json.dumps([_code(), *parts], sort_keys=True)
     return hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()[:40]

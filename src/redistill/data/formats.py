@@ -1,8 +1,8 @@
 """Reading of the rows of a file: JSON lines, a JSON array, CSV, Parquet and Arrow.
 
-Rows are yielded one at a time, so that the memory does not depend on the size of the file; a JSON array is read as one text.
-Every error of a library becomes a `DataError` of one line, or a `BadRow` if only one row is affected.  Values of CSV files are
-always text and are never converted to numbers.
+Rows are yielded one at a time, so that the memory does not depend on the size of the file. Only a JSON array is read into
+memory as a whole. An error of a library becomes a `DataError`, or a `BadRow` if it concerns only one row. Values of CSV files
+are always text and are never converted to numbers.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ The bytes are None if the row is not a line of JSON.  The value is a `BadRow` if
 
 
 def file_format(path: Path) -> str | None:
-    """Return the ending of a file, as in `FORMATS`; None if it is any other ending.
+    """Return the ending of a file, if it is one of `FORMATS`, otherwise None.
 
     Endings are compared without case.
 
@@ -68,7 +68,7 @@ def file_rows(path: Path, name: str) -> Iterator[FileRow]:
         name: Its name in messages.
 
     Raises:
-        DataError: the file cannot be read, or a fault concerns the whole file, such as another format, another encoding or a
+        DataError: the file cannot be read; or the whole file has a fault, such as another format, another encoding or a
             truncated archive.
     """
     ending = file_format(path) or "jsonl"
@@ -153,8 +153,8 @@ def _is_array(file: BinaryIO) -> bool:
 def _array(file: BinaryIO, ending: str, name: str) -> Iterable[object] | None:
     """Return the values of a file that is a JSON array.
 
-    None is returned if a .jsonl file begins with a bracket but is not a JSON array.  The caller then reads the file line by
-    line.
+    None is returned for a .jsonl file that begins with a bracket but is not a JSON array. The caller then reads the file line
+    by line.
     """
     file.seek(0)
     is_json = ending.startswith("json") and not ending.startswith("jsonl")

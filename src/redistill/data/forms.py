@@ -1,7 +1,7 @@
 """Parsing of a JSON row as a prompt and its answers.
 
 The keys of a row determine its form, such as "prompt/completion".  Texts are used verbatim.  A malformed row is rejected with a
-reason; its texts are never stripped, repaired or guessed.
+reason. Texts are never changed to make a row usable.
 """
 
 import reprlib
@@ -27,9 +27,9 @@ MAX_CATEGORY = 60
 class ParsedRow:
     """The form, prompt and references of a row.
 
-    The form names the keys of the row, such as "prompt/completion".  The references are its answers, all of which are correct.
-    A row without an answer has no references.  `used` has the keys of the row whose values are in the prompt or the references.
-    `answer` and `category` are the fields of `Record` with these names.
+    The form names the keys of the row, such as "prompt/completion". The references are its answers, all of which are correct. A
+    row without an answer has no references. `used` contains the keys whose values the prompt or the references contain.
+    `answer` and `category` are the same as the fields of `Record` with these names.
     """
 
     form: Form
@@ -129,8 +129,8 @@ _BESIDE_MESSAGES = ("system", "tools", "functions")
 def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
     """Return the texts of a prompt, in order.
 
-    For an instruction, these are the system message, the history, the instruction and its input.  A raw prompt has one text.
-    For a conversation, these are the content, reasoning and tool calls of each turn, and the tool definitions as JSON.
+    For an `Instruction`, these are the system message, the history, the instruction and its input. A `RawPrompt` has one text.
+    For a `Conversation`, these are the content, reasoning and tool calls of each turn, and the tool definitions as JSON.
     """
     if isinstance(prompt, Instruction):
         earlier = (text for pair in prompt.history for text in pair)

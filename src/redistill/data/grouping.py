@@ -1,7 +1,7 @@
 """Partition of a batch into micro-batches of sequences of similar length.
 
-Sequences of similar length need little padding.  The loss is divided by the numbers of tokens and sequences in the
-global batch, not by those in a micro-batch, so every partition gives the same gradient.  Only the cost differs.
+Sequences of similar length need little padding. Every partition gives the same gradient, because the loss is divided by the
+numbers of tokens and sequences in the global batch. Only the cost differs.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ class ReadCost:
     The unit of cost is the time in which the device processes one token.
 
     Args:
-        overhead_tokens: The constant part of the cost, which does not depend on the number of tokens: the launch of kernels,
-            and the accumulation of the gradient of each weight.
-        max_tokens: The number of tokens that saturates the device.  With a larger micro-batch, the time per token does not
-            decrease further, but more activations are stored.
+        overhead_tokens: The part of the cost that does not depend on the number of tokens. It is caused by the launch of
+            kernels and by the accumulation of gradients.
+        max_tokens: The number of tokens that uses the device fully. A larger micro-batch needs more memory for activations, and
+            is not faster per token.
     """
 
     overhead_tokens: int
@@ -51,8 +51,8 @@ def grouped(items: Sequence[DrawItem], size: int | None, cost: ReadCost) -> list
     T_i is the length of sequence i in tokens, n_g the number of sequences of group g, and "overhead" is `cost.overhead_tokens`.
     The sequences are sorted by length.  The minimum is over all partitions of the sorted sequences into contiguous groups.
 
-    Gold answers (role "sft") and sampled answers (role "distillation") may be in the same group.  They are in separate groups
-    if the padding of a common group would cost more than the overhead of a second group.
+    Answers from the data (role "sft") and sampled answers (role "distillation") may be in the same group.  Two groups are
+    formed if the padding of one group would cost more than the overhead of a second group.
 
     Args:
         items: The sequences with their roles.

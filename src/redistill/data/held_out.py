@@ -19,8 +19,8 @@ class HeldOut(NamedTuple):
 
     Args:
         indices: Indices of the selected rows, in increasing order (int64).
-        rejected, too_long: The unusable rows before the last selected row, in the two groups of `TokenizeReport`.  If there are
-            fewer usable rows than requested, all unusable rows.
+        rejected, too_long: The unusable rows before the last selected row, as in `TokenizeReport`. If there are fewer usable
+            rows than requested, these are all unusable rows.
     """
 
     indices: np.ndarray
@@ -42,7 +42,7 @@ def first_usable(
 
     Args:
         rows: The rows.
-        count: Number of rows to select, >= 1; fewer are selected if `rows` has fewer that can be used.
+        count: Number of rows to select, >= 1. If `rows` has fewer usable rows, all of them are selected.
         tokenizer: The tokenizer of the student.
         config: Template and length limits.
         cache: Receives warnings about the cache; see `tokenize_training`.

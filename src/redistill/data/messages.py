@@ -19,7 +19,7 @@ _ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
     **dict.fromkeys(_CALLS := ("function_call", "tool_call"), "assistant"),
 }
-"""Role of a turn for each name in data.  The content of a message with one of the names `_CALLS` is a tool call."""
+"""Maps the name of a role in data to the role of a turn. With a name in `_CALLS`, the content of the message is a tool call."""
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _TOOL_CALLS = ("tool_calls", "function_call")
@@ -30,8 +30,9 @@ def turns_of_messages(value: object, name: str) -> tuple[Turn, ...]:
     """Convert a list of messages to turns.
 
     Args:
-        value: The list.  A message is an object with role and content, or with from and value.  An assistant message may also
-            have `tool_calls` (then its content may be null) and `reasoning_content`, `reasoning` or `thinking`.
+        value: The list. A message is an object with the keys role and content, or from and value. An assistant message may also
+            have `tool_calls`; its content may then be null. Its reasoning may be under `reasoning_content`, `reasoning` or
+            `thinking`.
         name: Name of the list in error messages.
 
     Raises:
@@ -87,7 +88,7 @@ def keys_of_message(message: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _joined(content: object, where: str) -> object:
-    """Return the texts of a content that is a list of text parts, joined; any other content is returned unchanged."""
+    """Join the texts of a content that is a list of parts; return any other content unchanged."""
     if not isinstance(content, list) or not all(isinstance(part, dict) and "type" in part for part in content):
         return content
     kinds = [part["type"] for part in content if part["type"] != "text"]

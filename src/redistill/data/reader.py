@@ -1,8 +1,8 @@
 """Reading of records from files, folders and data sets of the Hugging Face hub.
 
 `sources` finds the files, `formats` reads their rows, and `forms` parses a row.  Unusable rows are rejected with their line
-number and the reason.  The module uses no template and no tokenizer.  Text is kept verbatim: "<n>", which stands for a line
-break in some published files, remains three characters.
+number and the reason. The module uses no template and no tokenizer. Text is kept verbatim. In some published files, "<n>"
+stands for a line break; it remains three characters.
 """
 
 import json
@@ -38,7 +38,7 @@ class ReadReport:
 
     Args:
         source: The file or hub data set.
-        verdict: The number of usable rows of each form, such as "instruction/input/output, 899 rows".
+        verdict: The number of usable rows of each form (the keys of a row), such as "instruction/input/output, 899 rows".
         num_rows: Number of usable rows.
         rejected: The unusable rows.
         unused: For each column that is not used, the number of rows that have a value in it; the most frequent column first.
@@ -100,8 +100,8 @@ def read_records(
         why_answer: The reason why answers are required, such as "policy fixed needs gold answers", for the error message.
         rejected: A JSON Lines file to write the unusable rows to; rows of other sources in this file are kept.  If None, no
             file is written.
-        cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
-            the rows of a large file are stored for later runs.  None disables the cache.
+        cache: Function that receives warnings about the cache, for example that a file cannot be written. If it is not None,
+            the rows of a large file are stored in the cache for later runs. None disables the cache.
 
     Returns:
         The records in the order of the source, and the report.  If a folder has several files of the split, the report
@@ -225,8 +225,8 @@ def _surveyed_unchanged(place: Located, digest: str, require_answer: bool) -> St
 def _digest_of_large(path: Path) -> str | None:
     """Return the hash of a file if the file is large enough for the cache.
 
-    None is returned for a smaller file, and for a file whose hash cannot be computed.  In the second case the error is reported
-    later, when the file is read.
+    None is returned for a smaller file, and for a file that cannot be read. The caller reports the error when it reads the
+    file.
     """
     try:
         return files.digest(path) if path.stat().st_size >= CACHED_BYTES else None
@@ -338,6 +338,6 @@ def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None, wh
     if len(bad) > max_bad_rows or not num_good:
         found = f"{len(bad)} of {num_good + len(bad)} rows are unusable" + (f" ({rejected} lists them)" if rejected else "")
         allowed = f"at most {max_bad_rows} are allowed; fix or remove them, or raise max_bad_rows"
-        outcome = allowed if num_good else "no row remains; fix them"
+        outcome = allowed if num_good else "no usable row remains; fix the rows"
         why = f"; {why_answer}" if why_answer and bad[0].fault == "no answer" else ""
         raise DataError(f"{report.source}:{bad[0].line}: {bad[0].reason}{why}; {found}, {outcome}")

@@ -1,6 +1,6 @@
 """Rows of data as arrays, and records that are created from them on access.
 
-A row takes the bytes of its text and about 60 bytes more, which is much less than Python objects would take.
+A row takes the bytes of its text and about 60 bytes more. Python objects would take much more.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Question = tuple[str, ...]
 def question(record: Record) -> Question:
     """Return a key that is equal for prompts that differ only in white space.
 
-    Blank texts, such as an empty input, are ignored.  A run leaves out the training rows whose key equals that of a test row.
+    Blank texts, such as an empty input, are ignored. A run does not train on rows whose key equals that of a test row.
 
     Example:
         >>> from redistill.records import Instruction
@@ -174,8 +174,8 @@ class Rows(Sequence[Record]):
     def take(self, indices: np.ndarray) -> "Rows":
         """Return the selected records.
 
-        `indices` is an integer array of record indices, in the order of the result, or a boolean mask with one element for each
-        record.
+        `indices` is an array of record indices, in the order of the result. It may also be a boolean mask with one element for
+        each record.
         """
         return Rows(self.tables, self.table_N[indices], self.row_N[indices])
 

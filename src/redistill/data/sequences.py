@@ -41,16 +41,17 @@ class Spelled(NamedTuple):
 
 
 _Steps = Generator[list[Text], list[list[int]], Spelled]
-"""A generator that yields texts to encode, receives their token ids, and returns the encoded conversation."""
+"""Generator that yields lists of texts to encode, receives their token ids, and returns the encoded conversation."""
 
 
 class SequenceEncoder:
     """Encodes records as token ids, for one tokenizer and template.
 
-    The text of a special token may occur in a row.  With the Alpaca template, this text is encoded as plain text in
-    instructions, conversations and their answers, so "<|endoftext|>" in an instruction is not an end token.  In a raw prompt
-    that is used verbatim, and in its answers, the text is encoded as a special token.  With a chat template, special tokens of
-    the template are encoded as special tokens, and those in messages as plain text.
+    A row may contain the text of a special token, such as "<|endoftext|>".
+
+    - With the Alpaca template, this text is encoded as plain text.
+    - In a raw prompt that is used verbatim, and in its answers, this text is encoded as a special token.
+    - With a chat template, this text is encoded as plain text in messages. Only the template itself writes special tokens.
 
     Attributes:
         config: The settings of tokenization.
@@ -90,8 +91,8 @@ class SequenceEncoder:
     def spelled(self, records: Sequence[Record], seed: int, sample: int) -> Iterator["Spelled | DataError"]:
         """Encode each record with one of its answers; yield its ids or a DataError.
 
-        The error is yielded and not raised.  It is yielded if the record has no answer or does not contain a target (a token
-        that the student is trained to predict), or if the chat template rejects the record.
+        The error is yielded and not raised. Its reasons are: the record has no answer; the chat template rejects the record; or
+        there is no target (a token that the student is trained to predict).
 
         Args:
             records: A batch of records.
@@ -122,8 +123,8 @@ class SequenceEncoder:
     def _results(self, tasks: Sequence[_Steps]) -> list["Spelled | DataError"]:
         """Run the generators `tasks` to their end, and return their results.
 
-        The result of a generator is the encoded conversation, or the DataError that it raised.  In each round, every unfinished
-        generator requests texts, and the texts of all generators are encoded together.
+        The result of a generator is the encoded conversation, or the DataError that it raised. The texts that all generators
+        request at the same time are encoded together.
         """
         results: dict[int, Spelled | DataError] = {}
         waiting: dict[int, list[Text]] = {}
@@ -151,9 +152,9 @@ class SequenceEncoder:
 
         The generator yields lists of texts to encode, receives their token ids, and returns the encoded conversation.
 
-        The rendered conversation is encoded up to several stops: the end of each prompt and of each answer.  If the ids up to a
-        stop begin with the ids up to the previous stop, the remaining ids are those of the text between the two stops.
-        Otherwise a token contains the previous stop, and the text between the stops is encoded separately.
+        The conversation is cut at its stops: the end of each prompt and of each answer. The text up to each stop is encoded.
+        The ids up to a stop usually begin with the ids up to the previous stop. Otherwise a token extends over the previous
+        stop, and the text between the two stops is encoded separately.
         """
         config = self.config
         transcript = render_transcript(
@@ -191,9 +192,9 @@ class SequenceEncoder:
         return rendering_of(type(record.prompt), self.config.template)
 
     def _with_front(self, record: Record, ids: list[int]) -> list[int]:
-        """Return `ids` with the special tokens that the tokenizer puts before a text; they are added if they are missing.
+        """Add the special tokens that the tokenizer puts before a text, if they are missing.
 
-        A chat template writes its own special tokens, so nothing is added to its text.
+        Nothing is added to the text of a chat template, which writes its own special tokens.
         """
         front = [] if self._rendering(record) == "chat" else self._front
         return ids if ids[: len(front)] == front else front + ids
@@ -201,8 +202,8 @@ class SequenceEncoder:
     def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
         """Create the `Text` to encode for `text`, which is a part of the rendered record.
 
-        With the Alpaca template, all special tokens are encoded as plain text.  `literal` contains the ranges of the special
-        tokens that are encoded as plain text with a chat template; ranges that end after the end of `text` are left out.
+        With the Alpaca template, all special tokens are encoded as plain text. With a chat template, the special tokens in the
+        ranges `literal` are encoded as plain text. Ranges that extend beyond `text` are ignored.
         """
         is_data = self._rendering(record) == "alpaca"
         return Text(text, is_data, tuple((start, end) for start, end in literal if end <= len(text)))

@@ -1,7 +1,7 @@
 """Sources of data: files, folders, and data sets of the Hugging Face hub.
 
 This module finds the files of a source, and `formats` reads their rows.  A source that looks like a path is never requested
-from the hub, where anyone may register a data set with the name of a mistyped path.
+from the hub. Otherwise, a mistyped path could load a data set that a stranger has registered under this name.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ _SPLITS = {
 class Source:
     """A file, a folder or a data set of the hub, with the part to read.
 
-    A recipe may replace this section by one text, such as `mine.parquet` or `owner/name:CONFIG@REVISION[SPLIT]`.
+    In a recipe, a source may also be one text, such as `mine.parquet` or `owner/name:CONFIG@REVISION[SPLIT]`.
 
     Args:
         path: A file, a folder, or a hub name `owner/name`.  The endings of files are .jsonl, .json, .csv, .tsv (each also with
             .gz), .parquet and .arrow.
         config: Configuration of a hub data set; if None, the default configuration.
-        split: Split of a folder or a hub data set, or a part of a hub data set's split, such as `train[:1%]`.  If None, the
-            split is train in `data.train`, validation in `data.validation`, and test in `data.tests`.
+        split: Split of a folder or a hub data set. For a hub data set, it may also be a part of a split, such as `train[:1%]`.
+            If None, the split is train in `data.train`, validation in `data.validation`, and test in `data.tests`.
         revision: Branch, tag or commit of a hub data set; if None, its main branch is read.
         columns: Maps keys of rows, such as prompt, to columns with other names; if None, `data.columns` is used.
 
@@ -122,9 +122,15 @@ class Located(NamedTuple):
 def located(source: Source, default: str) -> list[Located]:
     """Find the files of a source, or the split of a hub data set.
 
-    In a folder, the files are the first of the following that exist: the file `<split>` with an ending of `FORMATS`; the files
-    `<split>-*`, such as `train-00000-of-00002.parquet`; all files of the subfolder `<split>`; the files of the split in the
-    subfolder `data`; all files of the folder, if none of them is named after a split.  Nothing is requested from the hub.
+    In a folder, the files are the first of the following that exist:
+
+    - the file `<split>` with an ending of `FORMATS`, such as `train.jsonl`;
+    - the files `<split>-*`, such as `train-00000-of-00002.parquet`;
+    - all files of the subfolder `<split>`;
+    - the files of the subfolder `data` with such names;
+    - all files of the folder, if none of them is named after a split.
+
+    Nothing is requested from the hub.
 
     Args:
         source: The source.
@@ -154,7 +160,7 @@ def is_hub_name(path: str) -> bool:
 def download(source: Source, hub_file: str) -> Located:
     """Download one file of a hub data set.
 
-    `datasets.load_dataset` is not used, because it infers one format for the whole repository, and fails on a bad row.
+    `datasets.load_dataset` is not used, because it fails on a bad row, and assumes one format for the whole repository.
 
     Raises:
         DataError: the file cannot be downloaded.
@@ -172,8 +178,8 @@ def download(source: Source, hub_file: str) -> Located:
 def hub_rows(place: Located) -> Iterator[tuple[int, None, object]]:
     """Yield the rows of a split of a hub data set.
 
-    Each result is the position of the row from 1, None, and the row as a dict.  The library `datasets` downloads the data.  It
-    runs no code of a repository.
+    Each result is a tuple: the position of the row, from 1; None; and the row as a dict. The library `datasets` downloads the
+    data, and runs no code of the repository.
 
     Raises:
         DataError: the hub does not answer, or has no such data set, configuration, revision or split.

@@ -1,8 +1,8 @@
 """Special tokens in the text of rows.
 
-A chat template writes special tokens, such as the token that ends a turn.  The same characters in a message are plain
-text, not a special token.  This module finds which special tokens of a rendered conversation come from its messages
-and not from the template.
+A chat template writes special tokens, such as the token that ends a turn.  The same characters in a message are plain text, not
+a special token.  In a rendered conversation, this module finds the special tokens that come from messages and not from the
+template.
 """
 
 import re
@@ -19,7 +19,7 @@ Range = tuple[int, int]
 Message = Mapping[str, object]
 
 _NAMES = frozenset({"role", "type", "name", "id", "tool_call_id"})
-"""Keys of a message whose values are not content; a template compares these values with constants."""
+"""Keys of a message whose values are not content, but names and identifiers."""
 
 
 class SpecialTokens:
@@ -62,10 +62,11 @@ class SpecialTokens:
         A range is a pair [start, end) of character indices.  A special token is included even if only a part of it comes from a
         message.
 
-        To find these tokens, an unused character is inserted before each character of a message that may belong to a special
-        token, and the conversation is rendered again.  Some templates search messages for a special token, such as
-        "</think>", and may then render the conversation differently.  In this case, the result does not contain the ranges of
-        this special token, so the token is encoded as a special token.
+        To find these tokens, the conversation is rendered again with changed messages. In the messages, an unused character is
+        inserted before each character that may belong to a special token.
+
+        Some templates search messages for a special token, such as "</think>", and render the changed conversation differently.
+        The result then has no range of this token, so the token is encoded as a special token.
 
         Args:
             text: The rendered conversation.
@@ -100,9 +101,10 @@ class SpecialTokenCounts:
     """Numbers of special tokens in the text of rows.
 
     Args:
-        kept: How often each special token occurs in raw prompts and their answers, where it is encoded as a special token.
-        as_text: How often each special token occurs in instructions, messages and their answers, where it is encoded as plain
-            text.
+        kept: Counts by special token in raw prompts (prompts that are used verbatim) and their answers. There, the text of a
+            special token is encoded as a special token.
+        as_text: Counts by special token in instructions, messages and their answers. There, the text of a special token is
+            encoded as plain text.
         kept_rows: Number of rows that contain tokens counted in `kept`.
         as_text_rows: Number of rows that contain tokens counted in `as_text`.
     """
@@ -115,15 +117,15 @@ class SpecialTokenCounts:
     def add(self, record: Record, answer: str | None, special: SpecialTokens, template: str) -> None:
         """Add the numbers of special tokens in a prompt and its answer to the counts.
 
-        The counts of tokens that are encoded as special tokens are in the field `kept`, and the counts of tokens that are
-        encoded as plain text are in the field `as_text`.
+        Tokens that are encoded as special tokens are counted in the field `kept`. Tokens that are encoded as plain text are
+        counted in the field `as_text`.
 
         Args:
             record: The record whose prompt is searched.
             answer: The answer to train on; if None, only the prompt is searched.
             special: The special tokens of the tokenizer.
-            template: "auto", "alpaca" or "chat".  Special tokens in raw prompts are added to `as_text` with "chat", and
-                otherwise to `kept`.
+            template: "auto", "alpaca" or "chat". Special tokens in a `RawPrompt` are counted in `as_text` if `template` is
+                "chat", and otherwise in `kept`.
         """
         answers = [] if answer is None else [answer, *answer_texts(record.answer)]
         found = special.count([*texts_of(record.prompt), *answers])
@@ -153,8 +155,8 @@ class SpecialTokenCounts:
     def described(self) -> Iterator[str]:
         """Yield lines for a terminal that describe the counts.
 
-        The first line is about the special tokens that are encoded as special tokens, the second about those that are encoded
-        as plain text.  A line is left out if there are no such tokens.
+        The first line is about the field `kept`, the second about the field `as_text`. A line is left out if its field has no
+        counts.
         """
         if self.kept_rows:
             yield f"special tokens in {_rows(self.kept_rows)} of raw text are encoded as special tokens: {_named(self.kept)}"
@@ -178,7 +180,7 @@ def _named(tokens: Counter[str]) -> str:
 
 
 def _contents(value: object) -> Iterator[str]:
-    """Yield all strings in messages, except the values of keys such as "role", which are not content."""
+    """Yield all strings in messages, except the values of the keys in `_NAMES`, such as "role"."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -200,13 +202,13 @@ def _marked(
 ) -> list[bool] | None:
     """Find the characters of `text` that come from a message and may belong to one of `tokens`.
 
-    If `edges` is True, a message may contain only a part of a token, at its start or end; the template may write the rest.  To
-    find the characters in `text`, a marker (a character that is not used elsewhere) is inserted before each of them in the
-    messages, and the messages are rendered again.
+    If `edges` is True, a part of a token at the start or end of a message counts too. The template may write the rest of the
+    token. The characters are marked in the messages, and the messages are rendered again. The mark is an unused character
+    before the marked one.
 
     Returns:
-        For each character of `text`, whether it is one of these characters.  None if the template rejects the messages with
-        markers or renders them differently.
+        For each character of `text`, True if the character was found. None if the template rejects the marked messages or
+        renders them differently.
     """
     used = set(text).union(*map(set, _contents(messages)))
     marker = next(chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in used)
@@ -237,8 +239,8 @@ def _marked(
 def _risky(content: str, tokens: Sequence[str], *, edges: bool) -> set[int]:
     """Return the indices of the characters of `content` that may belong to a token.
 
-    These are the characters of all occurrences of `tokens` in `content`.  If `edges` is True, characters at the start or end of
-    `content` that are a part of a token are included too, because the text around `content` may contain the rest of this token.
+    These are the characters of all occurrences of `tokens` in `content`. If `edges` is True, a part of a token at the start or
+    end of `content` counts too. The text around `content` may contain the rest of this token.
     """
     start, end = len(content) - len(content.lstrip()), len(content.rstrip())
     core = content[start:end]

@@ -1,7 +1,7 @@
 """Rendering of prompts and conversations as text.
 
-The form of a row determines its template: conversations are rendered with the chat template of the tokenizer, instructions with
-the Alpaca template of the literature, and raw prompts are used verbatim.  A recipe may also choose one template for all rows.
+The form of a row determines its template. Conversations are rendered with the chat template of the tokenizer, and instructions
+with the Alpaca template of the literature. Raw prompts are used verbatim. A recipe may also choose one template for all rows.
 This module returns strings; `sequences` encodes them as token ids and marks the targets.
 """
 
@@ -33,7 +33,7 @@ class Transcript:
         text: The text of the conversation.
         answers: Character range [start, end) of each answer to train on.  With a chat template, the range includes the
             end-of-turn marker.
-        ended: Whether the text includes the end-of-turn marker of the last answer; if not, the caller must append the end
+        ended: Whether the text ends with the end-of-turn marker of the last answer. If not, the caller must append the end
             token.
         literal: Character ranges of the special tokens that come from messages and are encoded as plain text; empty if the
             record is not rendered with a chat template.
@@ -66,7 +66,7 @@ def rendering_of(kind: type[Prompt], template: Template) -> Rendering:
 
 
 def renderings(kinds: Mapping[str, int], template: Template) -> dict[str, int]:
-    """Return the number of rows by how they are rendered, the most frequent first.
+    """Count rows by how they are rendered, the most frequent rendering first.
 
     Args:
         kinds: Number of rows by the name of the type of their prompt, such as {"Conversation": 20}.
@@ -114,9 +114,9 @@ def described_renderings(found: Mapping[str, int]) -> str:
 def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | None, settings: ChatSettings = PLAIN) -> str:
     """Render the text that a model continues with its answer.
 
-    With the Alpaca template, a conversation is rendered as the text of its system turn, the header of the template, and one
-    block for each question and answer.  With the chat template, the text ends where the assistant's turn begins; an instruction
-    and its input form one user message.
+    With the Alpaca template, the text consists of the system message, the header of the template, and one block for each
+    question and answer. With the chat template, the text ends where the assistant's turn begins. An instruction and its input
+    then form one user message.
 
     Args:
         prompt: The prompt.
@@ -198,8 +198,8 @@ def render_transcript(
 
     Args:
         record: The record with the prompt.
-        answer: The last answer, one of the references.  If the field `answer` of the record is set, a chat template renders
-            that turn instead, with its reasoning and tool calls.
+        answer: The last answer, one of the references. If `record.answer` is set, a chat template renders that turn instead,
+            with its reasoning and tool calls.
         template: The setting `data.tokens.template`; `rendering_of` states what it selects.
         tokenizer: Provides the chat template; the Alpaca template does not use the tokenizer.
         every_turn: Whether to train on every answer of the assistant, and not only on the last answer.
@@ -234,9 +234,9 @@ def render_transcript(
 def _chat_answer(dialogue: Dialogue, text: str, chat: Chat, tokenizer: Tokenizer, *, is_last: bool) -> tuple[int, int]:
     """Return the character range [start, end) of an answer in a rendered conversation.
 
-    `text` is the rendered conversation.  The answer is the last turn of `dialogue`, which is the conversation up to the answer.
-    `is_last` is True if the conversation has no later turns.  The range begins at the end of the rendered prompt (the turns
-    before the answer) and includes the end-of-turn marker.
+    `text` is the rendered conversation. `dialogue` is the conversation up to the answer, which is its last turn. `is_last` is
+    True if the conversation has no later turns. The range begins where the rendered turns before the answer end. It includes
+    the end-of-turn marker.
     """
     turns = dialogue.turns
     prompt = chat.text(dialogue.first(len(turns) - 1), prompts=True)
@@ -247,8 +247,8 @@ def _chat_answer(dialogue: Dialogue, text: str, chat: Chat, tokenizer: Tokenizer
     is_continued = text.startswith(answered) and answered.startswith(prompt)
     if not is_continued or any(part not in answered[len(prompt) :] for part in parts):
         raise DataError(
-            f"the chat template does not continue the prompt of turn {len(turns)} with the answer, so the answer cannot be "
-            "located; set `supervise: last` to train on the last answer only, or set `template: alpaca`"
+            f"the chat template renders the turns before turn {len(turns)} differently if an answer follows, so the "
+            "answer cannot be located; set `supervise: last` to train on the last answer only, or set `template: alpaca`"
         )
     return len(prompt), len(answered)
 
@@ -261,7 +261,10 @@ def _is_ended(text: str, answer: Turn, tokenizer: Tokenizer) -> bool:
 
 
 def dialogue_of(prompt: Prompt) -> Dialogue:
-    """Return a prompt as a dialogue; an instruction or a raw prompt is its last turn."""
+    """Return a prompt as a dialogue.
+
+    An `Instruction` becomes its last turn, after its system message and history. A `RawPrompt` is the only turn.
+    """
     if isinstance(prompt, Conversation):
         return Dialogue(prompt.turns, prompt.tools)
     if isinstance(prompt, RawPrompt):
@@ -283,5 +286,5 @@ def prompt_before(prompt: Prompt, index: int) -> Prompt:
 
 
 def turns_of(prompt: Prompt) -> tuple[Turn, ...]:
-    """Return the turns of a prompt; an instruction or a raw prompt is the last turn."""
+    """Return the turns of a prompt, as in `dialogue_of`."""
     return dialogue_of(prompt).turns

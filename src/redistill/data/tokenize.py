@@ -1,9 +1,8 @@
 """Tokenization of records.
 
-Training and evaluation build prompts with the same code, so the prompts of evaluation have the format of those in training.
-Some tokenizers put special tokens before a text by default: BOS for Llama, </s> for OPT, none for GPT-2 and Qwen.  These tokens
-are added in training *and* in evaluation; published code adds them in only one of the two.  A chat template contains its own
-special tokens, so no others are added to its text.
+Training and evaluation build prompts with the same code, so their prompts have the same format. Some tokenizers put special
+tokens before a text by default: BOS for Llama, </s> for OPT, none for GPT-2 and Qwen. These tokens are added both in training
+and in evaluation. Nothing is added to the text of a chat template, which contains its own special tokens.
 """
 
 import dataclasses
@@ -39,23 +38,23 @@ class TokenizeConfig:
     """Settings of tokenization.
 
     Args:
-        prompt_tokens: Maximum prompt length in tokens, >= 1.  Training leaves longer prompts out; evaluation keeps their last
-            tokens.
+        prompt_tokens: Maximum prompt length in tokens, >= 1. Training skips rows with longer prompts. Evaluation removes tokens
+            at the start of a longer prompt.
         response_tokens: Maximum answer length in tokens, including the end token, >= 1.  A longer answer is truncated and has
             no end token.
-        template: "auto" renders each row by its form: conversations with the chat template of the tokenizer, instructions with
-            the template of Stanford Alpaca, and a prompt with a completion verbatim.  "chat" renders all rows with the chat
-            template.  "alpaca" differs from "auto" only for conversations, which it renders with the Alpaca template.
+        template: The prompt template. "auto" renders conversations with the chat template of the tokenizer, and instructions
+            with the template of Stanford Alpaca. It uses prompts with a completion verbatim. "chat" renders all rows with the
+            chat template. "alpaca" is like "auto", but renders conversations with the Alpaca template.
         template_arguments: Arguments of the chat template by name, such as {enable_thinking: false}.  They are used in every
             rendering, in training and in evaluation.
         template_date: Date and time that a chat template prints, in ISO format, such as 2026-11-30T09:00:00.  If None and the
             template prints a date, the start time of the run is printed and stored in run.json.
         supervise: "last" trains on the last answer of a conversation, "every" on every answer of the assistant.
-        reference: Which of several references (correct answers) to train on: the "first", the "longest" or "shortest" in
-            characters, or a "random" one, which depends on the seed of the run.
+        reference: Which of several references (correct answers) to train on: "first", "longest" or "shortest" (in characters),
+            or "random". The random choice depends on the seed of the run.
 
     Raises:
-        ConfigError: a length is below 1, a choice is unknown, a template argument has a reserved or invalid name, or the date
+        ConfigError: a length is below 1; a choice is unknown; a template argument has a reserved or invalid name; or the date
             is not in ISO format.
 
     Example:
@@ -117,8 +116,8 @@ class TokenizeReport:
     Args:
         num_cut: Number of kept records whose answer was truncated.
         too_long: Records whose prompt is longer than the setting `prompt_tokens`.
-        rejected: Records without an answer (if answers are required), records without a target (a token that the student is
-            trained to predict), and records that their template rejects.
+        rejected: Records that their template rejects, and records without a target (a token that the student is trained to
+            predict). If answers are required, also records without an answer.
         special_tokens: Counts of special tokens in the text of the records.
     """
 
@@ -145,9 +144,9 @@ def tokenize_training(
 ) -> tuple[Examples, TokenizeReport]:
     """Tokenize records for training.
 
-    A sequence consists of prompt, answer and end token, and has a mask of the targets (tokens that the student is trained to
-    predict).  It begins with exactly the ids that `tokenize_prompts` returns.  Prompt and answer are tokenized together.  If a
-    token would contain the boundary between prompt and answer, the answer is tokenized separately.
+    A sequence consists of prompt, answer and end token. A mask marks its targets (tokens that the student is trained to
+    predict). The sequence begins with exactly the ids that `tokenize_prompts` returns.  Prompt and answer are tokenized
+    together.  If a token would contain the boundary between prompt and answer, the answer is tokenized separately.
 
     Args:
         records: The records.
@@ -157,9 +156,8 @@ def tokenize_training(
         role: Name of the records in error messages.
         prompts_alone: Whether a record without an answer becomes an example that has only its prompt.  If False, such records
             are left out and listed in the report.
-        cache: Receives one-line warnings about the cache, for example that it cannot be written.  Passing it enables the cache:
-            if `records` is a large `Rows`, the result is written to one file, which all processes memory-map.  None disables
-            the cache.
+        cache: Function that receives warnings about the cache, for example that a file cannot be written. If it is not None and
+            `records` is a large `Rows`, the result is stored in the cache. None disables the cache.
 
     Returns:
         The examples, and a report with the records that were left out and the number of truncated answers.  Examples are
@@ -253,7 +251,7 @@ def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int,
 
 
 def _prompt_alone(ids: list[int] | DataError) -> Spelled | DataError:
-    """Return a prompt as a conversation without an answer; `ids` is what `SequenceEncoder.prompts` returned for it."""
+    """Convert the token ids of a prompt to a sequence without an answer; return an error unchanged."""
     if isinstance(ids, DataError):
         return ids
     if not ids:
@@ -296,9 +294,9 @@ def _report(records: Sequence[Record], stored: Stored, config: TokenizeConfig) -
 def _batches(records: Sequence[Record], reference: Reference) -> Iterator[tuple[int, list[Record]]]:
     """Yield batches of records, each with the index of its first record.
 
-    The numbers of records and of characters per batch are limited.  If `reference` is "random", the
-    answer that is chosen for a record depends on the number of records kept before it.  When a record is left out, the later
-    records of its batch may therefore get other answers, and are encoded again.  Batches are smaller then, to limit this work.
+    The numbers of records and of characters per batch are limited. Batches are smaller if `reference` is "random". In this
+    case, the answer of a record depends on the number of records kept before it. If a record is left out, the later records of
+    its batch are therefore encoded again.
     """
     most = 64 if reference == "random" else 1024
     batch: list[Record] = []
@@ -318,8 +316,8 @@ def tokenize_prompts(
 ) -> list[tuple[int, ...]]:
     """Tokenize the prompt of each record; truncate long prompts on the left.
 
-    A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens, because the end of a prompt requests the
-    answer ("### Response:").  `role` is the name of the records in error messages.
+    A prompt longer than `prompt_tokens` keeps its BOS token and its last tokens. The end of a prompt must be kept, because it
+    requests the answer ("### Response:").  `role` is the name of the records in error messages.
 
     Returns:
         One tuple of token ids per record, in order.

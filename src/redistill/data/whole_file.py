@@ -1,6 +1,7 @@
 """Faults of a whole file, which are reported once and not for every row.
 
-Such a fault is found in the first bytes of a file: another format, another encoding, other line ends, or rows that span lines.
+Such a fault is found in the first bytes of a file. Examples are another format, another encoding, other line ends, and rows
+that span several lines.
 """
 
 import re
@@ -120,7 +121,10 @@ _PRETTY = (
 
 
 def _wrapped(text: str, value: object) -> str | None:
-    """Return the fault of a file that is one object whose rows are a list under one of its keys."""
+    """Return the fault of a file that is a single JSON object with all rows in it.
+
+    The rows are a list under one key of the object, or each column is a list. The result is None for any other file.
+    """
     if value is None:
         match = _WRAPPED.match(text)
         key = None if match is None else match[1]

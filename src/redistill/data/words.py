@@ -4,8 +4,8 @@ A text is cut before each space that follows a visible character.  In two famili
 cut:
 
 - Byte-level BPE, such as GPT-2, Llama 3 and Qwen.  The pre-tokenizer divides a text into words with a regular expression, and a
-  token lies within a word.  With each of the expressions in `_PATTERNS`, no word contains a cut, and the words after a cut do
-  not depend on the text before it.
+  token lies within a word.  This module supports the expressions in `_PATTERNS`. With each of them, no word contains a cut, and
+  the words after a cut do not depend on the text before it.
 - BPE that encodes a space as "▁", such as Llama 2 and Gemma.  No merge joins "▁" to a character before it.
 """
 
@@ -48,7 +48,8 @@ at the start of each text and after each added token, even before another space.
 class WordSplitter:
     """Divides texts into added tokens and pieces that can be encoded separately.
 
-    An added token is a text, such as a special token, that a tokenizer finds before it divides the rest of the text into words.
+    An added token is a text, such as that of a special token. A tokenizer finds added tokens before it divides the rest of the
+    text into words.
 
     Args:
         backend: Encodes the pieces.  It inserts no space, and encodes special tokens as plain text.
@@ -100,9 +101,8 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
         special: The special tokens of the tokenizer.
 
     Returns:
-        The splitter.  None if it is not known that the tokenizer encodes the pieces independently, for example because it is
-        not a BPE, because the regular expression of its pre-tokenizer is not known, or because an added token has one of the
-        flags lstrip, rstrip and single_word.
+        The splitter. None if the tokenizer might not encode the pieces independently. For example, the tokenizer is not a BPE,
+        its pre-tokenizer has an unknown regular expression, or an added token has the flag lstrip, rstrip or single_word.
     """
     parts: Mapping[str, Json] = json.loads(described)
     model, normalizer, before, added = (parts.get(name) for name in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
@@ -151,7 +151,7 @@ def _members(step: Json, name: str) -> Sequence[Mapping[str, Json]]:
 
 
 def _is_known(step: Mapping[str, Json]) -> bool:
-    """Return whether a pre-tokenizer divides texts in a known way."""
+    """Return whether this module supports a step of a pre-tokenizer."""
     match step:
         case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False}:
             return regex in _PATTERNS

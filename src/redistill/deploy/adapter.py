@@ -22,7 +22,7 @@ from redistill.training import checkpoint
 def write_adapter(source: Source, folder: Path, allow_code: Sequence[str] = ()) -> list[str]:
     """Write the adapters of a student and its tokenizer to a folder.
 
-    If the run has merged its adapters into the student (`student.lora={export: merged}`), the adapters are read from the
+    A run with `student.lora={export: merged}` has merged its adapters into the student. The adapters are then read from the
     checkpoint with the best validation score.
 
     Args:

@@ -81,7 +81,7 @@ class Speaker:
             The whole answer.  It is untrusted text.
 
         Raises:
-            DataError: the template rejects the conversation, or it has at least as many tokens as the model has positions.
+            DataError: the template rejects the conversation, or the conversation has too many tokens for the model.
         """
         from transformers import GenerationConfig, TextStreamer
 

@@ -1,7 +1,7 @@
 """Export of a student to a folder that other programs read.
 
-The folder is written atomically, with a model card. The package `models` checks each model that is read, so the folder contains
-only weights, settings and tokenizers, and no code.
+The folder is written atomically, with a model card. The folder contains only weights, settings and tokenizers, and no code,
+because the package `models` checks each model that is read.
 """
 
 import shlex
@@ -68,16 +68,17 @@ def export(
 
     Args:
         name: A run folder, or the name of a model, as in `find_source`.
-        target: "transformers" (safetensors, for vLLM as well), "vllm" (the same, but with a head that is not tied to the input
-            embedding; for the servers of the engine vllm, which receive the student's weights during a run), "adapter" (LoRA
-            adapters in the format of PEFT), "gguf" (llama.cpp), or "ollama" (GGUF with a Modelfile).
+        target: "transformers": safetensors, also for vLLM. "vllm": the same, for servers of the engine vllm, which receive new
+            weights during a run; the output head is stored separately from the input embedding. "adapter": LoRA adapters in the
+            format of PEFT. "gguf": for llama.cpp. "ollama": GGUF with a Modelfile.
         out: The folder to write, which must be new or empty.  If None, it is `export/TARGET` in the run folder, or
             `exports/NAME-TARGET` for a model without a run; an earlier export there is replaced.
-        dtype: dtype of the weights.  If None, "transformers" keeps the dtype of the model's files, and the GGUF file of the
-            other targets has float16.
+        dtype: dtype of the weights. If None, "transformers" and "vllm" keep the dtype of the model's files, and GGUF files have
+            float16.
         repository: Repository of the hub to upload the folder to, as owner/name; None uploads nothing.
         api: The client of the hub; if None, it is created with the token of this user.
-        allow_code: Modules that may be imported for external components of the run's recipe; only "adapter" reads the recipe.
+        allow_code: Modules that may be imported for external components of the run's recipe. Only the target "adapter" needs
+            them.
 
     Returns:
         The folder, its files, notes for the user, and a command line that uses the folder.

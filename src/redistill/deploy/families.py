@@ -1,7 +1,7 @@
 """Model families that can be written as GGUF files, listed in `FAMILIES`.
 
-GGUF is the file format of llama.cpp. The names of tensors and of metadata come from the gguf package. An entry states what
-differs between families: the layout of weights, and the settings that llama.cpp can compute.
+GGUF is the file format of llama.cpp. The names of tensors and of metadata come from the gguf package. An entry of `FAMILIES`
+states what differs between families: the layout of weights, and the settings that llama.cpp supports.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -52,8 +52,8 @@ class Family:
         architecture: Name of the architecture in GGUF.
         weight: Function that returns a weight in the layout of llama.cpp.  Its arguments are the name of the weight in
             transformers, the weight, and the config of the model.
-        allowed: Fields of the config for which llama.cpp supports only some values, with these values.  A field that is missing
-            in a config is not checked.
+        allowed: Maps fields of the config to the values that llama.cpp supports. A field that is missing in a config is not
+            checked.
         rope_types: Kinds of rotary embedding that llama.cpp supports for this architecture.
     """
 
@@ -90,7 +90,7 @@ def family_of(config: ModelSettings) -> Family:
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise UnsupportedError(f"the family {config.model_type} is not written as GGUF (only {', '.join(FAMILIES)})")
+        raise UnsupportedError(f"GGUF files of the family {config.model_type} are not supported, only of {', '.join(FAMILIES)}")
     for name, allowed in family.allowed.items():
         value = getattr(config, name, allowed[0])
         if value not in allowed:
@@ -169,7 +169,7 @@ def weights_of(model: CausalModel, family: Family) -> Iterator[tuple[str, torch.
 
 
 def _number(config: ModelSettings, name: str) -> int:
-    """Return a field of the config, such as hidden_size; configs of some families map it to a field of another name."""
+    """Return an integer field of the config, such as hidden_size."""
     return int(getattr(config, name))
 
 

@@ -23,8 +23,9 @@ def licences_of(source: Source) -> Mapping[str, str]:
         source: The student.
 
     Returns:
-        Name of a model -> the licence in the model card of its folder, or "unknown: check".  For the student of a run, the
-        models are the teacher and the base model that run.json names; for any other model, the only key is the model itself.
+        A mapping from the name of each model to its licence. The licence is that of the model card in the model's folder, or
+        "unknown: check" if the card states none. For the student of a run, the models are the teacher and the base model in
+        run.json. For any other model, the only entry is the model itself.
     """
     names = [source.model]
     if source.run is not None:

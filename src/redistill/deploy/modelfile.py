@@ -73,8 +73,8 @@ def pieces_of(tokenizer: Tokenizer, template: Template, settings: ChatSettings =
     """Find the constant texts of a prompt template.
 
     Args:
-        tokenizer: Provides the chat template.  If the tokenizer puts its begin token before a text, this token is removed from
-            the template, because Ollama also adds it.
+        tokenizer: Provides the chat template.  If the tokenizer puts its begin token before a text, Ollama does so too. The
+            token is then removed from the template.
         template: "alpaca" or "chat".
         settings: Arguments and date of the chat template.
 

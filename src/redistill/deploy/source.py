@@ -19,7 +19,7 @@ class Source:
     Args:
         name: The run folder or the model, as given by the user.
         model: The folder or name of the model.
-        run: The run folder; None if no run of redistill is known.
+        run: The run folder; None if the model is not the student of a run.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """The vocabulary of a tokenizer in the form of GGUF.
 
-llama.cpp has its own tokenizers. Byte-level BPE ("gpt2" in GGUF) needs the merges and the name of the rule that divides a text
-into words; SentencePiece ("llama" in GGUF) needs a score for each token. Both are derived from the parts of the tokenizer,
-so that a tokenizer with another vocabulary but the same rule is recognised.
+llama.cpp has its own tokenizers. Byte-level BPE ("gpt2" in GGUF) needs the merges, and the name of the rule that divides a text
+into words. SentencePiece ("llama" in GGUF) needs a score for each token. A rule is recognised by the parts of the tokenizer,
+not by its vocabulary.
 """
 
 import json
@@ -207,8 +207,8 @@ def _adds_space(described: Mapping[str, Any]) -> bool:
 def _scores(tokens: Sequence[str], types: Sequence[TokenType], merges: Sequence[tuple[str, str]]) -> list[float]:
     """Return the scores of a SentencePiece vocabulary.
 
-    SentencePiece merges the pair whose merged token has the highest score.  In the merges of a tokenizer.json, the first pair
-    is merged first, so that the score of a token is minus the index of its first merge.
+    SentencePiece merges the pair whose merged token has the highest score. In a tokenizer.json, the first pair in the list of
+    merges is merged first. The score of a token is therefore minus the index of its first merge.
     """
     first: dict[str, int] = {}
     for pair in merges:

@@ -1,7 +1,7 @@
 """The command `redistill doctor`: checks of this machine and of a recipe.
 
-The checks of a recipe look for silent failures: training raises no error, but the student is worse than it could be.
-docs/doctor.md lists the checks.
+The checks of a recipe look for silent failures: training raises no error, but the student is worse than it could be. The checks
+are listed in docs/doctor.md.
 """
 
 import tempfile
@@ -72,7 +72,7 @@ def examine(run: Run, report: Report = lambda phase: None, clock: Callable[[], f
 def outcome_of(check: Check, subject: Subject) -> Outcome:
     """Run one check of a recipe, and return the result of the check.
 
-    The result has the status "not examined" if the check raises NotExamined, for example because it does not apply to the
+    If the check raises NotExamined, the result has the status "not examined". For example, the check may not apply to the
     recipe. If a model, the data or external code raises another error, the error becomes a finding.
     """
     found, reason = [], ""

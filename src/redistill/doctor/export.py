@@ -36,10 +36,8 @@ class Exported:
 
     Args:
         tokenizer: The tokenizer of the exported model; the student's tokenizer if the export failed.
-        difference: Largest difference between the logits of the exported model and those of the student, as a fraction of the
-            largest logit.
-        change: Largest difference between the logits of the student with and without the noise, as a fraction of the largest
-            logit.
+        difference: Largest difference of the logits of the exported model and of the student, divided by the largest logit.
+        change: Largest difference of the student's logits with and without the noise, divided by the largest logit.
         tolerance: Largest value of `difference` that rounding can cause.
         error: Message of the error that stopped the export; "" if the export succeeded.
     """
@@ -54,9 +52,9 @@ class Exported:
 def export(opened: OpenRun, example: Example) -> Exported:
     """Add noise to the student's parameters, export the student, and load the result.
 
-    The noise replaces training: it shows whether the export writes the current parameters or the original ones. It is added to
-    the trainable parameters only, in place, and is not removed. The student is exported to a temporary folder, which is
-    deleted.
+    The noise stands for training. It shows whether the current parameters are exported, and not the original ones. Only
+    trainable parameters are changed, in place, and they are not restored. The student is exported to a temporary folder, which
+    is deleted.
 
     Raises:
         NotExamined: the disk has too little free space for the exported student.
@@ -102,8 +100,8 @@ def logits(model: nn.Module, example: Example) -> torch.Tensor:
 def perturb(model: nn.Module, seed: int) -> None:
     """Add Gaussian noise to all trainable parameters of a model, in place.
 
-    Each parameter tensor gets noise with a standard deviation of 5 % (`CHANGE`) of its root mean square, or of 0.05 if all its
-    values are 0.
+    The standard deviation of the noise is 5 % (`CHANGE`) of the root mean square of the parameter tensor. It is 0.05 for a
+    tensor of zeros.
     """
     for index, parameter in enumerate(model.parameters()):
         if parameter.requires_grad:

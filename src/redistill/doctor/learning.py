@@ -29,8 +29,8 @@ def no_gradient(subject: Subject) -> Findings:
     """Check 14: each layer with trainable parameters must have a nonzero gradient.
 
     The check fails if the student or one of its layers has trainable parameters, but all their gradients are 0. It also fails
-    if the student has no trainable parameter. With LoRA, only the matrices B of the adapters are examined: they are 0 at first,
-    and as long as B is 0, the gradient of the matrix A is 0 as well.
+    if the student has no trainable parameter. With LoRA, only the gradients of the adapters' matrices B are examined. At the
+    start, B is 0, and the gradient of the other matrix, A, is therefore 0.
     """
     loaded = subject.loaded
     model, lora = loaded.student, subject.config.student.lora
@@ -178,8 +178,8 @@ def exported_weights(subject: Subject) -> Findings:
         Finding(
             what="the exported student differs from the trained one",
             measured=exported.error
-            or f"its logits differ by {exported.difference:.2%} of the largest logit, after a change of the trained weights "
-            f"that changes the student's logits by {exported.change:.2%}",
+            or f"its logits differ by {exported.difference:.2%} of the largest logit; this check changed the weights, which "
+            f"changed the student's logits by {exported.change:.2%}",
             right=f"a difference of at most {exported.tolerance:.2%}",
             remedy="set student.lora.export to merged, and compare the dtypes of the student and of the exported weights",
         )
@@ -189,9 +189,9 @@ def exported_weights(subject: Subject) -> Findings:
 def schedule(subject: Subject) -> Findings:
     """Check 20: warm-up, intervals and patience must not be too long for the run.
 
-    The check fails if the warm-up is not shorter than the run, or if the run is shorter than the interval between validations
-    (`evaluate_every`) or between checkpoints (`save_every`). It also fails if `patience`, the number of validations without
-    improvement before the run stops, is not below the number of validations.
+    The check fails if the warm-up is not shorter than the run. It fails if the interval between validations (`evaluate_every`)
+    or between checkpoints (`save_every`) is longer than the run. It also fails if `patience` is not below the number of
+    validations: a run stops after `patience` validations without improvement.
     """
     config = subject.config
     lengths = config.training.schedule(subject.texts.num_examples)

@@ -66,8 +66,8 @@ def teacher_of(loaded: Loaded) -> Teacher:
 def padded_rows(subject: Subject) -> Findings:
     """Check 10: models must not return logits for padded rows of the output head.
 
-    Some models pad the output head with rows that belong to no token. Training uses as many classes as the smaller of the two
-    heads has rows. The check fails if the logits of teacher or student have another number of classes.
+    Some models pad the output head with rows that belong to no token. Training uses as many classes (token ids) as the smaller
+    of the two heads has rows. The check fails if the logits of teacher or student have another number of classes.
     """
     loaded = subject.loaded
     teacher_of(loaded)
@@ -92,8 +92,8 @@ def padded_rows(subject: Subject) -> Findings:
 def training_mode(subject: Subject) -> Findings:
     """Check 11: the teacher must be in eval mode, frozen and deterministic.
 
-    The check fails if a module of the teacher is in training mode, if a parameter is trainable, or if two forward passes over
-    the same tokens give different logits.
+    The check fails if a module of the teacher is in training mode, or if a parameter is trainable. It also fails if two forward
+    passes over the same tokens give different logits.
     """
     loaded = subject.loaded
     teacher, model = teacher_of(loaded), loaded.opened.models.teacher
@@ -120,7 +120,8 @@ def training_mode(subject: Subject) -> Findings:
 def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
     """Run the teacher on the answers of two training examples, and return its logits.
 
-    The result is a float32 tensor of shape (N, V), for the first N answer tokens, at most 64 (`ROWS_AT_ONCE`), and V classes.
+    The result is a float32 tensor of shape (N, V) for the first N answer tokens and V classes (token ids). N is at most 64
+    (`ROWS_AT_ONCE`).
     """
     opened = loaded.opened
     teacher.prepare([gold_sequence(example) for example in opened.data.train[:2]])
@@ -133,9 +134,9 @@ def teacher_logits(loaded: Loaded, teacher: Teacher) -> torch.Tensor:
 def weak_teacher(subject: Subject) -> Findings:
     """Check 12: the teacher must have a lower cross entropy than the student.
 
-    The cross entropy is that of gold answers (the answers in the training data), in nats per token. The check passes if the
-    teacher's is lower by at least 0.1 (`CLEAR`). It fails if the teacher's is higher by at least 0.1, or if the two differ by
-    at most 1e-6 (`SAME`), as for two equal models. Any other difference is a note.
+    Both models read gold answers (the answers in the training data). The check passes if the teacher's cross entropy is at
+    least 0.1 nats per token (`CLEAR`) lower than the student's. It fails if the teacher's value is at least 0.1 higher. It also
+    fails if both values are equal up to 1e-6 (`SAME`), as for equal models. Any other difference is a note.
     """
     loaded = subject.loaded
     teacher = teacher_of(loaded)
@@ -164,7 +165,7 @@ def weak_teacher(subject: Subject) -> Findings:
 def other_tokenizer(subject: Subject) -> Findings:
     """Check 13: teacher and student must have the same end token and chat template.
 
-    The check also fails if the student's model ends a text with a token that does not end a text of the teacher's model.
+    The check also fails if the end token of the student's model is not an end token of the teacher's model.
     """
     if subject.teacher_tokenizer is None:
         if subject.config.teacher is None:

@@ -78,8 +78,8 @@ def read_gold(opened: OpenRun) -> Reading:
 def _sums(logits_NV: torch.Tensor, target_N: torch.Tensor) -> tuple[int, float, int]:
     """Return three statistics of the logits.
 
-    They are the number of classes V, the sum of the cross entropies of the N targets in nats, and the number of logits that are
-    NaN or positive infinity.
+    The first is V, the number of classes. The second is the sum of the N targets' cross entropies in nats. The third is the
+    number of logits that are NaN or positive infinity.
     """
     logits_NV = logits_NV.float()
     faults = int((logits_NV.isnan() | logits_NV.isposinf()).sum())

@@ -163,8 +163,8 @@ class Subject:
     """The recipe, data and models that the checks of `redistill doctor` examine.
 
     Args:
-        config: The recipe. If it fine-tunes the teacher or the student before distillation and this has not been done yet, the
-            settings of the fine-tuning are removed, so that the checks examine the original model.
+        config: The recipe. A recipe can fine-tune the teacher or the student before distillation. If the fine-tuned model does
+            not exist yet, the settings of the fine-tuning are removed, and the checks examine the original model.
         tokenizer: The student's tokenizer.
         teacher_tokenizer: The teacher's tokenizer; None if there is no local teacher, or if the student uses the teacher's
             tokenizer.

@@ -24,8 +24,8 @@ NO_TARGET = frozenset({"no answer", "missing text", "empty text", "nothing to le
 def template(subject: Subject) -> Findings:
     """Check 1: evaluation and the exported model must use the prompts of training.
 
-    The check fails if evaluation or the exported tokenizer gives other token ids for a row than training, or if the exported
-    chat template is another one. If the model has a chat template, but training uses the Alpaca template, this is a note.
+    The check fails if a row has other token ids in training than in evaluation or with the exported tokenizer. It also fails if
+    the exported chat template differs. If the model has a chat template, but training uses the Alpaca template, this is a note.
     """
     config, tokenizer = subject.config.data.tokens, subject.tokenizer
     examples = subject.texts.examples
@@ -115,8 +115,8 @@ def last_target(example: Example) -> int:
 def end_masked(subject: Subject) -> Findings:
     """Check 3: end tokens must not be masked when sequences are combined to a batch.
 
-    The check fails if fewer end tokens are targets in the batch than in the sequences, or if the attention mask of the batch
-    leaves out tokens of the sequences. A cause may be a padding token with the id of an end token.
+    The check fails if the batch has fewer end tokens among its targets than the sequences. It also fails if the attention mask
+    of the batch leaves out tokens of the sequences. A cause may be a padding token with the id of an end token.
     """
     models = subject.loaded.opened.models
     sequences = [gold_sequence(example) for example in subject.texts.examples]
@@ -191,8 +191,8 @@ def prompt_targets(subject: Subject) -> Findings:
             measured=f"{len(wrong)} of {len(examples)} rows; the first one's targets begin with "
             f"{quoted(subject.tokenizer.decode(marked[:12]))}",
             right="targets that begin where the prompt of evaluation ends",
-            remedy="fix the chat template so that the rendered prompt is a prefix of the rendered prompt with its answer, "
-            "or use template: alpaca",
+            remedy="fix the chat template so that a rendered conversation begins with its rendered prompt, or use "
+            "template: alpaca",
         )
     ]
 
@@ -263,7 +263,7 @@ def special_tokens(subject: Subject) -> Findings:
     """Check 7: the text of a row must not be encoded as special tokens.
 
     The check fails if the tokenizer encodes part of a row's text as a special token. If an answer contains the text of a
-    special token, but the tokenizer encodes it as ordinary text, this is a note.
+    special token, and it is encoded as ordinary text, this is a note.
     """
     known = special_names(subject.tokenizer)
     rows = [*subject.texts.records, *subject.texts.prompts]

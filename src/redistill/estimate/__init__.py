@@ -25,9 +25,9 @@ PARTS = ("write", "revise", "teacher reads", "student learns", "vocabulary pass"
 ANSWERS = ("answer", "validate")
 PHASES = {"write": PARTS[:2], "learn": PARTS[2:], "validate": ANSWERS}
 HEAP_GAPS = 0.18
-"""Freed memory that the C library keeps on a CPU, as a fraction of a phase's peak tensor bytes.
+"""On a CPU, the C library keeps freed memory. Its size is estimated as this fraction of the peak memory of all tensors.
 
-It was between 0.11 and 0.3 in the runs of docs/performance.md.
+Measured values were between 0.11 and 0.3 (docs/performance.md).
 """
 
 
@@ -36,12 +36,12 @@ class Memory:
     """Estimated memory of one process, in bytes.
 
     Args:
-        parts: Bytes by name.  "process" is the process without models.  "weights", "gradients" and "optimiser" are the sizes of
-            these tensors.  For each part of an update, such as "vocabulary pass" (the LM head and the loss), the value is
-            the peak of this part in addition to the weights and the optimiser state.
-        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU, the peak includes freed
-            memory that the C library keeps.  This memory is assumed to be a constant fraction (`HEAP_GAPS`) of the memory of
-            the tensors.
+        parts: Bytes by name. "process" is the memory of the process without models. "weights", "gradients" and "optimiser" are
+            the sizes of these tensors. Each other name is a part of an update, such as "vocabulary pass" (the LM head and the
+            loss). Its value is the peak memory of the part, without weights and optimiser state.
+        phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU, a peak includes freed
+            memory that the C library keeps. Its size is assumed to be a constant fraction (`HEAP_GAPS`) of the size of the
+            tensors.
     """
 
     parts: Mapping[str, int]
@@ -81,8 +81,8 @@ class Estimate:
         memory: Memory in bytes, by part of an update and by phase.
         seconds: Seconds of an update and of a validation.
         updates: Number of updates of the whole run.  None if the run's length is in epochs and the training data was not read.
-        validations: Number of validations of the whole run, including the one before training.  None if
-            `updates` is None, or if the interval between validations is in epochs and the training data was not read.
+        validations: Number of validations of the whole run, including the one before training.  None if a length is in epochs
+            (`training.updates` or `training.evaluate_every`), and the training data was not read.
         notes: Assumptions of the estimate.
     """
 
@@ -117,9 +117,9 @@ class Estimate:
 def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     """Estimate the parameters, memory and time of `run` on this machine.
 
-    The function executes one update and one validation with models that have the widths of the run's models, but only one or
-    three layers.  It extrapolates the measured costs to the run's numbers of layers.  The fine-tuning of teacher or student
-    before the run is not included.
+    The function executes one update and one validation. Its models have the widths of the run's models, but only one or three
+    layers. The measured costs are extrapolated to the run's numbers of layers.  The fine-tuning of teacher or student before
+    the run is not included.
 
     Args:
         run: The run, as `load_config` returns it.
@@ -173,8 +173,9 @@ def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int,
 def _seconds(costs: Mapping[Cost, float], run: Run, sampled: Sample) -> Seconds:
     """Return the mean seconds of an update and of a validation of the run.
 
-    `costs` are the costs of the measured update and validation, extrapolated to the run's numbers of layers.  The time of
-    generation is multiplied by `sampled.generating`, since an average update generates another amount of text.
+    `costs` are the costs of the measured update and validation, extrapolated to the run's numbers of layers.  The time of text
+    generation is multiplied by `sampled.generating`. This factor is the amount of text of an average update, divided by that of
+    the measured update.
     """
     totals = {part: sum(spent for cost, spent in costs.items() if cost[:2] == ("seconds", part)) for part in (*PARTS, *ANSWERS)}
     parts = {part: totals[part] * (sampled.generating if part in PHASES["write"] else 1.0) for part in PARTS}

@@ -38,7 +38,8 @@ class Layers(NamedTuple):
 def extrapolated(found: Mapping[Layers, float], whole: Layers, *models: Role) -> float:
     """Extrapolate a cost from models with few layers to the models of the run.
 
-    The cost is assumed to be affine in the number of layers of each of `models`, and independent of other models.
+    The cost is assumed to be an affine function of the number of layers of each model in `models`. It is assumed not to depend
+    on other models.
 
     Args:
         found: The measured costs by numbers of layers.  In one measurement, every model has one layer (`FEW`); in each of the
@@ -72,10 +73,9 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
         recorder: Records the seconds and the peak bytes.
 
     Returns:
-        Sizes by name: numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").
-        "saved" states how many bytes less the weights take in the run than in this measurement.  They take less if the run
-        quantises the student, or if its teacher is not in this process.  Seconds and peak bytes are not in the result but in
-        `recorder.costs`.
+        Sizes by name: numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved"). "saved"
+        is the number of bytes that the weights take in this measurement, but not in the run. The run may quantise the student,
+        or have no teacher in this process. Seconds and peak bytes are in `recorder.costs`.
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None
@@ -103,7 +103,10 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
 
 
 def _update_and_validate(opened: OpenRun, step: int, recorder: Recorder) -> None:
-    """Execute one update and one validation as in a run, but without log and without checks for anomalies."""
+    """Execute one update and one validation as in a run.
+
+    Nothing is logged, and nothing is checked for anomalies.
+    """
     evaluator = build_evaluator(opened, opened.models.student)
     recorder.watch(opened.engine, "generate", "write")
     recorder.watch(evaluator.engine, "generate", "answer")

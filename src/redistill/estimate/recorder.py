@@ -19,7 +19,7 @@ BOTH: tuple[Role, ...] = ("student", "teacher")
 
 _MARK = "redistill.estimate: "
 _READING: dict[object, str] = {("student learns", "teacher"): "teacher reads", ("vocabulary pass", "student"): "student learns"}
-"""(Enclosing part, model of a forward pass) -> the part to which the pass belongs, if this is not the enclosing part."""
+"""Maps a pair (enclosing part, model of a forward pass) to the part that the pass is counted for."""
 
 
 class Cost(NamedTuple):
@@ -61,7 +61,7 @@ class Recorder:
     def recording(self) -> Iterator[None]:
         """Context in which memory is recorded.
 
-        On an accelerator the memory is read from the allocator, on a CPU from the events of the profiler.
+        On an accelerator, the memory is read from the allocator. On a CPU, it is computed from the events of the profiler.
         """
         if self._device.type == "cuda":
             yield

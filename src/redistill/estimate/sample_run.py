@@ -39,8 +39,8 @@ class Sample(NamedTuple):
         tokenizer: Tokenizer of the student.
         data: The examples of the update, and one batch of validation prompts.
         corpus: Blocks of text for the pre-training term; empty without this term.
-        step: Number of updates before the measured one.  It determines the random numbers with which the policy chooses between
-            gold answers (answers in the data) and generated text.
+        step: Number of the measured update, from 0. The number determines the random choices of the policy between gold answers
+            (answers in the data) and generated text.
         generating: Amount of text that an average update of the run generates, divided by that of the measured update.
         num_examples: Number of examples of the training set; None if the training data was not read.
         notes: Assumptions of the sample.
@@ -141,7 +141,7 @@ def _generating(policy: Any, batch_size: int, epochs: float) -> tuple[PolicyConf
 def _mean_step(policy: PolicyConfig, train: list[Example], seed: int) -> int:
     """Return a step at which the policy generates about its mean number of texts.
 
-    The policy `Mixed` chooses at random between gold answers and generated text.  For other policies, the step is 0.
+    The policy `Mixed` chooses at random between answers from the data and generated text.  For other policies, the step is 0.
     """
     if not isinstance(policy, Mixed):
         return 0

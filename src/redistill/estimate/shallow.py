@@ -1,4 +1,7 @@
-"""Builds models with the widths of the run's models, few layers, random weights."""
+"""Builds models with the widths of the run's models, but few layers.
+
+Their weights are random.
+"""
 
 from typing import NamedTuple
 

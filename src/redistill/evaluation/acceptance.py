@@ -1,8 +1,8 @@
 """Acceptance of the student's tokens by the teacher, in speculative decoding.
 
-The student is the draft model: it proposes k tokens.  The teacher scores them in one forward pass and accepts the first i of
-them, 0 <= i <= k.  The rule of acceptance ensures that the text is distributed as text of the teacher (Leviathan et al. 2023,
-arXiv 2211.17192).
+The student is the draft model: it proposes k tokens.  The teacher scores these tokens in one forward pass and accepts the
+first i of them, 0 <= i <= k.  The rule of acceptance ensures that the text has the distribution of the teacher's own text
+(Leviathan et al. 2023, arXiv 2211.17192).
 """
 
 import torch
@@ -16,15 +16,15 @@ def accepted(alpha_N: torch.Tensor, sequence_N: torch.Tensor, position_N: torch.
     .. math:: A_i(t) = \prod_{j=0}^{i-1} \alpha_{t+j}, \qquad L_k(t) = \sum_{i=1}^{k} A_i(t), \qquad
               \alpha_t = \sum_v \min(p_t(v), q_t(v))
 
-    p_t is the teacher's and q_t the student's distribution at target t of a text.  alpha_t is the probability that the teacher
-    accepts a token sampled from q_t (theorem 3.5 of arXiv 2211.17192).  A_i(t) is the probability that the teacher accepts all
-    of proposals 1 to i, which are at the targets t to t + i - 1.  L_k(t) is the expected number of accepted tokens of k
-    proposals.  No token is proposed after the end of an answer: A_i(t) is 0 if target t + i - 1 is not in the same answer.  If
-    alpha is the same at every target and the answer does not end, L_k is alpha (1 - alpha^k) / (1 - alpha).  This is the
-    paper's equation 1 without the token that the teacher adds.
+    p_t is the teacher's and q_t the student's distribution at target t of a text.  alpha_t is the probability that the
+    teacher accepts a token sampled from q_t (theorem 3.5 of arXiv 2211.17192).  A_i(t) is the probability that the teacher
+    accepts the tokens proposed at the targets t to t + i - 1.  L_k(t) is the expected number of accepted tokens if k tokens
+    are proposed.  No token is proposed after the end of an answer: A_i(t) is 0 if target t + i - 1 is not in the same
+    answer.  If alpha is the same at every target and the answer does not end, L_k is alpha (1 - alpha^k) / (1 - alpha).
+    This is the paper's equation 1 without the token that the teacher adds.
 
-    A_i for i > 1 is an estimate: here each prefix is part of the given text, while in speculative decoding proposals after the
-    first one follow accepted tokens of the student.
+    A_i for i > 1 is an estimate.  Here each prefix is part of the given text.  In speculative decoding, the second and
+    later proposals follow tokens that the student has proposed.
 
     Args:
         alpha_N: alpha of each row.  The rows are ordered by sequence and position.
@@ -32,7 +32,8 @@ def accepted(alpha_N: torch.Tensor, sequence_N: torch.Tensor, position_N: torch.
         position_N: Position of each row in the padded batch.  A gap between positions separates two answers of a sequence.
 
     Returns:
-        "acceptance" is alpha; "acceptance_i" is A_i, and "accepted_length_k" is L_k, for i and k from 1 to `PROPOSALS`.
+        Tensors [N] by name: "acceptance" is alpha, "acceptance_i" is A_i, and "accepted_length_k" is L_k, for i and k from
+        1 to `PROPOSALS`.
 
     Example:
         >>> found = accepted(torch.tensor([0.5, 0.4, 1.0]), torch.tensor([0, 0, 0]), torch.tensor([7, 8, 9]))

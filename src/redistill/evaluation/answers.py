@@ -16,7 +16,7 @@ Row = tuple[Record, tuple[int, ...]]
 """A record and the token ids of its prompt."""
 
 Line = dict[str, Any]
-"""A line of a responses file: the keys that `Answerer.lines` sets, and one key for each metric."""
+"""A line of a responses file: one answer with its prompt, its references and its score of each metric."""
 
 _TYPES = {"id": str, "prompt": str, "response": str, "references": list, "tokens": int, "finished": bool}
 
@@ -72,7 +72,8 @@ class Answerer:
 def is_answer(line: object, metrics: Sequence[Metric]) -> bool:
     """Return whether a value is a line of a responses file.
 
-    Every key of an answer must have a value of its type. A score of `metrics` may be missing, but must be a number.
+    Every key of an answer must have a value of its type. A score of one of `metrics` may be missing; otherwise it must be a
+    number.
 
     Args:
         line: A JSON value.
@@ -99,8 +100,9 @@ def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
 def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:
     """Return the scores of a set of answers, by the name of the score.
 
-    The scores are those of `metrics`, "length_tokens", "eos_rate", "distinct_1" and "distinct_2".  `Evaluator.evaluate`
-    documents their units.  Sums are exact (`math.fsum`), so that the scores do not depend on the order of the answers.
+    In addition to `metrics`, the result has "length_tokens", "eos_rate", "distinct_1" and "distinct_2".
+    `Evaluator.evaluate` documents the units.  Sums are exact (`math.fsum`), so that the scores do not depend on the order
+    of the answers.
 
     Args:
         lines: The lines of the responses file for these answers.
@@ -117,9 +119,9 @@ def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[st
 
 
 def part(values: Sequence[Item], processes: Processes) -> Sequence[Item]:
-    """Return those of the values that this process handles.
+    """Return those values that this process handles.
 
-    Of n processes, the process with rank r handles the values at the indices r, r + n, r + 2n, ...
+    The process with rank r of n processes handles the values with the indices r, r + n, r + 2n and so on.
     """
     return values[processes.rank :: processes.world]
 

@@ -22,8 +22,9 @@ def calibration_gaps(confidence_N: torch.Tensor, is_right_N: torch.Tensor) -> di
         is_right_N: Whether the most probable token is the gold token.
 
     Returns:
-        For each bin, by its name, a tensor [N].  In the bin of a row, the value is 1 (the token is right) or 0 (it is wrong)
-        minus the confidence.  In all other bins it is 0.  `calibration_error` takes the sums of these tensors.
+        For each bin, by its name, a tensor [N].  For a row in the bin, the value is 1 - confidence if the token is right,
+        and -confidence if the token is wrong.  For other rows it is 0.  `calibration_error` needs the sums of these
+        tensors.
 
     Example:
         >>> gaps = calibration_gaps(torch.tensor([0.95, 0.5]), torch.tensor([True, False]))
@@ -40,10 +41,9 @@ def calibration_error(sums: Mapping[str, float], count: float) -> float:
 
     .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{N} \left| \mathrm{acc}_b - \mathrm{conf}_b \right|
 
-    n_b is the number of rows in bin b, and N is the number of all rows.  acc_b is the fraction of rows in bin b whose most
-    probable token is right, and conf_b is the mean confidence of the rows in bin b.  ECE is in [0, 1]; it is 0 if accuracy and
-    mean confidence are equal in every bin.
-    Source: Guo et al. 2017 (arXiv 1706.04599), with 15 bins.
+    n_b is the number of rows in bin b, and N is the number of all rows.  For the rows in bin b, acc_b is the fraction whose
+    most probable token is right, and conf_b is the mean confidence.  ECE is in [0, 1]; it is 0 if accuracy and mean
+    confidence are equal in every bin. Source: Guo et al. 2017 (arXiv 1706.04599), with 15 bins.
 
     Args:
         sums: The sums of `calibration_gaps` over all rows, by name.

@@ -1,8 +1,8 @@
 """Decodings: further settings with which the trained student is sampled.
 
-A method that sharpens the student's distributions, such as DAC-KL, can score higher at temperature 1 than a method that does
-not, even if the student has learned no more.  Scores at several temperatures show how much of a difference is an effect of
-decoding.
+Some methods, such as DAC-KL, sharpen the student's distributions.  At temperature 1, this alone can raise the scores, even
+if the student has learned no more.  Scores at several temperatures show how much of a difference between methods is an
+effect of decoding.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,15 @@ from redistill.contracts import TEMPERATURES, Sampling, is_temperature
 from redistill.errors import ConfigError
 
 NUM_SEEDS = 2
-"""A decoding samples answers with this number of seeds: the first ones of `evaluation.seeds`."""
+"""Number of seeds with which a decoding samples answers: the first ones of `evaluation.seeds`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """Settings with which answers to test prompts are sampled.
 
-    The main decoding is set by fields of `evaluation`.  All decodings have its `no_repeat_ngram` and its length limit.
+    These settings are used in addition to the main decoding, which the fields of `evaluation` set.  All decodings have the
+    same `no_repeat_ngram` and the same length limit.
 
     Args:
         temperature: Sampling temperature, >= 0; 0 is greedy decoding.
@@ -49,7 +50,7 @@ class Decoding:
 
     @property
     def name(self) -> str:
-        """Key of the decoding in scores.json, and part of names of responses files."""
+        """Name of the decoding in scores.json and in the names of responses files."""
         parts = ["greedy" if self.temperature == 0 else f"T{_short(self.temperature)}"]
         parts += [f"top_p{_short(self.top_p)}"] if self.top_p < 1 else []
         return "-".join(parts + ([f"top_k{self.top_k}"] if self.top_k else []))
@@ -57,7 +58,7 @@ class Decoding:
     def sampling(self, main: Sampling) -> Sampling:
         """Return the settings of sampling.
 
-        A setting that this class does not have is that of the main decoding, `main`.
+        Settings that this class does not have are those of `main`, the main decoding.
         """
         return replace(main, temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 
@@ -70,7 +71,11 @@ class Decoding:
 
 
 def check_decodings(decodings: Sequence[Decoding]) -> None:
-    """Raise a ConfigError if two decodings are equal."""
+    """Check that no decoding is listed twice.
+
+    Raises:
+        ConfigError: two decodings are equal.
+    """
     names = [decoding.name for decoding in decodings]
     for name in names:
         if names.count(name) > 1:
@@ -78,5 +83,5 @@ def check_decodings(decodings: Sequence[Decoding]) -> None:
 
 
 def _short(value: float) -> str:
-    """Return the shortest text that is parsed as the same number, without a final ".0"."""
+    """Return a number as the shortest exact text, without a final ".0"."""
     return repr(float(value)).removesuffix(".0")

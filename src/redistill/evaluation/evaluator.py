@@ -2,8 +2,8 @@
 
 Scores on validation data select the best checkpoint.
 
-Each batch of answers is written to disk when it is generated, so that an interrupted evaluation resumes.  Random numbers are
-keyed by (evaluation seed, data set, record), so that no answer depends on batches, processes or interruptions.
+Each batch of answers is written to disk when it is generated, so that an interrupted evaluation can resume.  The random
+numbers of an answer depend on (evaluation seed, data set, record), and not on batches, processes or interruptions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ from redistill.evaluation.answers import Answerer, Row, part, response_scores
 from redistill.evaluation.folder import RESPONSES, ProgressCall, ResponseFiles, Tally, check_settings
 from redistill.evaluation.gold import forced_names, gold_examples, teacher_forced
 from redistill.evaluation.measurements import MEASURED, Sampled, measure, sampled_prompts
+from redistill.evaluation.pass_at_k import pass_scores
 from redistill.evaluation.positions import POSITIONS, answer_positions, write_positions
 from redistill.evaluation.scores import SCORES, EvaluationConfig, checked, described, earlier_scores, settings
 from redistill.generation.local import LocalEngine
@@ -42,10 +43,10 @@ class Evaluator:
         tokens: How prompts are tokenised; an answer has at most `response_tokens` tokens.
         teacher: Teacher for KL and agreement on the gold answers (the first reference of each prompt).  If None, these scores
             are omitted.
-        teacher_hash: Hash of the teacher's weights, with which the scores that depend on the teacher are stored.  Stored scores
-            with another hash are computed again.
-        vocabulary: Number of token ids shared with the teacher; only ids below this number are used.  If None, all token ids of
-            the model are used.
+        teacher_hash: Hash of the teacher's weights, which is stored with the scores.  Scores that depend on the teacher are
+            computed again if the stored hash differs.
+        vocabulary: Number of token ids that model and teacher share; only ids below this number are used.  If None, all
+            token ids of the model are used.
         processes: Rank and number of processes; each process answers a part of the prompts.
         autocast: Function that returns the autocast context in which the model runs.
     """
@@ -84,9 +85,9 @@ class Evaluator:
 
         Returns:
             The content of scores.json.  `measure` describes "latency" and "peak_bytes".  Each data set lists its metrics under
-            "metrics", with titles, units and directions.  If the settings have further decodings, their scores are under
-            "decodings".  eos_rate, distinct_1, distinct_2 and agreement are fractions in [0, 1]; kl is KL(teacher || student);
-            cross_entropy and kl are in nats per gold token; lengths include the end token.
+            "metrics".  The scores of further decodings are under "decodings".  eos_rate (the fraction of answers that end with
+            an end token), distinct_1, distinct_2 and agreement are in [0, 1].  kl is KL(teacher || student).  cross_entropy and
+            kl are in nats per gold token.  Lengths include the end token.
 
         Raises:
             CheckpointError: the folder contains answers of another model or of other settings.
@@ -127,10 +128,11 @@ class Evaluator:
     ) -> dict[str, float]:
         """Score the current model on validation data.
 
-        One answer per prompt is sampled and scored.  Teacher-forced scores of the gold answers are computed as well.
+        One answer per prompt is sampled and scored.  Teacher-forced scores, such as the cross entropy of the gold answers,
+        are computed as well.
 
-        Sampling uses temperature 1, without top-k, top-p and n-gram blocking, as in the papers' model selection.  Every call
-        uses the same random numbers, so that two checkpoints differ only in their weights.
+        Sampling uses temperature 1 without top-k, top-p and n-gram bans, as in the papers' model selection.  Every call
+        uses the same random numbers, so that the scores of two checkpoints differ only because of their weights.
 
         Args:
             records: The validation prompts.
@@ -149,21 +151,22 @@ class Evaluator:
     def _scores(
         self, responses: ResponseFiles, dataset: str, rows: Sequence[Row], metrics: Sequence[Metric]
     ) -> dict[str, Json]:
-        """Generate the missing answers of a data set; return its scores, as in scores.json."""
-        by_seed = {
-            str(seed): response_scores(responses.complete(dataset, rows, seed, metrics), metrics) for seed in self.config.seeds
-        }
+        """Generate the missing answers of a data set; return its scores for scores.json."""
+        lines = {str(seed): responses.complete(dataset, rows, seed, metrics) for seed in self.config.seeds}
+        by_seed = {seed: response_scores(found, metrics) for seed, found in lines.items()}
         forced = self._teacher_forced(gold_examples([record for record, _ in rows], self.tokenizer, self.tokens))
         described = {metric.name: metric.described for metric in metrics}
         scores: dict[str, Json] = {"prompts": len(rows), "metrics": described, "seeds": by_seed, "teacher_forced": forced}
+        if passed := pass_scores(list(lines.values()), metrics):
+            scores["pass_at"] = passed
         return scores | ({"decodings": self._decoded(responses, dataset, rows, metrics)} if self.config.decodings else {})
 
     def _decoded(
         self, responses: ResponseFiles, dataset: str, rows: Sequence[Row], metrics: Sequence[Metric]
     ) -> dict[str, Json]:
-        """Return the scores of a data set for each decoding in the settings, by the name of the decoding.
+        """Return the scores of a data set for each decoding in the settings, by name.
 
-        A decoding with the same settings as the main decoding reuses its answers.
+        A decoding with the same settings as the main decoding reuses the answers of the main decoding.
         """
         config, found = self.config, dict[str, Json]()
         for decoding in config.decodings:
@@ -221,7 +224,10 @@ class Evaluator:
         return self.processes.gather([measured])[0]
 
     def _rows(self, records: Sequence[Record], role: str) -> list[Row]:
-        """Return each record with the token ids of its prompt; `role` is the name of the records in error messages."""
+        """Return each record with the token ids of its prompt.
+
+        `role` is the name of the records in error messages.
+        """
         return list(zip(records, tokenize_prompts(records, self.tokenizer, self.tokens, role=role), strict=True))
 
     def _answerer(self, sampling: Sampling) -> Answerer:

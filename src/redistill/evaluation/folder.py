@@ -41,7 +41,7 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
     if not (folder / SETTINGS).exists():
         if has_answers:
             raise CheckpointError(
-                f"{folder}: contains {RESPONSES}/ but no {SETTINGS}, so its settings are unknown; choose another folder"
+                f"{folder}: contains {RESPONSES}/ but no {SETTINGS} with the settings of the answers; choose another folder"
             )
         files.write_json(folder / SETTINGS, settings)
         return
@@ -61,7 +61,7 @@ def check_settings(folder: Path, settings: Mapping[str, Json]) -> None:
 
 
 def _shown(value: object) -> str:
-    """Return a value of settings.json for an error message, as one line of at most 200 characters."""
+    """Return a value of settings.json as one line of at most 200 characters."""
     return plain_line(str(value))[:200]
 
 
@@ -76,7 +76,7 @@ def _flat(settings: Mapping[str, Json]) -> dict[str, Json]:
 def model_hash(model: nn.Module) -> str:
     """Return the SHA-256 of all weights and their names, as hexadecimal digits.
 
-    With the hash, `check_settings` detects that an evaluation would resume with another model.
+    The hash is part of settings.json, so that an evaluation cannot resume with another model.
     """
     found = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
@@ -180,6 +180,6 @@ class ResponseFiles:
     def _files(self, name: str) -> list[Path]:
         """Return the path of a responses file, and the paths of its existing part files.
 
-        Each of several processes writes one part file.  Part files of an interrupted call are included.
+        If there are several processes, each writes one part file.  Part files of an interrupted call are included.
         """
         return [self.folder / f"{name}.jsonl", *sorted(self.folder.glob(f"{name}.part*.jsonl"))]

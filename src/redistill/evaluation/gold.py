@@ -1,7 +1,8 @@
 """Teacher-forced scores of a model on gold answers.
 
-The scores are the cross entropy, the KL divergence from the teacher, the agreement with the teacher, and optional ones: the
-acceptance of the model's tokens by the teacher, calibration, entropies, and the overlap of the most probable tokens.
+The scores are the cross entropy, the KL divergence from the teacher, and the agreement with the teacher.  Optional scores
+are the acceptance of the model's tokens by the teacher, calibration, entropies, and the overlap of the most probable
+tokens.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ _STATISTICS: Mapping[str, tuple[Statistic, ...]] = {
     "entropy": ("student_entropy", "teacher_entropy"),
     "overlap": ("top_overlap",),
 }
-"""For each value of `EvaluationConfig.teacher_forced`, the row statistics from which its scores are computed."""
+"""For each value of `EvaluationConfig.teacher_forced`, the statistics of tokens from which the scores are computed."""
 _OF_TEACHER = frozenset({"acceptance", "teacher_entropy", "top_overlap"})
 _MEANS = ("agreement", "student_entropy", "teacher_entropy", "top_overlap")
 
@@ -57,17 +58,17 @@ def teacher_forced(
 
     Args:
         model: The student, on its device; run in eval mode, without gradient.
-        teacher: Teacher for kl and agreement.  Both scores are omitted if `teacher` is None or has no full distributions.
+        teacher: Teacher for kl and agreement.  Both scores are omitted if `teacher` is None or provides only some classes.
         examples: Gold sequences.
         batch_size: Sequences per forward pass.
-        extra: Further scores, as in `EvaluationConfig.teacher_forced`.  Without a teacher, scores that need one are omitted.
+        extra: Further scores, as in `EvaluationConfig.teacher_forced`.  Without a teacher, scores that need a teacher are
+            omitted.
         vocabulary: Number of token ids shared with the teacher; only ids below this number are used.  If None, all token ids of
             the model are used.
         processes: Rank and number of processes; each process computes a part of the sequences.
 
     Returns:
-        The mean of each score by its name.  Every process returns the same means.  The mapping is empty if there are no
-        examples.
+        The mean of each score by its name, the same in every process.  The mapping is empty if there are no examples.
     """
     sums = processes.gather(_gold_sums(model, teacher, part(examples, processes), batch_size, extra, vocabulary))
     if not sums:
@@ -87,8 +88,8 @@ def forced_names(extra: Collection[str], *, has_teacher: bool) -> list[str]:
         has_teacher: Whether there is a teacher that provides distributions over the whole vocabulary.
 
     Returns:
-        The name of the KL divergence, and one name for each value in `extra`.  Without a teacher, names of scores that need one
-        are omitted.
+        The name of the KL divergence, and one name for each value in `extra`.  Without a teacher, names of scores that need
+        a teacher are omitted.
 
     Example:
         >>> forced_names(["acceptance", "entropy"], has_teacher=False)
@@ -122,8 +123,8 @@ def _gold_sums(
 ) -> list[dict[str, float]]:
     """Return the number of targets and the sum of each score, for each example.
 
-    The scores are the cross entropy and, with a teacher, the KL divergence, the agreement and those of `extra`.  They are
-    summed over the targets of an example.  The keys of each dict are "targets" and the names of the scores.
+    The scores are summed over the targets of an example.  They are the cross entropy, those in `extra` and, with a teacher,
+    the KL divergence and the agreement.  The keys of each dict are "targets" and the names of the scores.
     """
     full = teacher if teacher is not None and teacher.capabilities.full_vocabulary else None
     ask: list[Statistic] = ["cross_entropy"] if full is None else ["cross_entropy", "forward_kl", "agreement"]

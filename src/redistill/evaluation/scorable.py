@@ -1,6 +1,7 @@
 """Notes on rows that a metric cannot score.
 
-Without a note, the best checkpoint could be chosen by a score that is always the worst.
+A metric gives such a row the worst score for any answer.  A note warns of this before the metric selects the best
+checkpoint.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ def unscorable_notes(
 ) -> Iterator[str]:
     """Yield notes on records that a metric cannot score.
 
-    There is one note for each data set and metric with such records: those for which `Metric.can_score` returns False.
+    `Metric.can_score` returns False for such records.  There is one note for each pair of a data set and a metric with such
+    records.
 
     Args:
         datasets: Records by name of the data set.
@@ -30,6 +32,6 @@ def unscorable_notes(
             if without:
                 affected = f"{len(without)} of {len(examined)} rows (the first is {without[0]})"
                 yield (
-                    f"{name}: {metric.title} has nothing to compare with in the references of {affected}, "
-                    "which always have the worst score; use another metric or remove the rows"
+                    f"{name}: {metric.title} cannot score {affected}, since their references have nothing to compare with; "
+                    "these rows always have the worst score; use another metric or remove the rows"
                 )

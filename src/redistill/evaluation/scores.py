@@ -38,10 +38,11 @@ class EvaluationConfig:
         no_repeat_ngram: Length of n-grams that may occur only once in prompt and answer together, >= 0; 0 disables the limit.
         batch_size: Prompts answered in one batch, >= 1; answers do not depend on it.
         limit: Maximum number of prompts of each data set, >= 1; the first prompts are used.  If None, all prompts are used.
-        compare: Models evaluated in addition to the student: "teacher", and "before" (the student before training).
+        compare: Models that are evaluated in addition to the student: "teacher", and "before" (the student before
+            training).
         metrics: Metrics of answers to test sets and to validation prompts: names that `redistill methods` lists, or
-            `module:NAME` for a metric of your own.  If a test set has its own metrics, those come first.  The first metric of
-            a test set is its primary metric: models are ranked and significance is tested by it.
+            `module:NAME` for a metric of your own.  If a test set has metrics of its own, these come first.  The first
+            metric of a test set is its primary metric, by which models are ranked and significance is tested.
         decodings: Further decodings with which the trained student answers the test sets.  Each uses the first two of `seeds`;
             greedy decoding uses only the first.  scores.json, reports and comparisons show the scores of all decodings side by
             side.  Models are ranked by the main decoding, which is set by the fields above.
@@ -101,7 +102,7 @@ class EvaluationConfig:
 def described(model: nn.Module, label: str) -> dict[str, Json]:
     """Return the beginning of scores.json, which describes the model.
 
-    It has the schema number, and the model's label, class, number of parameters and size in bytes.
+    The result has the schema number, and the model's label, class, number of parameters and size in bytes.
     """
     return {
         "schema": SCHEMA,
@@ -164,11 +165,12 @@ def earlier_scores(
 ) -> tuple[dict[str, Any], bool]:
     """Return the scores in the file `path`, and whether they can be reused unchanged.
 
-    They can be reused if they have the given settings and metrics, and include the teacher-forced scores `forced` and all given
-    decodings, each with exactly the given seeds.  If the file is missing, the result is ({}, False).
+    The scores can be reused if they have the given settings and metrics, and if they include the teacher-forced scores
+    `forced` and all given decodings.  Each decoding must have exactly the given seeds.  If the file is missing, the result
+    is ({}, False).
 
     Raises:
-        CheckpointError: the file has no scores of an evaluation.
+        CheckpointError: the content of the file is not that of scores.json.
     """
     if not path.exists():
         return {}, False

@@ -54,9 +54,9 @@ class Decoder:
     def start(self, prompts: Sequence[TokenIds]) -> None:
         """Start a new batch; load stored prefixes of the prompts into the KV cache.
 
-        A stored prefix is the beginning of a text on which the model has run before.  A column of the batch has one token, or
-        padding, of each prompt.  The next call of `logits` runs the model on the same columns for all prompts, at least on the
-        last column.  Therefore the model runs again on the end of some stored prefixes.
+        A stored prefix is the beginning of a text on which the model has run before.  The prompts are left-padded to one
+        length, and the next call of `logits` reads the same columns of all prompts.  Therefore the end of some stored
+        prefixes is read again.
         """
         self._reader.start()
         self._hidden, self._read, self._lengths = Columns(), 0, [len(prompt) for prompt in prompts]
@@ -119,9 +119,9 @@ class Decoder:
 def _logits_of(head: Head, like_LD: torch.Tensor) -> Product:
     """Return a function that computes the logits of `head` from hidden states.
 
-    If possible, the function uses a copy of the weight in a faster memory layout (packed.py).  `like_LD` is a tensor with the
-    dtype of the hidden states.  Hidden states and weights are rounded to bf16 if the model runs in bf16; the logits are
-    float32.
+    If possible, the function uses a copy of the weight in a faster memory layout (packed.py).  `like_LD` is any tensor with
+    the dtype of the hidden states.  If the model runs in bf16, hidden states and weights are rounded to bf16.  The logits
+    are float32.
     """
     products, weight_VD = Products.like(like_LD), head.weight_VD.detach()[: head.vocabulary]
     if not can_pack(weight_VD, products.result):

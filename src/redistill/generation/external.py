@@ -1,6 +1,6 @@
 """Checks of the results of engines that are not part of the package.
 
-An invalid result raises an error, so that the student is never trained on it.
+An invalid result raises an error, so that the student is never trained on invalid text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ class CheckedEngine:
     Args:
         engine: The engine that is wrapped.
         name: Name of the engine in error messages: the value of `kind` in the recipe.
-        vocabulary: Size of the vocabulary; every token id must be below it.
+        vocabulary: Size of the vocabulary; every token id must be below this size.
 
     Raises:
         TrainingError: raised by `sync` and `generate` if the engine raises an error or returns an invalid result.
@@ -72,7 +72,7 @@ class CheckedEngine:
     def _fault(self, request: GenerationRequest, generation: Generation) -> str | None:
         """Return why `generation` is not a valid result of `request`; None if it is valid."""
         if not isinstance(generation, Generation) or not isinstance(generation.token_ids, tuple):
-            return "must be a contracts.Generation with a tuple of token ids"
+            return "must be a redistill.contracts.Generation whose token_ids are a tuple"
         length = len(generation.token_ids)
         if not 1 <= length <= request.max_new_tokens:
             return f"{length} tokens; must be 1 to {request.max_new_tokens}, including the end token of a finished text"

@@ -1,11 +1,13 @@
 """Text generation by a model of this process, with a random stream per sequence.
 
-Token t of a sequence is sampled with the t-th group of random numbers of the sequence's own stream; see `sample_rows`.  A
-response therefore does not depend on its batch, on the order of the requests, or on the number of processes, except for
-rounding: another batch changes the last bits of floating-point sums, which very rarely changes a token.
+Each sequence has its own stream of random numbers, and token t is sampled with the t-th group of this stream
+(`sample_rows`).  A response therefore does not depend on its batch, on the order of the requests, or on the number of
+processes.  The only exception is rounding: another batch changes the last bits of floating-point sums, and very rarely
+changes a token.
 
-With a teacher, student and teacher read the same tokens, each with its own KV cache.  Each token is either sampled from the
-mixture of both distributions, or sampled from the student and replaced by a token of the teacher if the teacher ranks it low.
+With a teacher, student and teacher read the same tokens, each with its own KV cache.  There are two modes.  In the first,
+tokens are sampled from a mixture of both distributions.  In the second, tokens are sampled from the student, and a token
+that the teacher ranks low is replaced by a token of the teacher.
 """
 
 from collections.abc import Sequence
@@ -45,9 +47,9 @@ def generate(
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
-    With a teacher, tokens are either sampled from a mixture (MiniLLM, arXiv 2306.08543), or sampled from the model and replaced
-    if the teacher ranks them low (SKD, arXiv 2410.11325).  `Sampling` defines both.  Bans, temperature, top-k and top-p are
-    applied to the distribution of each model before tokens are mixed or sampled.
+    With a teacher, there are two modes, which `Sampling` defines.  Either tokens are sampled from a mixture of both models
+    (MiniLLM, arXiv 2306.08543).  Or they are sampled from `model`, and replaced if the teacher ranks them low (SKD, arXiv
+    2410.11325).  N-gram bans, temperature, top-k and top-p are applied to each model's distribution first.
 
     Args:
         model: A causal language model.  It runs in eval mode without gradient; its previous mode is restored.
@@ -63,7 +65,8 @@ def generate(
             again, and generated texts are added.  Results change by rounding only.  If None, every prompt is read.
 
     Returns:
-        A `Generation` for each request, in the order of the requests.  It has no tokens if `max_new_tokens` is 0.
+        A `Generation` for each request, in the order of the requests.  If `max_new_tokens` of a request is 0, its
+        `Generation` has no tokens.
 
     Raises:
         ConfigError: a value is out of range; temperature 0 is combined with tokens of the teacher; a sequence is too long for
@@ -71,12 +74,12 @@ def generate(
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
-    assert teacher is not None or not sampling.uses_teacher, "teacher_share > 0 and teacher_top_k > 0 need a teacher"
+    assert teacher is not None or not sampling.uses_teacher, "text with tokens of the teacher needs a teacher"
     models = [model] if teacher is None or not sampling.uses_teacher else [model, teacher]
     for each in models:
         _check_lengths(requests, position_limit(each))
     decoders = [Decoder(each, vocabulary, memory if each is model else None) for each in models]
-    assert len({each.num_classes for each in decoders}) == 1, "a mixture needs one vocabulary; cut both heads to it"
+    assert len({each.num_classes for each in decoders}) == 1, "the numbers of classes differ; pass a common vocabulary"
     order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
     order.sort(key=lambda i: _tokens_to_read(requests[i], memory), reverse=True)
     results = [Generation(token_ids=(), finished=False)] * len(requests)
@@ -132,7 +135,7 @@ def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Return numbers that are proportional, in each row, to the result of `probabilities`.
+    """Return numbers that are, row by row, proportional to `probabilities`.
 
     `sample_rows` does not need normalised rows.  The function may overwrite the logits.
     """
@@ -168,8 +171,8 @@ def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: 
 def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch.Tensor) -> None:
     """Store the states of some texts in the prefix memories of the decoders.
 
-    These are the texts of the rows that are removed from the batch; `removed_L` is True for them.  The last token of a text is
-    excluded, because no model has read it.
+    `removed_L` is True for the rows whose texts are stored; these rows are removed from the batch.  The last token of a
+    text is excluded, because no model has read this token.
     """
     for decoder in decoders:
         if decoder.remembers:
@@ -180,9 +183,11 @@ def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch
 def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK: torch.Tensor) -> torch.Tensor:
     """Return the next token of each row, token_L; may overwrite the logits.
 
-    `logits` has the logits of one model, or of student and teacher.  At temperature 0 the token is the arg max.  Otherwise it
-    is sampled from the model, or from the mixture of both, or it is sampled from the student and replaced if the teacher ranks
-    it low.  In the last case, the first half of `uniform_LK` is for the student's token, the second half for the replacement.
+    `logits` has the logits of one model, or of student and teacher.  At temperature 0 the token is the arg max.  With one
+    model, the token is sampled from its distribution.  With two models, `sampling` selects one of two modes.  In the first,
+    the token is sampled from a mixture.  In the second, the token is sampled from the student, and replaced if the teacher
+    ranks it low.  Here the first half of `uniform_LK` samples the student's token, and the second half samples the
+    replacement.
     """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)
@@ -201,8 +206,8 @@ def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK:
 class _LiveBatch:
     """The state of a batch of B sequences (rows) during generation.
 
-    The live rows are the L rows in the KV cache, and the active rows are the live rows that have not ended.  Removing rows from
-    the cache is slow, so rows that have ended are removed several at a time.  Tokens that are sampled for an ended row are
+    A row is active until its sequence ends.  Removing rows from the KV cache is slow, so ended rows are removed several at
+    a time.  The live rows are the L rows that are still in the cache.  Tokens that are sampled for an ended row are
     ignored.
     """
 
@@ -240,7 +245,10 @@ class _LiveBatch:
         self._ngrams = NgramBan(sampling.no_repeat_ngram, self.prompts) if sampling.no_repeat_ngram else None
 
     def columns(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return token ids, attention mask and position ids of the prompts and the first `step` generated tokens."""
+        """Return token ids, attention mask and position ids of the columns so far.
+
+        These are the columns of the prompts and of the first `step` generated tokens.
+        """
         filled = self._prompt_length + step
         return self._ids_LT[:, :filled], self._mask_LT[:, :filled], self._position_LT[:, :filled]
 
@@ -267,7 +275,7 @@ class _LiveBatch:
         return self._active_L
 
     def texts(self, live: torch.Tensor) -> list[tuple[int, tuple[int, ...], int]]:
-        """Return the texts of some rows of the KV cache, to be stored in the prefix memory.
+        """Return the texts of some rows of the KV cache, for the prefix memory.
 
         Args:
             live: Indices of the rows in the KV cache.

@@ -74,8 +74,8 @@ class LocalEngine:
         autocast: Function that returns the autocast context in which the models run.
 
     Attributes:
-        memory: The prefix memory: the stored states of texts that were read or generated inside the context `remembering`.  It
-            is None outside this context.
+        memory: The prefix memory, which has the states of texts that were read or generated inside the context
+            `remembering`.  Outside this context it is None.
 
     Raises:
         TrainingError: a batch of one sequence runs out of memory; the model's probabilities are not finite.

@@ -1,7 +1,7 @@
 """Bans of repeated n-grams.
 
-This module imports only the standard library, because the vLLM plugin (`generation.vllm_plugin`) imports it in the environment
-of a server, where the packages that redistill requires may be missing.
+This module imports only the standard library, because the vLLM plugin (`generation.vllm_plugin`) uses the module.  The
+plugin runs in the environment of a server, where the packages that redistill requires may be missing.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 class NgramBan:
     """Finds the tokens that would repeat an n-gram of a sequence.
 
-    The n-grams are those of prompt and response without padding, as in `NoRepeatNGramLogitsProcessor` of transformers for
-    unpadded sequences.
+    N-grams are counted in prompt and response together; padding does not count.  For sequences without padding, the result
+    equals that of `NoRepeatNGramLogitsProcessor` in transformers.
 
     Args:
         size: Length n of the n-grams, >= 1.

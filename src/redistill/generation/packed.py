@@ -53,7 +53,7 @@ _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 @dataclass
 class _Packed:
-    """The layers of a model whose weights are packed, and how they are restored.
+    """Restores the layers of a model whose weights are packed.
 
     Args:
         layers: Exit stack that restores the layers when it is closed.
@@ -86,9 +86,10 @@ def packed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _pack(model: nn.Module) -> ExitStack:
-    """Replace `forward` of the linear layers of `model`, in place, by products with packed weights.
+    """Let the linear layers of `model` use packed weights, in place.
 
-    Layers that cannot be packed are unchanged.  Closing the returned stack restores all `forward` methods.
+    The method `forward` of each layer is replaced.  Layers that cannot be packed are unchanged.  Closing the returned stack
+    restores all `forward` methods.
     """
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     with ExitStack() as packed:  # restores all layers on an error: a packed layer would ignore later updates of its weight

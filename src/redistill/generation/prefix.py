@@ -1,10 +1,10 @@
 """Prefix memory: states of texts, so that no prefix is read twice in a step.
 
-To read tokens means to run the model on them.  A `PrefixMemory` maps token ids to the keys, values and last hidden states that
-the model computed for them.  Before a text is read, its longest prefix with stored states is looked up, and only the tokens
-after this prefix are read.  A memory changes hidden states by rounding only, so in fp32 it very rarely changes generated text.
-A memory is valid for one model with the weights of one step.  The object that created the memory must delete it when the
-weights change.
+To read tokens means to run the model on them.  A `PrefixMemory` maps token ids to the keys, values and last hidden states
+that the model computed for them.  Before a text is read, its longest stored prefix is looked up, and only the tokens after
+this prefix are read.  Reuse changes hidden states by rounding only, so in fp32 it very rarely changes generated text.  A
+memory is valid for one model with fixed weights.  The object that created the memory must delete it when the weights
+change.
 """
 
 from bisect import bisect_left, insort
@@ -20,9 +20,9 @@ from redistill.models.families import body
 from redistill.tensors import pad
 
 MEMORY_BYTES = 1 << 30
-"""Maximum size of a prefix memory in bytes; texts that would exceed it are not stored."""
+"""Maximum size of a prefix memory in bytes; texts that would exceed this size are not stored."""
 FEW_TOKENS = 32
-"""Texts with at most this number of unread tokens are read in one group.
+"""Texts with at most this number of unread tokens (tokens without stored states) are read in one group.
 
 In any other group, no text has more than twice as many unread tokens as another.
 """
@@ -50,7 +50,7 @@ class PrefixMemory:
     The states of a text are the keys, values and last hidden states that the model computed for the tokens of the text.
 
     Args:
-        max_bytes: Maximum size of all states together, in bytes; a text that would exceed it is not stored.
+        max_bytes: Maximum size of all states together, in bytes; a text that would exceed this limit is not stored.
     """
 
     def __init__(self, max_bytes: int = MEMORY_BYTES) -> None:
@@ -72,8 +72,8 @@ class PrefixMemory:
     def remember(self, token_ids: TokenIds, cache: Cache, row: int, columns: slice, hidden_TD: torch.Tensor) -> None:
         """Copy the states of a text from one row of a KV cache into the memory.
 
-        Nothing is stored if the states of all tokens of the text are stored already, if the memory would exceed its limit, or
-        if layers have states of different shapes.
+        Nothing is stored in three cases: the states of the text are stored already, the memory would exceed its limit, or
+        layers have states of different shapes.
 
         Args:
             token_ids: The T tokens.
@@ -204,10 +204,10 @@ class PrefixReader:
 
 
 def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
-    """Yield groups of texts, as indices, with similar numbers of unread tokens.
+    """Yield groups of texts with similar numbers of unread tokens.
 
-    Unread tokens are those on which the model has to run.  `left` has their number for each text; a text without unread tokens
-    is in no group.
+    A text is given by its index in `left`.  Unread tokens are those on which the model has to run, and `left` has their
+    number for each text.  A text without unread tokens is in no group.
     """
     group: list[int] = []
     for index in sorted((index for index, tokens in enumerate(left) if tokens), key=lambda index: left[index]):

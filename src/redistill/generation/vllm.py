@@ -22,16 +22,16 @@ from redistill.servers.vllm import VllmServers
 from redistill.storage.paths import expanded
 
 _TRIES = 3
-"""Maximum number of times that the same texts are requested, if a server lost the weights or sent invalid replies."""
+"""Maximum number of requests for the same texts; a request is repeated if a server lost the weights or sent invalid data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VllmEngineConfig:
     """Generates text with vLLM servers that receive the student's weights.
 
-    A server must run vLLM 0.32 or later, serve a model of the student's architecture, be able to read `folder`, and be started
-    with VLLM_SERVER_DEV_MODE=1; docs/vllm-engine.md has the commands.  Prompts are sent to the server.  A server on another
-    machine must be allowed by the option `--allow-host` of the command.
+    A server must run vLLM 0.32 or later, with VLLM_SERVER_DEV_MODE=1.  It must serve a model of the student's architecture,
+    and be able to read `folder`.  docs/vllm-engine.md has the commands.  Prompts are sent to the server.  A server on
+    another machine must be allowed by the option `--allow-host` of the command.
 
     More than 12 fields: it is a section of a recipe, in which each field is a setting of the user.
 
@@ -40,9 +40,9 @@ class VllmEngineConfig:
         url: Address of the server, such as http://127.0.0.1:8000/v1; or a list of addresses of servers with the same model,
             over which the requests are distributed.
         model: Name of the model, as the server lists it.
-        folder: Folder in which this process writes the student's weights, to a new subfolder that is removed at the end.  The
-            server reads them from there.  If None, it is the temporary folder of this machine.
-        api_key_env: Name of the environment variable with the API key.  If None, no key is sent.
+        folder: Folder through which the server gets the student's weights.  This process writes them to a new subfolder,
+            which is removed at the end.  If None, the temporary folder of this machine is used.
+        api_key_env: Name of the environment variable that contains the API key.  If None, no key is sent.
         every: Number of updates from one transfer of the weights to the next, in [1, 1024].  If `ahead` is larger, the weights
             are transferred only every `ahead` updates.  Text is generated with weights that are up to max(every, ahead) - 1
             updates old.
@@ -54,9 +54,9 @@ class VllmEngineConfig:
         timeout_s: Seconds after which a request without a complete reply is sent again, > 0.
         patience_s: Seconds during which a failed request is sent again, >= 0.  After that, the command ends.  The same command
             resumes.
-        tolerance: Upper limit, in nats, >= 0, of the mean absolute difference between log-probabilities of a server and of the
-            student after a transfer.  After later transfers the limit is 5 times the first difference, but at least 0.001 and
-            at most `tolerance`.
+        tolerance: Largest accepted difference after the first transfer, in nats, >= 0.  It is the mean absolute difference
+            between log-probabilities of a server and of the student.  After later transfers the limit is 5 times the first
+            difference, but at least 0.001 and at most `tolerance`.
 
     Raises:
         ConfigError: a URL or a name is invalid, or a number is out of range.
@@ -112,7 +112,8 @@ class VllmEngineConfig:
     def capabilities(self) -> EngineCapabilities:
         """The features of the engine.
 
-        They include mixtures only with `unsupported` = "local", and log-probabilities only with "reject".
+        Mixtures of student and teacher are supported only if `unsupported` is "local", and log-probabilities only if it is
+        "reject".
         """
         return EngineCapabilities(
             mixture=self.unsupported == "local", no_repeat_ngram=True, logprobs=self.unsupported == "reject", deterministic=True
@@ -139,7 +140,7 @@ class VllmEngineConfig:
     def announcement(self) -> str:
         """Return one line about the data that are sent.
 
-        It names the data, the servers that receive them, and the environment variable of the API key.
+        The line names the data, the servers that receive them, and the environment variable of the API key.
         """
         servers = [parse_url(url) for url in self.url]
         leaves = "on this machine" if all(server.is_loopback for server in servers) else "and leave this machine"
@@ -200,7 +201,7 @@ class VllmEngine:
         top-k, top-p and bans are applied.
 
         Raises:
-            ConfigError: `sampling` mixes models, and the setting `unsupported` is not "local".
+            ConfigError: `sampling` requires a mixture of student and teacher, and the setting `unsupported` is not "local".
             ServerError: a server rejected the first requests of this process, or does not ban n-grams.
             ServerUnavailableError: a server cannot be reached, or its replies are invalid after all repetitions.
         """
@@ -213,7 +214,7 @@ class VllmEngine:
         if sampling.no_repeat_ngram and not self._has_ban:
             self._servers.check_ban(self._weights.model, self._tools.vocabulary)
             self._has_ban = True
-        fault = "the servers lose the weights repeatedly"
+        fault = "servers lost the student's weights several times"
         for _ in range(_TRIES):
             before = self._client.num_attempts
             try:

@@ -97,6 +97,6 @@ class NoRepeatNgram(LogitsProcessor):  # type: ignore[misc]  # vLLM is not insta
 
 
 def _ban_of(sampling_params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> RequestBan | None:
-    """Return the ban of a new request, or None if the request has no field for the ban."""
+    """Return the ban of a new request; None if the request sets no ban."""
     size = (sampling_params.extra_args or {}).get(FIELD, 0)
     return RequestBan(size, prompt_ids or [], output_ids) if isinstance(size, int) and size else None

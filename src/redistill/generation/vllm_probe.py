@@ -1,8 +1,8 @@
 """The comparison of a vLLM server's weights with those of the student.
 
-Server and student compute the log-probabilities of the next token after probe texts.  The server may use its prefix cache for
-this, and a probe text is longer than one block of the cache (128 tokens on a CPU, 16 on a GPU).  Therefore the comparison
-detects both weights that were not replaced, such as an old head, and cached states that old weights have computed.
+Server and student compute the log-probabilities of the next token after probe texts.  The comparison detects weights that
+were not replaced, such as an old head.  It also detects states in the server's prefix cache that old weights have computed:
+a probe text is longer than one block of this cache (128 tokens on a CPU, 16 on a GPU).
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ TOP_K = 20
 LEAST_NATS = 1e-3
 """Differences up to this value, in nats, are always accepted as rounding errors, even in float32."""
 NOISE_FACTOR = 5.0
-"""A later difference may be at most this factor times the difference after the first transfer."""
+"""Limit of later differences, as a multiple of the difference after the first transfer."""
 
 
 def probe_texts(vocabulary: int, special_ids: Sequence[int], longest: int) -> list[tuple[int, ...]]:
@@ -89,9 +89,9 @@ def difference(logp_NV: torch.Tensor, served: Sequence[dict[int, float]]) -> flo
 class Threshold:
     """The largest difference between server and student that is accepted.
 
-    An accepted difference is attributed to rounding.  The first difference may be up to `tolerance`.  A later one may be up to
-    `NOISE_FACTOR` times the first one or `LEAST_NATS`, whichever is larger, but not above `tolerance`.  Therefore the limit for
-    a server in float32 is lower than for one in bfloat16, whose first difference is larger.
+    An accepted difference is attributed to rounding.  The limit of the first difference is `tolerance`.  The limit of later
+    differences is `NOISE_FACTOR` times the first one, but at least `LEAST_NATS` and at most `tolerance`.  A server in
+    bfloat16 has a larger first difference than one in float32, and therefore a higher limit.
 
     Args:
         tolerance: Upper limit of all differences, in nats.

@@ -30,8 +30,8 @@ class ServedWeights:
     Args:
         servers: The servers.
         tools: The objects that the engine is built from.
-        folder: Folder in which the weights are written to a new subfolder, which is removed at the end; None for the temporary
-            folder of this machine.
+        folder: Folder for a new subfolder with the weights, which is removed at the end.  If None, the temporary folder of
+            this machine is used.
         tolerance: Upper limit of the differences between log-probabilities, in nats (see `Threshold`).
 
     Attributes:
@@ -80,7 +80,7 @@ class ServedWeights:
         Raises:
             ServerUnavailableError: a server cannot be reached, or still has other weights.
         """
-        assert self._loaded is not None, "called after the first transfer"
+        assert self._loaded is not None, "restore must be called after the first transfer"
         try:
             gap, reason = self._gap()[0], "has other weights than those of the student"
             if self._threshold.accepts(gap):
@@ -89,19 +89,25 @@ class ServedWeights:
             raise
         except ServerError as error:  # a server that was restarted may not know the adapters
             reason = f"cannot be compared with the student ({error})"
-        self._tools.note(f"engine: a server {reason}, such as after a restart; the weights are loaded again")
+        self._tools.note(f"engine: a server {reason}; it may have been restarted, and loads the weights again")
         self._load(self._loaded, is_first=False)
         return True
 
     def _prepare(self, student: CausalModel) -> None:
-        """Check the servers, and generate probe texts that fit the length limits of student and servers."""
+        """Check the servers, and generate the probe texts.
+
+        The texts have at most the lengths that student and servers allow.
+        """
         limit, served = position_limit(student), self._servers.check(1, self._tools.note)
         longest = min(PROBE_TOKENS if limit is None else limit, PROBE_TOKENS if served is None else served - 1)
         special = [*self._tools.end_ids, *self._tools.tokenizer.all_special_ids]
         self._texts = probe_texts(self._tools.vocabulary, special, longest)
 
     def _write(self, student: CausalModel) -> Path:
-        """Write the adapters, or all weights with an untied head, to a folder of this object; return the folder."""
+        """Write the student's weights to a new folder; return the folder.
+
+        If the student has adapters, only these are written.  Otherwise all weights are written, with an untied head.
+        """
         if self._temporary is None:  # a new folder, since whatever is in the parent belongs to somebody else
             parent = None if self._parent is None else files.make_folder(self._parent)
             try:
@@ -117,7 +123,12 @@ class ServedWeights:
         return folder
 
     def _load(self, loaded: Loaded, *, is_first: bool) -> None:
-        """Let the servers load the weights, and compare log-probabilities."""
+        """Load the weights on the servers, and compare log-probabilities.
+
+        Raises:
+            ServerError: the first load failed: a server rejected it, or the log-probabilities differ too much.
+            ServerUnavailableError: a server cannot be reached, or a later load failed.
+        """
         try:
             for _ in range(_LOADS):
                 self.model = self._servers.load(loaded)
@@ -126,8 +137,8 @@ class ServedWeights:
                 if self._threshold.accepts(gap):
                     return
             fault = (
-                f"{server}: its log-probabilities of probe texts differ by {gap:.3g} nats from those of the student after its "
-                f"weights were loaded (limit {limit:.3g})"
+                f"{server} has not loaded the student's weights: its log-probabilities of probe texts differ by "
+                f"{gap:.3g} nats, and must differ by at most {limit:.3g}"
             )
         except ServerUnavailableError:
             raise
@@ -137,13 +148,15 @@ class ServedWeights:
             raise ServerUnavailableError(f"engine: {error}; {RESUME}") from error
         if is_first:
             raise ServerError(
-                f"engine: {fault}, so it has other weights; start it with the base model of the adapters, or with the folder "
-                "of `redistill export MODEL --to vllm`, or raise engine.tolerance if its dtype is less exact"
+                f"engine: {fault}; start the server with the base model of the adapters, or with the folder of "
+                "`redistill export MODEL --to vllm`; if the server has a dtype of lower precision, raise engine.tolerance"
             )
-        raise ServerUnavailableError(f"engine: {fault}, so it has other weights; {RESUME}")
+        raise ServerUnavailableError(f"engine: {fault}; {RESUME}")
 
     def _gap(self) -> tuple[float, str]:
-        """Return the largest difference of all servers from the student, and the label of that server.
+        """Return the largest difference of a server from the student, and its label.
+
+        The difference is that of log-probabilities, in nats.
 
         Raises:
             ServerError: a server does not have the model, or sent an invalid reply.

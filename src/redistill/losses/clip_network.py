@@ -1,4 +1,4 @@
-"""The network f_sub of DAC-KL, and the gate from which it gets its gradient.
+"""The network f_sub of DAC-KL, and the gate from which f_sub gets its gradient.
 
 DAC-KL compares teacher and student on some vocabulary classes only.  For each row (the distributions of both models for one
 predicted token), f_sub predicts an interval of scores.  A class is kept if its score lies in the interval; by default, the
@@ -152,7 +152,7 @@ class ClipNetwork(nn.Module):
         return torch.minimum(lower_N, upper_N), upper_N
 
     def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
-        """Return the sorted input of the network: p_NV in descending order, or its compact form.
+        """Return the sorted input of the network: p_NV sorted, or its compact form.
 
         `ClipNetworkConfig.sorted` selects the form.  `sorted_NV` is p_NV in descending order, or None if not yet computed.
         """
@@ -182,8 +182,9 @@ class StraightThrough(torch.autograd.Function):
             low_N, high_N: Bounds on the scores of each row.
             score_NV: Scores of the classes.
             keep_NV: bool; True for kept classes.
-            target_N1: The teacher's arg max, if DAC-KL always keeps it; None if it is kept only for a score within the bounds.
-                The weight of a class that is always kept has derivative 0, since the bounds do not affect it.
+            target_N1: The teacher's arg max, if DAC-KL always keeps this class; None if the class is kept only for a score
+                within the bounds. The weight of a class that is always kept has derivative 0, since the bounds do not
+                affect it.
             temperature: Width of the sigmoids of the soft gate, in units of the score.
         """
         return keep_NV.to(score_NV.dtype)

@@ -78,9 +78,9 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
         mode: Definition of the score s_v; see `keep_mask`.
 
     Returns:
-        score_NV, and the teacher's probabilities [N, V] in descending order.  The second result is None in modes "value" and
-        "relative", which need no sort.  score_NV is s_v, but 1 - s_v in mode "entry_quantile": for the most probable classes,
-        1 - s_v is more precise in floating point.
+        score_NV, and the teacher's probabilities [N, V] in descending order.  The second result is None in modes "value"
+        and "relative", which need no sort.  score_NV is s_v, except in mode "entry_quantile".  There it is 1 - s_v, which
+        is more precise in floating point for the most probable classes.
     """
     return (p_NV, None) if mode == "value" else scores_of_mode(logp_NV, mode)
 
@@ -101,8 +101,8 @@ def score_bounds(lower_N: Tensor, upper_N: Tensor, mode: Mode) -> tuple[Tensor, 
 def within(score_NV: Tensor, low_N: Tensor, high_N: Tensor, mode: Mode, target_N1: Tensor | None) -> Tensor:
     """Return keep_NV, bool: True for each class whose score lies within the bounds.
 
-    Both bounds are inclusive, except `high_N` in mode "mass".  `target_N1` is a class of each row that is kept for any score
-    (the teacher's arg max); None if there is no such class.
+    Both bounds are inclusive, except `high_N` in mode "mass".  `target_N1` is the teacher's arg max of each row, if this
+    class is kept for any score; otherwise None.
     """
     low_N1, high_N1 = low_N.to(score_NV.dtype).unsqueeze(-1), high_N.to(score_NV.dtype).unsqueeze(-1)
     keep_NV = score_NV >= low_N1
@@ -124,10 +124,10 @@ def at_class(class_N1: Tensor, num_classes: int) -> Tensor:
 def rank_edges(vocabulary: int) -> tuple[int, ...]:
     """Return the first rank of each bucket of the compact form, followed by V.
 
-    V is `vocabulary`.  The compact form of a row has the probabilities of the 512 most probable classes, and one sum for each
-    bucket of the remaining ranks (indices in descending order of probability).  There are 16 buckets, and each is wider than
-    the previous one by about the same factor.  If at most 16 ranks remain, each bucket has one rank.  No bucket is empty, so
-    the compact form has min(V, 528) numbers.
+    V is `vocabulary`.  The rank of a class is its index in descending order of probability.  The compact form of a row has
+    the probabilities of ranks 0 to 511, and one sum for each bucket of the remaining ranks.  There are 16 buckets, and each
+    is wider than the previous one by about the same factor.  If at most 16 ranks remain, each bucket has one rank.  No
+    bucket is empty, so the compact form has min(V, 528) numbers.
 
     Example:
         >>> rank_edges(50257)[:3], rank_edges(515), rank_edges(100)
@@ -183,8 +183,8 @@ def _(p_NV: Tensor) -> Tensor:
 def compact_ranks(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
     """Return the compact form of unsorted rows of probabilities.
 
-    The result ranked_NK is that of `top_and_masses` for the sorted rows, with the same `edges`.  For float32 rows of at least
-    8192 classes on a CPU, the sums of the buckets are computed with a histogram, since it is faster than a sort.
+    The result ranked_NK equals that of `top_and_masses` for the sorted rows and the same `edges`.  For float32 rows of at
+    least 8192 classes on a CPU, a histogram is used, which is faster than a sort.
     """
     if p_NV.device.type != "cpu" or p_NV.dtype != torch.float32 or p_NV.shape[1] < HISTOGRAM_CLASSES:
         return top_and_masses(sort_descending(p_NV), edges)
@@ -200,12 +200,11 @@ def _(p_NV: Tensor, edges: Sequence[int]) -> Tensor:
 
 
 def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the compact form of one row, which is computed with a histogram of its probabilities.
+    """Return the compact form of one row, computed with a histogram of probabilities.
 
-    The upper 16 bits of the float32 probability of a class determine its histogram bin.  The order of the bins is the order of
-    the probabilities.  Only the classes of some bins are sorted: bins with one of the edges[0] largest probabilities, and
-    bins that contain the first class of a bucket (`edges`).  A bucket sums all of its classes, so its mass is not an
-    approximation.
+    The upper 16 bits of a float32 probability are the index of its histogram bin, so the bins are in the order of the
+    probabilities.  Two kinds of bins are sorted: those with one of the edges[0] largest probabilities, and those in which a
+    bucket of `edges` begins.  Each of the other bins lies in a single bucket, so the sums of the buckets are exact.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
     count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # bins in descending order

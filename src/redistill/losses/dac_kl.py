@@ -5,13 +5,13 @@ an interval.  A class is kept if its score lies in the interval; by default, the
 the teacher's arg max is always kept.
 
 Source: MGSR (arXiv 2407.10068), section 4.2, Eq. 5-8.  `clipped_divergence` computes the divergence on the kept classes.
-`DacKL` combines it with f_sub (clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper is ambiguous, a
-field of `DacKLConfig` selects the interpretation.  The defaults are closest to the paper; dac_kl_options.py computes the other
-options.
+`DacKL` combines this divergence with f_sub (clip_network.py) and the selection of classes (clip_ranks.py).  Where the paper
+is ambiguous, a field of `DacKLConfig` selects the interpretation.  The defaults are closest to the paper; dac_kl_options.py
+computes the other options.
 
-The functions return one value per row, and depend on no language model.  The [N, V] tensors of a chunk of rows need most of the
-memory, so they are never concatenated.  For the same reason, the backward pass recomputes the soft gate (the smooth function
-from which f_sub gets its gradient) instead of storing it.
+The functions return one value per row, and depend on no language model.  The [N, V] tensors of a chunk of rows need most of
+the memory, so they are never concatenated.  For the same reason, the soft gate (the smooth function from which f_sub gets
+its gradient) is not stored, but computed again in the backward pass.
 """
 
 import math
@@ -81,7 +81,7 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
 def dropped_above(p_NV: Tensor, keep_NV: Tensor) -> Tensor:
     """Return the mass of dropped classes that are more probable than a kept class.
 
-    It is 0 if the kept classes are the most probable ones, and high if only the tail and the arg max are kept.
+    This mass is 0 if the kept classes are the most probable classes.  It is high if only the tail and the arg max are kept.
 
     Args:
         p_NV: Probabilities of the teacher.
@@ -124,16 +124,13 @@ class DacKLConfig:
             "straight_through" uses the hard mask in the forward pass and the soft gate in the backward pass.  "soft" uses the
             soft gate in both.  "none" uses only the hard mask, so f_sub is not trained.
         network: Settings of f_sub; they have no effect with `fixed_interval` or `fixed_top`.
-        mass_floor: Threshold in (0, 1) for the kept mass P, the teacher's probability of all kept classes.  If P is smaller,
-            the penalty 10 (mass_floor - P)^2 is added, so that P does not collapse to 0.  If None, there is no penalty, as in
-            the paper; 0.9 is a robust value.
         keep_target: Whether the teacher's arg max is kept for any interval, as in Eq. 7.  Table 3b of the paper has results for
             False.
         target_twice: Whether the arg max is summed a second time if the interval contains it; needs `normalise: none` and
             `keep_target: true`.
         fixed_interval: A constant interval (lower, upper) that replaces f_sub, 0 <= lower <= upper <= 1.  In mode "relative",
             (0.05, 1) keeps the classes of min-p 0.05.
-        fixed_top: Number k >= 1; the k most probable classes of each row are kept.  It replaces f_sub, and needs mode
+        fixed_top: Number k >= 1; the k most probable classes of each row are kept.  This replaces f_sub, and needs mode
             "entry_quantile".
         gate_temperature: Width of the sigmoids of the soft gate, > 0, in units of their argument x.  In mode "mass", x is the
             score; in mode "entry_quantile", x is ln(1 - score); in the other modes, x is ln(score).  If None, the width is 0.02
@@ -143,12 +140,12 @@ class DacKLConfig:
         ConfigError: a field is out of range, or two fields cannot be combined.
 
     Example:
-        >>> DacKLConfig(mass_floor=0.9).has_network, DacKLConfig(fixed_interval=(0.01, 1.0)).has_network
+        >>> DacKLConfig().has_network, DacKLConfig(fixed_interval=(0.01, 1.0)).has_network
         (True, False)
-        >>> DacKLConfig(mass_floor=1.5)
+        >>> DacKLConfig(fixed_interval=(0.5, 0.1))
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: mass_floor = 1.5: must lie in (0, 1); use 0.9, or leave it out for no floor
+        redistill.errors.ConfigError: fixed_interval = (0.5, 0.1): must satisfy 0 <= lower <= upper <= 1; put lower first
 
     See also: DacKL, keep_mask, clipped_divergence.
     """
@@ -157,7 +154,6 @@ class DacKLConfig:
     normalise: Normalise = "none"
     gate: Gate = "straight_through"
     network: ClipNetworkConfig = field(default_factory=ClipNetworkConfig)
-    mass_floor: float | None = None
     keep_target: bool = True
     target_twice: bool = False
     fixed_interval: tuple[float, float] | None = None
@@ -178,7 +174,9 @@ class DacKLConfig:
         good = self.gate_temperature is None or 0 < self.gate_temperature < math.inf
         check_field(self, "gate_temperature", good, "must be above 0; leave it out for the mode's default")
         good = not self.target_twice or (self.normalise == "none" and self.keep_target)
-        check_field(self, "target_twice", good, "needs normalise none and keep_target; set both, or leave target_twice out")
+        check_field(
+            self, "target_twice", good, "needs normalise: none and keep_target: true; set both, or leave target_twice out"
+        )
         lower, upper = self.fixed_interval or (0.0, 1.0)
         check_field(self, "fixed_interval", 0 <= lower <= upper <= 1, "must satisfy 0 <= lower <= upper <= 1; put lower first")
         if self.fixed_top is not None:
@@ -186,11 +184,6 @@ class DacKLConfig:
             good = self.mode == "entry_quantile" and self.fixed_interval is None
             remedy = "set mode to entry_quantile and leave out fixed_interval"
             check_field(self, "fixed_top", good, f"needs mode entry_quantile and no fixed_interval; {remedy}")
-        floor = self.mass_floor
-        if floor is not None:
-            check_field(self, "mass_floor", 0 < floor < 1, "must lie in (0, 1); use 0.9, or leave it out for no floor")
-            remedy = "leave it out, or set gate to straight_through and leave out fixed_interval and fixed_top"
-            check_field(self, "mass_floor", self.gate != "none" and self.has_network, f"needs a trained f_sub; {remedy}")
 
     @property
     def has_network(self) -> bool:
@@ -210,7 +203,7 @@ class DacKLConfig:
         biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
         return (
             cls(network=small),
-            cls(network=exact, mode="mass", normalise="other_bin", mass_floor=0.9),
+            cls(network=exact, mode="mass", normalise="other_bin"),
             cls(network=small, mode="relative", target_twice=True),
             cls(network=biased, mode="entry_quantile", gate="soft"),
             cls(network=exact, gate="soft", normalise="teacher"),
@@ -258,10 +251,11 @@ class DacKL(nn.Module):
             logp_NV: Teacher log-probabilities, no gradient.
 
         Returns:
-            divergence_N, including the mass-floor penalty; and the diagnostics by name, one float32 value per row: `kept_mass`
-            (sum of the teacher's probabilities over the set S of kept classes), `top_mass` (the largest probability),
-            `dropped_above` (mass of dropped classes more probable than a kept one), `kept_classes` (size of S), `lower` and
-            `upper` (the interval), and `target_only` (1 if S consists of the teacher's arg max only, otherwise 0).
+            divergence_N; and the diagnostics by name, one float32 value per row.  With
+            the set S of kept classes, these are: `kept_mass` (the teacher's probability of S), `top_mass` (the teacher's
+            largest probability), `dropped_above` (mass of dropped classes that are more probable than a kept one),
+            `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1 if S consists of the
+            teacher's arg max only, otherwise 0).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -276,8 +270,6 @@ class DacKL(nn.Module):
             score_N1, logq_N1, logp_N1 = (rows_NV.gather(-1, top_N1) for rows_NV in (score_NV, logq_NV, logp_NV))
             gate_N1 = self._gate(score_N1, logp_N1, within(score_N1, *ends, self.config.mode, None), ends, None)
             divergence_N = divergence_N + clipped_divergence(logq_N1, logp_N1, gate_N1)
-        if self.config.mass_floor is not None:
-            divergence_N = divergence_N + dac_kl_options.mass_penalty(gate_NV, p_NV, self.config.mass_floor)
         kept_N = keep_NV.sum(dim=-1)
         rows = {
             "kept_mass": (p_NV * keep_NV).sum(dim=-1),
@@ -302,12 +294,12 @@ class DacKL(nn.Module):
         return within(score_NV, *score_bounds(lower_N, upper_N, self.config.mode), self.config.mode, target_N1)
 
     def _interval(self, logq_NV: Tensor, logp_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the scores score_NV of the classes, and the bounds lower_N and upper_N of each row's interval."""
+        """Return score_NV, and the interval of each row as lower_N and upper_N."""
         score_NV, sorted_NV = class_scores(logp_NV, p_NV, self.config.mode)
         if self.network is None:
             top = self.config.fixed_top
             ends = (max(0.0, 1 - top / logp_NV.shape[-1]), 1.0) if top is not None else self.config.fixed_interval
-            assert ends is not None, "without a network fixed_interval must be set"
+            assert ends is not None, "without a network, fixed_top or fixed_interval must be set"
             lower_N, upper_N = (logp_NV.new_full(logp_NV.shape[:1], end) for end in ends)
         else:
             lower_N, upper_N = self.network(p_NV, logq_NV.detach().to(logp_NV.dtype).exp(), sorted_NV)
@@ -316,11 +308,11 @@ class DacKL(nn.Module):
     def _gate(
         self, score_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, ends: tuple[Tensor, Tensor], target_N1: Tensor | None
     ) -> Tensor:
-        """Return the weight of each class in the divergence: `keep_NV` (0 or 1), or a gate in [0, 1].
+        """Return the weight of each class in the divergence.
 
-        `ends` are the lower and the upper bound of the scores.  `target_N1` is a class of each row that is always kept, or
-        None.  The gate is a product of two sigmoids.  Their argument is the score in mode "mass", and the logarithm of the
-        score in the other modes.
+        The weight is `keep_NV` (0 or 1), or a gate in [0, 1].  `ends` are the lower and the upper bound of the scores.
+        `target_N1` is the class of each row that is always kept, or None.  The gate is a product of two sigmoids.  Their
+        argument is the score in mode "mass", and the logarithm of the score in the other modes.
         """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV

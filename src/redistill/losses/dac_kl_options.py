@@ -2,8 +2,8 @@
 
 The defaults are Eq. 6-8 of MGSR (arXiv 2407.10068) as printed.
 
-dac_kl.py and clip_ranks.py implement the defaults.  They call the functions of this module for scores other than the
-probability of a class, for normalised divergences, for the soft gate, and for the penalty on a small kept mass.
+dac_kl.py and clip_ranks.py implement the defaults.  This module computes scores other than the probability of a class,
+normalised divergences, and the soft gate.
 """
 
 from typing import Literal
@@ -16,7 +16,6 @@ Mode = Literal["value", "relative", "mass", "entry_quantile"]
 Normalise = Literal["none", "renormalise", "other_bin", "teacher"]
 Gate = Literal["straight_through", "soft", "none"]
 
-MASS_FLOOR_WEIGHT = 10.0
 # Units: nats of log p ("value", "relative"), probability mass ("mass"), nats of log rank ("entry_quantile").
 GATE_TEMPERATURE: dict[Mode, float] = {"value": 0.5, "relative": 0.5, "mass": 0.02, "entry_quantile": 0.5}
 # Initial logits of u and l.  "value" keeps classes with 9e-4 <= p <= 0.98.  "relative" keeps classes with p >= p_max / 400; u
@@ -34,8 +33,8 @@ def scores_of_mode(logp_NV: Tensor, mode: Mode) -> tuple[Tensor, Tensor | None]:
         mode: Definition of the score s_v of a class; see `clip_ranks.keep_mask`.
 
     Returns:
-        score_NV, and the teacher's probabilities [N, V] in descending order (None in mode "relative").  score_NV is s_v, but
-        1 - s_v in mode "entry_quantile".
+        score_NV, and the teacher's probabilities [N, V] in descending order (None in mode "relative").  score_NV is s_v,
+        except in mode "entry_quantile", where it is 1 - s_v.
     """
     if mode == "relative":
         return (logp_NV - logp_NV.amax(dim=-1, keepdim=True)).exp(), None
@@ -112,17 +111,3 @@ def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: floa
     """
     above_NV = ((score_NV - low_N.unsqueeze(-1)) / temperature).sigmoid()
     return above_NV * ((high_N.unsqueeze(-1) - score_NV) / temperature).sigmoid()
-
-
-def mass_penalty(gate_NV: Tensor, p_NV: Tensor, floor: float) -> Tensor:
-    """Return the penalty 10 max(0, floor - P)^2 of each row; P is its kept mass.
-
-    Args:
-        gate_NV: Weight of each class in [0, 1]; P is the sum of p times these weights.
-        p_NV: Teacher probabilities.
-        floor: Smallest mass without a penalty, in (0, 1).
-
-    Returns:
-        penalty_N, >= 0.
-    """
-    return MASS_FLOOR_WEIGHT * (floor - (gate_NV * p_NV).sum(dim=-1)).relu().square()

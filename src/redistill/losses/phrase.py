@@ -1,8 +1,9 @@
-"""The likelihood form of the span loss: equal probabilities of phrases.
+"""The likelihood form of the span loss, which compares probabilities of phrases.
 
-The span loss of MGSR (arXiv 2407.10068, Eq. 10; span.py) compares products of distributions over all classes.  The likelihood
-form compares one number for each phrase: the mean log-probability of its tokens.  It is not in the paper.  It needs only the
-probability of one token in each row, so it also works with a teacher that provides only its most probable classes.
+The span loss of MGSR (arXiv 2407.10068, Eq. 10; span.py) compares products of distributions over all classes.  The
+likelihood form compares one number for each phrase: the mean log-probability of its tokens.  This form is not in the paper.
+It needs only the probability of one token in each row, so it also works with a teacher that provides only its most probable
+classes.
 
 `phrase_rows` is a pure function of differences of log-probabilities.  vocab_pass/phrases.py computes these differences.
 """

@@ -4,7 +4,7 @@ The student samples the token y_t at position t from its own distribution q, or 
 distribution p.  The reward of a token increases with p and decreases with q.  Source: MiniLLM (arXiv 2306.08543).  Each
 function documents where the published code differs from the paper.
 
-The functions depend on no model.  They do not divide losses by the number of tokens; the training loop does.
+The functions depend on no model.  The training loop divides the losses by the number of tokens.
 """
 
 from typing import NamedTuple
@@ -113,8 +113,8 @@ def importance_weights(logp_BT: Tensor, old_logq_BT: Tensor, teacher_share: floa
     .. math:: w_t = \frac{q_{old}(y_t)}{(1 - a)\, q_{old}(y_t) + a\, p(y_t)}
 
     y_t is the token at position t, sampled from the mixture of the student q_old with weight 1 - a and the teacher p with
-    weight a.  The importance weight w_t lies in [0, 1 / (1 - a)], and is 1 for a = 0; it has no bound for a = 1.  It is the
-    weight of one token, and not the product of the weights of all tokens up to t.
+    weight a.  The importance weight w_t lies in [0, 1 / (1 - a)], and is 1 for a = 0; it has no bound for a = 1.  w_t is
+    the weight of one token, and not the product of the weights of all tokens up to t.
 
     Args:
         logp_BT: log p(y_t) of each token, any shape.

@@ -45,8 +45,8 @@ class SpanConfig:
         squared: Whether the L2 norm in the equation is squared.
         denominator: Divisor of the sum over a span: its number of "tokens" (n_si, as printed), or its number of "pairs" of
             rows, which is one less.
-        skip_singletons: Whether spans of one token are excluded from the mean over spans.  Such a span has no pair, so its sum
-            is 0 and it reduces the mean.
+        skip_singletons: Whether spans of one token are excluded from the mean over spans.  A span of one token has no pair,
+            so its sum is 0 and reduces the mean.
         nested: Which spans are used if one span contains another, as a prepositional phrase contains a noun phrase: only the
             "outer" span, only the "inner" span, or "both".  The paper divides a sequence into phrases, which do not overlap.
         placement: "phrases" uses the spans of phrases.  "random" is a control: the spans of each sequence are moved to random
@@ -91,7 +91,8 @@ class SpanConfig:
     def needs(self) -> Needs:
         """What the span loss requires of the teacher.
 
-        It requires probabilities.  The form "products" requires the probabilities of all classes.
+        The form "products" requires the probabilities of all classes.  The form "likelihood" requires probabilities of
+        tokens.
         """
         return Needs(teacher=True, full_vocabulary=self.form == "products", probabilities=True)
 
@@ -161,7 +162,7 @@ def pair_weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanCo
 
 
 def _weights(spans: Sequence[tuple[int, int]], num_rows: int, config: SpanConfig) -> Tensor:
-    """Return the weight of each pair of neighbouring rows as a float64 tensor of length `num_rows`."""
+    """Return the weight of each pair of neighbouring rows, float64, [num_rows]."""
     for start, stop in spans:
         assert 0 <= start < stop <= num_rows, f"span [{start}, {stop}) does not lie in the sample's {num_rows} rows"
     weight_N = torch.zeros(num_rows, dtype=torch.float64)

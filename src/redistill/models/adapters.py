@@ -1,10 +1,10 @@
-"""Reading of LoRA (low-rank) adapters, and their merge into a base model.
+"""Reads LoRA (low-rank) adapters, and merges them into a base model.
 
 Other programs may have saved the adapters.
 
-The file adapter_config.json is untrusted input. PEFT applies every field of it, and a field can change the base model, load
-further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA adapter, and
-rejects an adapter that sets another field to a value other than its default.
+The file adapter_config.json is untrusted input. PEFT applies every field of the file, and a field can change the base
+model, load further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA
+adapter. It rejects an adapter that sets another field to a value other than its default.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ _TYPES: dict[str, tuple[Callable[[Json], bool], str]] = {
     "lora_alpha": (_is_number, "a number"),
     **dict.fromkeys(("fan_in_fan_out", "use_rslora"), (_is_bool, "true or false")),
     **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), (_are_names, "a name or a list of names")),
-    "layers_to_transform": (_are_layers, "a layer index or a list of them"),
+    "layers_to_transform": (_are_layers, "a layer index or a list of layer indices"),
     "rank_pattern": (lambda value: isinstance(value, dict) and all(map(_is_rank, value.values())), "ranks by module"),
     "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), "numbers by module"),
     **dict.fromkeys(("base_model_name_or_path", "revision"), (_is_text, "a text")),
@@ -105,7 +105,7 @@ class Adapter:
     def tokenizer_folder(self, model: str) -> ModelFolder | None:
         """The adapter's folder, if the tokenizer is loaded from this folder.
 
-        This is the case if the user gives the adapter itself as the model to load, and the adapter's folder contains a
+        The user must have given the adapter itself as the model to load, and the folder of the adapter must contain a
         tokenizer. Otherwise the tokenizer of the base model is loaded.
 
         Args:
@@ -170,8 +170,8 @@ def merge_adapter(model: CausalModel, adapter: Adapter) -> CausalModel:
         weights = load_file(adapter.weights)
     for key, tensor in weights.items():
         check_tensor(adapter.name, key, tensor)
-    remedy = "check that it was trained on this base"
-    with reading(f"{adapter.name}:", remedy, failure="cannot be merged into its base"):
+    remedy = "check that the adapter was trained on this base model"
+    with reading(f"{adapter.name}:", remedy, failure="cannot be merged into its base model"):
         settings = peft.LoraConfig(**adapter.settings, task_type="CAUSAL_LM", init_lora_weights=False)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # PEFT samples weights that are overwritten below
             warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a deprecated name of transformers
@@ -204,7 +204,7 @@ def _check_plain(name: str, fields: dict[str, Json]) -> None:
         shown = f"{plain_line(wrong)[:60]} = {str(fields.get(wrong))[:60]!r}"
         raise ModelError(
             f"{name}: {ADAPTER_CONFIG} sets {shown}; only plain LoRA adapters "
-            "are supported: merge the adapter into its base with the program that created it, and load the merged model"
+            "are supported: merge the adapter into its base model with the program that created it, and load the merged model"
         )
 
 
@@ -251,14 +251,14 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     for key in sorted((copies.keys() - expected.keys()) & found.keys()):
         if copies[key].shape != found[key].shape:
             raise ModelError(
-                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows, but in the base "
-                f"model it has {copies[key].shape[0]}; merge it with PEFT into a base that is resized to "
-                f"{found[key].shape[0]} rows (resize_token_embeddings), and load the merged model"
+                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows here, and "
+                f"{copies[key].shape[0]} in the base model; resize the base model to {found[key].shape[0]} rows "
+                "(resize_token_embeddings), merge the adapter into it with PEFT, and load the merged model"
             )
         expected[key] = copies[key]
     strange = sorted(expected.keys() ^ found.keys())
     if strange:
-        lacks = "is missing in the adapter" if strange[0] in expected else "does not exist in the base"
+        lacks = "is missing in the adapter" if strange[0] in expected else "does not exist in the base model"
         raise ModelError(
             f"{adapter.name}: {len(strange)} weights do not match the base model; the first, {strange[0]}, {lacks}; check "
             f"base_model_name_or_path and target_modules in its {ADAPTER_CONFIG}"
@@ -268,7 +268,7 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
         shapes = (" x ".join(map(str, tensors[odd[0]].shape)) for tensors in (found, expected))
         raise ModelError(
             f"{adapter.name}: {len(odd)} weights do not match the base model; the first, {odd[0]}, is {next(shapes)} in the "
-            f"adapter, but {next(shapes)} according to its {ADAPTER_CONFIG} and the base; check r and "
+            f"adapter, but {next(shapes)} according to its {ADAPTER_CONFIG} and the base model; check r and "
             "base_model_name_or_path there"
         )
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()

@@ -1,9 +1,9 @@
 """Allow-lists for the fields of a model's JSON files.
 
-The files of a model are untrusted input, and transformers applies every field of them: a field can replace a method of a class,
-name a class to create, a kernel to download, or another file to read. Therefore only the fields that this module returns are
-passed to transformers. Fields that no code of the model's family reads are left out. Fields that could change which code runs,
-or which files are read, are left out or rejected by name.
+The files of a model are untrusted input, and transformers applies every field of them. A field can replace a method of a
+class. It can also name a class to create, a kernel to download, or another file to read. Therefore only the fields that
+this module returns are passed to transformers. Fields that no code of the model's family reads are left out. Fields that
+could change which code runs, or which files are read, are left out or rejected by name.
 """
 
 import functools
@@ -109,9 +109,9 @@ def config_fields(what: str, fields: Mapping[str, Json]) -> Fields:
 
 
 def _config(what: str, fields: Mapping[str, Json], kind: type[PretrainedConfig] | None) -> Fields:
-    """The allowed fields of a config of the class `kind`, which is None for an unknown class.
+    """The allowed fields of a config of the class `kind`.
 
-    A field that contains another config is filtered by the class of that config.
+    `kind` is None for an unknown class. A field that contains another config is filtered by the class of that config.
     """
     kept: Fields = {}
     parts: Mapping[str, type] = getattr(kind, "sub_configs", {})
@@ -135,7 +135,7 @@ def _config(what: str, fields: Mapping[str, Json], kind: type[PretrainedConfig] 
 
 
 def _check_name(what: str, key: str, kind: type | None = None) -> None:
-    """Reject a field whose name lets it change which code or files are used.
+    """Reject a field whose name could change which code or files are used.
 
     transformers sets each field of a config as an attribute of an object. A field with the name of a method would replace the
     method. `kind` is the class of the object; it is None if the class is unknown, or if the field stays in a dict.
@@ -149,7 +149,7 @@ def _check_name(what: str, key: str, kind: type | None = None) -> None:
 
 
 def _is_allowed(key: str, kind: type | None) -> bool:
-    """Whether the field `key` is data that models with the config class `kind` may read."""
+    """Whether models with the config class `kind` may read the field `key` as data."""
     if key in _DROPPED:
         return False
     if key.startswith("_"):  # a few families declare a private field that their models read
@@ -161,7 +161,7 @@ def _is_allowed(key: str, kind: type | None) -> bool:
 
 
 def _declared(kind: type | None) -> set[str]:
-    """The names of the fields that the config class `kind` declares, and the aliases of these names."""
+    """The names of the fields that the config class `kind` declares, with aliases."""
     return {*getattr(kind, "__dataclass_fields__", {}), *getattr(kind, "attribute_map", {})}
 
 
@@ -169,8 +169,8 @@ def _declared(kind: type | None) -> set[str]:
 def _words(kind: type | None) -> frozenset[str]:
     """The words in the source code of the model family with the config class `kind`.
 
-    The source code includes the config class, the model classes, and modules that all families share. A family may read fields
-    that its config class does not declare. A field has no effect if its name does not occur in the source code.
+    The source code includes the config class, the model classes, and modules that all families share. A family may read
+    fields that its config class does not declare. A field whose name is not among these words has no effect.
     """
     paths = {Path(inspect.getfile(module)) for module in _SHARED_SOURCES}
     for parent in (kind or PretrainedConfig).__mro__:
@@ -181,10 +181,11 @@ def _words(kind: type | None) -> frozenset[str]:
 
 
 def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, Json]) -> type[PretrainedConfig] | None:
-    """The class of the config that a config of the class `kind` contains in the field `key`.
+    """The class of the inner config in the field `key` of a config.
 
-    `kind` declares the class `named` for this field, and `fields` are the fields of the inner config. If `named` is AutoConfig,
-    the `model_type` of the inner config determines the class; None is returned if this `model_type` is missing or unknown.
+    `kind` is the class of the config, which declares the class `named` for this field, and `fields` are the fields of the
+    inner config. If `named` is AutoConfig, the `model_type` of the inner config determines the class. The result is None if
+    this `model_type` is missing or unknown.
     """
     if issubclass(named, PretrainedConfig):
         return named
@@ -198,7 +199,7 @@ def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, J
 
 
 def _plain(what: str, value: Json) -> Json:
-    """A copy of `value` in which no object has private fields or fields of `_DROPPED`.
+    """A copy of `value` without private fields and without the fields in `_DROPPED`.
 
     Raises:
         ModelError: an object in `value` has a field that could change which code or files are used.
@@ -217,7 +218,7 @@ def _plain(what: str, value: Json) -> Json:
 
 
 def _check_dtype(what: str, key: str, value: Json) -> None:
-    """Reject a field for a dtype whose value is not the name of a torch dtype.
+    """Reject a field that must be a dtype but is not the name of a torch dtype.
 
     transformers would accept the name of any attribute of the module torch.
     """
@@ -312,7 +313,7 @@ def _token(value: Json) -> Json:
 def _tokenizer_class(what: str, name: Json) -> Fields:
     """The field `tokenizer_class` with the value `name`; no field if `name` is None.
 
-    If transformers has no class `name`, the value is the class that transformers uses in this case, TokenizersBackend.
+    If transformers has no class of this name, the value is TokenizersBackend, the class that transformers uses instead.
 
     Raises:
         ModelError: `name` is not the name of a class, or names an object of transformers that is not a tokenizer.

@@ -1,8 +1,8 @@
 """Caches for generation: attention, recurrent, convolution and indexer states.
 
-`CachedBody` runs the body of a model (the model without its LM head). It computes hidden states of a left-padded batch, a few
-columns at a time. A column contains one token of each sequence. `check_cache` checks for a given model that the cache does not
-change the logits.
+`CachedBody` runs the body of a model (the model without its LM head). It computes hidden states of a left-padded batch, a
+few columns at a time. A column contains one token of each sequence. `check_cache` checks that the cache of a model does not
+change its logits.
 """
 
 import inspect
@@ -114,9 +114,9 @@ def takes_positions(model: nn.Module) -> bool:
 def prefixes_can_be_reused(model: nn.Module) -> bool:
     """Return whether the cached keys and values of a text's prefix can be reused.
 
-    The prefix can be reused for a text of another length, in a batch with other padding, if every layer has full attention and
-    the body (the model without its LM head) has an argument for positions. It cannot be reused with sliding windows, recurrent
-    states, or rotary frequencies that depend on the length of the text; such models must process the prefix again.
+    The result is True if the prefix can be reused for a text of another length, in a batch with other padding. Every layer
+    must have full attention, and the body (the model without its LM head) must have an argument for positions. Prefixes
+    cannot be reused with sliding windows, recurrent states, or rotary frequencies that depend on the length of the text.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers
@@ -133,15 +133,14 @@ def prefixes_can_be_reused(model: nn.Module) -> bool:
 class CachedBody:
     """The body of a model (the model without its LM head) with a cache.
 
-    It processes a few columns at a time. A column contains one token of each sequence.
+    The body processes a few columns at a time. A column contains one token of each sequence.
 
     Args:
         model: A causal language model. The caller sets eval mode and disables gradients.
 
     Attributes:
         cache: The cache of the current batch.
-        can_reuse: Whether the cached keys and values of a text's prefix can be reused for a text of another length, in a batch
-            with other padding.
+        can_reuse: Whether cached keys and values of a prefix can be reused for another text; see `prefixes_can_be_reused`.
 
     Raises:
         ModelError: the forward function of the body has no argument for a cache.
@@ -156,7 +155,9 @@ class CachedBody:
         parameters = inspect.signature(self._body.forward).parameters
         names = [name for name in _CACHE_ARGUMENTS if name in parameters]
         if not names:
-            raise ModelError(f"{text_config(model).model_type}: its forward has no argument for a cache; use another family")
+            raise ModelError(
+                f"{text_config(model).model_type}: the forward function has no argument for a cache; use another family"
+            )
         self._argument = names[0]
         self.start()
         layers = self.cache.layers  # empty if the first forward pass creates them, as attention layers
@@ -195,10 +196,10 @@ class CachedBody:
         self.cache.reorder_cache(kept)
 
     def is_outdated(self, before: int, after: int) -> bool:
-        """Return whether a cache has become invalid because its text has grown.
+        """Return whether a cache is invalid after its text has become longer.
 
-        The text had `before` tokens when the cache was computed, and has `after` tokens now. Only a cache of a model with
-        longrope becomes invalid in this way: its rotary embedding uses other frequencies for texts above a certain length.
+        The text had `before` tokens when the cache was computed, and has `after` tokens now. Only models with longrope
+        have such caches, because this rotary embedding uses other frequencies for texts above a certain length.
         """
         return self._limit is not None and before <= self._limit < after
 
@@ -208,8 +209,7 @@ def check_cache(model: nn.Module, *, name: str, remedy: str = "use another famil
     """Check that a cache and padding do not change the logits of a model.
 
     The model computes the logits of two sequences, of 5 and 3 tokens, in three ways: each sequence alone, both in a padded
-    batch, and both with a cache. The first sequence is removed from the cache before the last token of the second sequence is
-    processed, because generation also removes sequences that have ended.
+    batch, and both with a cache. As in generation, one sequence is removed from the cache before the other one has ended.
 
     Args:
         model: A causal language model.

@@ -3,13 +3,13 @@
 A chat template is a program from an untrusted source. Jinja's sandbox prevents access to Python's internals, but it does not
 prevent a template from looping for hours or from building a string of 10^11 characters.
 
-Therefore a template is rendered for the first time in a child process, a fork of this process. A thread or a signal could not
-stop a loop inside compiled code, and resource limits of this process would stop the run. A fork has already imported the
-template engine. Therefore it is fast, and imports no code from the current folder. Each process makes this first rendering once
-for each template.
+Therefore the first rendering of a template takes place in a child process, which is stopped at the limits. A thread or a
+signal could not stop a loop inside compiled code, and limits of this process would stop the run. The child is a fork of
+this process, and has already imported the template engine. Therefore it starts fast, and imports no code from the current
+folder.
 
-The child sets its limits with setrlimit, renders the template, writes the texts to a pipe and exits without cleaning up. It
-calls neither torch nor CUDA, which cannot be used after a fork. The time limit refers to CPU time of the child, so that no
+The child sets its limits with setrlimit, renders the template, writes the texts to a pipe and exits. The child calls
+neither torch nor CUDA, which cannot be used after a fork. The time limit applies to the CPU time of the child, so that no
 template is rejected because the machine is busy. On systems without fork, templates are rendered in this process without
 limits.
 """
@@ -41,16 +41,16 @@ OUTPUT_CHARACTERS = 1_000_000
 Rendered = tuple[str, str]
 """The status of one rendering, and a text.
 
-The status is "text", "rejected" or a key of `_FAULTS`. With the status "text", the text is the rendered conversation; otherwise
-it is the reason of the failure, which may be empty.
+The status is "text", "rejected" or a key of `_FAULTS`. If the status is "text", the text is the rendered conversation.
+Otherwise the text is the reason of the failure, which may be empty.
 """
 
 _FAULTS = {
     "unsafe": "was rejected by the sandbox ({}); do not use this model",
     "syntax": "is not valid Jinja ({}); fix chat_template in its tokenizer files, or remove it and use template: alpaca",
-    "time": f"is not rendered within {CPU_SECONDS} s for short messages; fix or remove chat_template in its tokenizer files",
+    "time": f"takes more than {CPU_SECONDS} s for short messages; fix or remove chat_template in its tokenizer files",
     "memory": "needs more than 1 GiB for short messages; fix or remove chat_template in its tokenizer files",
-    "long": f"emits more than {OUTPUT_CHARACTERS:,} characters for short messages; fix or remove chat_template in its "
+    "long": f"returns more than {OUTPUT_CHARACTERS:,} characters for short messages; fix or remove chat_template in its "
     "tokenizer files",
 }
 _Message = dict[str, object]
@@ -74,8 +74,8 @@ _known: dict[str, list[Rendered]] = {}
 def check_chat_templates(name: str, tokenizer: Tokenizer, arguments: Mapping[str, object] | None = None) -> None:
     """Reject chat templates that are invalid, unsafe or exceed limits.
 
-    A template may reject a conversation with an exception. This rejection is not an error here; a run whose data contains such
-    a conversation reports the rejection.
+    A template may reject a conversation with an exception, which is not an error in this check. If the data of a run
+    contains such a conversation, the run reports the rejection.
 
     Args:
         name: Name of the model for error messages.
@@ -83,9 +83,8 @@ def check_chat_templates(name: str, tokenizer: Tokenizer, arguments: Mapping[str
         arguments: Template arguments by name, such as {"enable_thinking": False}, with which the templates will be rendered.
 
     Raises:
-        ModelError: a template is not a string; a template is not valid Jinja; the sandbox blocks a template; a template exceeds
-            a limit of time, memory or length; or the name of a template is not a plain file name, so that the name could be a
-            path to another folder.
+        ModelError: a template is not a string or not valid Jinja, is blocked by the sandbox, or exceeds a limit of time,
+            memory or length; or the name of a template is not a plain file name.
     """
     templates: object = tokenizer.chat_template
     if templates is None:
@@ -119,8 +118,8 @@ def two_turns(tokenizer: Tokenizer) -> str:
 def _first_renderings(tokenizer: Tokenizer, arguments: Mapping[str, object]) -> list[Rendered]:
     """Render the short test conversations `_TRIED` with each template of a tokenizer.
 
-    The default template comes first. The renderings are stored, so that a process computes them once for each tokenizer and
-    each set of arguments.
+    The default template comes first. A process computes the renderings once for each tokenizer and set of arguments, and
+    stores them.
     """
     described = [tokenizer.chat_template, tokenizer.special_tokens_map, dict(arguments)]
     key = json.dumps(described, default=str, sort_keys=True)

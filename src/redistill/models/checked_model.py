@@ -1,9 +1,9 @@
 """The only way in which the files of a model are passed to transformers.
 
-A model is opened as a temporary folder that contains only the files that are needed to load it. Its JSON files contain only the
-fields that `allowed_fields` permits. Weights and files of the tokenizer are links to the files of the model, so that nothing
-large is copied and weights stay memory-mapped. Code, pickles, adapters and other files of the model are not in the folder, so
-no library can find them. The folder of a GGUF file contains only this file.
+A model is loaded from a temporary folder that contains only the files that are needed. The JSON files in the folder contain
+only the fields that `allowed_fields` permits. Weights and files of the tokenizer are links to the files of the model, so
+that nothing large is copied and weights stay memory-mapped. Code, pickles, adapters and other files of the model are not in
+the folder, so no library can find them. For a GGUF file, the folder contains only this file.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _REMEDY = "check the name, the network, and that the file is complete and not da
 
 
 def _numbers(what: str, fields: Mapping[str, Json]) -> Fields:
-    """Return the fields of an added_tokens.json, which maps tokens to ids."""
+    """Check and return the fields of an added_tokens.json, which maps tokens to ids."""
     if not all(isinstance(number, int) for number in fields.values()):
         raise ModelError(f"{what}: must map tokens to ids; download the model again")
     return dict(fields)
@@ -80,16 +80,16 @@ class CheckedModel:
     def location(self) -> str:
         """The name by which transformers can load the model again.
 
-        It is the hub name or the folder of the model, and "" for a GGUF file.
+        The name is the hub name or the folder of the model, and "" for a GGUF file.
         """
         local = "" if self.gguf else str(self.origin)
         return local if self.commit is None else self.name
 
     def restore_paths(self, tokenizer: Tokenizer) -> None:
-        """Make the paths that a tokenizer keeps point to the model's own files.
+        """Replace paths in the temporary folder by paths of the model's own files.
 
-        A tokenizer is loaded from a temporary folder and keeps paths of files there. Some tokenizers copy such a file when they
-        are saved, and the temporary folder does not exist any more at that time. The tokenizer is changed in place.
+        A tokenizer that was loaded from the temporary folder contains such paths. Some tokenizers copy these files when they
+        are saved, after the temporary folder has been removed. The tokenizer is changed in place.
         """
         for kept in (vars(tokenizer), getattr(tokenizer, "init_kwargs", {})):
             for key, value in kept.items():
@@ -114,9 +114,9 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
         The checked model; its temporary folder is removed when the context ends.
 
     Raises:
-        ModelError: the model is missing or incomplete; a link points to a file outside of the model's folder; or a field of a
-            JSON file is invalid, or could change which code or files are used. If code inside the context raises a ModelError,
-            the path of the temporary folder in the message is replaced by the name of the model.
+        ModelError: the model is missing or incomplete; a link points to a file outside of the model's folder; or a field of
+            a JSON file is invalid, or could change which code or files are used. In messages of ModelErrors that are raised
+            inside the context, the name of the model replaces the path of the temporary folder.
     """
     if name.endswith(".gguf"):
         path = Path(name).expanduser()
@@ -146,7 +146,7 @@ def checked_tokenizer(found: ModelFolder) -> Iterator[CheckedModel]:
     transformers can load the tokenizer from this folder while the context is active.
 
     Args:
-        found: The folder with the tokenizer. It needs no model; the folder of an adapter is an example.
+        found: The folder with the tokenizer. It need not contain a model; an example is the folder of an adapter.
 
     Yields:
         The checked tokenizer; its temporary folder is removed when the context ends.
@@ -178,7 +178,10 @@ def _check_complete(found: ModelFolder) -> None:
 
 @contextlib.contextmanager
 def _temporary_folder(name: str) -> Iterator[Path]:
-    """Context with a folder that only this user can read; errors name the model instead of the folder."""
+    """Context with a temporary folder that only this user can read.
+
+    In messages of ModelErrors that are raised inside the context, `name` replaces the path of the folder.
+    """
     with contextlib.ExitStack() as stack:
         with reading(f"{name}:", "free space in the folder for temporary files, or set TMPDIR", failure="cannot be checked"):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="redistill-", ignore_cleanup_errors=True))
@@ -191,7 +194,7 @@ def _temporary_folder(name: str) -> Iterator[Path]:
 
 
 def _copy_settings(found: ModelFolder, folder: Path) -> None:
-    """Write the JSON files with their allowed fields, and create links to the files of the tokenizer."""
+    """Write the JSON files with their allowed fields, and link the tokenizer's files."""
     for file, allowed in _CHECKS.items():
         path, what = found.find(file), f"{found.name}: {file}"
         if path is None:
@@ -209,7 +212,10 @@ def _copy_settings(found: ModelFolder, folder: Path) -> None:
 
 
 def _link_weights(found: ModelFolder, folder: Path) -> None:
-    """Create links to the weight files, and write an index with only the names of tensors and files."""
+    """Create links to the weight files, and write their index.
+
+    The index contains only the names of tensors and files.
+    """
     for file in weight_names(found):
         path = found.find(file)
         if path is None:  # the headers of the files are read next, and a missing file is reported then
@@ -222,7 +228,10 @@ def _link_weights(found: ModelFolder, folder: Path) -> None:
 
 
 def _link(path: Path, link: Path) -> None:
-    """Create a symbolic link to a file, or a hard link where symbolic links need a privilege, as on Windows."""
+    """Create a symbolic link to a file, or a hard link if that fails.
+
+    On Windows, symbolic links need a privilege.
+    """
     link.parent.mkdir(exist_ok=True)
     try:
         link.symlink_to(path.absolute())

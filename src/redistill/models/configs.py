@@ -1,8 +1,8 @@
 """Checks of a model's config.json before memory for the model is allocated.
 
-A config is untrusted input: the numbers in it determine how much memory a model needs. Therefore its fields are first checked
-as JSON. Then the model is built on the device "meta", which allocates no memory, with a limit on the number of modules and
-parameters. The tensors of this model are compared with the headers of the weight files.
+A config is untrusted input, and its numbers determine how much memory a model needs. Therefore the fields of the JSON file
+are checked first. Then the model is built on the device "meta", which allocates no memory, with a limit on the number of
+modules and parameters. The tensors of this model are compared with the headers of the weight files.
 """
 
 import contextlib
@@ -127,8 +127,8 @@ def _check_rope(what: str, field: str, value: object) -> None:
 def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]) -> None:
     """Reject a config that does not match the stored weights.
 
-    The model is built on the device "meta", without memory for its weights. Missing weights are not an error here, because
-    the loader reports them by name.
+    The model is built on the device "meta", without memory for its weights. Weights that are missing in the files are not
+    an error here: the loader reports them later by name.
 
     Args:
         name: Name of the model for error messages.
@@ -136,7 +136,8 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
         tensors: The stored weights by name, from the headers of the files.
 
     Raises:
-        ModelError: the model cannot be built, is much larger than the stored weights, or differs from them in size or type.
+        ModelError: the model cannot be built, is much larger than the stored weights, or has tensors of other sizes or
+            types.
     """
     quantised = getattr(settings, "quantization_config", None) is not None
     stored = sum(tensor.size for tensor in tensors.values())
@@ -150,8 +151,8 @@ def check_size(
 ) -> None:
     """Reject a config whose model does not match the weights in the files.
 
-    The model may have more weights than the files contain, up to the limit given under Raises, because the loader
-    reports weights that are missing in the files by name.
+    The model may have more weights than the files contain, up to a limit: the loader reports weights that are missing in
+    the files later by name.
 
     Args:
         name: Name of the model for error messages.
@@ -193,7 +194,7 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
     Args:
         name: Name of the model for error messages.
         settings: The config of the model; it is not changed.
-        parts: Maximum number of modules and parameters, which limits the time and memory of building the model.
+        parts: Maximum number of modules and parameters together, which limits time and memory.
 
     Raises:
         ModelError: the config is invalid, or the model has more modules and parameters than `parts`.
@@ -223,11 +224,10 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """Convert exceptions to one-line ModelErrors that name the invalid field.
+    """Context that converts exceptions to one-line ModelErrors with the invalid field.
 
-    Exceptions that are raised while the context is active are converted. The invalid field is the field whose value the
-    exception quotes, such as the name of an unknown activation function. If there is no such field, the message contains only
-    `what`.
+    The invalid field is the field whose value the exception quotes, such as the name of an unknown activation function. If
+    there is no such field, the message names only `what`.
     """
 
     def field() -> str:

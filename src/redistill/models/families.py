@@ -3,8 +3,8 @@
 The parts are found by the fields of the config and the shapes of the modules.
 
 Every other module treats a causal language model as a body, which maps token ids to hidden states, and a head, which maps
-hidden states to logits. `check_split` compares the logits of this split with the model's own logits. A family that computes
-its logits in another way is rejected, since it would be trained with wrong logits.
+hidden states to logits. `check_split` compares the logits of body and head with the model's own logits. A family that
+computes its logits in another way is rejected, since training would use wrong logits.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def head(model: nn.Module, vocabulary: int | None = None) -> Head:
 
     Args:
         model: A causal language model, with or without PEFT adapters.
-        vocabulary: Number of leading classes that are used; if None, all rows of the head are used.
+        vocabulary: Number of classes that are used, from class 0 on; if None, all rows of the head are used.
 
     Raises:
         ModelError: the head is not a plain linear layer.
@@ -173,14 +173,14 @@ def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
 
 
 def longrope_limit(model: nn.Module) -> int | None:
-    """Return the length limit of longrope's short frequencies, and register a hook.
+    """Return the length up to which longrope uses its short frequencies; add a hook.
 
-    Longrope is a rotary embedding that uses other frequencies for longer texts. The limit is the maximum length, in tokens, of
-    a text with the short frequencies. For models without longrope, the function returns None and registers no hook.
+    Longrope is a rotary embedding that uses other frequencies for longer texts. The result is the maximum length, in tokens,
+    of a text with the frequencies for short texts; None for models without longrope.
 
     Transformers chooses the same frequencies for all rows of a batch, by the length of the longest row. Therefore the function
-    registers a forward hook on each rotary embedding of the model. The hook chooses the frequencies of each row by the length
-    of that row. A second call registers no second hook.
+    registers a forward hook on each rotary embedding of a model with longrope. The hook chooses the frequencies of each row by
+    the length of that row. A second call registers no second hook.
     """
     limits = [part["original_max_position_embeddings"] for part in rope_parts(model) if part["rope_type"] == "longrope"]
     if not limits:
@@ -196,8 +196,8 @@ def _rotate_by_row(
 ) -> tuple[torch.Tensor, ...]:
     """Choose the longrope frequencies for each row of a batch; this is a forward hook.
 
-    Transformers uses the frequencies for long texts in all rows if one row is a long text. The hook returns the frequencies for
-    short texts in every row that is a short text.
+    If one row is a long text, transformers uses the frequencies for long texts in all rows. The hook returns the
+    frequencies for short texts in every row that is a short text.
     """
     named = {**dict(zip(("x", "position_ids", "layer_type"), args)), **kwargs}
     rope = getattr(cast(CausalModel, rotary).config, "rope_parameters", {})
@@ -227,7 +227,7 @@ def position_limit(model: nn.Module) -> int | None:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Keep `model` in eval mode while the context is active.
+    """Context in which `model` is in eval mode.
 
     The mode of each module is restored on exit, since some modules may have been in eval mode before.
     """

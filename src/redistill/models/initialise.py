@@ -77,8 +77,8 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
     The student's embeddings, norms and head are also copies of the teacher's.
 
-    The student is first built from the teacher's config with fewer layers. In this way, its layer indices (which the KV cache
-    uses), attention patterns and tied embeddings are set up as in any model of the family. Then the teacher's weights are
+    The student is first built from the teacher's config with fewer layers. Therefore its layer indices (which the KV cache
+    uses), attention patterns and tied embeddings are those of any model of the family. Then the teacher's weights are
     copied, so that the two models share no memory.
 
     Args:
@@ -90,8 +90,8 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
     Raises:
         ConfigError: the teacher does not have all of `layers`, or it is quantised.
-        ModelError: transformers cannot build a model of the teacher's family with only these layers, or a layer of this model
-            has another structure than the layer of the teacher.
+        ModelError: the teacher's family does not allow a model of only these layers, or a layer has another structure than
+            in the teacher.
     """
     teacher = unwrapped(teacher_model)
     if is_quantised(teacher):
@@ -116,10 +116,10 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast every parameter in place, except adapters and quantised weights.
 
-    Buffers keep their dtype. `model.to(dtype)` would also round buffers, such as the rotary frequencies. Checkpoints do not
-    contain the rotary frequencies: a loaded model computes them in float32, and would differ from the trained model.
+    Buffers keep their dtype. `model.to(dtype)` would also round buffers such as the rotary frequencies. Checkpoints do not
+    contain these frequencies. A loaded model computes them in float32, and would therefore differ from the trained model.
 
-    Adapters stay in float32, whatever the dtype of the base. Quantised weights are integer codes, which must not be cast.
+    Adapters stay in float32, whatever the dtype of the base model. Quantised weights are integer codes, which must not be cast.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and ".lora_" not in name:

@@ -59,14 +59,14 @@ class LayerFiles:
 
         Args:
             chosen: Indices of the layers.
-            outside: The weights outside of all layers, from a model that an earlier call returned; both models then share these
-                weights.  If None, they are read.
+            outside: The weights outside of all layers, from a model that an earlier call returned; both models then share
+                these weights.  If None, these weights are read from the files.
 
         Returns:
             The model in eval mode on the CPU.  None if the family's weights have other names in files than in memory.
 
         Raises:
-            ModelError: a file is damaged, or the family's config cannot be shortened.
+            ModelError: a file is damaged, or the family does not allow a model of these layers.
         """
         layers = layer_list(self.whole)[0].rpartition(".")[2]
         paths = sorted(self.folder.glob("*.safetensors"))  # the checked folder has no other weights than the model's
@@ -75,7 +75,10 @@ class LayerFiles:
             return self.with_weights(chosen, weights | dict(outside or {}))
 
     def with_weights(self, chosen: tuple[int, ...], weights: Mapping[str, torch.Tensor]) -> CausalModel | None:
-        """Create a model of some of the layers from given weights; see `read`."""
+        """Create a model of some of the layers from given weights.
+
+        `read` describes the arguments, the result and the errors.
+        """
         short = shortened_config(self.settings, chosen)
         with one_kind_of_error(self.settings, chosen), torch.device("meta"):
             student = AutoModelForCausalLM.from_config(short)
@@ -126,7 +129,7 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
 
     Raises:
         ConfigError: the teacher does not have all of `layers`.
-        ModelError: a file is damaged, the family's config cannot be shortened, or a weight is not finite.
+        ModelError: a file is damaged, the family does not allow a model of these layers, or a weight is not finite.
     """
     with layer_files(source) as files:
         if files is None:
@@ -145,9 +148,10 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
 def _weights(
     paths: list[Path], name: str, chosen: tuple[int, ...], *, skips_others: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield names in the student and memory-mapped weights, of the chosen layers and outside of all layers.
+    """Yield the weights of the chosen layers and those outside of all layers.
 
-    `name` is the name of the layer list, such as "layers".  With `skips_others`, only weights of the chosen layers are yielded.
+    Each is yielded with its name in the student, and is memory-mapped. `name` is the name of the layer list, such as
+    "layers". With `skips_others`, only weights of the chosen layers are yielded.
     """
     pattern = layer_name(name)
     for path in paths:
@@ -163,8 +167,8 @@ def _weights(
 def layer_name(name: str) -> re.Pattern[str]:
     """Return a pattern that matches the names of the weights of layers.
 
-    Its three groups are the part before the index of the layer, the index, and the part after it.  `name` is the name of the
-    layer list, such as "layers".
+    The pattern has three groups: the part before the index of the layer, the index, and the part after the index.  `name`
+    is the name of the layer list, such as "layers".
     """
     return re.compile(rf"((?:^|.*?\.){re.escape(name)}\.)(\d+)(\..*)")
 
@@ -172,7 +176,10 @@ def layer_name(name: str) -> re.Pattern[str]:
 def _filled(
     family: type[CausalModel], settings: ModelSettings, weights: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> CausalModel | None:
-    """Return a model of a family with these weights; None if one is missing or differs in shape from the model."""
+    """Return a model of a family with the given weights.
+
+    The result is None if a weight is missing, or has another shape than in the model.
+    """
     model, report = family.from_pretrained(
         None,
         config=settings,

@@ -50,7 +50,8 @@ class ModelConfig:
             adapter, it is merged into the base model that the adapter's configuration names.
         revision: Branch, tag or commit of a hub model; if None, its main branch is used.
         adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
-        dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32.
+        dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the dtype in the files.  Students are trained in
+            float32.
         gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
             third more time.
 
@@ -103,7 +104,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     if quantise != "none" and (adapter is not None or base.model.endswith(".gguf")):
         raise ConfigError(
             f"quantise = {quantise!r}: must be none, since {config.model} is a GGUF file or has an adapter to be merged; "
-            "set it to none, or first save the model with save_pretrained"
+            "set quantise to none, or first save the model with save_pretrained"
         )
     with checked_model(base.model, base.revision, downloads=True) as checked:
         settings, tensors = _checked_settings(base, checked)
@@ -121,9 +122,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
     if adapter is not None:
         model = merge_adapter(model, adapter)
         check_values(config.model, model)
-        with reading(
-            f"{config.model}:", f"check its {ADAPTER_CONFIG}", failure="cannot process a test input once it is merged"
-        ):
+        with reading(f"{config.model}:", f"check its {ADAPTER_CONFIG}", failure="cannot process a test input after the merge"):
             check_split(model, name=config.model)
     check_ids(config.model, tokenizer, text_config(model).vocab_size)
     if config.gradient_checkpointing:
@@ -148,8 +147,8 @@ def read_config(config: ModelConfig) -> ModelSettings:
 def load_tokenizer(config: ModelConfig) -> Tokenizer:
     """Load the tokenizer of a model.
 
-    If the tokenizer has no pad token, its end token is used for padding. This does not mask end tokens, since padding is always
-    identified by position and not by token id.
+    If the tokenizer has no pad token, its end token is used for padding. End tokens are still learned, since padding is
+    always identified by position and not by token id.
 
     Raises:
         ModelError: the tokenizer is missing or damaged, has no end token, has two tokens with the same id, or has an unsafe
@@ -207,8 +206,7 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
 def checkpoint_activations(model: nn.Module) -> None:
     """Enable gradient checkpointing.
 
-    The method of a model that enables it has different names in different releases of transformers; this function calls the
-    method of the installed release.
+    The method of the model has another name in older releases of transformers.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})
@@ -217,9 +215,9 @@ def checkpoint_activations(model: nn.Module) -> None:
 def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids of the tokens that end a response.
 
-    The tokenizer's end token comes first, then the end tokens of the generation config, then the token that ends an answer in
-    the chat template. The generation config of a base model often lacks the token of the chat template, but a student that has
-    learned to generate this token must stop there.
+    The tokenizer's end token comes first, then the end tokens of the generation config, then the token that ends an answer
+    in the chat template. The generation config of a base model often lacks the token of the chat template, but a student
+    that learns this token must stop after it.
     """
     listed = getattr(unwrapped(model).generation_config, "eos_token_id", None)
     listed = listed if isinstance(listed, list | tuple) else [listed]
@@ -239,7 +237,7 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
 def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer, *, chat: bool = True) -> list[str]:
     """Return warnings about differences between tokenizers with the same vocabulary.
 
-    The differences may reduce the quality of the student. Chat templates are compared only if `chat` is set.
+    Such differences may reduce the quality of the student. Chat templates are compared only if `chat` is True.
     """
     warnings = []
     if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:
@@ -286,7 +284,9 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
             )
         return config, adapter
     if config.adapter is not None:
-        raise ModelError(f"{config.model}: is an adapter itself; set `model` to its base model and `adapter` to one adapter")
+        raise ModelError(
+            f"{config.model}: is an adapter itself; set `model` to its base model, and `adapter` to one of the two adapters"
+        )
     if own.folder.find(CONFIG) is not None:
         download_weights(own.folder)
     if any(own.folder.find(file) for file in (SINGLE, INDEX)):
@@ -302,16 +302,16 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
     try:
         second = find_adapter(base.model, base.revision)
     except ModelError as error:
-        raise ModelError(f"{config.model}: its base {error}") from error
+        raise ModelError(f"{config.model}: its base model {error}") from error
     if second is not None:
         raise ModelError(
-            f"{config.model}: its base {base.model} is an adapter as well; first merge {base.model} into its own base"
+            f"{config.model}: its base model {base.model} is an adapter as well; first merge it into its own base model"
         )
     return base, own
 
 
 def _checked_settings(base: ModelConfig, checked: CheckedModel) -> tuple[ModelSettings, Mapping[str, Stored]]:
-    """Read, compare and return the config of a model and the headers of its weights.
+    """Read the config of a model and the headers of its weights, and compare them.
 
     The mapping of headers is empty for a GGUF file, and for a hub model whose weights are not downloaded.
     """
@@ -376,7 +376,7 @@ def _read_weights(
 
 
 def _check_implementations(name: str, model: nn.Module) -> None:
-    """Reject a model whose attention or experts are computed by other code than that of transformers and torch."""
+    """Reject a model whose attention or experts use code of other packages."""
     for module in model.modules():
         for field, allowed in _IMPLEMENTATIONS.items():
             used = getattr(getattr(module, "config", None), field, None)
@@ -387,7 +387,7 @@ def _check_implementations(name: str, model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Suppress the warnings of transformers while the context is active.
+    """Context without the warnings of transformers.
 
     These warnings contain names from weight files, which may include terminal escape sequences.
     """

@@ -44,8 +44,8 @@ class LoraConfig:
         rank: The rank r of the adapters, >= 1.
         alpha: Numerator of the scaling factor alpha / r, > 0.
         dropout: Dropout probability of an adapter's inputs in training, in [0, 1).
-        targets: Names of the linear layers that get an adapter; if None, these are the family's query and value projections, or
-            the input projections of a state-space model.
+        targets: Names of the linear layers that get an adapter. If None, these are the family's query and value
+            projections, or the input projections of a state-space model.
         quantise: "nf4" or "int8" stores the frozen base in 4 or 8 bits (QLoRA); "none" does not quantise it.
         export: "merged" saves a model with the adapters merged into its weights; "adapter" saves the adapters without the base.
 
@@ -141,9 +141,9 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of `model` that a checkpoint contains, by name.
 
-    For a model with adapters, the function returns the adapters, and for other models the whole state dict. The state dict
-    contains the parameters themselves and not copies, so that tied parameters are the same object. Sharded tensors stay
-    sharded; `placement.full` collects them.
+    For a model with adapters, these are the adapters; for other models, the whole state dict. The state dict contains the
+    parameters themselves and not copies, so that tied parameters are the same object. Sharded tensors stay sharded;
+    `placement.full` collects them.
     """
     if not has_adapters(model):
         return model.state_dict(keep_vars=True)
@@ -212,8 +212,8 @@ def save_student(
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     else:
         raise ModelError(
-            "export = 'adapter': the student's base was built in this run (from layers, a GGUF file, or another adapter) and "
-            "has no name that its adapters could refer to; use export: merged"
+            "export = 'adapter': the student's base model was built in this run (from layers, a GGUF file, or another adapter) "
+            "and has no name that its adapters could refer to; use export: merged"
         )
     tokenizer.save_pretrained(folder)
 
@@ -226,8 +226,8 @@ def merged_copy(model: nn.Module, *, untied: bool = False) -> CausalModel:
 
     Args:
         model: A model with or without adapters.
-        untied: True if the head of the copy must not be tied to its input embedding. If False, it is tied if that of `model`
-            is tied.
+        untied: True if the head of the copy must not be tied to its input embedding. If False, the head is tied as in
+            `model`.
 
     Returns:
         A model of the same class as `unwrapped(model)`, with the same dtype and device.
@@ -253,7 +253,7 @@ def merged_copy(model: nn.Module, *, untied: bool = False) -> CausalModel:
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the linear layers in the transformer layers, by path in `unwrapped(model)`."""
+    """Return the linear layers in the layer list, by path in `unwrapped(model)`."""
     path, layers = layer_list(model)
     linear = {name: module for name, module in layers.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     return {f"{path}.{name}": module for name, module in linear.items()}
@@ -262,8 +262,9 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[str]:
     """Choose the layers that get an adapter, and return their names for PEFT.
 
-    If `wanted` is None, the query and value projections are chosen. A name is the last part of a layer's path, such as
-    "q_proj". If other modules have the same name, for example in a vision encoder, full paths are returned.
+    `wanted` has the names of the layers; if None, the query and value projections are chosen. A name is the last part of a
+    layer's path, such as "q_proj". If other modules have the same name, for example in a vision encoder, full paths are
+    returned.
     """
     linear = _linear_layers(model)
     there = {path.rpartition(".")[2] for path in linear}
@@ -272,7 +273,7 @@ def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[st
         wanted = next((names for names in sets if there.issuperset(names)), None)
     absent = sorted(set(wanted or ()) - there)
     if wanted is None or absent:
-        what = "query and value have no known names" if wanted is None else f"{absent[0]!r} is not a linear layer"
+        what = "the names of query and value are unknown" if wanted is None else f"{absent[0]!r} is not a linear layer"
         raise ConfigError(
             f"lora.targets: {what} in the {text_config(model).model_type} family; choose from {', '.join(sorted(there))}"
         )

@@ -1,8 +1,8 @@
 """Hashes of the files that a model is loaded from.
 
-They identify the model: two models with equal hashes compute the same.  Files that `load_model` does not read, and fields of
-config.json that do not affect the computation, have no effect on the hashes.  The hashed files are those of the user, not the
-temporary copies that `checked_model` creates.
+The hashes identify the model: two models with equal hashes compute the same.  Files that `load_model` does not read, and
+fields of config.json that do not affect the computation, do not affect the hashes.  The user's own files are hashed, and
+not the temporary files that `checked_model` creates.
 """
 
 import hashlib
@@ -68,7 +68,10 @@ def model_hashes(config: ModelConfig, file_hash: Callable[[Path], str]) -> dict[
 
 
 def _folder_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict[str, Json]:
-    """Return what is hashed of a model in a folder: hashes of its weight files, and the fields of its configs."""
+    """Return what identifies a model in a folder.
+
+    The result has the hashes of the weight files, and the fields of the configs.
+    """
     weights = weight_names(folder) or [SINGLE]
     removed = next((file for file in (CONFIG, *weights) if folder.find(file) is None), None)
     if removed is not None:
@@ -81,7 +84,11 @@ def _folder_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict
 
 
 def _tokenizer_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict[str, Json]:
-    """Return what is hashed of a tokenizer in a folder: its files and settings, and separately its chat templates."""
+    """Return what identifies a tokenizer in a folder.
+
+    The result has two entries: the tokenizer and its chat templates.  Each has the hashes of files, and the fields of
+    tokenizer_config.json.
+    """
     tokenizer, template = (
         _hashes(folder, [file for pattern in patterns for file in folder.matching(pattern)], file_hash)
         for patterns in (_TOKENIZER_FILES, TEMPLATE_FILES)
@@ -99,7 +106,7 @@ def _hashes(folder: ModelFolder, names: Sequence[str], file_hash: Callable[[Path
 
 
 def _fields(folder: ModelFolder, file: str) -> dict[str, Json] | None:
-    """Read the fields of a JSON file that affect the model; return None if the file does not exist."""
+    """Return the fields of a JSON file that affect the model; None without a file."""
     path = folder.find(file)
     if path is None:
         return None

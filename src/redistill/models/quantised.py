@@ -39,9 +39,9 @@ def loading_options(quantise: Quantise, dtype: torch.dtype) -> dict[str, object]
 def keep_trainable(model: nn.Module) -> None:
     """Prevent bitsandbytes from converting 4-bit weights for inference on a CPU.
 
-    On CPUs with AVX512-BF16, the first forward pass in eval mode converts the weights to a layout without gradients, which
-    `plain_weight` cannot read. A later call of `train` does not restore the old layout. A student needs the old layout for
-    training, and generates text in eval mode between training steps.
+    On CPUs with AVX512-BF16, the first forward pass in eval mode converts the weights to a layout that has no gradients,
+    and that `plain_weight` cannot read. A later call of `train` does not restore the old layout. A student generates text
+    in eval mode between training steps, and needs the old layout for training.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -56,8 +56,8 @@ def is_quantised(model: nn.Module) -> bool:
 def plain_weight(layer: Any) -> torch.Tensor:
     """Return the dequantised weight of a linear layer, without gradient.
 
-    A weight that is not quantised is returned as it is. The corresponding function of PEFT is not used: it moves an 8-bit
-    weight to another device and loses its scales, so that the layer cannot compute a forward pass afterwards.
+    A weight that is not quantised is returned as it is. The corresponding function of PEFT is not used. It removes the
+    scales of an 8-bit weight, so that the layer cannot compute a forward pass afterwards.
     """
     weight: torch.Tensor = layer.weight.detach()
     if weight.is_floating_point():

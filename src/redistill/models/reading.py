@@ -1,7 +1,7 @@
 """Conversion of the exceptions of libraries that read models to one-line errors.
 
-A library may raise an exception of any type for an invalid file, so exceptions of all types are converted. Only two
-kinds are raised unchanged: a `RedistillError`, and an exception caused by a programming error in this package.
+A library may raise an exception of any type for an invalid file. Therefore exceptions of all types are converted. Two kinds
+are not converted: a `RedistillError`, and an exception caused by a programming error in this package.
 """
 
 import contextlib
@@ -22,14 +22,12 @@ _OUT_OF_MEMORY = ("cannot allocate memory", "std::bad_alloc")
 
 @contextlib.contextmanager
 def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "cannot be loaded") -> Iterator[None]:
-    """Convert the exceptions of a library to a one-line ModelError.
-
-    Exceptions that are raised while the context is active are converted.
+    """Context that converts the exceptions of a library to a one-line ModelError.
 
     Args:
-        what: Name of the input, such as "models/a: config.json", with which the error message starts; or a function that
-            returns the name and is called after a failure.
-        remedy: Action that fixes the failure, with which the message ends.
+        what: Name of the input, such as "models/a: config.json"; the error message begins with it. Or a function that
+            returns this name, which is called after a failure.
+        remedy: Action that fixes the failure; the message ends with it.
         failure: Verb phrase that follows `what` in the message.
 
     Raises:
@@ -55,7 +53,7 @@ def json_object(what: str, path: Path, remedy: str) -> dict[str, Json]:
     """Read a file that contains one JSON object.
 
     Args:
-        what: Names of the model and the file, with which the error message starts.
+        what: Names of the model and the file; the error message begins with them.
         path: The file.
         remedy: Action that fixes the failure, with which the message ends.
 
@@ -73,7 +71,7 @@ def refusal(what: str, error: BaseException, remedy: str, failure: str = "cannot
     """Return the ModelError that replaces `error`, an exception of a library.
 
     The message consists of `what`, `failure`, the message of `error`, and `remedy`; `reading` describes these arguments. If
-    memory was exhausted, the message gives this failure and another remedy.
+    memory was exhausted, the message says so and has another remedy.
     """
     said = reason(error)
     if is_out_of_memory(error) or any(phrase in said.lower() for phrase in _OUT_OF_MEMORY):
@@ -99,8 +97,8 @@ def is_mistake(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """Return the message of an exception as one line of at most 300 characters.
 
-    The result is the first line of the message. As long as the result ends with a colon, the next line is appended. The type of
-    the exception is put before a message of one word, unless the exception is an OSError, RuntimeError or ValueError.
+    The result is the first line of the message. If this line ends with a colon, the next line is appended, and so on. If
+    the message has only one word, the type of the exception precedes it, except for an OSError, RuntimeError or ValueError.
 
     Example:
         >>> reason(ValueError("invalid field 'x':\\n  TypeError: not an int\\nsee the documentation"))

@@ -1,9 +1,9 @@
 """The config of a student that consists of some layers of a teacher.
 
-Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of leading
-dense layers, or the period of a repeated pattern. `shortened_config` converts these fields, so that each layer of the student
-is described like the teacher's layer that it is copied from. `check_layers` compares the layers of the two models, and raises
-an error if they differ, which happens if the config has a field that this module does not convert.
+Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of dense
+layers at the start, or the period of a repeated pattern. `shortened_config` converts these fields, so that each layer of
+the student is described like the teacher's layer that it is copied from. `check_layers` compares the layers of the two
+models. It raises an error if they differ, as they do if the config has a field that this module does not convert.
 """
 
 import copy
@@ -50,10 +50,10 @@ def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelS
 
 @contextmanager
 def one_kind_of_error(config: ModelSettings, chosen: tuple[int, ...]) -> Iterator[None]:
-    """Replace exceptions of transformers by a ModelError that lists `chosen`.
+    """Context that replaces exceptions of transformers by a ModelError.
 
-    Exceptions that are raised while the context is active are replaced. transformers raises exceptions of several types if a
-    model of the family cannot consist of the chosen layers. `chosen` contains their indices in the teacher.
+    transformers raises exceptions of several types if a model of the family cannot consist of the chosen layers. `chosen`
+    contains the indices of these layers in the teacher, which the message lists.
     """
     try:
         yield
@@ -105,8 +105,8 @@ def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[st
 def _are_indices(values: Sequence[object], count: int) -> bool:
     """Return whether a list contains layer indices and not one value for each layer.
 
-    Indices are integers below `count`, the number of layers, in ascending order. With at most 2 layers, a list of `count`
-    integers is read as one value for each layer.
+    Layer indices are integers below `count`, the number of layers, in ascending order. If there are at most 2 layers, a
+    list of `count` integers is considered as one value for each layer.
     """
     numbers = [value for value in values if type(value) is int and 0 <= value < count]
     return len(numbers) == len(values) and numbers == sorted(set(numbers)) and not (len(values) == count <= 2)
@@ -144,10 +144,10 @@ def _equal(one: object, other: object) -> bool:
 
 
 def layer_parts(weight: torch.Tensor, like: torch.Tensor, chosen: tuple[int, ...], count: int) -> torch.Tensor:
-    """Select the part of a weight that belongs to the chosen layers.
+    """Return the part of a weight that belongs to the chosen layers.
 
-    Some families (Gemma 3n and 4) have an embedding for each layer, and store all of them in one weight outside the layers,
-    stacked along one dimension. Only the embeddings of the chosen layers are kept.
+    Some families (Gemma 3n and 4) have an embedding for each layer. All of these embeddings are stacked in one weight
+    outside the layers. Only the embeddings of the chosen layers are kept.
 
     Args:
         weight: The teacher's weight.

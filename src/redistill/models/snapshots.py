@@ -3,9 +3,9 @@
 A snapshot is the folder of one commit in the cache of the hub. Only files that are read are downloaded: no code, and no weights
 in formats that contain code.
 
-A link in a folder may point to another file in the folder. A link in a snapshot may also point to a downloaded file of the same
-model in the cache. All other links are rejected: the files of a tokenizer are copied into each exported student, and a link
-to a private file of the user would add this file to the student.
+A link in a folder may point to another file in the folder. A link in a snapshot may also point to a downloaded file of the
+same model in the cache. All other links are rejected. Otherwise, a link in a tokenizer's folder could point to a private
+file of the user, which would be copied into each exported student.
 
 A process resolves a branch or tag of a hub model to a commit only once. Config, tokenizer, weights and hashes of a model are
 therefore of the same commit, even if the branch moves while the process runs.
@@ -42,7 +42,7 @@ VOCABULARY_FILES = (
 """Patterns of the files with the vocabulary of a tokenizer, which are read verbatim."""
 
 EXPORT = "redistill.json"
-"""The file in the folder of an exported student that describes how its prompts were tokenised in training."""
+"""Name of a file in the folder of an exported student. It describes how prompts were tokenised in training."""
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _WITH_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")
@@ -110,9 +110,9 @@ _resolved: dict[tuple[str, str, str], ModelFolder] = {}
 def model_folder(name: str, revision: str | None) -> ModelFolder:
     """Find the folder of a model.
 
-    For a model on the hub, the function downloads the configs, the tokenizer and, if there is one, the adapter; it does not
-    download the weights of the model. With `HF_HUB_OFFLINE=1`, or if the hub does not answer within 10 s, files that were
-    downloaded before are used. A path (`is_local`) is never looked up on the hub, where anyone may register a model of that
+    For a model on the hub, the function downloads the configs, the tokenizer and the adapter (if any). It does not download
+    the weights of the model. With `HF_HUB_OFFLINE=1`, or if the hub does not answer within 10 s, files that were downloaded
+    before are used. A path (`is_local`) is never looked up on the hub, where anyone may register a model with the same
     name.
 
     Args:

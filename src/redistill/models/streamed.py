@@ -1,8 +1,8 @@
 """The body of a model whose layers are read from disk one after another.
 
-Each layer processes all batches before the next layer is loaded, so that only one layer and the weights outside of the layers
-are in memory.  A layer is loaded as a model that has only this layer, so that the family's own code computes masks and
-positions.  The embeddings of this model are replaced by the output of the previous layer.
+Each layer processes all batches before the next layer is loaded.  Therefore only one layer, and the weights outside of the
+layers, are in memory.  A layer is loaded as a model that has only this layer, so that the family's own code computes masks
+and positions.  The output of the previous layer replaces the embeddings of this model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ class StreamedBody:
         device: Device of the computation.
 
     Attributes:
-        first: The model of the first layer alone, on `device`; it has the head of the whole model.
+        first: A model that has only the first layer, with the head of the whole model, on `device`.
 
     Raises:
         ModelError: models of this family cannot be run layer by layer.
@@ -49,15 +49,15 @@ class StreamedBody:
         self.first = first
 
     def release_first(self) -> None:
-        """Free the layer of `first`; its head is kept."""
+        """Free the memory of the layer of `first`, but not of its head."""
         layer_list(self.first)[1].to("meta")
 
     @torch.no_grad()
     def read(self, batches: Sequence[Batch], tick: Tick) -> Iterator[torch.Tensor]:
         """Yield the last hidden states of the rows of each batch, [N, E].
 
-        The first layer processes all batches, then the second layer, and so on.  The hidden states of all tokens of the batches
-        are in memory, on `device`.
+        The first layer processes all batches, then the second layer, and so on.  `device` must have memory for the hidden
+        states of all tokens of the batches.
 
         Args:
             batches: The batches, on `device`.
@@ -90,7 +90,9 @@ class StreamedBody:
 
     @torch.no_grad()
     def _check(self, first: CausalModel) -> None:
-        """Compare a model of two layers, both with the weights of the first layer, with a run of its layers one by one.
+        """Check that running the layers one by one gives the output of the whole model.
+
+        The check uses a model of two layers, which both have the weights of the first layer.
 
         Raises:
             ModelError: the results differ, or the layer cannot be run by itself.
@@ -108,7 +110,7 @@ class StreamedBody:
             middle_BTE = _run_layer(first, ids_BT, mask_BT, None, is_last=False)
             found_BTE = _run_layer(first, ids_BT, mask_BT, middle_BTE, is_last=True)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise self._rejected("a layer of it cannot be run by itself") from error
+            raise self._rejected("one of its layers cannot be run by itself") from error
         is_token_BT = mask_BT.bool()
         if not torch.equal(found_BTE[is_token_BT], expected_BTE[is_token_BT]):
             raise self._rejected("its layers depend on more than the output of the previous layer")
@@ -127,12 +129,14 @@ class _Reached(Exception):
 def _run_layer(
     model: CausalModel, ids_BT: torch.Tensor, mask_BT: torch.Tensor, before_BTE: torch.Tensor | None, is_last: bool
 ) -> torch.Tensor:
-    """Return the output of the only layer of a model; for the last layer, the output of the final norm.
+    """Return the output of the only layer of a model.
+
+    For the last layer of the whole model, the output of the final norm is returned.
 
     Args:
         model: The model of this layer alone.
         ids_BT, mask_BT: Token ids and mask of a batch.
-        before_BTE: The output of the previous layer; None for the first layer, whose input are the embeddings.
+        before_BTE: The output of the previous layer; None for the first layer, which reads the embeddings.
         is_last: Whether the layer is the last one of the whole model.
     """
     (layer,) = layer_list(model)[1]
@@ -161,7 +165,7 @@ def _run_layer(
 
 
 def _twice(first: CausalModel, outside: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights of a model of two layers, both with the weights of the only layer of `first`."""
+    """Return the weights of a model with two copies of the layer of `first`."""
     pattern = layer_name(layer_list(first)[0].rpartition(".")[2])
     weights = dict(outside)
     for name, weight in first.state_dict().items():

@@ -31,12 +31,11 @@ class StudentModule(nn.Module):
 
     Args:
         model: A causal language model of transformers.
-        vocabulary: Number of leading classes that teacher and student share; rows of the head beyond them are padding.
+        vocabulary: Number of classes that teacher and student share, from class 0 on; further rows of the head are padding.
         divergence: The divergence of the objective. If it is a module with parameters, such as DAC-KL with its network, it is
             registered as a submodule, so that its parameters are trained.
-        compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" also compiles the body (the
-            model without its LM head) for training. "auto" is the same as "rows" or "none", depending on the vocabulary size
-            and the machine.
+        compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" compiles also the body (the
+            model without its LM head). "auto" means "rows" or "none", depending on the vocabulary size and the machine.
 
     Raises:
         ConfigError: `compile` is not "none", and the folder of torch's compiler cache cannot be created, or other users could
@@ -54,9 +53,9 @@ class StudentModule(nn.Module):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the first training passes compile functions.
+        """Whether the first training passes compile functions, which takes time.
 
-        This takes seconds to minutes.
+        Compilation takes seconds to minutes.
         """
         device = next(self.parameters()).device
         return self._compile == "all" or compiles(self._compile, self._vocabulary, device)
@@ -80,10 +79,10 @@ class StudentModule(nn.Module):
             mode: "learn" computes the objective, and "rows" only the hidden states.
 
         Returns:
-            With "learn", the objective as a scalar, and the unweighted sum of each term by name. If the head is trainable, the
-            forward pass also computes the gradient of its weight and adds it to the weight's ``grad``. The caller must then run
-            the backward pass of the scalar with a gradient of 1. With "rows", the hidden states of the rows, [N, D], and the
-            head that maps them to logits.
+            With "rows", the hidden states of the rows, [N, D], and the head that maps them to logits. With "learn", the
+            objective as a scalar, and the unweighted sum of each term by name. If the head is trainable, the forward pass
+            also adds the gradient of its weight to the weight's ``grad``. The caller must then run the backward pass of the
+            scalar with a gradient of 1.
         """
         hidden_BTD = (self._compiled_body or body(self.model))(batch.input_ids_BT, batch.attention_mask_BT)
         hidden_ND, student_head = hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)
@@ -99,9 +98,9 @@ class StudentModule(nn.Module):
 
 
 def _compiled(plain: BodyCall) -> BodyCall:
-    """Compile `plain` once for sequences of all lengths, and return the new function.
+    """Return a compiled version of `plain`, for sequences of all lengths.
 
-    If compilation fails, the new function issues a warning and calls `plain` itself.
+    If compilation fails, the returned function issues a warning and calls `plain` itself.
     """
     from torch._dynamo.exc import TorchDynamoException  # here, since it takes a second to import
 

@@ -19,10 +19,10 @@ _FIX = "fix its tokenizer_config.json, or download the model again"
 
 
 def check_sentencepiece(name: str, source: Mapping[str, str]) -> None:
-    """Check that the packages which a SentencePiece tokenizer needs are installed.
+    """Check that the packages for a SentencePiece tokenizer are installed.
 
-    A model such as OpenLLaMA, which has a SentencePiece file but no tokenizer.json, needs these packages. The error message of
-    Transformers does not name the packages.
+    A model that has a SentencePiece file but no tokenizer.json, such as OpenLLaMA, needs these packages. The error message
+    of transformers does not name the packages.
 
     Args:
         name: Name of the model for error messages.
@@ -43,7 +43,7 @@ def check_sentencepiece(name: str, source: Mapping[str, str]) -> None:
 
 
 def damaged_file(source: Mapping[str, str]) -> str:
-    """Find the damaged tokenizer file, and name it in a phrase for an error message.
+    """Return a phrase for an error message that names the damaged tokenizer file.
 
     If no damaged file is found, the phrase names at most two of the tokenizer's files.
 

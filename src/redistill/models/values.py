@@ -20,9 +20,10 @@ def check_values(name: str, model: nn.Module) -> None:
         model: The model, on any device.
 
     Raises:
-        NotFiniteError: a tensor contains NaN or infinite weights, or a matrix contains a weight of more than 10^12 in absolute
-            value. Training does not produce such weights, and sums of them overflow.
-        ModelError: all weights of a matrix are denormal, so that its products are 0; or a buffer contains NaN.
+        NotFiniteError: a tensor contains NaN or infinite weights, or a matrix contains a weight of more than 10^12 in
+            absolute value, since sums of such weights overflow.
+        ModelError: all weights of a matrix are denormal (too close to 0), so that products with it are 0; or a buffer
+            contains NaN.
     """
     for key, parameter in model.named_parameters():
         check_tensor(name, key, parameter.detach())
@@ -39,7 +40,8 @@ def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
     Raises:
         NotFiniteError: the tensor contains NaN or infinite values, or has at least two dimensions and contains a value of more
             than 10^12 in absolute value.
-        ModelError: the tensor has at least two dimensions, and its largest value is denormal and not 0.
+        ModelError: the tensor has at least two dimensions, and its largest absolute value is denormal (too close to 0) but
+            not 0.
     """
     if not tensor.is_floating_point() or not tensor.numel():
         return
@@ -51,9 +53,7 @@ def check_tensor(name: str, key: str, tensor: torch.Tensor) -> None:
     if tensor.ndim > 1 and largest > _HUGE:
         raise NotFiniteError(f"{name}: {key}: its largest weight is {largest:.3g}; sums of such weights overflow: {_AGAIN}")
     if tensor.ndim > 1 and 0 < largest < _TINY:
-        raise ModelError(
-            f"{name}: {key}: its largest weight is {largest:.3g}, so all are denormal and their products are 0; {_AGAIN}"
-        )
+        raise ModelError(f"{name}: {key}: its largest weight is {largest:.3g}, so small that products are 0; {_AGAIN}")
 
 
 def largest_weight(model: nn.Module) -> str:

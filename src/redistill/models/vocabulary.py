@@ -39,8 +39,8 @@ def match_vocabularies(
 ) -> VocabularyMatch:
     """Check that teacher and student have the same vocabulary.
 
-    Any difference of the two maps from tokens to ids is rejected, even in added tokens, because one of the models has not
-    learned the token that differs. The error message names the first ids that differ.
+    Any difference of the two maps from tokens to ids is rejected, even in added tokens. One of the models would not know
+    the different token. The error message names the first ids that differ.
 
     Args:
         teacher, student: Map from tokens to ids of each tokenizer, including added tokens (`tokenizer.get_vocab()`).

@@ -81,8 +81,8 @@ def stored_tensors(name: str, folder: Path) -> dict[str, Stored]:
         folder: The local folder of the model. If it has no weights, the result is empty.
 
     Raises:
-        ModelError: a file is missing, truncated, damaged or a git-lfs pointer; or the index, which is a JSON file that lists
-            the weight files, does not match them.
+        ModelError: a file is missing, truncated, damaged or a git-lfs pointer; or the index (a JSON file that lists the
+            weight files) does not match the files.
     """
     if (folder / SINGLE).is_file():
         return header(name, folder / SINGLE)
@@ -109,7 +109,7 @@ def header(name: str, path: Path) -> dict[str, Stored]:
 
 
 def _sharded(name: str, index: Path) -> dict[str, Stored]:
-    """Return a description of each tensor in the files that an index lists, by tensor name.
+    """Return a description of each tensor in the files of an index, by tensor name.
 
     Only the headers of the files are read, and no tensor data.
     """

@@ -1,7 +1,7 @@
 """DistiLLM's adaptive scheduler of gold answers, student text and replayed text.
 
-Gold answers are the answers in the data set, and replayed text is student text of earlier updates.  The scheduler starts with
-gold answers, and uses more student text each time the validation loss rises.
+Gold answers are the answers in the data set.  Replayed text is student text of earlier updates.  At first, most answers are
+gold answers.  Each time the validation loss rises, the scheduler uses student text more often.
 """
 
 import math
@@ -23,29 +23,31 @@ Choice = Literal["fresh", "replay", "gold"]
 class Adaptive(WrappingNode):
     r"""Chooses fresh text, replayed text or the gold answer by the validation loss.
 
-    Fresh text is generated in the current update; replayed text is sampled from a buffer of earlier fresh text; the gold answer
-    is the answer in the data set.  Let r be a uniform random number in [0, 1), :math:`\phi` the threshold, t the number of the
-    update (from 1), and T the number of updates.  s is the probability of fresh text when the buffer is full; the field `decay`
-    selects its formula:
+    Fresh text is generated in the current update.  Replayed text is sampled from a buffer of earlier fresh text.  The gold
+    answer is the answer in the data set.  Let r be a uniform random number in [0, 1), and :math:`\phi` the threshold.  t is
+    the number of the update (from 1), and T the number of updates.  s is the probability of fresh text when the buffer is
+    full. The field `decay` selects the formula of s:
 
     .. math:: s = \phi\,(1 - t/T) \text{ (decreasing)}, \quad \phi/2 \text{ (constant)}, \quad \phi\,t/T \text{ (increasing)}
 
-    The sequence is the gold answer if r >= :math:`\phi`.  For a smaller r it is fresh text if r < s or if the buffer is not
-    full, and replayed text in all other cases.  Replayed text is sampled uniformly, and without replacement within a batch.
-    Fresh text is added to the buffer (first in, first out).
+    If r >= :math:`\phi`, the gold answer is chosen.  Otherwise, fresh text is chosen if r < s or if the buffer is not full.
+    In all other cases, replayed text is chosen.  Replayed text is sampled uniformly, and without replacement within a
+    batch.  Fresh text is added to the buffer (first in, first out).
 
-    The policy keeps a reference loss, which is at first the validation loss before training.  A validation loss of at least the
-    reference loss + epsilon raises :math:`\phi` by `threshold_step` (to 1 at most) and becomes the reference loss.  A lower
-    validation loss changes neither the threshold nor the reference loss.
+    The policy compares each validation loss with a reference loss, which is at first the validation loss before training.
+    If the validation loss is at least the reference loss + `epsilon`, :math:`\phi` is raised by `threshold_step` (to 1 at
+    most).  The validation loss then becomes the reference loss.  Otherwise, :math:`\phi` and the reference loss do not
+    change.
 
-    Source: DistiLLM (arXiv 2402.03898), its adaptive off-policy scheduler, as its public code implements it; "Off-policy" in
-    Table 3a of MGSR (arXiv 2407.10068).  The public code samples one number r per micro-batch and process, and has one buffer
-    per process.  Here one r is sampled per training sample by default, and all processes share one buffer.
+    Source: the adaptive off-policy scheduler of DistiLLM (arXiv 2402.03898), as in its public code; "Off-policy" in Table
+    3a of MGSR (arXiv 2407.10068).  The public code samples one number r per micro-batch and process, and has one buffer per
+    process.  Here one r is sampled per training sample by default, and all processes share one buffer.
 
     Args:
         source: Generates the fresh text.  If it revises the student's text, the buffer contains the revised text.
         threshold: Initial threshold, in [0, 1]; at 0 only gold answers are used until the validation loss has risen.
-        epsilon: Smallest rise of the validation loss that raises the threshold, >= 0, in nats per token.
+        epsilon: Smallest increase of the validation loss over the reference loss that raises the threshold, >= 0, in nats
+            per token.
         threshold_step: Increment of the threshold, in (0, 1].
         decay: Formula of s, the probability of fresh text when the buffer is full.
         capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
@@ -117,9 +119,9 @@ class AdaptiveSource(BufferedSource):
     def observe(self, validation_loss: float) -> None:
         """Raise the threshold if the loss is at least the reference loss + epsilon.
 
-        The threshold is the probability of student text instead of the gold answer; `epsilon` is a setting of `Adaptive`.  The
-        reference loss is the first observed loss, and later the loss at which the threshold was last raised.  A loss that is
-        not finite is ignored: checkpoints store the reference loss as JSON, which has no such number.
+        The threshold is the probability of student text instead of the gold answer; `epsilon` is a setting of `Adaptive`.
+        The reference loss is the loss at which the threshold was last raised, and before that the first observed loss.  A
+        loss that is not finite is ignored, since JSON in checkpoints cannot store it.
         """
         super().observe(validation_loss)
         if not math.isfinite(validation_loss):
@@ -150,7 +152,7 @@ class AdaptiveSource(BufferedSource):
         return "fresh" if is_filling or number < self._fresh_probability(step + 1) else "replay"
 
     def _fresh_probability(self, update: int) -> float:
-        """Return the probability that text is generated in this update if the replay buffer is full.
+        """Return the probability of newly generated text if the replay buffer is full.
 
         `update` is the number of the update, from 1.
         """

@@ -1,8 +1,8 @@
 """Generation of the text of several updates at once.
 
-An engine generates faster in larger batches.  If it generates the text of several updates at once, only the first of these
-updates trains on text of the student's current weights.  The other updates train on text of older weights, whose age is logged
-as `staleness`.
+An engine generates faster in larger batches.  If the text of several updates is generated at once, only the first of these
+updates trains on text of the student's current weights.  The other updates train on text of older weights.  The age of
+these weights is logged as `staleness`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ class _Waiting:
 
     Args:
         sequences: The sequences of this process.
-        weights: Number of updates after which the student had the weights that generated the text.
+        weights: Weights that generated the text, given by the number of updates made before.
     """
 
     sequences: tuple[TokenSequence, ...]
@@ -31,18 +31,18 @@ class _Waiting:
 class AheadSource(Wrapping):
     """Generates the sequences of several updates at once (policies.source.Source).
 
-    At each step s that is a multiple of n, the wrapped source generates sequences for the training examples of the steps s to
-    s + n - 1.  The random numbers of an answer are those of step s, not those of the step that uses the answer.  If a training
-    example occurs in several of these steps, its second answer has the random numbers of step s + 1, and so on, so that the
-    answers differ.
+    At each step s that is a multiple of n, the wrapped source generates sequences for the training examples of the steps s
+    to s + n - 1.  The random numbers of an answer are those of step s.  A training example can occur in several of these
+    steps.  So that its answers differ, its second answer has the random numbers of step s + 1, its third answer those of
+    step s + 2, and so on.
 
     Args:
         source: The source whose sequences are returned.
         gold: The training examples, in the order of training.
         num_steps: Number n of updates whose sequences are generated at once, >= 1.
         updates: Number of updates of the run; no text is generated for steps after the last update.
-        weights_step: Function that receives the number of finished updates, and returns the number of updates after which the
-            student had the weights that the engine has.
+        weights_step: Function that receives the number of finished updates.  It returns how many of them were finished when
+            the engine received its weights.
 
     Example:
         >>> from redistill.policies import StudentGenerated
@@ -90,7 +90,10 @@ class AheadSource(Wrapping):
         self._source.load_state_dict(cast("Mapping[str, StateValue]", state["source"]))
 
     def _generate(self, first: int) -> None:
-        """Generate the sequences of the steps from `first` to the next multiple of n, exclusive."""
+        """Generate the sequences of step `first` and of the steps that follow it.
+
+        The last of these steps is the one before the next multiple of n, or the last step of the run.
+        """
         steps = range(first, max(first + 1, min(self._updates, (first // self._num_steps + 1) * self._num_steps)))
         weights, made = self._weights_step(first), {step: dict[int, TokenSequence]() for step in steps}
         surplus: dict[int, list[TokenSequence]] = {step: [] for step in steps}
@@ -106,10 +109,11 @@ class AheadSource(Wrapping):
             self._waiting[step] = _Waiting((*ordered, *surplus[step]), weights)
 
     def _groups(self, steps: range) -> list[list[tuple[int, int, GoldItem]]]:
-        """Return this process's items of the steps, as (step, index in the step, item), in groups.
+        """Return this process's items of the steps in groups.
 
-        If several steps have the same training example, these items are in different groups: in one call of the source, their
-        answers would have the same random numbers.  All processes have the same number of groups.
+        An entry of a group is (step, index of the item in the step, item).  A group has each training example in one step
+        at most.  In one call of the source, two answers to the same prompt would have the same random numbers.  All
+        processes have the same number of groups.
         """
         times: dict[int, list[int]] = {}  # sample -> the steps that have it, in any process
         for step in steps:

@@ -17,19 +17,19 @@ from redistill.records import Json
 class Buffered(WrappingNode):
     """Text sampled from a buffer of the newest `capacity` generated sequences.
 
-    Generated text is added to a first-in, first-out buffer; then each generated answer is replaced by a sequence sampled from
-    the buffer, uniformly and without replacement.  The text comes from another policy, `source`.  Gold answers that
-    `source` returns are not replaced.  `source` may return more sequences than prompts, such as a draft and a revision of the
-    draft for one prompt; the surplus sequences are added to the buffer, and are not part of the result.
+    Another policy, `source`, generates text, which is added to a first-in, first-out buffer.  Then each generated answer is
+    replaced by a sequence that is sampled from the buffer, uniformly and without replacement.  Gold answers that `source`
+    returns are not replaced.  If `source` returns more sequences than prompts, such as a draft and its revision for one
+    prompt, the surplus sequences are only added to the buffer.
 
-    Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD.  That
-    code has a buffer of 1000 sequences per process.  Here all processes share one buffer, so that the result does not depend on
-    the number of processes.
+    Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD.
+    There each process has a buffer.  Here all processes share one buffer, so that the result does not depend on the number
+    of processes.
 
     Args:
         source: The policy that generates the text.
-        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.  In the reference code of DistiLLM, each
-            process has a buffer of 1000 sequences, which makes 4000 on four GPUs.
+        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.  In the reference code, the buffer of
+            each process has 1000 sequences, which makes 4000 on four GPUs.
 
     Raises:
         ConfigError: the capacity is below 1, or the source generates no student text.
@@ -107,7 +107,7 @@ class SequenceBuffer:
     """
 
     def __init__(self, capacity: int, tools: PolicyTools) -> None:
-        assert capacity >= tools.gold.batch_size, "a batch is drawn without replacement"
+        assert capacity >= tools.gold.batch_size, "the buffer must have at least as many sequences as a batch"
         self._tools = tools
         self._sequences: deque[TokenSequence] = deque(maxlen=capacity)
         self._steps: deque[int] = deque(maxlen=capacity)  # of `_sequences`; a deque of pairs is slower to copy
@@ -118,8 +118,8 @@ class SequenceBuffer:
     def add(self, step: int, sequences: Sequence[TokenSequence], num_answers: int) -> None:
         """Add the sequences that all processes generated at this step.
 
-        Every process calls this method.  First the answers of all processes are added, then the surplus sequences of all
-        processes: sequences beyond one answer per prompt, such as the revisions of drafts.
+        Every process calls this method.  First the answers of all processes are added, then their surplus sequences.
+        Surplus sequences are further answers to a prompt, such as the revision of a draft.
 
         Args:
             step: Number of updates done.
@@ -131,7 +131,7 @@ class SequenceBuffer:
         generated = self._tools.processes.gather(mine)
         if any(sequence.rollout is not None for _, sequence in generated):
             raise ConfigError(
-                "policy: a buffer cannot hold roll-outs, since they are scored only once; make rollouts the outermost policy"
+                "policy: a buffer cannot contain roll-outs, whose scores become outdated; make rollouts the outermost policy"
             )
         self._sequences.extend(sequence for _, sequence in sorted(generated, key=lambda pair: pair[0]))
         self._steps.extend([step] * len(generated))
@@ -139,8 +139,8 @@ class SequenceBuffer:
     def draw(self, step: int, count: int) -> list[TokenSequence]:
         """Return `count` sequences of the buffer, sampled uniformly, for this process.
 
-        Every process calls this method; no sequence is returned twice, in one process or in two.  The field `origin` of a
-        sequence is "replay" in the result, unless the sequence was generated at this step.
+        Every process calls this method at the same time, and no sequence is returned twice by all these calls together.  In
+        the result, the field `origin` is "replay", except for sequences that were generated at this step.
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
@@ -152,16 +152,16 @@ class SequenceBuffer:
     def state(self) -> Mapping[str, StateValue]:
         """Return the sequences of the buffer, oldest first, and the step of each.
 
-        The step is the number of updates done when the sequence was generated.  Sequences are immutable, so the result
-        contains references and no copies: the time of a call does not depend on the length of the sequences.
+        The step is the number of updates done when the sequence was generated.  The sequences are not copied, since they
+        are immutable.
         """
         return {"steps": tuple(self._steps), "sequences": tuple(self._sequences)}
 
     def load_state(self, state: StateValue) -> None:
         """Replace the sequences of the buffer by those in the argument `state`.
 
-        The argument is a result of the method `state`.  In a checkpoint of commit 3d89816 or earlier, it is a list of JSON
-        objects, one for each sequence.
+        The argument is a result of the method `state`.  Checkpoints of commit 3d89816 or earlier contain a list of JSON
+        objects instead, one for each sequence.
         """
         if isinstance(state, Mapping):
             steps, sequences = cast("Sequence[int]", state["steps"]), cast("Sequence[TokenSequence]", state["sequences"])
@@ -172,7 +172,7 @@ class SequenceBuffer:
 
 
 def _from_json(line: Mapping[str, Json]) -> TokenSequence:
-    """Return the sequence that an older version stored as the JSON object `line` in a checkpoint."""
+    """Return a sequence from the JSON object `line`, in the format of old checkpoints."""
     token_ids, supervised = (cast("Sequence[int]", line[name]) for name in ("token_ids", "supervised"))
     return TokenSequence(
         sample=cast("int", line["sample"]),

@@ -1,8 +1,8 @@
 """Generation of drafts in chunks, until an error is found.
 
-If the error of a draft is the first position at which the models disagree strongly, the tokens after it are discarded, and
-generating them is wasted time.  Here the engine generates a few tokens of each draft, the models score these tokens, and only
-drafts without an error are continued.
+If the tokens after an error are discarded, generating them is wasted time.  Therefore the engine generates a few tokens of each
+draft at a time.  Student and teacher score these tokens, and only drafts without an error are continued.  The error of a draft
+is the first position at which the models disagree strongly.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ class ChunkedEngine:
 
     The chunk that contains the error is the last chunk of the text.
 
-    Up to rounding, the tokens are those that the wrapped engine generates for the whole request, since all chunks of a request
-    continue one random stream.  The wrapped engine should have a prefix memory; otherwise it reads the whole text again for
-    each chunk.
+    All chunks of a request use one stream of random numbers.  Therefore the tokens are the same as without chunks, up to
+    rounding.  The wrapped engine should have a prefix memory, which stores states of texts; otherwise it reads the whole
+    text again for each chunk.
 
     Args:
         engine: The wrapped engine.
         chunk_tokens: Number of tokens of a chunk, >= 1.
-        has_error: Function that receives the step, and sequences in which only the tokens of the last chunk are targets.  It
-            returns for each sequence whether this chunk has an error.
+        has_error: Function that receives the step and the texts so far, as sequences in which only the tokens of the last
+            chunk are targets.  It returns for each text whether its last chunk has an error.
 
     Example:
         >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
@@ -53,8 +53,8 @@ class ChunkedEngine:
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Continue every request, up to and including its first chunk with an error.
 
-        The results are in the order of the requests.  The stream of each request must be (purpose, step, index of the training
-        example).
+        The results are in the order of the requests.  The field `stream` of each request must be (purpose, step, index of
+        the training example).
         """
         found = [Generation(token_ids=(), finished=False)] * len(requests)
         unfinished = [index for index, request in enumerate(requests) if request.max_new_tokens > 0]

@@ -5,8 +5,8 @@ forward pass each.  `locate_error` returns the position of the error token: the 
 `correct` replaces this token by the teacher's token.  The student then generates the tail: a continuation of the corrected
 prefix.
 
-The functions are pure: scores and tokens are inputs, and the caller generates the tail.  Masks separate response and padding,
-since the padding token and the end token can have the same id.
+The functions are pure: they run no model, and the caller generates the tail.  Padding is given by masks, since the padding
+token and the end token can have the same id.
 """
 
 from collections.abc import Collection
@@ -23,9 +23,9 @@ def locate_error(
     .. math:: j = \arg\max_{i \le n} \; \mathrm{KL}(q_i \,\|\, p_i) \quad \text{over } y_i^s \ne y_i^t \quad\text{(Eq. 3)}
 
     q_i and p_i are the distributions of student and teacher that *predict* response token i, for i up to the number n of
-    tokens.  y_i^s is the student's token, and y_i^t the teacher's token.  Column i of `score_BT` and of the teacher's tokens
-    comes from the logits one position before token i.  The caller chooses the teacher's token from p_i once: the same token
-    is compared with the student's token and replaces it.  If several positions have the largest score, the first is chosen.
+    tokens.  y_i^s is the student's token, and y_i^t the teacher's token.  Column i of `score_BT` and of the teacher's
+    tokens comes from the logits one position before token i.  The caller chooses the teacher's token from p_i once, and
+    uses the same token here and in `correct`.  If several positions have the largest score, the first is chosen.
 
     Args:
         score_BT: Disagreement at each position, in nats or another unit; Eq. 3 uses reverse KL.  Must not be NaN where
@@ -36,8 +36,8 @@ def locate_error(
             caller may exclude some of them.
 
     Returns:
-        index_B, int64: for each response, the index of the token of largest disagreement (the error token), from 0; -1 if no
-        candidate differs from the teacher's token.
+        index_B, int64: for each response, the index of the token of largest disagreement (the error token), from 0.  It is
+        -1 if all candidates equal the teacher's tokens.
 
     Example:
         >>> score_BT = torch.tensor([[0.1, 2.0, 0.7]])
@@ -45,9 +45,9 @@ def locate_error(
         >>> locate_error(score_BT, student_BT, teacher_BT, torch.ones(1, 3, dtype=torch.bool))
         tensor([2])
     """
-    assert score_BT.shape == student_tokens_BT.shape == teacher_tokens_BT.shape == valid_BT.shape, "one score a token"
+    assert score_BT.shape == student_tokens_BT.shape == teacher_tokens_BT.shape == valid_BT.shape, "the shapes differ"
     valid_BT = valid_BT.bool()
-    assert not score_BT[valid_BT].isnan().any(), "a score that is not a number would be the arg max"
+    assert not score_BT[valid_BT].isnan().any(), "a valid score is not a number"
     if score_BT.shape[1] == 0:
         return score_BT.new_full((len(score_BT),), -1, dtype=torch.int64)
     candidate_BT = valid_BT & (student_tokens_BT != teacher_tokens_BT)
@@ -60,8 +60,8 @@ class Correction:
     """The result of correcting a response.
 
     Args:
-        prefix_ids: The response tokens before the error token (the token that is replaced), then the teacher's token; the whole
-            response if no token was replaced.
+        prefix_ids: The response tokens before the error token (the token that is replaced), then the teacher's token.  If
+            no token was replaced, the whole response.
         tail_budget: Maximum number of tokens that the student may still generate; 0 if the response is complete.
         changed: Whether a token was replaced.
     """
@@ -100,7 +100,7 @@ def correct(
     assert -1 <= index < len(response_ids) <= budget, (index, len(response_ids), budget)
     if index == -1:
         return Correction(prefix_ids=response_ids, tail_budget=0, changed=False)
-    assert teacher_token != response_ids[index], "an error token differs from the teacher's"
+    assert teacher_token != response_ids[index], "teacher_token must differ from the token that it replaces"
     prefix_ids = (*response_ids[:index], teacher_token)
     tail_budget = 0 if is_finished(prefix_ids, eos_ids) else budget - len(prefix_ids)
     return Correction(prefix_ids=prefix_ids, tail_budget=tail_budget, changed=True)

@@ -1,7 +1,7 @@
 """Scores of the tokens of drafts, and the teacher's tokens, for SCRG.
 
-SCRG is sequence correction and re-generation (see `revised`).  A score measures the disagreement of student and teacher at a
-token.  Source: MGSR (arXiv 2407.10068), Eq. 3.
+SCRG is sequence correction and re-generation (MGSR, arXiv 2407.10068, Eq. 3).  It finds the token of a draft at which student
+and teacher disagree most, and replaces this token by the teacher's token.  The score of a token measures the disagreement.
 """
 
 from collections.abc import Sequence
@@ -25,18 +25,19 @@ _STATISTICS: dict[Detection, tuple[Statistic, ...]] = {
 }
 
 Scores = tuple[torch.Tensor, torch.Tensor]
-"""The score of disagreement and the teacher's token for each token: [T] for one draft, [B, T] for several."""
+"""For each token of a draft, its score and the teacher's token.  Both tensors are [T] for one draft, [B, T] for several."""
 
 
 class DraftScores:
-    """Scores the tokens of drafts.
+    """Computes scores of the tokens of drafts, and the teacher's tokens.
 
-    If drafts are generated in chunks, `has_error` scores each chunk and stores the scores, which `of` returns later.
+    A score measures the disagreement of student and teacher at a token.  Drafts may be generated in chunks of some tokens.
+    Then `has_error` scores each chunk and stores the scores, and `of` returns the stored scores.
 
     Args:
         scorer: Computes statistics of both models.
         detection: Name of the score; `Revised` has the definitions.
-        ask_token: Name of the statistic from which the teacher's token is taken.
+        ask_token: Name of the statistic that contains the teacher's token.
         seed: The run's seed.
         threshold_nats: Score in nats above which `has_error` reports an error; None if drafts are not generated in chunks.
     """
@@ -76,7 +77,7 @@ class DraftScores:
             step: Number of the update, from 0.
             texts: The drafts so far, in which only the tokens of the last chunk are targets.
         """
-        assert self._threshold_nats is not None, "drafts in chunks need a threshold"
+        assert self._threshold_nats is not None, "has_error needs threshold_nats"
         if step != self._step:
             self._step, self._chunks = step, {}
         before = [self._chunks.get((text.sample, text.prompt_ids)) for text in texts]
@@ -93,7 +94,11 @@ class DraftScores:
         ]
 
     def _scored(self, step: int, number: int, texts: Sequence[TokenSequence], starts: Sequence[int]) -> list[Scores]:
-        """Return the scores of the targets of each text; `starts` has the number of response tokens before the targets."""
+        """Return the scores of the targets of each text, and the teacher's tokens.
+
+        `starts` has the number of response tokens before the targets of each text.  This number selects the random numbers,
+        so that the result does not depend on how a draft is divided into chunks.
+        """
         streams = [generator(self._seed, "teacher-token", step, text.sample, number) for text in texts]
         stops = [start + text.num_targets for start, text in zip(starts, texts, strict=True)]
         uniforms = [

@@ -32,8 +32,8 @@ class StudentGenerated(PolicyNode):
     .. math:: y \sim q(\cdot \mid x)
 
     y is the answer, x the prompt, and q the student.  Source: ImitKD and GKD; "On-policy" in Table 3a of MGSR (arXiv
-    2407.10068).  The code with which MGSR ran these baselines trains on a buffer of older answers instead; to do the same, wrap
-    this policy in `Buffered`.
+    2407.10068).  MGSR ran these baselines with code that trains on a buffer of older answers instead.  To do the same, use
+    this policy as the source of `Buffered`.
 
     Args:
         temperature: Sampling temperature, > 0; the paper uses 1.
@@ -131,10 +131,10 @@ class Interleaved(StudentGenerated):
     .. math:: y_t \sim q(\cdot \mid y_{<t}), \quad \text{and again}\; y_t \sim p(\cdot \mid y_{<t})
         \;\text{ if it is not among the } k \text{ most probable tokens of } p(\cdot \mid y_{<t})
 
-    y_t is the token at position t; q is the student, p the teacher.  A token is replaced before the next token is sampled, so
-    the student continues after the teacher's token.  Source: SKD (arXiv 2410.11325), its interleaved sampling, with k = 25.
-    Temperature and nucleus sampling apply when tokens are sampled from q and p.  They do not change which k tokens are the most
-    probable ones of p.
+    y_t is the token at position t; q is the student, p the teacher.  A token is replaced before the next token is sampled,
+    so the student continues after the teacher's token.  Source: SKD (arXiv 2410.11325), its interleaved sampling, with k =
+    25. Temperature and nucleus sampling apply when tokens are sampled from q and p.  They have no effect on the k most
+    probable tokens.
 
     Args:
         teacher_top_k: Number k of the teacher's most probable tokens that are not replaced, >= 1.  If k is at least the size of
@@ -198,9 +198,9 @@ def answers(
 ) -> list[TokenSequence]:
     """Generate an answer to the prompt of each example.
 
-    The result contains one sequence for each example, in order: its prompt and the answer, with the origin `origin`.
-    `generate` is the method `generate` of an engine or a teacher.  The random numbers of an answer depend on the seed of the
-    run, on `key`, and on the index of the example.
+    The result has one sequence for each example, in order.  It consists of prompt and answer, and its field `origin` is the
+    argument `origin`.  `generate` is the method `generate` of an engine or a teacher.  The random numbers of an answer
+    depend on the seed of the run, on `key`, and on the index of the example.
     """
     requests = requests_of(examples, tools.response_tokens, tools.seed, *key)
     generations = generate(requests, sampling) if requests else []
@@ -219,7 +219,7 @@ def requests_of(examples: Sequence[Example], response_tokens: int, seed: int, *k
 
 
 def answered(example: Example | TokenSequence, response_ids: tuple[int, ...], origin: Origin) -> TokenSequence:
-    """Return a sequence: the prompt of `example`, then `response_ids` as targets.
+    """Return a sequence of the prompt of `example` and the targets `response_ids`.
 
     A target is a token that the student is trained to predict.
     """

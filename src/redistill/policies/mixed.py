@@ -21,8 +21,8 @@ class Mixed(WrappingNode):
 
     Args:
         source: Generates the student's text.
-        student_fraction: Probability that the answer of the source is chosen, in [0, 1]; the value in MGSR is 0.5.  With 0 the
-            policy is that of `Fixed`: nothing is generated, and the requirements of `source` do not apply.
+        student_fraction: Probability that the answer of the source is chosen, in [0, 1]; the value in MGSR is 0.5.  With 0,
+            the policy is equal to `Fixed`: nothing is generated, and the requirements of `source` do not apply.
         coin: "sample" makes one random choice for each sample; "step" makes one choice for the whole global batch.
 
     Raises:

@@ -1,6 +1,6 @@
 """The order of the training data, and random choices between answers.
 
-Random generators are created from keys such as (seed, purpose, step, sample).  Random numbers therefore do not depend on the
+Random numbers depend on keys such as (seed, purpose, step, index of the example).  Therefore they do not depend on the
 number of processes, or on whether a run was resumed.
 """
 
@@ -24,7 +24,7 @@ class GoldItem:
 
     Args:
         example: The training example.
-        gold: Its gold answer, of origin "dataset"; None if the training data has only its prompt.
+        gold: Its gold answer (the answer in the data set), of origin "dataset"; None if the data set has only the prompt.
 
     Example:
         >>> from redistill.testing.fixture import make_fixture  # two random models of a few thousand parameters
@@ -41,13 +41,13 @@ class GoldItem:
         """The gold answer.
 
         Raises:
-            ConfigError: the training data has no answer to the prompt.  A policy that uses gold answers must declare this in
-                `needs`, so that such data is rejected when it is read.
+            ConfigError: the training data has no answer to the prompt.  If a policy declares in `needs` that it uses gold
+                answers, data without answers is rejected when it is read.
         """
         if self.gold is None:
             raise ConfigError(
                 f"policy: uses gold answers, but {self.example.record.record_id} has none; add Needs(gold=True) to `needs` of "
-                "the policy, so that such data is rejected when it is read"
+                "the policy, so that data without answers is rejected when it is read"
             )
         return self.gold
 
@@ -59,9 +59,9 @@ class Shuffled(Generic[Item]):
 
     Args:
         items: The items; at least one.
-        batch_size: Number of items of one update on all processes together, a multiple of the number of processes.
+        batch_size: Number of items of one update on all processes together; a multiple of the number of processes.
         seed: Seed of the run.
-        purpose: Name of the random stream.  Orders with different values of `purpose` are independent.
+        purpose: Name of the random stream.  Different names give independent orders.
         processes: Rank and number of processes; each process takes its contiguous part of every batch.
 
     Raises:
@@ -173,7 +173,7 @@ def gold_sequence(example: Example) -> TokenSequence:
 def coin(seed: int, step: int, item: GoldItem, kind: Coin, purpose: str = "coin") -> float:
     """Return a uniform number in [0, 1) that selects a gold or a generated answer.
 
-    With `kind` "sample" each item of a step has its own number; with "step" all items of a step have the same number.  Numbers
-    with different values of `purpose` are independent.
+    With `kind` "sample", each item of a step has its own number.  With "step", all items of a step have the same number.
+    Different values of `purpose` give independent numbers.
     """
     return generator(seed, purpose, step, *([item.example.sample] if kind == "sample" else [])).random()

@@ -23,7 +23,8 @@ class Paired(WrappingNode):
 
     Args:
         source: The policy that provides the answer y^s; by default the student's own text.
-        teacher: The policy that generates the teacher's answers y^t.  These answers are stored, so none is generated twice.
+        teacher: The policy that generates the teacher's answers y^t.  These answers are stored, and none is generated
+            twice.
 
     Raises:
         ConfigError: `source` uses text that the teacher generates.
@@ -65,7 +66,7 @@ class Paired(WrappingNode):
 class PairedSource(Wrapping):
     """Returns the sequences of a `Paired` policy; created by `Paired.bind`.
 
-    The teacher's answers are surplus sequences, after those of the source.
+    The answers of the policy `source` come first, then those of the teacher.
     """
 
     def __init__(self, source: Source, teacher: Source) -> None:

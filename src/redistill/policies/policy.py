@@ -24,11 +24,11 @@ class Policy(Wrapping):
         mark_spans: Function that receives sequences without spans, and returns copies with spans; None if no term of the
             objective uses spans.
         corpus: Blocks of text for the pre-training term of the objective; None without this term.
-        rewrite: Function that receives a sequence, and returns the sequence to train on.  It is called for text that the
-            student generated, alone or with the teacher, in this or an earlier update.  It is not called for roll-outs: text
-            with values for the policy gradient.  If None, no sequence is changed.
-        drawing: Function that returns a context manager.  The source is called inside this context, in which the weights of the
-            models do not change.
+        rewrite: Function that receives a generated sequence, and returns the sequence to train on.  It is called for all
+            text that the student generated, alone or with the teacher.  The only exceptions are roll-outs, which have
+            values for the policy gradient.  If None, no sequence is changed.
+        drawing: Function that returns the context manager inside which the source is called.  The weights of the models do
+            not change inside this context.
 
     Example:
         >>> from redistill.policies import Fixed
@@ -63,7 +63,7 @@ class Policy(Wrapping):
             answers = self._source.sequences(step, items)
         if len(answers) < len(items):
             raise ConfigError(
-                f"policy: its source returned {len(answers)} sequences for {len(items)} prompts; it must return one per prompt"
+                f"policy: returned {len(answers)} sequences for {len(items)} prompts; must return at least one per prompt"
             )
         # A source may return the gold answer of an item at the item's index.  One forward pass then serves all terms.
         is_gold = [index < len(items) and answer.origin == "dataset" for index, answer in enumerate(answers)]

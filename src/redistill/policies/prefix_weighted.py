@@ -71,7 +71,7 @@ class PrefixWeighted(WrappingNode):
         return self.source.needs | Needs(teacher=True, statistics=True)
 
     def bind(self, tools: PolicyTools) -> "PrefixWeightedSource":
-        assert tools.scorer is not None, "checked by `needs` when the recipe was read"
+        assert tools.scorer is not None, "a teacher with statistics of tokens is required"
         return PrefixWeightedSource(self, self.source.bind(tools), tools.scorer)
 
 

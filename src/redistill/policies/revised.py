@@ -1,9 +1,9 @@
 """SCRG (sequence correction and re-generation) for a source of student text.
 
-The method is described in section 4.1 of MGSR (arXiv 2407.10068).  The source generates drafts.  A round of revision scores the
-drafts in one forward pass of each model.  It locates the error token, at which the models disagree most, and replaces it by the
-teacher's token (redistill.policies.correction).  Then it generates the tail: the student's continuation of the corrected
-prefix.  Gold sequences that a source returns are not revised.
+The method is described in section 4.1 of MGSR (arXiv 2407.10068).  The source generates drafts.  A round of revision has
+three parts.  Each model scores the drafts in one forward pass.  The error token of a draft, at which the models disagree
+most, is replaced by the teacher's token (redistill.policies.correction).  Then the student generates the tail: a
+continuation of the corrected prefix.  Gold answers that the source returns are not revised.
 """
 
 import math
@@ -33,7 +33,7 @@ _ASKED: dict[TeacherToken, tuple[Statistic, Sampling]] = {
     "nucleus": ("teacher_nucleus_sample", Sampling(top_p=NUCLEUS)),
     "argmax": ("teacher_argmax", Sampling(temperature=0.0)),
 }
-"""How the teacher's token at the error is chosen, and how the teacher generates further tokens."""
+"""For each value of `teacher_token`: how the token at the error is chosen, and how the teacher generates further tokens."""
 _COUNTS = "revision_counts"  # key of a checkpoint's state
 
 
@@ -58,28 +58,29 @@ class Revised(WrappingNode):
             from the most probable classes that have 0.9 of the mass; "argmax" uses its most probable token.
         teacher_tokens: Number of tokens that the teacher generates from the error token on, >= 1, before the student
             continues; 1 is the paper's method.  With "all" the teacher generates the whole rest of the response.
-        detection: The score that measures the disagreement.  The error token has the largest score among the positions where
-            the teacher's token differs from the student's.  "reverse" is KL(q || p), with the student first as in Eq. 3, and
-            "forward" is KL(p || q).  "surprise" is -log p(y) - H(p), where y is the student's token and H(p) the entropy of p.
-            "first" is the first position at which KL(q || p) exceeds `threshold_nats`, since later disagreement may be a
-            consequence of it; without such a position the draft is unchanged.  "random" is a control with random scores.
+        detection: The score that measures the disagreement.  The error token has the largest score among the positions
+            where the teacher's token differs from the student's.  "reverse" is KL(q || p), with the student first as in Eq.
+            3, and "forward" is KL(p || q).  "surprise" is -log p(y) - H(p), where y is the student's token and H(p) the
+            entropy of p. "first" selects the first position at which KL(q || p) exceeds `threshold_nats`, because the first
+            error may cause later disagreement.  If there is no such position, the draft is unchanged.  "random" is a
+            control with random scores.
         threshold_nats: Threshold of KL(q || p) for the detection "first", > 0; None for other detections.
-        chunk_tokens: Number of tokens, >= 1, of the chunks in which drafts are generated, for the detection "first".  Both
-            models score each chunk, and a draft is not continued after the chunk that contains its error.  Up to rounding, the
-            revised text is the same as without chunks.  If None, or if the engine has no prefix memory, each draft is
-            generated completely before it is scored.
+        chunk_tokens: Size of chunks in tokens, >= 1, for the detection "first".  Drafts are generated chunk by chunk.  Both
+            models score each chunk, and a draft is not continued after the chunk that contains its error.  Up to rounding,
+            the revised text is the same as without chunks.  If None, or if the engine does not store the states of
+            prefixes, each draft is generated completely before it is scored.
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
-        in_order: Whether a later round ignores the positions before the previous error token.
+        in_order: Whether a later round can replace only tokens from the previous error token on.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
-        error_weight: Weight of the error token in the divergence term, > 0; 1 is the paper's method.  A divergence compares
-            distributions over all classes, so its value at the error does not depend on the token at this position.  With the
-            weight 1, a revision therefore changes only the divergence at the tokens after the error.  With several rounds, the
-            error token of each round has this weight, unless a later round generates its position again.
+        error_weight: Weight of the error token in the divergence term, > 0; 1 is the paper's method.  The divergence at a
+            position does not depend on the token at this position, because it compares distributions over all classes.
+            With the weight 1, a revision therefore changes only the divergence at the tokens after the error.  With several
+            rounds, the error token of each round has this weight, unless a later round replaces it or a token before it.
 
     Raises:
-        ConfigError: rounds, teacher_tokens or chunk_tokens is below 1; threshold_nats is missing or not used; chunk_tokens is
-            combined with another detection, mode or source; error_weight is not above 0 or not finite; or the source generates
-            no student text.
+        ConfigError: a value is out of range; threshold_nats is missing, or set for a detection without a threshold;
+            chunk_tokens is combined with a detection, mode or source that does not allow chunks; or the source generates no
+            student text.
 
     Example:
         >>> Revised(rounds=2).needs.statistics
@@ -157,15 +158,15 @@ class Revised(WrappingNode):
 def revises(node: object) -> bool:
     """Return whether a policy, or a policy that it wraps, is `Revised`.
 
-    Revised text begins like its draft.  For such a policy, the caller therefore enables prefix memories, which store the hidden
-    states of drafts so that they are not computed again.
+    A revised text has the same first tokens as its draft.  The caller can therefore store the hidden states of drafts and
+    reuse them.
     """
     return isinstance(node, Revised) or (hasattr(node, "source") and revises(node.source))
 
 
 def draft_scores(settings: Revised, tools: PolicyTools) -> DraftScores:
     """Return the object that scores the drafts of a `Revised` policy."""
-    assert tools.scorer is not None, "checked by `needs` when the recipe was read"
+    assert tools.scorer is not None, "a teacher with statistics of tokens is required"
     ask_token, _ = _ASKED[settings.teacher_token]
     return DraftScores(tools.scorer, settings.detection, ask_token, tools.seed, settings.threshold_nats)
 
@@ -177,12 +178,12 @@ class RevisedSource(Wrapping):
         settings: The policy.
         source: Generates the drafts.
         tools: The objects that the policy uses.
-        scores: Computes the scores of drafts, and has those of drafts in chunks.  If None, a new object is created, which
-            scores complete drafts.
+        scores: Computes the scores of drafts.  Required if drafts are generated in chunks, because this object has their
+            scores already.  If None, a new object is created.
     """
 
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools, scores: DraftScores | None = None) -> None:
-        assert settings.sampling is not None, "checked when the recipe was read"
+        assert settings.sampling is not None, "the source must generate student text"
         self._settings, self._source, self._tools = settings, source, tools
         self._scores, self._sampling = scores or draft_scores(settings, tools), settings.sampling
         self._counts = (0, 0)  # revisions of the last step, and those with an unchanged tail
@@ -205,9 +206,9 @@ class RevisedSource(Wrapping):
     def metrics(self) -> Mapping[str, Json]:
         """Return metrics of the revisions of the last step.
 
-        The metrics are the number of revisions, and the fraction of them with an unchanged tail.  A tail is unchanged if the
-        tokens after the error token are the same as in the draft, so that the revision changes only one token.  The fraction is
-        omitted if drafts are generated in chunks, since most of these drafts end soon after their error.
+        The metrics are the number of revisions, and the fraction of revisions with an unchanged tail.  A tail is unchanged
+        if all tokens after the error token are the same as in the draft.  The fraction is omitted if drafts are generated
+        in chunks, since most of these drafts end soon after their error.
         """
         revisions, same = self._counts
         fraction = {"unchanged_tails": same / revisions} if revisions and self._settings.chunk_tokens is None else {}
@@ -224,10 +225,10 @@ class RevisedSource(Wrapping):
     def _revise(
         self, step: int, number: int, drafts: list[TokenSequence], starts: list[int]
     ) -> tuple[list[TokenSequence], list[int]]:
-        """Run round `number` of revision; return the revised drafts, and the position of each replaced token.
+        """Run round `number` of revision; return the revised drafts and error tokens.
 
-        `starts` has one position for each draft; tokens before it are not replaced.  A draft in which no token is replaced is
-        returned unchanged, with the position -1.
+        An error token is a token that was replaced; it is given by its position.  A draft without an error token is returned
+        unchanged, with the position -1.  `starts` has a position for each draft; tokens before this position are not replaced.
         """
         score_BT, teacher_BT = self._scores.of(step, number, drafts)
         student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)
@@ -266,7 +267,7 @@ class RevisedSource(Wrapping):
         return replace(revised, weights=weights + (1.0,) * (revised.num_targets - len(weights)))
 
     def _random_scores(self, step: int, number: int, drafts: list[TokenSequence]) -> torch.Tensor:
-        """Return random scores [B, T] for the tokens of the drafts, so that a random token is replaced."""
+        """Return random scores [B, T] for the tokens of the drafts."""
         streams = [(generator(self._tools.seed, "error", step, draft.sample, number), draft.num_targets) for draft in drafts]
         return pad_sequence([torch.from_numpy(stream.random(length)) for stream, length in streams], batch_first=True)
 
@@ -275,8 +276,8 @@ class RevisedSource(Wrapping):
     ) -> list[tuple[int, ...]]:
         """Generate the tail of each corrected prefix; return the token ids.
 
-        The tail begins with the teacher's further tokens, if the setting `teacher_tokens` is above 1.  The rest is generated by
-        the student.  The tail is empty if `tail_budget` of the correction is 0.
+        If the setting `teacher_tokens` is above 1, the teacher generates the first tokens of the tail.  The student
+        generates the rest.  The tail is empty if `tail_budget` of the correction is 0.
         """
         tails: list[tuple[int, ...]] = [()] * len(drafts)
         count = self._settings.teacher_tokens
@@ -305,5 +306,5 @@ class RevisedSource(Wrapping):
             return []
         if purpose == "tail":
             return self._tools.engine.generate(requests, self._sampling)
-        assert self._tools.teacher is not None, "checked by `needs` when the recipe was read"
+        assert self._tools.teacher is not None, "a teacher that generates text is required"
         return self._tools.teacher.generate(requests, _ASKED[self._settings.teacher_token][1])

@@ -1,9 +1,9 @@
 """MiniLLM's roll-outs: text generated and scored once, used for several epochs.
 
-The formulas are in redistill.losses.policy_gradient; this module keeps a pool (the roll-outs that are generated together)
-between updates.  A *cycle* consists of `inner_epochs` epochs over one pool.  At the first update of a cycle, the source
-generates all answers of the pool, and each model scores them in one forward pass.  Advantages are computed for each mini-batch,
-since whitening uses the mean and variance of the returns in the mini-batch.
+A *pool* contains the roll-outs that are generated together, and a *cycle* consists of `inner_epochs` epochs over one pool.
+At the first update of a cycle, the source generates all answers of the pool, and each model scores them in one forward
+pass. Advantages are computed for each mini-batch, since whitening uses the mean and variance of the returns in the
+mini-batch.  The formulas are in redistill.losses.policy_gradient.
 """
 
 import math
@@ -30,9 +30,9 @@ Whiten = Literal["tokens", "padded", "none"]
 class Rollouts(WrappingNode):
     r"""Roll-outs with advantages and importance weights, used for several epochs.
 
-    A roll-out is a generated answer with values for the policy gradient.  Source: MiniLLM (arXiv 2306.08543) and its published
-    code, whose values are the defaults.  Old log-probabilities, rewards and importance weights always use the models'
-    distributions at temperature 1 and without nucleus sampling, even if the text was sampled with other settings.
+    A roll-out is a generated answer with values for the policy gradient.  Source: MiniLLM (arXiv 2306.08543) and its
+    published code, whose values are the defaults.  Old log-probabilities, rewards and importance weights always use
+    temperature 1 and no nucleus sampling, even if the text was sampled with other settings.
 
     .. math:: r_t = \mathrm{clip}\Bigl(\tfrac{1}{s} \log \frac{p(y_t)}{q_{old}(y_t)},\, -c,\, c\Bigr), \quad
         R_t = \frac{1}{n_t} \sum_{t' \ge t} \gamma^{t' - t} r_{t'}, \quad
@@ -44,19 +44,19 @@ class Rollouts(WrappingNode):
     a token is its return after whitening (normalisation to mean 0 and variance 1).
 
     Args:
-        source: Generates the text: the student, or a mixture of student and teacher.  The weight of the teacher in the mixture
-            is a in the importance weights; a = 0 for the student alone.
-        num_rollouts: Number of roll-outs that all processes together generate at once (a pool), >= 1; rounded down to a
-            multiple of the training batch size, but to at least one batch.
-        inner_epochs: Number of epochs over a pool before a new one is generated, >= 1; the first epoch has the order of the
-            training data, and each later epoch a new random order.
+        source: Generates the text: the student (a = 0), or a mixture of student and teacher, in which the teacher has the
+            weight a.
+        num_rollouts: Number of roll-outs that all processes together generate at once (a pool), >= 1.  It is rounded down
+            to a multiple of the training batch size, but is at least one batch.
+        inner_epochs: Number of epochs over a pool before a new pool is generated, >= 1.  The first epoch has the order of
+            the training data, and each later epoch has a new random order.
         discount: Discount gamma of the returns, in [0, 1].
         reward_scaling: Divisor of the reward log p - log q, > 0.
         reward_clip: Bound of the absolute scaled reward of a token, > 0.
         length_normalise: Whether the return of a token is divided by the number of rewards in its sum.
-        whiten: "tokens" whitens returns with the mean and variance over the tokens of a global mini-batch.  For "padded", as in
-            the published code, mean and variance include zeros that pad each response to the length limit.  "none" uses the
-            returns as advantages, without whitening.
+        whiten: "tokens" whitens returns with the mean and variance over the tokens of a global mini-batch.  "padded" first
+            pads each response with zeros to the length limit, as the published code does; mean and variance include these
+            zeros.  "none" uses the returns as advantages, without whitening.
 
     Raises:
         ConfigError: a value is out of range.
@@ -136,7 +136,7 @@ class RolloutsSource(Wrapping):
     """Returns the sequences of a `Rollouts` policy; created by `Rollouts.bind`."""
 
     def __init__(self, settings: Rollouts, source: Source, tools: PolicyTools) -> None:
-        assert tools.scorer is not None, "checked by `needs` when the recipe was read"
+        assert tools.scorer is not None, "a teacher with statistics of tokens is required"
         self._settings, self._source, self._tools, self._scorer = settings, source, tools, tools.scorer
         self._pass_steps = max(1, settings.num_rollouts // tools.gold.batch_size)
         self._hold(None, [])
@@ -144,9 +144,9 @@ class RolloutsSource(Wrapping):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """Return this process's part of the step's mini-batch, one roll-out per item.
 
-        A pool of roll-outs is generated at one step.  The mini-batches of this step and of later steps are taken from the pool,
-        which is used several times.  A roll-out therefore answers a prompt that was chosen when the pool was generated, and not
-        one of `items`; only the number of `items` is used.
+        A pool of roll-outs is generated at one step, and the mini-batches of this step and of later steps are taken from
+        the pool.  A roll-out therefore answers a prompt that was chosen when the pool was generated.  Only the number of
+        `items` is used here, and not their prompts.
         """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
@@ -169,8 +169,8 @@ class RolloutsSource(Wrapping):
     def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
         """Replace the pool of roll-outs by another pool.
 
-        A pool is generated at once and used for several epochs (a cycle).  The pool's metrics and its state for
-        checkpoints are computed here once, and not at every update.
+        A pool is used for several epochs, which form a cycle; `cycle` is the index of the cycle.  The pool's metrics and
+        its state for checkpoints are computed here once, and not at every update.
         """
         self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)
         self._pool_metrics: Mapping[str, Json] = {}
@@ -181,10 +181,10 @@ class RolloutsSource(Wrapping):
     # --- generation ---
 
     def _generate(self, cycle: int) -> list[_Scored]:
-        """Generate and score the pool of a cycle; return it in the order of the training data.
+        """Generate, score and return the pool of a cycle.
 
-        The pool has the roll-outs for all epochs of the cycle.  Each process generates and scores a part of the pool; every
-        process returns the whole pool.
+        The pool is in the order of the training data, and has the roll-outs for all epochs of the cycle.  Each process
+        generates and scores a part of the pool, and every process returns the whole pool.
         """
         gold_steps = range(cycle * self._pass_steps, (cycle + 1) * self._pass_steps)
         items = [item for gold_step in gold_steps for item in self._tools.gold.all_items(gold_step)]
@@ -197,11 +197,14 @@ class RolloutsSource(Wrapping):
             indices += mine
         scored = list(zip(indices, self._score(generated), strict=True))
         pool = [entry for _, entry in sorted(self._tools.processes.gather(scored), key=lambda pair: pair[0])]
-        assert len(pool) == len(items), "a pool is gathered from all processes"
+        assert len(pool) == len(items), "some roll-outs of the pool are missing"
         return pool
 
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
-        """Return each sequence with the log-probabilities that student and teacher assign to its targets."""
+        """Return each sequence with the log-probabilities of its targets.
+
+        The log-probabilities are those of student and teacher.
+        """
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
         rows = zip(sequences, found["student_logprob"], found["teacher_logprob"], strict=True)
         return [_Scored(sequence, tuple(old.tolist()), tuple(teacher.tolist())) for sequence, old, teacher in rows]
@@ -215,7 +218,10 @@ class RolloutsSource(Wrapping):
         return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)
 
     def _with_advantages(self, batch: list[_Scored]) -> list[TokenSequence]:
-        """Return copies of the sequences of a global mini-batch, each with its values for the policy gradient."""
+        """Return copies of a mini-batch's sequences, with values for the policy gradient.
+
+        `batch` is the mini-batch of all processes together.
+        """
         settings = self._settings
         reward_BT, valid_BT, importance_BT = self._rewards(batch)
         advantage_BT = discounted_returns(
@@ -232,7 +238,7 @@ class RolloutsSource(Wrapping):
         return sequences
 
     def _rewards(self, batch: list[_Scored]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the tensors reward_BT, valid_BT (True at targets) and importance_BT for the sequences in `batch`."""
+        """Return reward_BT, valid_BT (True at targets) and importance_BT for a batch."""
         old_BT, valid_BT = _padded([scored.old_logprobs for scored in batch])
         teacher_BT, _ = _padded([scored.teacher_logprobs for scored in batch])
         settings = self._settings
@@ -241,10 +247,12 @@ class RolloutsSource(Wrapping):
 
 
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
-    """Return groups of the indices of the items; no group contains a training example twice.
+    """Divide the items into groups that have each training example once at most.
 
-    The random numbers of an answer depend on the step number and the training example.  The caller therefore generates each
-    group with another step number, so that two answers to the same prompt differ.
+    The items are given by their indices.
+
+    The random numbers of an answer depend on the step number and the training example.  The caller generates each group
+    with another step number, so that two answers to the same prompt differ.
     """
     groups: dict[int, list[int]] = {}
     times: Counter[int] = Counter()
@@ -255,14 +263,20 @@ def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a float64 tensor of the rows, padded with zeros, and a bool mask that is False for padding."""
+    """Return the rows as a float64 tensor, padded with zeros, and a mask.
+
+    The mask is bool, and False for padding.
+    """
     width = max(map(len, rows))
     padded_BT = torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)
     return padded_BT, torch.arange(width) < torch.tensor([[len(row)] for row in rows])
 
 
 def _state_of(pool: Sequence[_Scored]) -> Mapping[str, StateValue]:
-    """Return the sequences of the pool, and for each model a float64 tensor of the log-probabilities of all targets."""
+    """Return the state of the pool for a checkpoint.
+
+    The state contains the sequences, and for each model a float64 tensor of the log-probabilities of all targets.
+    """
     columns = {name: [value for scored in pool for value in getattr(scored, name)] for name in _LOGPROBS}
     tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
     return {"sequences": tuple(scored.sequence for scored in pool), **tensors}
@@ -285,7 +299,7 @@ def _from_state(state: StateValue) -> list[_Scored]:
 
 
 def _from_json(line: Mapping[str, Json]) -> _Scored:
-    """Restore a scored sequence from `line`, its JSON object in a checkpoint of an older version."""
+    """Restore a scored sequence from the JSON object `line` of an old checkpoint."""
     prompt, response = (cast("Sequence[int]", line[name]) for name in ("prompt", "response"))
     sequence = TokenSequence(
         sample=cast("int", line["sample"]),

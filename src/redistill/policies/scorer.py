@@ -50,11 +50,11 @@ class Scorer:
         Args:
             sequences: Any number of sequences.
             ask: Names of the statistics; `vocab_pass.row_statistics` describes them.
-            uniforms: For each sequence, an array of uniform float64 numbers in [0, 1), which has `NUMBERS_PER_DRAW` numbers for
-                each target.  Required only for a statistic that samples tokens.
+            uniforms: For each sequence, an array [targets, `NUMBERS_PER_DRAW`] of uniform float64 numbers in [0, 1).
+                Required only for a statistic that samples tokens.
 
         Returns:
-            By name of the statistic: a list that has a tensor [targets] for each sequence.
+            A dictionary from the name of each statistic to a list, which has a tensor [targets] for each sequence.
         """
         found: dict[Statistic, list[torch.Tensor]] = {name: [] for name in ask}
         for start in range(0, len(sequences), self.batch_size):

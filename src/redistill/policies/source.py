@@ -1,8 +1,9 @@
 """The interfaces of policies: nodes and sources.
 
-A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) is a frozen dataclass that recipes decode from YAML; `bind(tools)`
-creates a *source*, which returns the sequences.  The state of a source (a buffer or roll-outs) is gathered from all processes,
-so the sequences of an update do not depend on the number of processes, or on whether the run was resumed.
+A *policy node* (`Fixed`, `StudentGenerated`, `Revised` ...) has the settings of a policy.  It is a frozen dataclass that is
+decoded from the YAML of a recipe.  Its method `bind` creates a *source*, which returns the sequences.  The state of a
+source (a buffer or roll-outs) is gathered from all processes.  Therefore the sequences of an update do not depend on the
+number of processes, or on whether the run was resumed.
 """
 
 from abc import abstractmethod
@@ -43,8 +44,8 @@ class Revision:
         step: Number of updates done before the correction, from 0.
         sample: Index of the training example.
         position: Index of the error token in the response, from 0.
-        kl: Disagreement at the error token, in nats, measured by the score that the setting `detection` selects; for "random"
-            scores, KL(student || teacher).
+        kl: Disagreement of the models at the error token, in nats.  The setting `detection` selects the formula; for
+            "random", this is KL(student || teacher).
         before: The draft.
         after: The revised sequence.
 
@@ -73,8 +74,7 @@ class PolicyTools:
         engine: Generates the student's text.
         teacher: Generates the teacher's text; None if the run has no teacher that generates text.
         scorer: Computes divergences and log-probabilities of tokens; None if the run has no teacher that provides them.
-        gold: The training examples with their gold answers, in the order of training, for policies that need the examples of
-            other steps.
+        gold: The training examples of all steps in the order of training, with their gold answers.
         processes: Rank and number of processes, and the collective operation `gather`.
         updates: Optimiser steps of the run, >= 1.
         end_ids: Ids of the end tokens.
@@ -113,8 +113,8 @@ class Source(PolicyState, Protocol):
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         """Return an answer for each item, in order, then surplus sequences, if any.
 
-        Surplus sequences are second answers to a prompt, such as the revision of a draft.  Every process calls this method at
-        every step, even without items, since a source may gather data from all processes.
+        Surplus sequences are further answers to a prompt, such as the revision of a draft.  Every process calls this method
+        at every step, even without items, since a source may gather data from all processes.
         """
 
 
@@ -142,13 +142,13 @@ class Stateless:
         return {}
 
     def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
-        assert not state, f"a source without state cannot load {sorted(state)}"
+        assert not state, f"a source without state cannot load the keys {sorted(state)}"
 
 
 class Wrapping:
     """Base class of a source that wraps another source, `_source`.
 
-    Its state is that of `_source`.
+    The wrapper has no state in addition to that of `_source`.
     """
 
     _source: Source
@@ -169,7 +169,7 @@ class Wrapping:
 class PolicyNode(Protocol):
     """The configuration of a policy.
 
-    By default a policy generates no student text, and has no requirements of teacher and engine; subclasses override the
+    By default, a policy generates no student text and requires no features of teacher and engine.  Subclasses override the
     properties `sampling` and `needs`.
     """
 
@@ -198,7 +198,7 @@ def _student_generated() -> "PolicyConfig":
 class WrappingNode:
     """Base class of a policy that uses the answers of another policy, `source`.
 
-    By default it has the sampling settings and the requirements of `source`.
+    By default, the sampling settings and the requirements are those of `source`.
 
     Args:
         source: The policy whose answers are used; the student's text by default.

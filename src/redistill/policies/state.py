@@ -16,7 +16,7 @@ from redistill.errors import ConfigError
 from redistill.records import Json
 
 Path: TypeAlias = "tuple[str | int, ...]"
-"""Keys and indices that lead to a value of a state."""
+"""Position of a value in a nested state: a key for each mapping, and an index for each list."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,10 +24,10 @@ class StoredState:
     """The state of a policy, as a checkpoint stores it.
 
     Args:
-        tensors: Tensors by name; "3/token_ids" is a tensor of the value that `entries[3]` describes.
+        tensors: Tensors by name.  The name begins with the index of an entry: "3/token_ids" belongs to `entries[3]`.
         values: The state as JSON, with None for each value that is stored as tensors.
-        entries: One description of each value that is stored as tensors.  "path" is its path in `values`.  A tuple of sequences
-            also has "origins", the different origins of its sequences.
+        entries: A description of each value that is stored as tensors.  "path" is its position in `values`, as keys and
+            indices.  For a tuple of sequences there is also "origins", a list of the origins of the sequences.
 
     Example:
         >>> text = TokenSequence(sample=3, token_ids=(5, 6, 2), supervised=(False, True, True), origin="student")
@@ -48,11 +48,15 @@ class StoredState:
 def store(state: Mapping[str, StateValue]) -> StoredState:
     """Convert the state of a policy to tensors and JSON.
 
-    A tuple of n sequences with N tokens in total becomes five tensors.  token_ids (int32, [N]) and supervised (bool, [N])
-    concatenate the sequences, and ends (int64, [n]) contains for each sequence the index after its last token, in [1, N].
-    sample (int64, [n]) contains the indices of the training examples.  origin (uint8, [n]) contains indices of the list
-    "origins" in `StoredState`.  If any target has a weight other than 1, there is a sixth tensor, weights (float64), which
-    contains the weights of all targets in order.
+    A tuple of n sequences with N tokens in total becomes five tensors:
+
+    - token_ids (int32, [N]) and supervised (bool, [N]) concatenate the sequences.
+    - ends (int64, [n]) contains for each sequence the index after its last token, in [1, N].
+    - sample (int64, [n]) contains the indices of the training examples.
+    - origin (uint8, [n]) contains indices of the list "origins" in `StoredState`.
+
+    If any target has a weight other than 1, there is a sixth tensor, weights (float64), with the weights of
+    all targets in order.
 
     Raises:
         ConfigError: a sequence has spans or a roll-out, which are not stored.
@@ -89,7 +93,10 @@ def restore(stored: StoredState) -> Mapping[str, StateValue]:
 
 
 def _split(value: StateValue, path: Path, found: list[tuple[Path, torch.Tensor | tuple[TokenSequence, ...]]]) -> Json:
-    """Return `value` as JSON, with None for tensors and tuples of sequences; append these to `found` with their paths."""
+    """Return `value` as JSON, with None for tensors and tuples of sequences.
+
+    These tensors and tuples are appended to `found`, with their positions in the state.
+    """
     if isinstance(value, torch.Tensor) or _are_sequences(value):
         found.append((path, value))
         return None
@@ -101,7 +108,10 @@ def _split(value: StateValue, path: Path, found: list[tuple[Path, torch.Tensor |
 
 
 def _joined(value: Json, path: Path, found: Mapping[Path, StateValue]) -> StateValue:
-    """Return a copy of `value` in which the values of `found` are inserted at their paths."""
+    """Return a copy of `value` with the values of `found` at their positions.
+
+    `path` is the position of `value` in the state.
+    """
     if path in found:
         return found[path]
     if isinstance(value, Mapping):
@@ -112,7 +122,7 @@ def _joined(value: Json, path: Path, found: Mapping[Path, StateValue]) -> StateV
 
 
 def _are_sequences(value: StateValue) -> TypeGuard[tuple[TokenSequence, ...]]:
-    """Whether the value is a tuple of sequences; False for an empty tuple, which is stored as JSON."""
+    """Whether the value is a non-empty tuple of sequences."""
     return isinstance(value, tuple) and bool(value) and all(isinstance(held, TokenSequence) for held in value)
 
 
@@ -120,8 +130,8 @@ def _tensors_of(sequences: Sequence[TokenSequence], origins: Sequence[str]) -> d
     for sequence in sequences:
         if sequence.spans or sequence.rollout is not None:
             raise ConfigError(
-                f"policy: its state has a sequence of sample {sequence.sample} with spans or a roll-out; must have neither; "
-                "set `spans` to () and `rollout` to None by dataclasses.replace, and store their values as tensors"
+                f"policy: the state has spans or a roll-out in a sequence of training example {sequence.sample}; neither can "
+                "be stored; set `spans` to () and `rollout` to None by dataclasses.replace, and store their values as tensors"
             )
     tokens = np.fromiter(chain.from_iterable(sequence.token_ids for sequence in sequences), np.int32)
     supervised = np.fromiter(chain.from_iterable(sequence.supervised for sequence in sequences), np.bool_)

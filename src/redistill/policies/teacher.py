@@ -34,15 +34,15 @@ class TeacherGenerated(PolicyNode):
 
     .. math:: y \sim p(\cdot \mid x)
 
-    y is the answer, x the prompt, and p the teacher.  Source: SeqKD (Kim and Rush, arXiv 1606.07947).  Answers are generated in
-    blocks, before the steps that need them.  They are stored in a file, so that neither a later epoch nor a resumed run
-    generates an answer again.
+    y is the answer, x the prompt, and p the teacher.  Source: SeqKD (Kim and Rush, arXiv 1606.07947).  The answers to the
+    prompts of several steps are generated at once.  All answers are stored in a file, from which later epochs and resumed
+    runs read them.
 
     Args:
         temperature: Sampling temperature, > 0.
         top_p: Nucleus probability, in (0, 1]; 1 keeps all tokens of the vocabulary.
-        store: Path of the file of answers.  Consecutive runs with the same teacher, data and seed can share the file.  If
-            None, the file is teacher-responses.jsonl in the run folder.
+        store: Path of the file of answers.  Runs with the same teacher, data and seed can share the file, one after the
+            other.  If None, the file is teacher-responses.jsonl in the run folder.
 
     Raises:
         ConfigError: a value is out of range.
@@ -85,14 +85,14 @@ class TeacherGenerated(PolicyNode):
 
 
 class TeacherSource(Stateless):
-    """Reads stored answers; generates a block of answers when an answer is missing.
+    """Returns stored answers of the teacher, and generates missing answers.
 
-    Checkpoints do not contain the answers.  A resumed run reads them from the file, or generates them again with identical
-    tokens.
+    Missing answers are generated in blocks, which include prompts of later steps.  Checkpoints do not contain the answers.  A
+    resumed run reads them from the file, or generates them again with identical tokens.
     """
 
     def __init__(self, settings: TeacherGenerated, tools: PolicyTools) -> None:
-        assert tools.teacher is not None, "checked by `needs` when the recipe was read"
+        assert tools.teacher is not None, "a teacher that generates text is required"
         self._sampling = settings.teacher_sampling
         self._tools, self._generate = tools, tools.teacher.generate
         path = Path(settings.store) if settings.store else tools.folder and tools.folder / FILE
@@ -108,9 +108,10 @@ class TeacherSource(Stateless):
         return [answered(item.example, self._answers[_key(item.example)], "teacher") for item in items]
 
     def _block(self, step: int) -> list[Example]:
-        """Return examples whose prompts have no stored answer: those of this step, then of later steps.
+        """Return the examples whose answers are generated next.
 
-        Examples of later steps are added until the generation batch of every process is full.
+        These are the examples of this step and of later steps that have no stored answer.  Examples of later steps are
+        added until the generation batch of every process is full.
         """
         size = self._tools.batch_size * self._tools.processes.world
         now = self._unanswered(step)
@@ -139,7 +140,10 @@ class TeacherSource(Stateless):
 
 
 class _Answer(TypedDict):
-    """A line of the file of answers: one answer, its training example and a hash of its prompt."""
+    """A line of the file of answers.
+
+    `sample` is the index of the training example, `prompt` a hash of its prompt, and `token_ids` the answer.
+    """
 
     sample: int
     prompt: str
@@ -172,9 +176,10 @@ class ResponseStore:
         self._path, self._sampling, self._tools = path, sampling, tools
 
     def read(self) -> dict[Key, tuple[int, ...]]:
-        """Return all answers in the file: for each key, the token ids of the answer.
+        """Return the token ids of all answers in the file, by key.
 
-        Every process must call this method; the main process reads the file.
+        A key consists of the index of the training example and a hash of its prompt.  Every process must call this method;
+        the main process reads the file.
         """
         processes, lines = self._tools.processes, list[Json]()
         if processes.is_main and self._path.exists():
@@ -185,7 +190,9 @@ class ResponseStore:
             if processes.is_main:
                 files.rewrite_lines(self._path, lines)  # removes an incomplete last line before lines are appended
         if faulty := [number for number, line in enumerate(lines[1:], 2) if not _is_answer(line)]:
-            raise DataError(f"{self._path}:{faulty[0]}: is not an answer of a teacher; remove the line, or use another file")
+            raise DataError(
+                f"{self._path}:{faulty[0]}: is not an answer of a teacher; remove the line, or set policy.store to another file"
+            )
         return {(a["sample"], a["prompt"]): tuple(a["token_ids"]) for a in cast("list[_Answer]", lines[1:])}
 
     def append(self, answers: Mapping[Key, tuple[int, ...]]) -> None:
@@ -225,11 +232,11 @@ class ResponseStore:
 def teacher_cross_entropy(tools: PolicyTools) -> float | None:
     """Return the teacher's mean -log p over the targets of the first gold answers.
 
-    The mean, in nats, is over the first 8 answers (`MARK_SEQUENCES`) in the order of training.  For a row that has only a
-    prompt, the tokens of the prompt after the first are used as targets.
+    The mean, in nats, is over the first 8 answers (`MARK_SEQUENCES`) in the order of training.  For an example that has
+    only a prompt, the targets are the tokens of the prompt after the first.
 
-    The mean identifies the teacher and the data of stored answers: it is stored with them, and a run whose mean differs must
-    not use them.  The name of a model would not be sufficient, since it does not identify the weights.
+    The mean is stored with the teacher's answers.  It identifies the teacher and the data: a run with another mean must not
+    use these answers.  The name of the model would not be sufficient, since it does not identify the weights.
 
     The result is None if the teacher does not provide log-probabilities of tokens.
     """
@@ -244,13 +251,16 @@ def teacher_cross_entropy(tools: PolicyTools) -> float | None:
 
 
 def _prompt_sequence(example: Example) -> TokenSequence:
-    """Return a prompt as a sequence whose targets are all of its tokens but the first."""
+    """Return a prompt as a sequence with all tokens except the first as targets."""
     ids = example.prompt_ids
     supervised = (False,) + (True,) * (len(ids) - 1)
     return TokenSequence(sample=example.sample, token_ids=ids, supervised=supervised, origin="dataset")
 
 
 def _key(example: Example | TokenSequence) -> Key:
-    """Return the key of an answer: index of the training example, and hash of the prompt's tokens."""
+    """Return the key of an answer.
+
+    The key consists of the index of the training example and a hash of the prompt's tokens.
+    """
     prompt = ",".join(map(str, example.prompt_ids))
     return example.sample, hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()

@@ -1,8 +1,8 @@
 """Commands and environments of child processes.
 
-`python -m` and `python -c` put the current folder first on the import path.  A file there, such as `numbers.py`, would replace
-a module of the same name.  A child of redistill therefore starts with `-P`, and its environment has PYTHONSAFEPATH, which
-applies to its own children.
+`python -m` and `python -c` put the current folder first on the import path.  A file in this folder, such as `numbers.py`,
+would replace a module of the same name.  Therefore redistill starts Python with the option `-P`.  The variable
+PYTHONSAFEPATH has the same effect for the processes that a child process starts.
 """
 
 import os
@@ -30,11 +30,11 @@ def python_module(name: str, *arguments: str) -> list[str]:
 def child_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Build the environment of a child process.
 
-    It consists of the variables of this process and of PYTHONSAFEPATH, which keeps the current folder off the import path.
+    The result has the variables of this process, and PYTHONSAFEPATH, which keeps the current folder off the import path.
     Empty entries of PYTHONPATH, which mean the current folder, are removed.
 
     Args:
-        variables: Variables to add; variables of this process that are already set have precedence.
+        variables: Variables to add.  A variable that this process has already is not changed.
     """
     found = {**(variables or {}), **os.environ, "PYTHONSAFEPATH": "1"}
     if "PYTHONPATH" in found:

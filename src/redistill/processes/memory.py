@@ -133,7 +133,7 @@ class Halving:
             )
         self.size = tried // 2
         self._changes.append(
-            f"out of memory with {self.setting} = {tried}; retried with {self.size}, which later batches also use"
+            f"out of memory with {self.setting} = {tried}; retried with {self.size}, also used for later batches"
         )
         return self.size
 
@@ -143,14 +143,14 @@ class Halving:
         return changes
 
     def repeat(self, work: Callable[[int], Result]) -> Result:
-        """Call `work` and return its result; halve the size until memory suffices.
+        """Call `work` and return its result; if memory runs out, halve the size and retry.
 
         Args:
-            work: Function that is called with the size. A repeated call after a failure must be safe, and the result must not
-                be None.
+            work: Function that is called with the size. A second call after a failure must be safe, and the result must not be
+                None.
 
         Raises:
-            TrainingError: memory runs out although the size is 1.
+            TrainingError: memory runs out with the size 1.
         """
         while True:
             assert self.size is not None, "repeat needs an initial size"

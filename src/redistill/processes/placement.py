@@ -1,7 +1,7 @@
 """Placement of the parameters of a module over the processes of a job.
 
-The parameters are in one process, replicated in each process, or sharded over all processes.  Every process of a job calls the
-methods of a placement in the same order, since most of them communicate.
+The parameters are in one process, replicated in each process, or sharded over all processes.  Most methods of a placement
+communicate.  Therefore all processes of a job must call them in the same order.
 """
 
 from collections import OrderedDict
@@ -30,8 +30,8 @@ class Placement:
     passes_communicate: bool = False
     """Whether processes communicate during the forward and the backward pass.
 
-    If so, every process must make the same number of passes. Between its first and its last pass, no process
-    may stop because of a signal, or retry with a smaller batch after memory ran out.
+    If so, every process must make the same number of passes. Between the first and the last pass, a process must
+    not stop because of a signal, and must not retry with a smaller batch after memory ran out.
     """
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -44,16 +44,16 @@ class Placement:
     def unsharded(self, module: nn.Module) -> AbstractContextManager[None]:
         """Context in which ``module`` has its full parameters, without gradients.
 
-        Inside, any submodule may be called, and calls do not communicate. Do not change the parameters there, and do not
-        request a state dict, which would shard them again. Do not enter the context between a forward pass and the backward
-        pass of the same micro-batch.
+        Inside the context, any submodule may be called, and calls do not communicate. Do not change the parameters inside
+        it, and do not request a state dict, which would shard the parameters again. Do not enter the context between a
+        forward pass and the backward pass of the same micro-batch.
         """
         return torch.no_grad()
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients over all processes, in place.
 
-        The method does nothing if the job has one process, or if the backward pass has summed the gradients already.
+        With one process, or if the backward pass already sums the gradients, the method does nothing.
         """
 
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
@@ -85,13 +85,16 @@ class Replicated(Placement):
 
     @torch.no_grad()
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Copy the state of process 0 into the module of each process; collective."""
+        """Copy the state of process 0 into every process.
+
+        Every process must call this method.
+        """
         for tensor in module.state_dict().values():
             distributed.broadcast(tensor, src=0)
         return module
 
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes; collective."""
+        """Sum the gradients over all processes; every process must call this method."""
         for parameter in parameters:
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
@@ -101,8 +104,8 @@ class Sharded(Placement):
     """Parameters, gradients and optimizer state sharded over all processes (FSDP2).
 
     A unit is a submodule whose parameters are gathered for its forward pass, and again for its backward pass. All other
-    parameters, such as those of embeddings and head, belong to the root module: they are gathered when its forward pass begins,
-    and sharded again when its backward pass ends. In between, code in the forward pass of the root may read them and add to
+    parameters, such as those of embeddings and head, belong to the root module. They are gathered when the forward pass of
+    the root begins, and sharded again when its backward pass ends. Between these times, other code may read them and add to
     their ``grad``.
 
     Gradients are summed over the processes, not averaged.
@@ -126,7 +129,7 @@ class Sharded(Placement):
         self._units = units
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Shard each unit, then the root; collective."""
+        """Shard each unit, then the root module; every process must call this method."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -146,7 +149,10 @@ class Sharded(Placement):
 
     @contextmanager
     def unsharded(self, module: nn.Module) -> Iterator[None]:
-        """Context with full parameters; collective. See `Placement.unsharded`."""
+        """Context with full parameters, as in `Placement.unsharded`.
+
+        Every process must enter this context.
+        """
         parts = _sharded_parts(module)
         with ExitStack() as stack, torch.no_grad():
             for part in parts:
@@ -163,8 +169,9 @@ class Sharded(Placement):
 def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Collect possibly sharded tensors on the CPU of process 0.
 
-    Every process must call this function with the same names in the same order. A tensor that appears under several names is
-    collected once, so that tied parameters stay tied; create state dicts with ``keep_vars=True``, otherwise ties are lost.
+    Every process must call this function with the same names in the same order. A tensor that has several names is
+    collected once, so that tied parameters stay tied. Create state dicts with ``keep_vars=True``, because ties are lost
+    otherwise.
 
     Args:
         tensors: Tensors by name, sharded or not.
@@ -213,7 +220,7 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def scalar(tensor: torch.Tensor) -> float:
     """Return the value of a tensor with one element, such as a norm of gradients.
 
-    The call is collective if the tensor is sharded.
+    If the tensor is sharded, every process must call this function.
 
     Args:
         tensor: A tensor with one element, sharded or not.
@@ -238,7 +245,10 @@ def _sharded_parts(module: nn.Module) -> "list[FSDPModule]":
 
 
 def _require_gradients(module: nn.Module, inputs: object) -> None:
-    """Raise RuntimeError if a forward pass of a sharded module runs without gradients (a forward pre-hook)."""
+    """Raise RuntimeError if a sharded module is called while gradients are disabled.
+
+    The function is registered as a forward pre-hook of the module.
+    """
     # The root releases its full parameters only in a backward pass. Without one, they would be outdated after the next update.
     if not torch.is_grad_enabled():
-        raise RuntimeError("sharded module: call it without gradients only inside Placement.unsharded")
+        raise RuntimeError("a sharded module was called without gradients; enter Placement.unsharded first")

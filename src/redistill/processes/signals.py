@@ -1,9 +1,8 @@
 """Graceful shutdown: SIGTERM and SIGINT set a flag, which the running work polls.
 
 The work polls at points where its state is consistent.  After the first signal, the next `poll` or `gather` raises
-`Interrupted`.  A second signal ends the process immediately; that is safe as well, because files are written atomically.
-Several processes stop together: a process whose `poll` finds the flag joins the next `gather` of the others, which raises
-`Interrupted` in all processes.
+`Interrupted`.  A second signal ends the process immediately, which is safe because files are written atomically.  Several
+processes stop together: if one process has received a signal, the next `gather` raises `Interrupted` in all processes.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ Value = TypeVar("Value")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ECHO_S = 1.0
-"""Seconds in which a second signal is ignored, because a launcher forwards the signal that the terminal has already sent."""
+"""Seconds after the first signal in which a second one is ignored: a launcher may forward the signal of the terminal."""
 
 
 @dataclass
@@ -35,9 +34,9 @@ class _Flag:
         number: The first signal that has arrived; None if none has arrived.
         arrived: Time at which the first signal arrived, in seconds of the monotonic clock.
         count: Number of signals that have arrived.
-        mode: When the first signal raises `Interrupted`.  "poll": at the next `poll`.  "immediate": immediately.  "immediate if
-            single": immediately in a job of one process, otherwise at the next `poll`.  "children": at the next `poll`; only in
-            this mode, a second signal does not end the process.
+        mode: When the first signal raises `Interrupted`.  "poll": at the next `poll`.  "immediate": immediately.
+            "immediate if single": immediately in a job of one process, and otherwise at the next `poll`.  "children": at
+            the next `poll`, and a second signal does not end the process.
         installed: True if the handler is installed.
     """
 
@@ -59,12 +58,12 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
     signals.  A signal that is ignored stays ignored.
 
     Args:
-        at_once: Raise `Interrupted` immediately instead of at the next `poll`.  This is for work that may be interrupted
-            anywhere and does not poll, such as loading a model.  In a job of several processes, it has an effect only in a
-            nested context.  Processes must not wait for each other there, and all of them must call `gather` afterwards, so
-            that an interruption reaches all of them.
-        with_children: For work that stops its child processes before it ends: SIGHUP also stops the work, and a second signal
-            does not end this process; see `num_arrived`.
+        at_once: Raise `Interrupted` immediately instead of at the next `poll`.  Use this for work that may be interrupted
+            anywhere and does not poll, such as loading a model.  In a job of several processes, only a nested context
+            raises immediately.  The processes must not wait for each other inside this context, and must all call `gather`
+            after it, so that the interruption reaches all of them.
+        with_children: Use this for work that stops its child processes before it ends.  SIGHUP then stops the work as well,
+            and a second signal does not end this process; see `num_arrived`.
 
     Raises:
         Interrupted: a signal has arrived.
@@ -102,8 +101,8 @@ def num_arrived() -> int:
 def poll() -> None:
     """Raise `Interrupted` if a signal has arrived.
 
-    In a job of several processes, a process that has received a signal calls `gather` here.  Therefore `gather` must also be
-    the next collective that the other processes call.
+    In a job of several processes, a process that has received a signal calls `gather` in this function.  Therefore the next
+    collective operation of the other processes must be `gather` as well.
 
     Raises:
         Interrupted: a signal has arrived.
@@ -149,7 +148,7 @@ def _arrive(number: int, frame: FrameType | None) -> None:
             poll()
         if os.environ.get("RANK", "0") == "0":
             plan = "stopping at the next safe point; a second signal exits immediately"
-            plan = "stopping the runs; a second signal kills them" if _flag.mode == "children" else plan
+            plan = "stopping the runs; a second signal kills the runs" if _flag.mode == "children" else plan
             with contextlib.suppress(OSError):  # standard error is closed
                 os.write(2, f"redistill: {signal.Signals(number).name}: {plan}\n".encode())
     elif _flag.mode != "children" and time.monotonic() - _flag.arrived > ECHO_S:

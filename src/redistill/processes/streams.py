@@ -56,7 +56,7 @@ class TolerantStream(io.TextIOWrapper):
     def write(self, text: str, /) -> int:
         """Write `text` without terminal escapes, and with secrets masked.
 
-        The messages that libraries print are also written in this way.  The result is the length of `text`.
+        Messages of libraries are written by this method as well.  The result is the length of `text`.
         """
         if self._above is None:
             super().write(plain(text))
@@ -70,8 +70,8 @@ class TolerantStream(io.TextIOWrapper):
     def lines_above(self, print_line: Callable[[str], None]) -> Iterator[None]:
         """Context in which `print_line` prints each line that is passed to `write`.
 
-        The function prints the line above a progress bar.  Libraries write warnings and log lines at any time; without this
-        context, these lines would be printed within the bar.
+        `print_line` prints above a progress bar.  Without this context, warnings and log lines of libraries would be
+        printed within the bar.
         """
         self._above = print_line
         try:
@@ -98,7 +98,7 @@ class TolerantStream(io.TextIOWrapper):
 
 
 class _Styled:
-    """Wraps a `TolerantStream`; `write` keeps terminal escapes, and all other attributes are those of the stream."""
+    """A view of a `TolerantStream` whose method `write` keeps terminal escapes."""
 
     def __init__(self, stream: TolerantStream) -> None:
         self._stream = stream
@@ -113,8 +113,8 @@ class _Styled:
 def console(name: Literal["stdout", "stderr"] = "stdout", *, quiet: bool = False) -> "Console":
     """Create a `rich.console.Console` that writes to a standard stream.
 
-    The stream writes terminal escapes, since rich generates them.  Remove the escapes of every other text with
-    `redaction.plain`, and print it as `rich.text.Text`.
+    The console writes terminal escapes, which rich generates for colours.  Text from other sources may contain escapes too:
+    remove them with `redaction.plain`, and print the text as `rich.text.Text`.
 
     Args:
         name: Name of the stream in `sys`.
@@ -157,9 +157,9 @@ def plain_messages() -> Iterator[None]:
 def tolerant_streams() -> Iterator[None]:
     """Context in which sys.stdout and sys.stderr are `TolerantStream`s.
 
-    Standard file descriptors that the calling process has closed are opened on the null device first. Otherwise the next file
-    that is opened, such as a checkpoint, would get the number of the descriptor, and log lines would be written into this file.
-    Streams without a file descriptor, such as streams in memory, are not replaced.
+    If the calling process has closed a standard file descriptor, the descriptor is opened on the null device first.
+    Otherwise the next file that is opened, such as a checkpoint, would get the same number, and log lines would be written
+    into this file. Streams without a file descriptor, such as streams in memory, are not replaced.
     """
     _open_standard_descriptors()
     before = sys.stdout, sys.stderr
@@ -184,7 +184,7 @@ def _open_standard_descriptors() -> None:
 def above_bar(console: "Console") -> Iterator[None]:
     """Context in which output is printed above the progress bar of `console`.
 
-    The output is that of the program and its libraries to streams that are terminals.
+    Inside the context, sys.stdout and sys.stderr print above the bar, if they are terminals.
     """
     from rich.text import Text
 

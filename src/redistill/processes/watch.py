@@ -1,8 +1,8 @@
 """Detects dead ranks, so that no process waits for a process that failed or hangs.
 
-A timeout of collectives cannot distinguish a slow process from a stopped one.  Instead, a thread of each process sends a
-heartbeat every second and checks the heartbeats of the others.  The first process that fails reports its failure before its
-connections break, and only this process prints its error.
+A timeout of collective operations cannot distinguish a slow process from a dead one.  Instead, a thread of each process
+sends a heartbeat every second and checks the heartbeats of the other processes.  The first process that fails reports this
+to the others, and only this process prints its error.
 """
 
 import atexit
@@ -36,7 +36,7 @@ _blocks = count()
 class RanksDifferError(ConfigError):
     """The ranks of a job have different inputs.
 
-    All ranks raise it after the same collective, so no rank waits for another one.
+    All ranks raise this error after the same collective operation, so that no rank waits for another.
 
     Example:
         >>> RanksDifferError("rank 1 has different training data than rank 0; use the same files on all ranks").exit_code
@@ -48,13 +48,14 @@ class RanksDifferError(ConfigError):
 def watched() -> Iterator[None]:
     """Context in which this process exits soon after another process fails or dies.
 
-    The code in such a context is a watched block.  All processes must enter their blocks in the same order; blocks may be
-    nested. A job of one process is not watched.
+    The code inside the context is a watched block.  All processes must enter their blocks in the same order, and blocks may
+    be nested. In a job of one process, the context has no effect.
 
-    A `RanksDifferError` ends every process with the exit code of the error; only rank 0 raises it, so it is printed once.
+    A `RanksDifferError` ends every process with the exit code of the error.  Only rank 0 raises the error, so that it is
+    printed once.
 
     Raises:
-        SystemExit: an error in the block was only a consequence of the failure of another process; or the error was a
+        SystemExit: an error in the block was caused by the failure of another process; or the error was a
             `RanksDifferError`, and this process is not rank 0.
         ConfigError: REDISTILL_SILENCE_S is not a number of seconds >= 2.
     """
@@ -81,9 +82,9 @@ def watched() -> Iterator[None]:
 
 
 def _silence_s() -> float:
-    """Return the number of seconds without a heartbeat after which a process counts as dead.
+    """Return the seconds without a heartbeat after which a process counts as dead.
 
-    It is the value of $REDISTILL_SILENCE_S, or 20 s (`SILENCE_S`) if the variable is not set.
+    The value is that of the environment variable REDISTILL_SILENCE_S, or 20 (`SILENCE_S`) if the variable is not set.
     """
     text, seconds = os.environ.get("REDISTILL_SILENCE_S", str(SILENCE_S)), math.nan
     with suppress(ValueError):
@@ -96,9 +97,8 @@ def _silence_s() -> float:
 class _Watch:
     """Sends and checks heartbeats through the launcher's rendezvous store.
 
-    A thread sends heartbeats as long as the process lives, so that a process that enters a watched block (a `watched` context)
-    late does not appear to be dead.  The thread checks the heartbeats of the other processes only while this process is in a
-    block.
+    A thread sends heartbeats as long as the process lives.  The thread checks the heartbeats of the other processes only
+    while this process is inside a `watched` context, called a block.
     """
 
     def __init__(self) -> None:
@@ -116,10 +116,10 @@ class _Watch:
         atexit.register(self.end)
 
     def is_root_cause(self, error: Exception, block: int) -> bool:
-        """Return whether `error` is the first failure of the job; if so, report it to the other processes.
+        """Return whether `error` is the first failure of the job.
 
-        The result is False if `error` is a consequence of the failure or death of another process.  `block` is the number of
-        the watched block in which `error` was raised.
+        If so, the failure is reported to the other processes.  The result is False if `error` was caused by the failure or
+        death of another process.  `block` is the number of the `watched` context in which `error` was raised.
         """
         if _is_from_collective(error):
             before = self._heartbeats(block)
@@ -132,9 +132,9 @@ class _Watch:
         return self._store.add(f"{block}/failed", 1) == 1
 
     def leave(self, block: int) -> None:
-        """Record that this process has left a watched block.
+        """Record that this process has left the `watched` context with the number `block`.
 
-        Other processes in this block then stop checking the heartbeats of this process.
+        Other processes in this context then stop checking the heartbeats of this process.
         """
         with suppress(RuntimeError):  # the store may have been in the first process, which has exited
             self._store.add(f"{block}/left/{self.rank}", 1)
@@ -145,7 +145,7 @@ class _Watch:
         self._thread.join(HEARTBEAT_S)
 
     def _run(self) -> None:
-        """Send heartbeats; in a watched block, also end this process if another is dead."""
+        """Send heartbeats; in a `watched` context, end this process if another is dead."""
         checked_blocks, checked_at, seen = tuple[int, ...](), 0.0, dict[int, tuple[int, float]]()
         try:
             self._store.add(f"heartbeats/{self.rank}", 1)
@@ -174,13 +174,17 @@ class _Watch:
             os._exit(1)
 
     def _has_failed(self, blocks: tuple[int, ...]) -> bool:
-        """Return whether a process has reported a failure in one of the watched `blocks`."""
+        """Return whether a process has reported a failure.
+
+        `blocks` has the numbers of the `watched` contexts in which a failure counts.
+        """
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _heartbeats(self, block: int) -> dict[int, int]:
         """Return the number of heartbeats of each rank.
 
-        A process that has left the block counts as alive: each call adds a heartbeat for it, and for this process.
+        `block` is the number of a `watched` context.  A process that has left the context does not count as dead, so each call
+        of this method adds a heartbeat for such a process, and also for this process.
         """
         left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
         return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}

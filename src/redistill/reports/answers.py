@@ -1,4 +1,4 @@
-"""The section "Responses by model" of a report: every prompt with the answers of all models.
+"""The responses of a report: every prompt with the answers of all models.
 
 The texts are untrusted.  The page shows them as text, and its script only hides, shows and sorts elements of the page.
 """

@@ -34,7 +34,9 @@ class CategoryScore:
 
 
 def category_table(dataset: str, models: Sequence[Evaluation], versus: str | None) -> Table | None:
-    """Build the table of scores by category for one data set, the weakest category first.
+    """Build the table of scores by category for one data set.
+
+    The weakest category is the first.
 
     Args:
         dataset: Name of the data set.

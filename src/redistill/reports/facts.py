@@ -1,4 +1,4 @@
-"""Sentences about the training of a run: its cost, its corrections, and what DAC-KL kept."""
+"""Sentences about a run: its cost, its corrections, and what DAC-KL kept."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,13 @@ MAX_NAMED = 6
 
 
 def lineup_of(runs: Sequence[RunFolder], labels: Sequence[str]) -> Lineup:
-    """Return the runs of a report as those of a comparison, with the last run as the baseline."""
+    """Return the runs of a report as a comparison; the last run is the baseline."""
     entries = [Entry(label=label, seed=0, run=run) for run, label in zip(runs, labels, strict=True)]
     return Lineup(name=labels[0], entries=entries, baseline=labels[-1], left_out=())
 
 
 def cost_of(run: RunFolder) -> Cost:
-    """Return the training cost of a run, with that of the fine-tuning of its student before it."""
+    """Return the training cost of a run, with a fine-tuning of its student before it."""
     return method_cost([Entry(label="", seed=0, run=run)])
 
 
@@ -92,7 +92,10 @@ def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
 
 
 def changes_sentence(lineup: Lineup | None) -> str:
-    """Return a sentence about the settings that differ between the run and its baselines; None if there is no baseline."""
+    """Return a sentence about the settings that differ between a run and baselines.
+
+    `lineup` has the run and its baselines; it is None without baselines.
+    """
     if lineup is None:
         return "No baseline was given, so no settings are compared; `redistill report RUN --baseline RUN` compares two runs."
     names = [setting.name for setting in different_settings(lineup)]
@@ -110,7 +113,7 @@ def command_of(run: RunFolder) -> str:
 
 
 def repeat_sentence(run: RunFolder) -> str:
-    """Return a sentence with the command that repeats a run, and the versions that it needs."""
+    """Return a sentence with the command that repeats a run, and with its versions."""
     command, commit = command_of(run), run.description.get("commit")
     if not command:
         return "The run has not recorded its command (run.json: command)."

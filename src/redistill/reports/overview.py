@@ -1,4 +1,4 @@
-"""The section "Verdict" of a report: the result in words, and short answers to common questions."""
+"""The verdict of a report: the result in words, and answers to common questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The results of a report: scores by data set, category and decoding, and all other scores."""
+"""The results of a report: scores by data set, category and decoding."""
 
 import itertools
 import re

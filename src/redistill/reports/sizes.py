@@ -1,4 +1,4 @@
-"""Size, speed and memory of the models of a report, beside the quality that they keep."""
+"""Size, speed and memory of the models of a report, beside their quality."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ def figures_of(model: Evaluation, run: RunFolder) -> Figures:
 
 
 def measured_figures(model: Evaluation) -> Figures:
-    """Return the figures in a model's scores.json by name; unknown ones are missing."""
+    """Return the figures in the scores.json of a model by name; others are missing."""
     found = {name: number(at(model.scores, *path)) for name, path in FIGURES.items()}
     return {name: value for name, value in found.items() if value is not None and value > 0}
 
@@ -78,7 +78,7 @@ def ratios(run: RunFolder) -> Figures:
 
 
 def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Table:
-    """Build the table of quality, size, speed, latency and memory, with a row for each model.
+    """Build the table of quality, size, speed, latency and memory of each model.
 
     Args:
         run: The run of the report.
@@ -109,7 +109,7 @@ def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]
 
 
 def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Markup | None:
-    """Draw quality against size, with a point for each model; None for fewer than two points.
+    """Draw quality against size; return None for fewer than two models.
 
     The arguments are those of `size_table`.
     """
@@ -148,9 +148,7 @@ def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence
 
 
 def figure_texts(figures: Figures) -> Iterator[str]:
-    """Yield the text of each figure, in the order of `FIGURES`.
-
-    The text of an unknown figure is a dash.
+    """Yield the text of each figure in the order of `FIGURES`; a dash if unknown.
 
     Args:
         figures: Figures of a model by name.

@@ -170,7 +170,7 @@ def build_test_engine(
 def build_gold(run: OpenRun) -> GoldBatches:
     """Return the training examples with their reference answers, as shuffled batches.
 
-    The result gives the batch of each update.  Each batch is divided among the processes.
+    The result returns the batch of each update, which is divided among the processes.
     """
     config = run.config
     return GoldBatches(run.data.train, batch_size=config.training.batch_size, seed=config.seed, processes=run.processes)
@@ -243,7 +243,10 @@ def _revision_log(run: OpenRun, marker: SpanMarker | None) -> RevisionLog:
 
 
 def _weights_step(engine: Engine, step: int) -> int:
-    """Return the number of updates after which the student had the weights that the engine has after `step` updates."""
+    """Return how many updates were finished when the engine received its weights.
+
+    `step` is the number of updates that are finished now.
+    """
     synced = engine.synced_step if isinstance(engine, VllmEngine) else None
     return step if synced is None else synced
 
@@ -266,7 +269,10 @@ class _Remembering(Protocol):
 
 @contextmanager
 def _remembering(run: OpenRun) -> Iterator[None]:
-    """Context in which teacher and engine use their prefix memory (stored states of texts), if they have one."""
+    """Context in which teacher and engine use their prefix memories, if they have any.
+
+    A prefix memory has stored states of texts.
+    """
     with ExitStack() as stack:
         for part in (run.teacher, _unwrapped(run.engine)):
             if part is not None and part.capabilities.prefix_memory:
@@ -277,9 +283,9 @@ def _remembering(run: OpenRun) -> Iterator[None]:
 def _student_reader(run: OpenRun, *, remembers: bool) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
     """Return a function that computes the student's hidden states for a batch.
 
-    The function returns the states at the positions `batch.position_N`, of shape [N, width], and the student's output head.
-    It runs the student in evaluation mode and without gradient.  If `remembers` is True and the engine has a prefix memory
-    (stored states of texts), the function reuses the states in this memory and adds those of the batch.
+    The returned function runs the student in evaluation mode and without gradient.  Its results are the hidden states at
+    the positions `batch.position_N`, of shape [N, width], and the student's head.  If `remembers` is True and the engine has
+    a prefix memory (stored states of texts), the states in this memory are reused, and those of the batch are added.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 

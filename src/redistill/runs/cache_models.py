@@ -1,4 +1,4 @@
-"""The models from which the store of a cached teacher is filled.
+"""Loads the models from which the store of a cached teacher is filled.
 
 The teacher is loaded as a whole, or its layers are read from disk one after another.
 """
@@ -24,7 +24,7 @@ from redistill.runs.stages import teacher_source
 
 
 class SourceModels(NamedTuple):
-    """The teacher, and the properties of the student on which the store depends.
+    """The teacher, and the properties of the student that determine the stored data.
 
     The weights of the student are not kept in memory.
 
@@ -45,13 +45,13 @@ def streamed_files(config: Run) -> Iterator[LayerFiles]:
     """Open the files of a run's teacher, to read its layers one after another.
 
     Raises:
-        ConfigError: the files cannot be read in parts, or the policy needs text that the teacher generates.
+        ConfigError: the files cannot be read layer by layer, or the policy needs text that the teacher generates.
     """
     source = teacher_source(config)
     assert source is not None
     if text_node(config) is not None:
         raise ConfigError(
-            "--stream-layers: the policy teacher_generated needs text of the teacher, and generating a token needs all layers; "
+            "--stream-layers: the policy teacher_generated needs text of the teacher, and each token of it needs all layers; "
             "leave out --stream-layers, or use another policy"
         )
     with layer_files(source) as layers:
@@ -89,7 +89,10 @@ def source_models(config: Run, layers: LayerFiles | None, device: torch.device) 
 
 
 def _own_vocabulary(config: Run, body: StreamedBody) -> SourceModels:
-    """Return the models of a run whose student consists of layers of the teacher."""
+    """Return the models of a run whose student consists of layers of its teacher.
+
+    Vocabulary and tokenizer of the student are then those of the teacher.
+    """
     source = teacher_source(config)
     assert source is not None
     first, tokenizer = _first_layer(body, source)
@@ -99,5 +102,8 @@ def _own_vocabulary(config: Run, body: StreamedBody) -> SourceModels:
 
 
 def _first_layer(body: StreamedBody, source: ModelConfig) -> tuple[CausalModel, Tokenizer]:
-    """Return the model of the teacher's first layer, which has the head of the whole model, and its tokenizer."""
+    """Return the model of the teacher's first layer, and the tokenizer.
+
+    This model has the head of the whole teacher.
+    """
     return body.first, load_tokenizer(source)

@@ -1,4 +1,4 @@
-"""What the rows of a cached teacher depend on, as hashes and settings by name."""
+"""Describes what the rows of a cached teacher depend on, by hashes and settings."""
 
 import hashlib
 import json
@@ -43,8 +43,9 @@ def source_of(
         note: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
 
     Returns:
-        Hashes and settings by name.  The hashes of the teacher's files are included if the recipe names the teacher's model.
-        Causes come before effects, in the order in which errors name them: another tokenizer or template also changes the data.
+        Hashes and settings by name.  The hashes of the teacher's files are included if the recipe names the teacher's
+        model. Causes come before effects, since errors name the first difference: another tokenizer also changes the hash
+        of the data.
     """
     found: dict[str, Json] = {}
     teacher, tokens = teacher_source(config), config.data.tokens

@@ -22,21 +22,21 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
     """Store the last hidden states of a recipe's teacher.
 
     The states at the targets of the training and validation data are stored.  The head of the teacher is stored as well, so
-    that runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.  An interrupted call is resumed by the same
-    call.  If the recipe fine-tunes the teacher, this stage is trained first.
+    that runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.  An interrupted call is resumed by the
+    same call.  If the recipe fine-tunes the teacher, the teacher is trained first.
 
     Args:
         config: The run.
         out: The folder to write.
-        stream_layers: Whether the teacher's layers are read from disk one after another, for a teacher that is larger than the
-            memory.  The resulting folder is bitwise equal in both cases.
+        stream_layers: Whether the teacher's layers are read from disk one after another, for a teacher that is larger than
+            the memory.  This setting does not change the bits of the resulting folder.
 
     Returns:
         The store.
 
     Raises:
-        ConfigError: the recipe names no model for the teacher, its method needs a teacher that is not cached, or the folder
-            contains something else.
+        ConfigError: the recipe names no model for the teacher, the method cannot use a cached teacher, or the folder
+            contains other files.
         BusyError: another process fills the folder.
         DiskFullError: there is too little free space.
         DataError, ModelError, VocabularyError: the models or the data cannot be used.
@@ -49,10 +49,10 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
         576
     """
     if not isinstance(config.teacher, TeacherConfig):
-        raise ConfigError("teacher: names no model whose states could be stored; set teacher.model (teacher.kind local)")
+        raise ConfigError("teacher: has no model whose states could be stored; set teacher.kind to local, and teacher.model")
     accelerator = make_accelerator(config.training.precision)
     if accelerator.num_processes > 1:
-        raise ConfigError("cache-teacher: was started in several processes; start it in one, without torchrun")
+        raise ConfigError("cache-teacher: was started in several processes; start it in one process, without torchrun")
     check_path(out)
     cached = replace(config, teacher=replace(config.teacher, cache=str(out)))
     if (stage := stages(cached).get("teacher")) is not None:

@@ -1,8 +1,8 @@
 """The git commit of redistill's own checkout.
 
-The git configuration of a checkout can name programs, for example in `core.fsmonitor`, and git runs them.  This module must
-run none of them.  Therefore it runs git in a temporary repository that uses the object database and the index of the checkout.
-Git then reads neither the configuration of the checkout nor that of the user.
+The git configuration of a checkout can name programs, for example in `core.fsmonitor`, which git runs.  This module must
+not run such programs.  Therefore it runs git in a temporary repository that uses the object database and the index of the
+checkout. Git then reads neither the configuration of the checkout nor that of the user.
 """
 
 import os
@@ -21,8 +21,8 @@ def own_commit() -> str | None:
     """Read the commit of the checkout from which this package is imported.
 
     Returns:
-        The hash of the commit; "-dirty" is appended if tracked files have changes.  None if the package is not imported from a
-        checkout of redistill (it is an installed wheel, for example), or if git is missing.
+        The hash of the commit; "-dirty" is appended if tracked files have changes.  None if the package is not imported
+        from a checkout of redistill (for example, if it is an installed wheel), or if git is missing.
     """
     package = Path(redistill.__file__).resolve().parent
     checkout = package.parents[1]
@@ -36,7 +36,7 @@ def commit_of(checkout: Path) -> str | None:
         checkout: The top folder, which contains `.git`.
 
     Returns:
-        The hash of the commit; "-dirty" is appended if tracked files have changes.  None if it cannot be read.
+        The hash of the commit; "-dirty" is appended if tracked files have changes.  None if the commit cannot be read.
     """
     with suppress(OSError, subprocess.SubprocessError, ValueError):
         folder, shared = _git_folders(checkout / ".git")
@@ -46,10 +46,10 @@ def commit_of(checkout: Path) -> str | None:
 
 
 def _git_folders(entry: Path) -> tuple[Path, Path]:
-    """Return the git folder of a checkout, and the git folder that all worktrees of its repository share.
+    """Return the git folder of a checkout, and the git folder of its repository.
 
-    `entry` is the path `.git` in the checkout.  It is a folder or, in a worktree, a file.  Without worktrees, the two results
-    are equal.
+    `entry` is the path `.git` in the checkout: a folder, or a file in a worktree.  All worktrees of a repository share the
+    second folder.  Without worktrees, the two results are equal.
     """
     folder = entry
     if entry.is_file():  # of a worktree; the file contains "gitdir: FOLDER"

@@ -1,8 +1,8 @@
 """The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
 MGSR is the distillation method of arXiv 2407.10068; SFT is supervised fine-tuning.  Both students have the same number of
-updates, batch size, data and learning rate.  For each method, this learning rate has the best validation score of three values.
-docs/results/toy-world.md has the results, and the commands that reproduce them.
+updates, batch size, data and learning rate.  Of three learning rates, this value has the best validation score for both
+methods.  docs/results/toy-world.md has the results, and the commands that reproduce them.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ from redistill.toy.world import Split, toy_records, toy_tokenizer
 
 SEED = 10
 # Few gold rows for the students and many for the teacher, so that distillation has an advantage over SFT.
-ROWS: dict[Split, int] = {"teacher": 16000, "train": 120, "validation": 64, "test": 120}
+ROWS: dict[Split, int] = {"teacher": 16000, "train": 120, "validation": 64, "test": 300}
+TEST_PROMPTS = 120  # of the test rows; tables use all of them
 VOCABULARY = 1536
 TEACHER = {"hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 3, "num_attention_heads": 4}
 STUDENT_LAYERS = [0]
@@ -33,6 +34,7 @@ CHAT_TEMPLATE = (
     "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 TOKENS: dict[str, Json] = {"prompt_tokens": 96, "response_tokens": 32, "template": "chat"}
+TEACHER_OPTIMISER = {"learning_rate": 3e-3, "warmup_updates": 40}
 TEACHER_UPDATES, UPDATES = 400, 150
 LEARNING_RATE = 1e-3  # the best of three values on validation, both for SFT and for MGSR
 
@@ -64,7 +66,7 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
     """Train, evaluate and report the student of one method.
 
-    A run folder that another version of the demo wrote is replaced.
+    If another version of the demo wrote the run folder, it is replaced.
 
     Args:
         method: "sft" or "mgsr".
@@ -89,8 +91,8 @@ def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fr
 def student_tree(world: Path) -> dict[str, Json]:
     """Return the settings, as in a recipe, that all runs in the toy world share.
 
-    The toy world is the generated data and the tiny teacher of the demo, in the folder `world`.  The demo adds the method to
-    these settings; a sweep merges its own settings over them.
+    The toy world is the generated data and the tiny teacher of the demo, in the folder `world`.  The demo adds the method
+    to these settings.  A sweep replaces some of them by its own settings.
     """
     return {
         "teacher": {"model": str(world / "teacher" / "model")},
@@ -104,7 +106,7 @@ def student_tree(world: Path) -> dict[str, Json]:
         },
         "optimiser": {"learning_rate": LEARNING_RATE},
         "training": {"updates": UPDATES, "batch_size": 16, "evaluate_every": UPDATES // 3, "log_every": 50},
-        "evaluation": {"batch_size": 128},
+        "evaluation": {"batch_size": 128, "limit": TEST_PROMPTS},
     }
 
 
@@ -114,14 +116,15 @@ def world_folder() -> Path:
     The toy world is the generated data and the tiny teacher of the demo.  The folder is in $REDISTILL_CACHE (default
     ~/.cache/redistill).  Its name contains a hash of the settings and the code from which the toy world is generated.
     """
-    described = repr((__version__, SEED, ROWS, VOCABULARY, TEACHER, TEACHER_UPDATES, TOKENS, CHAT_TEMPLATE, _source_digest()))
+    teacher = (TEACHER, TEACHER_OPTIMISER, TEACHER_UPDATES)
+    described = repr((__version__, SEED, ROWS, VOCABULARY, *teacher, TOKENS, CHAT_TEMPLATE, _source_digest()))
     return cache_folder() / f"toy-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
 
 def toy_world(*, fresh: bool = False) -> Path:
     """Return the folder of the toy world: the generated data and the trained teacher.
 
-    The data and the teacher are created if they are not in the cache, or if `fresh` is True.
+    The data and the teacher are created if the cache does not contain them, or if `fresh` is True.
     """
     world = world_folder()
     if fresh and world.exists():
@@ -142,7 +145,7 @@ def _teacher_run(world: Path) -> Run:
         "out": str(world / "teacher"),
         "student": {"model": str(world / "start")},
         "data": {"train": [str(world / "teacher.jsonl")], "validation": str(world / "validation.jsonl"), "tokens": TOKENS},
-        "optimiser": {"learning_rate": 3e-3, "warmup_updates": 40},
+        "optimiser": dict(TEACHER_OPTIMISER),
         "training": {"updates": TEACHER_UPDATES, "batch_size": 48, "log_every": 50},
         "evaluation": {"compare": []},
     }
@@ -157,7 +160,7 @@ def _write_data(folder: Path) -> None:
 def _row(record: Record) -> dict[str, Json]:
     output = list(record.references) if len(record.references) > 1 else record.references[0]
     prompt = record.prompt
-    assert isinstance(prompt, Instruction), "toy rows are instructions"
+    assert isinstance(prompt, Instruction), "every row of the toy data must be an instruction"
     return {"instruction": prompt.instruction, "input": prompt.input, "output": output}
 
 
@@ -179,6 +182,6 @@ def _write_model(folder: Path) -> None:
 
 
 def _source_digest() -> str:
-    """Return a hash of the code and the word lists that generate the data of the toy world."""
+    """Return a hash of the code and word lists that generate the toy data."""
     sources = [path for path in Path(toy.__file__).parent.iterdir() if path.suffix in {".py", ".yaml"}]
     return "".join(files.digest(path) for path in sorted(sources))

@@ -1,4 +1,4 @@
-"""Checks before training whether the disk has enough space for the files of a run."""
+"""Checks before training that the disk has enough space for the files of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,8 @@ class Space:
     def peak_bytes(self) -> int:
         """Largest total size in bytes at any time of the run.
 
-        It is reached either when a checkpoint is saved, or when the student is exported and the checkpoints are still on disk.
+        The size is largest either when a checkpoint is saved, or when the student is exported and the checkpoints are still
+        on disk.
         """
         return max(self.while_saving * self.checkpoint_bytes, self.afterwards * self.checkpoint_bytes + self.student_bytes)
 
@@ -51,7 +52,7 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
     Args:
         student: The student in training, with its adapters and its clip network (the network that predicts the clipping
             interval of DAC-KL), if it has them.
-        schedule: Numbers of updates: of the run, between validations, and between checkpoints.
+        schedule: Number of updates of the run, between two validations, and between two checkpoints.
         keep: Number of newest checkpoints to keep.  If the run validates during training, the checkpoint with the best
             validation score is kept as well.
         export: How LoRA adapters are exported: merged into the weights of the model ("merged"), or without the model
@@ -79,7 +80,7 @@ def check_space(folder: Path, space: Space) -> None:
         space: The disk space that the run needs.
 
     Raises:
-        DiskFullError: there is too little free space; the message states the free and the needed size.
+        DiskFullError: there is too little free space; the message has the free and the needed size.
     """
     existing = [path for path in (folder / "checkpoints").rglob("*") if path.is_file()]
     needed = space.peak_bytes - sum(path.stat().st_size for path in existing)
@@ -92,7 +93,7 @@ def check_space(folder: Path, space: Space) -> None:
 
 
 def _checkpoint_bytes(student: StudentModule) -> int:
-    """Compute the size of a checkpoint in bytes: trained weights and the state of AdamW."""
+    """Return the size of a checkpoint in bytes: trained weights and state of AdamW."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     moments = {
         f"{moment}/{name}": torch.empty_like(parameter, device="meta")  # not shared: shared tensors are counted once

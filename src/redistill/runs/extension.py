@@ -1,7 +1,7 @@
 """Extension of a run to a larger `training.updates`.
 
-The run is resumed from its last checkpoint.  The learning rate, and everything else that depends on the length of the run, uses
-the new length.  The results of the shorter run are kept in `<run folder>/step-N`, where N is the number of its updates.
+The run is resumed from its last checkpoint.  The learning rate, and everything else that depends on the number of updates,
+uses the new number.  The results of the shorter run are kept in `<run folder>/step-N`, where N is its number of updates.
 """
 
 from pathlib import Path
@@ -23,23 +23,23 @@ from redistill.training.saving import planned_updates
 from redistill.training.schedule import check_length, in_updates
 
 RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS, POSITIONS)
-"""Results of a run other than its model.  They are removed from the run folder when the run is extended."""
+"""Results of a run other than its model, which are removed from the run folder when the run is extended."""
 
 
 def extend(run: OpenRun) -> list[Json]:
     """Prepare the folder of a run whose `training.updates` was raised.
 
-    The results of the shorter run are kept: the model, the scores, the answers and the report are moved to `step-N` in the run
-    folder, with a copy of run.json and metrics.jsonl, so that `step-N` is a run folder as well.  If the run was not extended,
-    nothing is changed.  A call that was interrupted at any moment can be repeated.
+    The results of the shorter run are kept.  The model, the scores, the answers and the report are moved to `step-N` in the
+    run folder.  run.json and metrics.jsonl are copied, so that `step-N` is a run folder as well.  If the run was not
+    extended, nothing is changed.  A call that was interrupted at any moment can be repeated.
 
     Args:
-        run: The run.  The caller has checked that the checkpoints belong to it.  Only the main process calls this function,
-            before it writes run.json.
+        run: The run.  The caller has checked that the checkpoints belong to this run.  Only the main process calls this
+            function, before it writes run.json.
 
     Returns:
-        An entry for each extension of the run: `updates`, its length before the extension, and `step`, the number of updates
-        done at that time.
+        An entry for each extension of the run: `updates`, the length of the run before the extension, and `step`, the
+        number of updates that were done at that time.
 
     Raises:
         ConfigError: the new length is not larger than that of run.json, or early stopping ended the shorter run.
@@ -68,7 +68,7 @@ def extend(run: OpenRun) -> list[Json]:
     if at(found.state, "training", "stopped") is True:
         raise ConfigError(
             f"{folder}: early stopping ended the run at step {found.step} (training.patience = "
-            f"{run.config.training.patience}), so more updates would not be made; choose another `out`"
+            f"{run.config.training.patience}), so it cannot be extended; choose another `out`"
         )
     if has_model(folder):
         done = at(held, "cost", "updates")  # the newest checkpoint may be damaged
@@ -119,9 +119,9 @@ def _in_updates(length: Json, run: OpenRun) -> int:
 
 
 def _keep(folder: Path, kept: Path) -> None:
-    """Copy the results in a run folder to the folder `kept`, and then move the model there.
+    """Copy the results in a run folder to the folder `kept`, and move the model.
 
-    While the model is in the run folder, the copy may be incomplete.  It is complete once the model has been moved.
+    If a call is interrupted before the model is moved, the copy may be incomplete.
     """
     with folders.new_folder(kept) as copy:
         for name in (RUN_FILE, "metrics.jsonl", *RESULTS):

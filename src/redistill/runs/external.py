@@ -12,7 +12,7 @@ ENGINE = ("sync", "generate")
 TEACHER = ("prepare", "rows", "faults", "release")
 SOURCE = ("sequences", "observe", "metrics", "state_dict", "load_state_dict")
 DECLARED = {"generates": "generate", "prefix_memory": "remembering"}
-"""Declared capability -> the method that a component with this capability must have."""
+"""For each declared capability, the method that a component with this capability must have."""
 
 Built = TypeVar("Built")
 
@@ -21,11 +21,11 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
     """Build an external component of a recipe, and check it.
 
     Args:
-        where: Field of the recipe that names the class, such as "engine.kind = my_engine:FixedText"; for error messages.
+        where: Field of the recipe that names the class, for error messages, such as "engine.kind = my_engine:FixedText".
         build: Function that builds the component.
         methods: Names of the methods that the component must have.
-        capabilities: The flags of optional features that the class declares.  The attribute `capabilities` of the component
-            must be equal to them.  The flag `generates` requires a method `generate`, and `prefix_memory` requires
+        capabilities: The optional features that the class declares.  The attribute `capabilities` of the component must be
+            equal to this argument.  The feature `generates` requires a method `generate`, and `prefix_memory` requires
             `remembering`.  If None, capabilities are not checked.
 
     Returns:

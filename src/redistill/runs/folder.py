@@ -33,13 +33,13 @@ def check_owner(config: Run) -> bool:
     """Check that the run folder, if it exists, belongs to this run.
 
     Returns:
-        True if the folder contains a student that was trained with all updates of the run.  False if there is no such student:
-        the run has not started or has not ended, or its student was trained with fewer updates and can be trained further.
+        True if the folder contains a student that was trained with all updates of the run.  False if the run has not
+        started or has not ended, or if its student was trained with fewer updates and can be trained further.
 
     Raises:
-        ConfigError: the folder contains another run, or the same run with more updates; run.json has a newer schema (version of
-            the file format) than this version of redistill writes; run.json has an older schema, and the folder has no
-            trained student of this length; or the folder has checkpoints or a model, but no run.json.
+        ConfigError: the folder contains another run, or the same run with more updates; the folder has checkpoints or a
+            model, but no run.json; or run.json has a schema (version of the file format) that this version of redistill
+            cannot use.
         CheckpointError: run.json is not a JSON object.
         OutputError: the folder cannot be read.
     """
@@ -64,7 +64,7 @@ def check_owner(config: Run) -> bool:
 def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], dict[str, Json]]:
     """Return the settings of a run and those of a run folder, for comparison.
 
-    If the recipe sets no date for the chat template, the run has the date that its folder states.
+    If the recipe sets no date for the chat template, the date is that of the run folder.
 
     Args:
         config: The run.
@@ -76,10 +76,10 @@ def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], 
 
 
 def is_extension(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:
-    """Return whether settings of runs differ in `training.updates` only.
+    """Return whether two runs differ only in `training.updates`.
 
-    The number must be larger in `mine`.  A number of updates and a number of epochs are compared when the data have been read
-    (see `extend`).
+    The value must be larger in `mine`.  If one of the two is a number of updates and the other a number of epochs, the result
+    is True, and `extend` compares them after the data have been read.
 
     Args:
         mine: Settings of the run.
@@ -131,7 +131,7 @@ def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool)
     Args:
         folder: The run folder.
         held: The content of its run.json.
-        resumes: Whether training would resume in the folder.  If False, the student is only evaluated and reported, and an
+        resumes: Whether training would resume in the folder.  If False, the run is only evaluated and reported, and an
             older schema is allowed.
 
     Raises:
@@ -145,12 +145,12 @@ def check_run_schema(folder: Path, held: Mapping[str, object], *, resumes: bool)
         what = finished if held.get("status") == FINISHED else "an unfinished run"
         raise ConfigError(
             f"{folder}: contains {what} of schema {number}; redistill {__version__} resumes schema {SCHEMA} only; "
-            f"finish it with the version that wrote it ({writer or 'not recorded'}), or choose another `out`"
+            f"finish the run with the version that wrote it ({writer or 'not recorded'}), or choose another `out`"
         )
 
 
 def _held(folder: Path) -> Mapping[str, object] | None:
-    """Return the content of run.json in `folder`, or None if the folder contains no run.
+    """Return the content of run.json in `folder`; None if there is no run.
 
     Raises:
         CheckpointError: run.json is not a JSON object.
@@ -175,7 +175,7 @@ def _held(folder: Path) -> Mapping[str, object] | None:
 
 
 def of_run(model: ModelConfig) -> ModelConfig:
-    """Return the student of a run if a model names a run folder, else the model."""
+    """Return the student of a run if `model` names a run folder; otherwise `model`."""
     is_run = (Path(model.model) / RUN_FILE).is_file()
     return replace(model, model=str(Path(model.model) / "model")) if is_run else model
 
@@ -195,8 +195,8 @@ def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Ite
     Args:
         folder: The output folder.
         accelerator: The accelerator of the job; it determines the main process.
-        worth_keeping: Names of files.  If the context ends with a RedistillError and the folder did not exist before, the
-            folder is removed, unless it contains one of these files.
+        worth_keeping: Names of files.  A new folder is removed if the context ends with a RedistillError, unless it
+            contains one of these files.
 
     Raises:
         BusyError: another job holds the lock.

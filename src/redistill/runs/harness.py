@@ -1,6 +1,6 @@
 """Scores of a model on tasks of lm-evaluation-harness.
 
-The model is loaded by redistill, so that its files are checked as for every command, and is passed to the harness.
+The model is loaded by redistill, which checks its files, and is then passed to the harness.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,8 @@ def evaluate_harness(
 
     The scores are written to `harness.json` in the output folder.
 
-    The package `lm_eval` must be installed; it is the extra `eval` of redistill.  It downloads the data of its own tasks.
+    The package `lm_eval` must be installed; it is the extra `eval` of redistill.  The harness downloads the data of its own
+    tasks.
 
     Args:
         model: The model.  If it names a run folder, the student of this run is loaded.
@@ -127,5 +128,8 @@ def _name(path: Path) -> str:
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, Json]:
-    """Return the metrics of a task; the harness has "N/A" for a standard error that it does not compute."""
+    """Return the metrics of a task as JSON values.
+
+    For a standard error that is not computed, the harness has the text "N/A", which is kept.
+    """
     return {name: cast("Json", value if isinstance(value, int | float | str) else str(value)) for name, value in values.items()}

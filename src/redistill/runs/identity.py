@@ -30,16 +30,16 @@ def checked_identity(run: OpenRun) -> dict[str, str]:
     """Return the identity of a run, after a check that all ranks have the same inputs.
 
     The identity consists of hashes of the settings, of the model files, and of the training, validation and pre-training
-    data.  The ranks must also have the same test data, the same existing checkpoints, and the same versions of redistill and of
-    the packages that can change a result.  Every rank must call this function.
+    data.  The ranks must also have the same test data and the same existing checkpoints.  The versions of redistill and of
+    packages that can change a result must be equal as well.  Every rank must call this function.
 
     Args:
         run: The run, with loaded models and data.
 
     Returns:
         Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  The
-        hashes of the models come before those of the data: the error for checkpoints of another run names only the first hash
-        that differs, and another tokenizer also changes the tokenized data.
+        hashes of the models come before those of the data.  An error names only the first hash that differs, and another
+        tokenizer also changes the hashes of the data.
 
     Raises:
         ModelError: the files of a model were removed while the run was loading.
@@ -77,7 +77,10 @@ def check_ranks(ranks: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) ->
 
 
 def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the names whose values differ, each with both values; "none" stands for a missing value."""
+    """Return the names whose values differ, each with both values.
+
+    "none" stands for a missing value.
+    """
     both = {name: (ours.get(name, "none"), theirs.get(name, "none")) for name in {**ours, **theirs}}
     return {name: values for name, values in both.items() if values[0] != values[1]}
 
@@ -102,9 +105,9 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _corpus_hash(run: OpenRun) -> str:
-    """Return a hash of the source files of the corpus, and of the blocks that a run of any length reads.
+    """Return a hash of the files of the corpus, and of the first blocks of text.
 
-    A longer run reads more blocks of the corpus, so a hash of all blocks would differ from that of the shorter run.
+    Only the blocks of one update are included.  A longer run reads more blocks, and must have the same hash.
     """
     note, sources = run.output.progress.note, [Path(source) for source in run.config.data.corpus if run.corpus]
     hashes = [file_hash(source, report=note, poll=signals.poll) for source in sources if source.is_file()]
@@ -113,7 +116,7 @@ def _corpus_hash(run: OpenRun) -> str:
 
 
 def _sources(config: Run) -> dict[str, ModelConfig]:
-    """Return the settings of the models that a run loads, by the name of each model in error messages.
+    """Return the settings of the models that a run loads, by their names in errors.
 
     A student that is made of layers of the teacher is left out.
     """

@@ -76,7 +76,10 @@ class JobProgress(TerminalBar):
         self.show(line, completed=self._ended)
 
     def _line(self) -> str:
-        """Return the number of ended jobs and an estimate of the remaining time, as text such as "2/5  3:00 left"."""
+        """Return the number of ended jobs and the estimated remaining time as text.
+
+        An example is "2/5  3:00 left".
+        """
         line = f"{self._ended}/{self._total}"
         if not 0 < self._ended < self._total:
             return line
@@ -94,9 +97,9 @@ def run_jobs(
 ) -> dict[str, int]:
     """Run all jobs, at most `limit` at a time.
 
-    Jobs start in the given order, except that a job waits for the jobs that it needs.  If a job fails, the jobs that need it
-    are not started; all other jobs are.  When Ctrl-C, SIGTERM or SIGHUP arrives, the running jobs receive SIGTERM.  They are
-    killed at a second signal, or if they are still running after 60 seconds.
+    Jobs start in the given order, except that a job waits for the jobs that it needs.  If a job fails, the jobs that need
+    it are not started, but all other jobs are.  When Ctrl-C, SIGTERM or SIGHUP arrives, the running jobs receive SIGTERM.
+    They are killed at a second signal, or if they are still running after 60 seconds.
 
     Args:
         jobs: The jobs.
@@ -160,7 +163,10 @@ def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child
 
 
 def _stop(children: Sequence[_Child]) -> None:
-    """Send SIGTERM to all children and wait until they have ended; kill them after a timeout or at another signal."""
+    """Send SIGTERM to all children, and wait until they have ended.
+
+    Children that still run are killed after a timeout, or when this process receives another signal.
+    """
     signals_before = min(signals.num_arrived(), 1)
     for child in children:
         _signal(child, signal.SIGTERM)

@@ -35,9 +35,9 @@ def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def launcher_note(num_processes: int, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return a note if `accelerate launch --cpu` started only one process.
+    """Return a note if `accelerate launch --cpu` started only one process; else None.
 
-    Otherwise return None.  With --cpu, the launcher ignores the number of processes.
+    With --cpu, the launcher ignores the number of processes.
 
     Args:
         num_processes: Number of processes of the job.
@@ -46,8 +46,8 @@ def launcher_note(num_processes: int, environment: Mapping[str, str] = os.enviro
     if num_processes > 1 or not _is_true(environment.get("ACCELERATE_USE_CPU")) or "MASTER_ADDR" not in environment:
         return None
     return (
-        "accelerate launch --cpu started one process, whatever --num_processes is; for several, use --multi_gpu, which needs "
-        "no GPU, or torchrun --nproc-per-node N"
+        "accelerate launch --cpu always starts one process, and ignores --num_processes; for several processes, use "
+        "--multi_gpu, which needs no GPU, or torchrun --nproc-per-node N"
     )
 
 

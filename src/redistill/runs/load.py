@@ -46,8 +46,8 @@ class DataSets:
         validation: Validation records.
         validation_examples: The validation records as tokenised examples.
         tests: Test records by name of the test set.
-        manifest: Description of the data for run.json: path, hash and number of rows of each file or hub data set; the numbers
-            of its rows by template; and the numbers of rows that are used and of rows that were removed.
+        manifest: Description of the data for run.json.  It has the path, the hash and the number of rows of each file or
+            hub data set, and numbers of rows by template.  It also has the numbers of used and of removed rows.
     """
 
     train: Sequence[Example]
@@ -73,21 +73,22 @@ def load_data(
 ) -> DataSets:
     """Read and tokenise the data of a run.
 
-    A training or validation row is removed if a test row has the same prompt.  Duplicates of training rows are kept.  Both are
-    counted.  Validation rows have an answer, and are selected after tokenisation, so that each of them can be used.
+    A training or validation row is removed if a test row has the same prompt.  Duplicates of training rows are kept.  Both
+    kinds of rows are counted.  Validation rows have an answer, and are selected after tokenisation, so that each of them
+    can be used.
 
     Args:
         config: The data section of the recipe: paths of the data, test sets and length limits.
         tokenizer: The tokenizer of the student.
         seed: Seed of the run.  With `reference: random` in the recipe, it determines which reference answer of a row is used.
-        why_gold: Why training needs gold answers (the answers in the data), as `capabilities.why_gold` returns it; if "",
-            training rows may be prompts alone.
-        rejected: JSON Lines file to which unusable and too long rows are written; if None, they are only counted.
+        why_gold: The reason why training needs gold answers (the answers in the data), from `capabilities.why_gold`.  If
+            "", training rows may be prompts alone.
+        rejected: JSON Lines file to which unusable and too long rows are written; if None, these rows are only counted.
         report: Function that is called with lines of text about the data, such as the number of rows of a file.
 
     Raises:
-        ConfigError: data.validation is not set, and the training data does not have more than data.validation_rows usable rows
-            with an answer; or there are conversations, and the tokenizer has no chat template.
+        ConfigError: there are conversations, and the tokenizer has no chat template; or validation rows must be taken from
+            the training data, and it has too few usable rows with an answer.
         DataError: a file or data set is missing or empty, has too many unusable rows, or has no row within the length limits.
     """
     manifest = dict[str, Json]()
@@ -136,7 +137,7 @@ def _kept(train: int, dropped: Mapping[str, int], validation: int, lost: Mapping
 
 
 def _repeats(rows: Rows) -> int:
-    """Return the number of rows that are equal to an earlier one."""
+    """Return the number of rows that are equal to an earlier row."""
     return sum(first != index for index, first in enumerate(first_of_each(rows)))
 
 
@@ -145,8 +146,9 @@ def _read_rows(
 ) -> tuple[Rows, Rows | None, dict[str, Sequence[Record]], dict[str, Mapping[str, int]]]:
     """Read the rows of a run, and describe each source in `manifest`.
 
-    Returns the training rows; the rows of the validation data (None if the recipe has none); the test records by name of the
-    test set; and, for each data set, the number of rows by type of prompt.  `why_gold` is the argument of `load_data`.
+    There are four results: the training rows; the rows of the validation data (None if the recipe has none); the test
+    records by name of the test set; and for each data set the number of rows by type of prompt.  `why_gold` is the argument
+    of `load_data`.
     """
     config, report, prompts = builder.config, builder.report, dict[str, Mapping[str, int]]()
 
@@ -181,7 +183,7 @@ def _read_rows(
 
 
 def _files(config: DataConfig, split: str) -> list[tuple[Source, str]]:
-    """Return the files and hub data sets of training ("train") or validation, each with its role, such as "train 2"."""
+    """Return the files and hub data sets of a split, with names such as "train 2"."""
     found = [file for source, of in config.sources if of == split for file in single_sources(source, split)]
     return [(file, split if len(found) == 1 else f"{split} {number}") for number, file in enumerate(found, 1)]
 
@@ -246,8 +248,8 @@ class _ExampleBuilder(NamedTuple):
             asked: Hashes of the prompts of all test rows.
 
         Returns:
-            Training rows; validation rows, all of which are usable, unless no row is usable; and how many rows of `pool` and
-            of `held` have the prompt of a test row.
+            Training rows; validation rows, all of which are usable, unless no row is usable; and the numbers of rows of
+            `pool` and of `held` that have the prompt of a test row.
 
         Raises:
             ConfigError: `held` is None and `pool` has too few usable rows.
@@ -273,7 +275,10 @@ class _ExampleBuilder(NamedTuple):
         return train.take(~chosen), train.take(chosen), leaked
 
     def _too_few(self, train: Rows, usable: int, left_out: Sequence[RejectedRecord]) -> str:
-        """Return the message for training data with too few rows for validation; `left_out` are unusable rows."""
+        """Return the error message for training data with too few rows for validation.
+
+        `usable` is the number of rows of `train` that validation can use, and `left_out` are the others.
+        """
         fault = f"data.validation_rows = {self.config.validation_rows}: the training set has only {len(train)} rows"
         if left_out:
             first = min(left_out, key=lambda found: found.index)
@@ -314,7 +319,7 @@ class _ExampleBuilder(NamedTuple):
     def _list_left_out(
         self, rows: Rows, rejected: Sequence[RejectedRecord], too_long: Sequence[RejectedRecord], role: str
     ) -> None:
-        """List the rows that tokenisation left out; raise DataError if a source has too many unusable rows."""
+        """List rows that tokenisation left out; raise a DataError if there are too many."""
         if self.rejected is not None:
             unused = sorted((*rejected, *too_long), key=lambda found: found.index)
             list_unlearned(self.rejected, [(*rows.where(found.index), found.reason) for found in unused])
@@ -330,9 +335,9 @@ class _ExampleBuilder(NamedTuple):
                 raise DataError(f"{fault}{listed}: fix or remove them, or raise max_bad_rows")
 
     def check_tests(self, tests: Mapping[str, Sequence[Record]]) -> None:
-        """Tokenise the prompts of the test sets.
+        """Check that the prompts of the test sets can be tokenised.
 
-        A prompt that the chat template rejects is thereby found before training.
+        For example, a chat template may reject a prompt.
 
         Raises:
             DataError: a prompt cannot be tokenised.
@@ -357,7 +362,7 @@ class _ExampleBuilder(NamedTuple):
 
 
 def _not_used(report: ReadReport) -> dict[str, Json]:
-    """Return the unused columns and the number of prompts alone, for run.json; {} if there are none."""
+    """Return the unused columns and the number of rows without answer, if any."""
     found: dict[str, Json] = {"unused columns": report.unused, "prompts alone": report.prompts_alone}
     return {name: value for name, value in found.items() if value}
 

@@ -44,8 +44,8 @@ class Models:
         teacher: The language model of the local teacher; None if the run has no local teacher.
         student: The student's language model.
         tokenizer: The student's tokenizer.
-        vocabulary: Number of classes (token ids) that the run uses: those that the output heads of teacher and student share.
-            Further classes of a head are ignored.
+        vocabulary: Number of classes (token ids) that the heads of teacher and student share.  The run ignores further
+            classes of a head.
         end_ids: Ids of the student's end tokens.
         manifest: Name, number of parameters and size in bytes of each model, for run.json.
         notes: Sentences for the log, for example about differences between teacher and student.
@@ -74,14 +74,14 @@ def load_models(
 ) -> Models:
     """Load the models of a run on the CPU.
 
-    If a stage of the run has fine-tuned a model, the model is loaded from the folder of this stage.  For a cached teacher, the
-    store is opened; the teacher model is loaded only if the recipe sets `teacher.cache_new_text`.
+    If the run fine-tunes a model before distillation, the fine-tuned model is loaded.  For a cached teacher, the store is
+    opened, and the teacher model is loaded only if the recipe sets `teacher.cache_new_text`.
 
     Args:
         config: The run.
         report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
-        load_teacher: Function that loads the teacher; if the teacher's layers are read one after another, it returns
-            a model of only a part of them.
+        load_teacher: Function that loads the teacher.  It returns a model with only some of the layers if the layers are
+            read one after another.
 
     Raises:
         ConfigError: a model has too few positions for the length limits, or the folder of a cached teacher has no complete
@@ -110,7 +110,7 @@ def load_models(
         notes += compatibility_warnings(taught[1], tokenizer, chat=not has_alpaca_jinja(tokenizer))
         if match.padded:
             heads = f"{match.teacher_size} (teacher) and {match.student_size} (student) rows for the same vocabulary"
-            notes.append(f"the heads have {heads}; both are cut to {size}")
+            notes.append(f"the heads have {heads}; only the first {size} rows are used")
     if states is not None:
         vocab = tokenizer.get_vocab()  # the hash of the teacher's vocabulary is compared when the data has been read
         size = vocabulary.match_vocabularies(vocab, vocab, states.layout.classes, size).size
@@ -131,7 +131,9 @@ def load_models(
 def _load_student(
     source: StudentConfig, taught_by: ModelConfig | None, taught: tuple[CausalModel, Tokenizer] | None
 ) -> tuple[CausalModel, Tokenizer]:
-    """Return the student without adapters, in the dtype of the recipe, and its tokenizer.
+    """Return the student without adapters, and its tokenizer.
+
+    The student has the dtype of the recipe.
 
     Args:
         source: The student.
@@ -156,8 +158,8 @@ def _teacher_layers(
 
     Args:
         source: The teacher.
-        loaded: The teacher's model and tokenizer; None if the teacher is cached.  If None, only these layers are read,
-            unless the format of the files requires that the whole teacher is loaded.
+        loaded: The teacher's model and tokenizer; None if they are not in memory.  If None, only the layers of the student
+            are read, unless the format of the files requires that the whole teacher is loaded.
         layers: Number or indices of the layers.
     """
     if loaded is None and (student := student_from_files(source, layers)) is not None:
@@ -200,7 +202,10 @@ def check_positions(model: nn.Module, tokens: TokenizeConfig, name: str) -> None
 
 
 def _about_teacher(node: object, source: ModelConfig | None, loaded: tuple[CausalModel, Tokenizer] | None) -> dict[str, Json]:
-    """Describe a teacher for run.json; `loaded` is None for a served or a cached teacher."""
+    """Describe a teacher for run.json.
+
+    `loaded` is None for a served or a cached teacher.
+    """
     name = node.model if isinstance(node, ServedTeacherConfig) else kind_of(type(node)) if source is None else source.model
     return {"name": name} if loaded is None else _about(loaded[0], name)
 

@@ -84,13 +84,13 @@ class OpenRun:
     def processes(self) -> Processes:
         """Rank of this process, number of processes, and the function `gather`.
 
-        This function concatenates the lists of all processes.
+        `gather` concatenates the lists of all processes.
         """
         return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
 
     @property
     def schedule(self) -> Schedule:
-        """Numbers of updates: of the run, between validations, and between checkpoints."""
+        """Number of updates: of the run, between validations, and between checkpoints."""
         return self.config.training.schedule(len(self.data.train))
 
 
@@ -105,14 +105,15 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         accelerator: The accelerator of the job; if None, one is created for the run's precision.
 
     Raises:
-        ConfigError: the batch size is not a multiple of the number of processes, or a setting does not fit the models or data.
+        ConfigError: the batch size is not a multiple of the number of processes, or a setting cannot be used with the
+            models or the data.
         DataError, ModelError, VocabularyError: the data or the models cannot be used.
         Interrupted: a signal arrived, in this process or another.
     """
     accelerator = accelerator or make_accelerator(config.training.precision)
     size, world, is_main = config.training.batch_size, accelerator.num_processes, accelerator.is_main_process
     if size % world:
-        raise ConfigError(f"training.batch_size = {size}: must be a multiple of the number of processes, {world}")
+        raise ConfigError(f"training.batch_size = {size}: must be a multiple of {world}, the number of processes")
     with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
             with progress.phase("loading models", in_log=True):
@@ -283,10 +284,9 @@ def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Plac
 def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
     """Create an accelerator on the GPU if there is one, else on the CPU.
 
-    The precision "bf16" enables autocast.
-
-    Accelerate keeps the precision in a global state.  Without a reset, a second run in the same process would fail or have the
-    precision of the first run.  So this function resets that state.  The process group stays unchanged.
+    The precision "bf16" enables autocast.  Accelerate stores the precision in a global state, which this function resets.
+    Otherwise a second run in the same process would fail, or would have the precision of the first run.  The process group is
+    not changed.
 
     Raises:
         ConfigError: `accelerate launch` requests something that is not supported (see `check_launcher`).

@@ -50,8 +50,7 @@ def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> lis
     If `training.updates` was raised, the results of the shorter run are kept (see `extend`).
 
     The file identity.json, in the folder of the checkpoints, contains hashes of the settings, models and data of the run.
-    An earlier version of redistill may have stored fewer hashes with its checkpoints.  If so, the missing hashes are added to
-    identity.json, and a note is logged.
+    If an earlier version of redistill has stored fewer hashes, the missing hashes are added, and a note is logged.
 
     Args:
         run: The run.
@@ -70,7 +69,7 @@ def begin(run: OpenRun, command: str | None, identity: Mapping[str, str]) -> lis
     export = "merged" if config.student.lora is None else config.student.lora.export
     check_space(config.folder, needed_space(run.student, run.schedule, keep=config.training.keep, export=export))
     if unknown := checkpoint.check_identity(checkpoints, identity):
-        fault = f"its checkpoints have no hashes of {', '.join(unknown)}, so a change of them cannot be detected"
+        fault = f"the checkpoints have no hashes of {', '.join(unknown)}, so changes of these inputs cannot be detected"
         run.output.progress.note(f"note: {checkpoints}: {fault}; the current hashes are stored now")
     extended = extend(run)
     write_run_file(run, command, identity, status="running", extended=extended)
@@ -82,8 +81,8 @@ def cost(config: Run, state: TrainingState) -> dict[str, float]:
     """Return the cost of training: updates, sequences, tokens, seconds, peak bytes.
 
     Numbers of tokens are sums over all processes, and the peak memory is the maximum over all processes.  With a served
-    teacher, the result has the numbers of requests and of tokens that were sent and generated, and their price if the recipe
-    sets one.
+    teacher, the result also has the number of requests, and the number of tokens that were sent and generated.  If the
+    recipe sets a price, the price of these tokens is included.
     """
     teacher, served = config.teacher, dict[str, float]()
     if isinstance(teacher, ServedTeacherConfig):

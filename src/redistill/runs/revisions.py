@@ -1,7 +1,7 @@
 """Writes revisions.jsonl and revision-positions.jsonl, the logs of corrections of student text.
 
-The corrections are made by SCRG (sequence correction and re-generation): the token at which the student disagrees most with
-the teacher is replaced, and the student generates the text after this token again.
+SCRG (sequence correction and re-generation) makes the corrections.  It replaces the token at which student and teacher
+disagree most, and the student generates the text after this token again.
 """
 
 from collections.abc import Callable, Sequence

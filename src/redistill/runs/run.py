@@ -1,7 +1,7 @@
 """The Python API: train, evaluate and report a run.
 
-Each of these three steps reads files that the previous step wrote to the run folder, and can be repeated without the others.
-A function that is called again with the same configuration and folder resumes the run.
+Each of these three steps reads files that the previous step wrote to the run folder.  Therefore each step can be repeated
+alone.  A function that is called again with the same configuration and folder resumes the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -118,8 +118,8 @@ def distill(config: Run, *, baselines: Sequence[Path] = (), command: str | None 
 def train_student(config: Run, *, command: str | None = None) -> Path:
     """Train the student of a run, and export its best checkpoint.
 
-    If the recipe fine-tunes the teacher or the student before distillation, this is done first.  An unfinished run is resumed.
-    The best checkpoint has the best validation score.
+    If the recipe fine-tunes the teacher or the student before distillation, these models are trained first.  An unfinished
+    run is resumed.  The best checkpoint has the best validation score.
 
     Args:
         config: The run.
@@ -135,7 +135,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
         RanksDifferError: the ranks of the job have different data, models, settings or packages.
         DataError, ModelError, VocabularyError: the data or the models cannot be used.
         OutputError: the run folder is not writable.
-        TrainingError: a guard (a check of each update) ended the run.
+        TrainingError: a check of an update ended the run, for example because the loss is not finite.
         Interrupted: SIGTERM or SIGINT arrived; the same call resumes after the last completed update.
 
     Example:
@@ -150,7 +150,7 @@ def train_student(config: Run, *, command: str | None = None) -> Path:
 
 
 def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
-    """Train the models of the stages (the fine-tunings before the run), then the student.
+    """Train the models that are fine-tuned before the run, then the student.
 
     If the run folder has a trained student, nothing is trained.
     """
@@ -180,7 +180,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
 
 
 def _evaluate_before(run: OpenRun) -> None:
-    """Evaluate the student before it is trained, if the recipe lists "before" in `evaluation.compare`."""
+    """Evaluate the student before training, if `evaluation.compare` has "before"."""
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
     folder, metrics = run.config.folder / "before", run.config.test_metrics
@@ -193,7 +193,7 @@ def _evaluate_before(run: OpenRun) -> None:
 
 
 def _fit(run: OpenRun) -> TrainingState:
-    """Train the student, load the weights of its best checkpoint, and return the final state of training.
+    """Train the student and load its best checkpoint; return the state of training.
 
     Training resumes from the newest valid checkpoint, if there is one.
     """
@@ -224,7 +224,7 @@ def _fit(run: OpenRun) -> TrainingState:
 
 
 def _tracked(run: OpenRun, step: int) -> AbstractContextManager[None]:
-    """Context in which the main process sends the metrics to the trackers of the recipe."""
+    """Context in which the main process sends metrics to the trackers of the recipe."""
     config, output = run.config, run.output
     if not (config.tracking.to and run.processes.is_main):
         return nullcontext()
@@ -316,8 +316,8 @@ def evaluate_model(
         evaluation_config: How texts are sampled and scored.
         tokens: Prompt template and length limits; `tokens_of(model)` returns those of the model's training.
         out: The output folder.
-        teacher: Teacher with which the model is compared on the reference answers, by KL and by agreement (whether both
-            have the same most probable token); if None, these scores are omitted.
+        teacher: Teacher for two scores on the reference answers: KL, and agreement (whether both models have the same most
+            probable token).  If None, these scores are omitted.
         allow_code: Modules that may be imported for metrics and test sets with names of the form `module:NAME`.
         engine: Settings of the engine that generates the answers; if None, the model generates them in this process.
 
@@ -358,11 +358,12 @@ def _evaluate(
     accelerator: Accelerator,
     engine: EngineConfig | None = None,
 ) -> Mapping[str, Json]:
-    """Load a model, evaluate it on the test sets in `data`, and return the content of scores.json.
+    """Load and evaluate a model; return the content of scores.json.
 
-    `source` and `teacher_source` name the model and the teacher to load.  Without a teacher, the scores that compare the model
-    with it are omitted.  `label` names the model in messages, and `folder` is the output folder.  `engine` has the
-    settings of the engine that generates the answers; if it is None, the model generates them in this process.
+    `source` and `teacher_source` name the model and the teacher to load, and `data` has the test sets.  Without a teacher,
+    scores that need a teacher are omitted.  `label` names the model in messages, and `folder` is the output folder.
+    `engine` has the settings of the engine that generates the answers; if `engine` is None, the model generates them in
+    this process.
     """
     metrics = metrics_of(data.tasks, config.metrics)
     with Progress(enabled=accelerator.is_main_process) as bar:

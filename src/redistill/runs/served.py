@@ -1,7 +1,7 @@
 """Checks the servers of a run, and opens and identifies its served teacher.
 
-The log-probabilities of a probe text are stored in the run folder.  A resumed run compares them with those of the server,
-within a tolerance, since rounding differs between batches and machines.
+The log-probabilities of a probe text are stored in the run folder.  A resumed run compares them with those of the server.
+A small difference is accepted, since rounding differs between batches and machines.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from redistill.runs.opened import OpenRun
 
 FILE = "served-teacher.json"
-"""The file in the run folder with what identifies the model of the served teacher."""
+"""Name of the file in the run folder that identifies the model of the served teacher."""
 
 Report = Callable[[str], None]
 
@@ -42,7 +42,7 @@ def check_servers(config: Run, accelerator: Accelerator, report: Report) -> None
 
     Raises:
         ConfigError: a server is not allowed.
-        ServerError: a server lacks the model, or differs from the others.
+        ServerError: a server does not have the model, or has other weights than the other servers.
         VocabularyError: the server has another tokenizer.
         Interrupted: a signal arrived.
     """
@@ -81,7 +81,7 @@ def open_served(config: Run, settings: ServedTeacherConfig, tools: EngineTools, 
         config: The run.
         settings: Its teacher.
         tools: Tools of the student's engine.
-        meter: Counts generated tokens and requests.
+        meter: Object that counts generated tokens and requests.
         note: Function that is called with one line when a request is tried again.
     """
     client = settings.connect(note)
@@ -100,8 +100,8 @@ def open_served(config: Run, settings: ServedTeacherConfig, tools: EngineTools, 
 def same_model(run: "OpenRun", teacher: ServedTeacher) -> str:
     """Return a hash that identifies the model of a served teacher.
 
-    The hash is the same in all processes.  The first start of the run stores the values from which the hash is computed.  Every
-    process must call this function.
+    The hash is the same in all processes.  At the first start of the run, the values from which the hash is computed are
+    stored. Every process must call this function.
 
     Raises:
         CheckpointError: the folder has checkpoints, and the server had another model when they were written.
@@ -136,7 +136,10 @@ def _read(path: Path) -> dict[str, Json] | None:
 
 
 def _difference(stored: Mapping[str, Json], found: Mapping[str, Json], tolerance: float) -> str | None:
-    """Return how the model of a server differs from the stored one; None if it does not."""
+    """Return a phrase that describes how the model of a server has changed, or None.
+
+    `stored` are the values at the first start of the run, and `found` the present values.
+    """
     for name in ("model", "token_ids"):
         if stored.get(name) != found[name]:
             return f"{'its name' if name == 'model' else 'its tokenizer'} differs"

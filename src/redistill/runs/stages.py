@@ -1,7 +1,7 @@
 """Stages of a run: fine-tuning of its teacher or student before distillation.
 
-A stage is a run with its own folder, and its method is supervised fine-tuning.  This module trains nothing.  It returns the
-configurations of the stages, and the settings for loading the fine-tuned models.
+A stage is a run with its own folder and the method supervised fine-tuning.  This module only returns the configurations of
+the stages, and the settings for loading the fine-tuned models.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ def stages(config: Run) -> dict[str, Run]:
 
 
 def teacher_source(config: Run) -> TeacherConfig | None:
-    """Return the settings for loading the local teacher of a run; None if it has none.
+    """Return the settings for loading the local teacher of a run, if there is one.
 
     If the run fine-tunes the teacher before distillation, `model` in the result is the folder of the fine-tuned teacher.
     """
@@ -76,7 +76,9 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
 
 
 def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None) -> Run:
-    """Return the configuration of a supervised fine-tuning, with the data and the precision of `config`.
+    """Return the configuration of a supervised fine-tuning.
+
+    Its data and its precision are those of `config`.
 
     Args:
         config: The run that needs the fine-tuned model.

@@ -36,7 +36,7 @@ from redistill.storage.redaction import plain
 RECIPE_FILE, LOG_FILE = "recipe.yaml", "log.txt"
 FORMATS = ("html", "md", "tex", "csv")
 RETRYABLE = {files.TRY_AGAIN, *(code for number in (SIGINT, SIGTERM) for code in (128 + number, -number))}
-"""Exit codes of runs that failed for a temporary reason or were interrupted; the same command resumes them."""
+"""Exit codes of runs that were interrupted or failed for a temporary reason; the same command resumes such runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,12 @@ class Plan:
     def statuses(self) -> dict[Path, str]:
         """Return the status of each run and of each fine-tuning before it, by folder.
 
-        The status is read from the folders: "waiting" (not started), "running" (started and not trained yet, or
-        trained with fewer updates), "trained" (not evaluated yet) or "finished" (trained and evaluated).
+        The status is read from the folders.  It is "waiting" (not started), "running" (started but not trained, or trained
+        with fewer updates), "trained" (but not evaluated) or "finished" (trained and evaluated).
 
         Raises:
             ConfigError: a folder contains another run or another sweep.
-            OutputError: a folder is a link that leads out of the folder of the sweep.
+            OutputError: a folder is a link to a folder outside the folder of the sweep.
         """
         runs = [config for entry in self.entries for config in (*entry.stages, entry.run)]
         for config in runs:
@@ -137,8 +137,8 @@ def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
     Raises:
         BusyError: another process uses the folder of the sweep.
         ConfigError: the folder contains another sweep or other runs, or the server of a teacher is not allowed.
-        TrainingError: at least one run failed; the finished runs have been compared.  The attribute `exit_code` of the error is
-            75 if all failed runs can be retried.
+        TrainingError: at least one run failed.  The finished runs are compared before the error is raised.  The attribute
+            `exit_code` of the error is 75 if all failed runs can be retried.
         Interrupted: a signal arrived and the runs were stopped; the same call resumes them.
     """
     statuses = plan.statuses()
@@ -188,7 +188,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """Write a recipe for each unfinished run and each unfinished fine-tuning before it; return one job for each recipe."""
+    """Write a recipe for each unfinished run and fine-tuning; return their jobs."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     allowed += [f"--allow-host={host}" for host in allowed_hosts()]
@@ -222,7 +222,7 @@ def _run(
         lock: File descriptors that hold the lock on the folder of the sweep; the jobs inherit them.
 
     Returns:
-        A phrase for each job that failed or was not started; and the set of all exit codes.
+        A phrase for each job that failed or was not started, and the set of all exit codes.
     """
     failed: list[str] = []
 
@@ -248,7 +248,7 @@ def _run(
 
 
 def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
-    """Write sweep.json: the rows of each comparison table, and the folder and status of each run."""
+    """Write sweep.json: the rows of each comparison table, and the status of each run."""
     sweep = plan.sweep
     runs = [
         {"label": entry.label, "seed": entry.seed, "folder": entry.run.folder.name, "status": statuses[entry.run.folder]}
@@ -268,17 +268,18 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 def _environment(limit: int) -> dict[str, str]:
     """Return the environment variables of a run.
 
-    If `limit`, the maximum number of parallel runs, is greater than 1, OMP_NUM_THREADS is set to the number of cores divided by
-    `limit`, unless this variable is already set.
+    `limit` is the maximum number of parallel runs.  If it is greater than 1, OMP_NUM_THREADS is set to the number of cores
+    divided by `limit`, unless this variable is already set.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
     return child_environment(threads)
 
 
 def _score(folder: Path) -> str:
-    """Return the mean score of a run over its test sets and seeds, as text; "" if it has no scores.
+    """Return the mean score of a run over its test sets and seeds, as text.
 
-    The score is the primary metric of the first test set.  Test sets without this metric are left out.
+    The score is the primary metric of the first test set.  Test sets without this metric are left out.  If the run has no
+    scores, the result is "".
     """
     path = folder / "scores.json"
     held = mapping(files.read_json(path)) if path.is_file() else {}
@@ -295,7 +296,9 @@ def _score(folder: Path) -> str:
 
 
 def _write_comparisons(plan: Plan, statuses: Mapping[Path, str]) -> list[Path]:
-    """Write and print each comparison table of the sweep, with the rows that have a finished run.
+    """Write and print each comparison table of the sweep.
+
+    Rows without a finished run are left out.
 
     Returns:
         The paths of the written files.

@@ -1,7 +1,7 @@
 """Reads sweep recipes, and builds a run for each row and seed.
 
-A row of a sweep is a label with the settings in which its runs differ from the base, the settings of all runs.  This module
-neither writes files nor starts runs; sweep.py does.
+The base of a sweep has the settings of all its runs.  A row is a label with the settings that replace those of the base in
+the runs of the row.  This module neither writes files nor starts runs; sweep.py does.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ class Group:
 
     Args:
         rows: Labels of the rows, in the order of the table.
-        baseline: Label of the row that the others are compared with.  If None, it is the baseline of the sweep, or the first
-            row if the table does not contain that baseline.
+        baseline: Label of the row that the others are compared with.  If None, this is the baseline of the sweep, or the
+            first row if the table does not contain that baseline.
         published: Names of tables in the MGSR paper (arXiv 2407.10068) to show beside this table; if empty, those of the sweep.
 
     Raises:
@@ -56,20 +56,20 @@ class Sweep:
 
     Args:
         name: Name of the sweep; its folder is runs/NAME, unless `--out` is given.
-        rows: Label of a row -> settings in which its runs differ from `base`.  A section of settings is merged with that of
-            `base` field by field; `policy` and `objective` are replaced as a whole.  A dotted key, such as
-            `objective.span_weight`, sets one field.
+        rows: For each label, the settings in which the runs of this row differ from `base`.  A section of settings is
+            merged with that of `base` field by field; `policy` and `objective` are replaced as a whole.  A dotted key, such
+            as `objective.span_weight`, sets one field.
         base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe; or, if there is no
             such file, the name of a recipe of the package.
-        world: If "toy", fields that `base` does not set have the values of `redistill demo`, for example its data, teacher and
-            student; if None, they have the usual defaults.
+        world: If "toy", fields that `base` does not set have the values of `redistill demo`, for example its data, teacher
+            and student.  If None, these fields have the usual defaults.
         seeds: Training seeds.
         baseline: Label of the row that the others are compared with; if None, it is the first row.
         published: Names of tables in the MGSR paper (arXiv 2407.10068) to show beside the measured tables.
         groups: Comparison tables by name; if empty, there is one table of all rows.
 
     Raises:
-        ConfigError: there are no rows or no seeds, a name cannot be part of a file name, a label is unknown, or a row sets the
+        ConfigError: there are no rows or seeds; a name cannot be part of a file name; a label is unknown; or a row sets the
             name, the seed or the output folder of its runs.
     """
 
@@ -150,7 +150,7 @@ class Entry(NamedTuple):
 
 
 def read_sweep(path: Path) -> Sweep:
-    """Read a sweep recipe, and the recipe that its `base` names, if it names one.
+    """Read a sweep recipe, and the recipe that its `base` names, if there is one.
 
     Args:
         path: A YAML file; or, if there is no such file, the name of a sweep of the package.
@@ -181,7 +181,7 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
         sweep: The sweep; its `base` must be a mapping, as `read_sweep` returns it.
         world: Default settings, which those of `base` override; None if there are none.
     """
-    assert isinstance(sweep.base, dict), "read_sweep reads a base that is a path"
+    assert isinstance(sweep.base, dict), "the base must be a mapping, as read_sweep returns it"
     base = merged(world or {}, sweep.base)
     for label, row in sweep.rows.items():
         tree: Mapping[str, Json] = merged(base, {key: value for key, value in row.items() if "." not in key})
@@ -243,10 +243,10 @@ def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
-    """Set the output folders of a run's stages, its fine-tunings of teacher and student before distillation.
+    """Set the output folders of the stages of a run: its fine-tunings of models.
 
-    The folders are in `folder`.  The name of each contains a hash of the settings of the stage.  So a stage that several runs
-    need is trained only once.
+    The folders are in `folder`.  The name of each contains a hash of the settings of the stage.  Therefore a stage that
+    several runs need is trained only once.
 
     Returns:
         A copy of the run with these output folders; and the stages.

@@ -44,12 +44,14 @@ STREAMED_BYTES = 1_000_000_000
 
 
 def make_cache(config: Run, accelerator: Accelerator) -> None:
-    """Make the store of `teacher.cache` if the recipe has one and it is not complete.
+    """Make the store in the folder `teacher.cache`, if the recipe sets it.
+
+    A complete store is not changed.
 
     If another process is making the store, the function waits until it is complete.
 
     Raises:
-        ConfigError: the job has several processes, or the folder contains something else.
+        ConfigError: the store is incomplete and the job has several processes, or the folder contains other files.
         RedistillError: any error that `fill_cache` raises.
     """
     folder = config.teacher_cache
@@ -78,14 +80,14 @@ def fill_cache(config: Run, accelerator: Accelerator, note: Report, *, stream_la
         config: The run, whose teacher is a `TeacherConfig` with `cache`.
         accelerator: The accelerator of the job.
         note: Function that is called with lines of text.
-        stream_layers: Whether the teacher's layers are read from disk one after another, each over many sequences.  The
-            resulting folder is bitwise equal in both cases.
+        stream_layers: Whether the teacher's layers are read from disk one after another, and each layer processes many
+            sequences. This setting does not change the bits of the resulting folder.
 
     Raises:
-        ConfigError: the teacher cannot be read layer by layer; or the folder contains something else, or the store of another
+        ConfigError: the teacher cannot be read layer by layer; or the folder contains other files, or the store of another
             teacher or of other data.
         BusyError: another process fills the store.
-        DiskFullError: there is too little free space; the message contains the free and the needed size.
+        DiskFullError: there is too little free space; the message has the free and the needed size.
         DataError, ModelError, VocabularyError: the models or the data cannot be used.
         Interrupted: a signal arrived.
     """
@@ -111,10 +113,10 @@ def fill_cache(config: Run, accelerator: Accelerator, note: Report, *, stream_la
 
 
 class _Read(NamedTuple):
-    """What a store is made from.
+    """The models and data from which a store is made.
 
     Args:
-        models: The teacher, and what the data and the store need of the student.
+        models: The teacher, and the properties of the student that determine the stored data.
         data: The data of the run.
         corpus: Blocks of text for which the pre-training term uses the teacher.
     """
@@ -125,7 +127,7 @@ class _Read(NamedTuple):
 
 
 def _read(config: Run, models: SourceModels, note: Report) -> _Read:
-    """Read the data."""
+    """Return the models together with the data of the run."""
     why = why_gold(config.resolved_method)
     data = load_data(config.data, models.tokenizer, config.seed, why_gold=why, rejected=None, report=note)
     updates = config.training.schedule(len(data.train)).updates
@@ -161,7 +163,7 @@ def _answers(
     accelerator: Accelerator,
     note: Report,
 ) -> list[Generation]:
-    """Generate and store the teacher's answers to the prompts of the training examples."""
+    """Generate and store the teacher's answers to the training prompts."""
     settings = config.training
     engine = LocalEngineConfig().build(
         EngineTools(
@@ -192,9 +194,9 @@ def reader_of(
     Args:
         config: The teacher, with the form of the store and the dtype of the stored states.
         model: Its model, in eval mode and on its device, or the body that reads its layers one after another.
-        vocabulary: Number of leading classes that the student has as well; a compact form has these classes only.
+        vocabulary: Number of classes that the student has as well, from class 0 on; a compact form has only these classes.
         pad_id: Padding token.
-        batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited.
+        batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited instead.
     """
     form, streams = config.cache_form, isinstance(model, StreamedBody)
     classifier = head(model.first if isinstance(model, StreamedBody) else model, None if isinstance(form, Full) else vocabulary)
@@ -219,9 +221,7 @@ def _read_batches(hidden_states: BodyCall, batches: Sequence[Batch], tick: Calla
 
 
 def _announce(plan: Plan, teacher: Reader, folder: Path, note: Report) -> None:
-    """Report the size of the cache and the estimated time; check the disk space.
-
-    The time is that of computing and writing the cache.
+    """Report the size of the cache and the time to fill it; check the disk space.
 
     Raises:
         DiskFullError: there is too little free space.

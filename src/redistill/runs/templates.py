@@ -1,4 +1,4 @@
-"""The template of a run: its date, and its record in the exported folder."""
+"""The prompt template of a run: its date, and its settings for exported students."""
 
 import copy
 import dataclasses
@@ -28,9 +28,9 @@ SCHEMA = 1
 def dated(config: Run) -> Run:
     """Return a run with the date that its chat template prints.
 
-    The setting `data.tokens.template_date` of the result is the first of these that exists: the date in the recipe, the date
-    in the run.json of the run folder, and the current time.  The result is None if the chat template prints no date.
-    All processes of a job must call this function; they get the same date.
+    The setting `data.tokens.template_date` of the result is the first of these that exists: the date in the recipe, the
+    date in the run.json of the run folder, and the current time.  It is None if the chat template prints no date.  All
+    processes of a job must call this function, and get the same date.
 
     Args:
         config: The run; its models need not be trained yet.
@@ -47,7 +47,7 @@ def dated(config: Run) -> Run:
         date = at(files.read_json(run_file), "config", "data", "tokens", "template_date")
     else:
         source = config.teacher if config.student.model == "teacher" else config.student
-        assert isinstance(source, ModelConfig), "a student is cut from a local teacher"
+        assert isinstance(source, ModelConfig), "the student consists of layers of the teacher, which must be local"
         date = fixed_date(load_tokenizer(source), None)
     # All processes must call `gather`, including one that finds no run.json; otherwise the others would wait forever.
     return with_template_date(config, signals.gather([date])[0])
@@ -79,9 +79,9 @@ def dated_tests(data: DataConfig, tokenizer: Tokenizer, out: Path, settings_file
 def exported_tokenizer(tokenizer: Tokenizer, templates: Mapping[str, int]) -> Tokenizer:
     """Return the tokenizer for the folder of an exported student.
 
-    Its chat template is the one that the student was trained with.  If training rows were rendered with the tokenizer's chat
-    template, or if all rows were used verbatim, the result is the unchanged tokenizer.  Otherwise, the chat template of the
-    result is the Alpaca template.
+    The chat template of the result is the one that the student was trained with.  If training rows were rendered with the
+    tokenizer's chat template, or if all rows were used verbatim, the tokenizer is returned unchanged.  Otherwise, the
+    result has the Alpaca template.
 
     Args:
         tokenizer: The tokenizer of training, which is not changed.

@@ -1,7 +1,7 @@
 """Addresses of servers in recipes, and the permission to connect to them.
 
-A recipe by itself permits connections to this machine only, with a loopback IP address or the name localhost in the URL.  The
-user must allow any other host, on the command line or in Python, because training data are sent to the host.
+Without permission, a recipe can connect to this machine only: to a loopback IP address or to localhost. The user must allow any
+other host, on the command line or in Python, because training data are sent to it.
 """
 
 import ipaddress
@@ -169,9 +169,8 @@ def allow_hosts(hosts: Iterable[str]) -> None:
     Each call replaces the hosts of the previous call.
 
     Args:
-        hosts: The hosts.  "HOST" or "HOST:PORT" permits encrypted connections; "http://HOST:PORT" also permits connections that
-            are not encrypted.
-            HOST must be equal to the host in the recipe; wildcards are not supported.
+        hosts: The hosts. "HOST" or "HOST:PORT" permits encrypted connections. "http://HOST:PORT" also permits connections that
+            are not encrypted. HOST must be equal to the host in the recipe; wildcards are not supported.
 
     Raises:
         ConfigError: an item has none of these forms.

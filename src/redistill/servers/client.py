@@ -1,9 +1,10 @@
 """The HTTP client of servers that a recipe names.
 
-No other module of redistill connects to such a server.  Replies are untrusted.  Their size and time are limited, redirects are
-not followed, compressed replies are rejected, and the proxies that the environment names are not used.  The HTTP
-library is httpx2, which huggingface_hub requires as well.  Asynchronous calls of httpx2 can be cancelled, so that a server that
-sends one byte at a time cannot exceed the time limit.
+No other module of redistill connects to such a server.  Replies are untrusted.  Their size and time are limited, and compressed
+replies are rejected. Redirects are not followed. The proxies that environment variables name are not used.
+
+Requests are asynchronous calls of the library httpx2, which can be cancelled. Therefore a server that sends one byte at a time
+cannot exceed the time limit.
 """
 
 import json
@@ -142,7 +143,7 @@ def api_key(variable: str | None) -> str | None:
 def check_variable(variable: str) -> None:
     """Check the name of the environment variable of an API key.
 
-    The name must be one by which a secret is recognised (`names_secret`), so that the value is masked in all output.
+    The name must show that the value is a secret (see `names_secret`), so that the value is masked in all output.
 
     Raises:
         ConfigError: the name is not that of a secret.

@@ -1,7 +1,7 @@
 """Requests and replies of a completions endpoint, as OpenAI and vLLM define it.
 
-A prompt is a list of token ids.  The field `prompt_logprobs` requests the most probable tokens at each position of the prompt,
-and the field `return_token_ids` requests the ids of generated tokens.  Every value of a reply is checked before it is used.
+A prompt is a list of token ids. The field `prompt_logprobs` requests the most probable tokens at each position of the prompt.
+The field `return_token_ids` requests the ids of generated tokens. Every value of a reply is checked before it is used.
 """
 
 import math
@@ -67,13 +67,15 @@ def checked(reply: Reply) -> Iterator[Json]:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a server returns for the T - 1 tokens after the first token of a prompt.
+    """What a server returns for the tokens of a prompt, except the first token.
+
+    T is the number of these tokens.
 
     Args:
         class_TK: int64; the K most probable tokens at each position, in descending order of probability.
         logp_TK: float64; their log-probabilities, <= 0, normalised over the vocabulary of the server.
         own_T: float64; log-probability of the token that the prompt has at each position.
-        texts: The text of each of these tokens of the prompt; None if the server does not return it.
+        texts: The text of the prompt's token at each position; None if the server does not return it.
 
     Example:
         >>> prompts, reply = [[5, 6]], {"choices": [{"index": 0, "prompt_logprobs": [None, {"6": {"logprob": -0.5}}]}]}
@@ -219,7 +221,7 @@ def text_request(
         model: Name of the model.
         request: The prompt, the maximum number of tokens, and the key of the random numbers.
         sampling: How tokens are sampled.  It must not use tokens of a second model.  A ban of repeated n-grams is requested in
-            a field that a server without redistill's plugin (`generation.vllm_plugin`) ignores.
+            an extra field. A server without redistill's plugin (`generation.vllm_plugin`) ignores this field.
         end_ids: Tokens that end a text.
         server: Index of the server.
         logprobs: Whether to request the log-probability of each generated token.

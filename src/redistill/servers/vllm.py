@@ -5,8 +5,8 @@ variable VLLM_SERVER_DEV_MODE=1.  This variable opens routes that change the ser
 the server.
 
 A reply with status 200 does not prove that a server uses the new weights.  When vLLM 0.32 on a CPU reloads weights, it keeps
-the old head of a model whose head is tied to the input embedding, and it keeps its prefix cache (stored states of earlier
-prompts).  Therefore the caller compares the log-probabilities of the server with those of the student after each transfer.
+its prefix cache (stored states of earlier prompts). If the head of the model is tied to the input embedding, it also keeps the
+old head. Therefore the caller compares the log-probabilities of the server with those of the student after each transfer.
 """
 
 import re
@@ -132,7 +132,7 @@ class VllmServers:
         The servers may use their prefix caches.
 
         Returns:
-            For each server, and in it for each prompt, the log-probabilities in nats by token id.
+            One list for each server. It has one dict for each prompt, which maps token ids to log-probabilities in nats.
 
         Raises:
             ServerError: a reply is invalid, or a server rejected a request.
@@ -149,9 +149,9 @@ class VllmServers:
     def check_ban(self, model: str, vocabulary: int) -> None:
         """Check that every server can ban repeated n-grams.
 
-        A server without redistill's plugin ignores the field of a request for the ban.  Therefore each server is tested with
-        a prompt of one token.  A logit bias makes this token the most probable next token, and a ban of repeated 1-grams
-        excludes it: a server that returns the token does not apply bans.
+        A server without redistill's plugin ignores the field of a request for the ban.  Therefore each server is tested with a
+        prompt of one token.  A logit bias makes this token the most probable next token, and a ban of repeated 1-grams excludes
+        it. A server that returns the token does not apply bans.
 
         Raises:
             ServerError: a server returned the banned token.

@@ -100,7 +100,10 @@ def _opened(folder: Path, key: str, report: Callable[[str], None], poll: Callabl
 def _made(
     folder: Path, key: str, make: Callable[[], Stored], report: Callable[[str], None], poll: Callable[[], None]
 ) -> Stored:
-    """Compute a cache entry, write it to `folder`, which the caller has locked, and return it."""
+    """Compute a cache entry, write it to `folder`, and return it.
+
+    The caller has locked the folder.
+    """
     folders.remove_leftovers(folder)
     made = make()
     try:

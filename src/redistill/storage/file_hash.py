@@ -1,7 +1,7 @@
 """Hashes of large files, which are cached until the file changes.
 
-Any change of a file changes its size, its modification time (mtime), its change time (ctime) or its inode.  A program can
-restore the modification time, as `cp -p` and `os.utime` do.  No program can restore the change time, which the system sets.
+A file is regarded as unchanged if its size, its modification time, its change time (ctime) and its inode are unchanged. A
+program can set the modification time of a file to an earlier value, but not its change time, which only the system sets.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ HASHES = "hashes"
 LARGE_BYTES = 10_000_000
 """Minimum size of a file whose hash is cached, in bytes; a smaller file is hashed at every call, in less than 0.1 s."""
 SETTLED_S = 2.0
-"""Hashes of files that changed within this number of seconds are not cached.
+"""The hash of a file that changed within this number of seconds is not cached.
 
-The timestamps of a file system have a limited resolution, so a second change could have the timestamps of the first.
+The timestamps of a file system have a limited resolution. Two changes within a short time could have equal timestamps.
 """
 
 

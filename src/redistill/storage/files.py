@@ -1,7 +1,7 @@
 """Atomic file writes: a temporary file, fsync, then a rename.
 
 A reader therefore sees either the old file or the new one. All modules write files through this module. `inside` rejects names
-that resolve to a path outside of their folder, because of `..`, an absolute path or a link.
+that lead out of a folder: names with `..`, absolute paths and links.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from redistill.storage.paths import check_path
 
 TEMPORARY = ".tmp-"
 MAX_NAME = 100
-"""Maximum length of a name that file names are made of. File systems allow 255 bytes, with prefixes and suffixes."""
+"""Maximum length of a name that becomes a part of file names. File systems limit a whole file name to 255 bytes."""
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)  # not available on Windows
 TRY_AGAIN = 75
 """Exit code of retryable errors, which need no change to the recipe (EX_TEMPFAIL of sysexits.h)."""
@@ -322,8 +322,8 @@ def read_lines(path: Path) -> list[Any]:
 def scan_lines(path: Path) -> Iterator[tuple[bytes, Json]]:
     """Yield the lines of a JSON Lines file with their values, one at a time.
 
-    Missing files, truncated last lines and errors are handled as in `read_lines`.  Each line ends with a newline, and an empty
-    line is skipped.
+    Missing files, truncated last lines and errors are handled as in `read_lines`. Each yielded line ends with a newline. Empty
+    lines are skipped.
     """
     if not path.exists():
         return
@@ -367,8 +367,8 @@ def sync(path: Path) -> None:
 def write_failed(path: Path, error: OSError, num_bytes: int = 0) -> OutputError:
     """Return the exception to raise after a write to `path` failed with `error`.
 
-    It is a `DiskFullError` if the disk is full or the quota is exhausted, otherwise an `OutputError`.  Its message contains
-    `num_bytes`, the number of bytes to be written; 0 if unknown.
+    It is a `DiskFullError` if the disk is full or the quota is exhausted, otherwise an `OutputError`. The message states
+    `num_bytes`, the number of bytes to be written, unless it is 0 (unknown).
     """
     size = f"{num_bytes:,} bytes " if num_bytes else ""
     is_link = error.errno in {errno.ELOOP, errno.EMLINK}

@@ -19,8 +19,7 @@ def linked_folder(folder: Path) -> Path | None:
     """Return the path of a symbolic link to a folder; None if `folder` contains none.
 
     The link is in `folder` or in a subfolder.  Files that are written below such a link would be written to another folder.
-    Links whose names begin like those of temporary files are ignored, because `remove_leftovers` removes these links and not
-    their targets.
+    Links with the name of a temporary file are ignored.
     """
     for parent, names, _ in os.walk(folder):
         names[:] = [name for name in names if not name.startswith(TEMPORARY)]

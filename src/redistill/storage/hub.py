@@ -14,7 +14,7 @@ from redistill.errors import first_line
 from redistill.storage.redaction import plain
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-"""The form owner/name, which a path may have as well; see `is_local`."""
+"""Pattern of a hub name, owner/name. A path may match the pattern as well; see `is_local`."""
 LOOK_UP_SECONDS = 10.0
 """Time limit of the request before the first look-up in seconds, including the DNS look-up."""
 
@@ -34,8 +34,8 @@ class HubAnswer(NamedTuple):
 def is_local(name: str) -> bool:
     """Return whether the name of a model or data set is a path.
 
-    A path is never looked up on the hub, where anyone may register a repository with the name of a mistyped path. The name is a
-    path if it begins with ".", "/" or "~", contains a backslash, or if its first component is a folder.
+    A name is a path if it begins with ".", "/" or "~", or contains a backslash. It is also a path if its first component is an
+    existing folder. A path is never looked up on the hub, since a stranger could have registered a repository with this name.
 
     Args:
         name: The name as given by the user.

@@ -1,7 +1,7 @@
 """Decoding of JSON texts, which may be damaged or hostile.
 
-All modules that read JSON files use this module. It rejects what RFC 8259 does not permit, and values that other functions
-cannot process: numbers that are not finite as a float64, and values that are nested too deeply.
+All modules that read JSON files use this module. The functions reject texts that are not valid JSON (RFC 8259). They also
+reject numbers that are not finite as a float64, and values that are nested too deeply.
 """
 
 import json
@@ -14,7 +14,7 @@ from redistill.records import Json
 Value = TypeVar("Value")
 
 MAX_DEPTH = 100
-"""Maximum number of lists and objects that contain one another; the files of redistill and of models have fewer than 20."""
+"""Maximum depth of nested lists and objects; the files of redistill and of models have a depth below 20."""
 
 
 class JsonError(ValueError):
@@ -29,8 +29,8 @@ def parse_json(text: str | bytes, *, any_number: bool = False, unique_keys: bool
 
     Args:
         text: The text. Bytes are decoded as UTF-8.
-        any_number: Whether NaN, infinities, and integers outside of the range of float64 are allowed, as in columns of data
-            sets that redistill does not use.
+        any_number: Whether NaN, infinities, and integers outside of the range of float64 are allowed. Columns of data sets may
+            contain them.
         unique_keys: Whether an object with two equal keys is rejected. If False, the last value of a key is used. `unique_keys`
             and `any_number` cannot both be True.
 

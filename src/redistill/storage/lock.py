@@ -28,9 +28,9 @@ def locked(folder: Path) -> Iterator[Sequence[int]]:
     """Lock `folder` for this process and for subprocesses that inherit the lock.
 
     The folder is created if it does not exist.  The lock is released when the last process that holds it exits, even after a
-    crash; a forked child (`os.fork`) does not hold it.  The file `.lock` contains the id of the process
-    that acquired the lock; the file is removed when the context ends.  A file left by a killed process does not block other
-    processes.  Tested on Linux only.
+    crash. A forked child (`os.fork`) does not hold it. The file `.lock` contains the id of the process that acquired the lock,
+    and is removed when the context ends. A file that a killed process has left does not block other processes.  Tested on Linux
+    only.
 
     Args:
         folder: The folder to lock.  A process that holds the lock cannot acquire it again.

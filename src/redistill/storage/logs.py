@@ -20,11 +20,11 @@ def truncate(path: Path, size: int) -> bool:
 
     Args:
         path: The log, which exists.
-        size: The size that `num_bytes` returned when the last line to be kept had been written, >= 0.
+        size: Size of the log in bytes up to the end of the last line to keep, >= 0.
 
     Returns:
-        Whether the log was truncated.  The log is left unchanged if it is shorter than `size` bytes or no line ends at `size`,
-        which means that another program has changed the log.
+        Whether the log was truncated. If the log is shorter than `size` bytes, or no line ends there, another program has
+        changed the log. The log is then not changed.
 
     Raises:
         OutputError: the file cannot be written.

@@ -11,7 +11,7 @@ from redistill.errors import OutputError
 from redistill.storage.redaction import printable
 
 MAX_BYTES = 3800
-"""Maximum length of an output path. Linux limits a path to 4,096 bytes, of which the files inside the folder need the rest."""
+"""Maximum length of an output path. Linux limits a path to 4,096 bytes, and the paths of files inside the folder are longer."""
 
 MAX_PART_BYTES = 255
 """Maximum length of one part of a path (the text between two "/"). Testing whether a longer part exists raises an error."""

@@ -133,8 +133,8 @@ def redacted(text: str) -> str:
     """Mask every detected secret in `text`.
 
     Secrets are tokens of known forms, user information and signatures in URLs, webhooks, and secret values of environment
-    variables.  The value of a variable is secret if its name contains TOKEN, KEY, SECRET, PASSWORD or a similar word, and the
-    value is not an existing path.
+    variables.  The value of a variable is secret if the name of the variable contains TOKEN, KEY, SECRET, PASSWORD or a similar
+    word. The value of such a variable is not masked if it is an existing path.
 
     Example:
         >>> redacted("HF_TOKEN=hf_abcdefghijklmnop redistill run mine.yaml")
@@ -198,7 +198,10 @@ def secret_in(text: str) -> str | None:
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the full traceback with secrets redacted; used as `sys.excepthook`."""
+    """Print an exception with its full traceback, with secrets masked.
+
+    The function is used as `sys.excepthook`.
+    """
     sys.stderr.write(plain("".join(traceback.format_exception(kind, error, trace))))
 
 
@@ -221,9 +224,9 @@ def names_secret(name: str) -> bool:
     The value of such a variable is masked if it has at least eight characters and is not a path.  The result is True in two
     cases:
 
-    - The name ends in KEY, TOKEN or a similar word, with or without an underscore before the word (such as DEPLOYKEY).
-    - One of the words between the underscores of the name is TOKEN or a similar word, and the last word is not one that marks a
-      value that is not secret (such as TYPE).
+    - The name ends in KEY, TOKEN or a similar word. There need not be an underscore before this word, as in DEPLOYKEY.
+    - Underscores divide the name into words, one of which is TOKEN or a similar word. The last word must not be TYPE or a
+      similar word, which marks a value that is not secret.
     """
     if name in {"PWD", "OLDPWD"}:
         return False

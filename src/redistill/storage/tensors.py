@@ -1,7 +1,8 @@
 """Safetensors files, written atomically and one tensor at a time.
 
-A write therefore copies at most one tensor in memory at a time.  A file has three parts: 8 bytes with the length of the header,
-the header, and the bytes of the tensors.  The header is JSON with the type, the shape and the offsets of each tensor.
+A write therefore copies at most one tensor at a time in memory. A file begins with 8 bytes that contain the length of the
+header. The header and the bytes of the tensors follow. The header is JSON with the type, the shape and the offsets of each
+tensor.
 
 Tied tensors, which have the same elements in memory, are stored once, under one of their names.  The header also lists their
 other names, so that the tensors are tied again after loading.

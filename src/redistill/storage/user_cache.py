@@ -1,7 +1,7 @@
 """The cache folders of redistill and of torch.compile.
 
-torch unpickles and loads what it finds in the cache of torch.compile.  By default, the cache has a predictable name in the
-folder for temporary files, where any local user can create it first.  redistill therefore sets a private folder.
+torch executes code from the cache of torch.compile. By default, this cache has a predictable name in the folder for temporary
+files, so another local user could create it first. redistill therefore sets a private folder.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from redistill.errors import ConfigError
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-"""The variable from which torch reads the folder; triton's cache is below the same folder."""
+"""The environment variable with torch's cache folder, which also contains the cache of triton."""
 
 
 def cache_folder() -> Path:
@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 def set_compiler_cache() -> None:
     """Set torch's compiler cache to a folder below `cache_folder()`.
 
-    The folder is set in the environment variable $TORCHINDUCTOR_CACHE_DIR; if the user has set it, it is kept.  Call the
+    The folder is set in the environment variable $TORCHINDUCTOR_CACHE_DIR. A value that the user has set is kept. Call the
     function before torch is imported, because torch stores its default folder in the same variable.
     """
     current = os.environ.get(VARIABLE)

@@ -2,7 +2,8 @@
 
 The store of a cached teacher (`store`) has the hidden states of the training and validation data.  If the teacher model is
 loaded in addition, it runs only on batches with text that is not stored.  If the policy has a replay buffer, the states of
-generated text are stored too, in shards with the format of `store`, and are read when the text is replayed.
+generated text are stored as well, and are read when the text is replayed.  They are stored in shards with the format of
+`store`.
 """
 
 import hashlib
@@ -26,8 +27,8 @@ NOT_GENERATED = {"dataset", "corpus"}
 class AppendedStates:
     """Hidden states of a store, and states that are appended during training.
 
-    An appended state has the same bits each time it is used, even if the run was killed and resumed: all states of a forward
-    pass are written before one of them is used, and a written state is always used in place of a newly computed one.
+    An appended state has the same bits each time it is used, even if the run was killed and resumed.  For this, all states
+    of a forward pass are written to disk before any of them is used.  A written state always replaces a newly computed one.
 
     Args:
         store: The store with the hidden states of the training and validation data.
@@ -50,7 +51,7 @@ class AppendedStates:
     def expect(self, sequences: Sequence[TokenSequence]) -> None:
         """Set the sequences of the next batches.
 
-        If `keeps` is True, `rows` appends the states of those sequences that were generated.
+        If the setting `keeps` is True, `rows` will append the states of the generated sequences among them.
         """
         generated = (each for each in sequences if each.origin not in NOT_GENERATED) if self._keeps else ()
         self._expected = {sequence_key(each.token_ids, each.supervised) for each in generated}
@@ -61,13 +62,13 @@ class AppendedStates:
         Args:
             batch: The batch.
             read: Function that runs the model on the whole batch and returns the hidden states of its rows, [N, E].  It is
-                called only if the states of a sequence are not stored.
+                called only if the states of at least one sequence are not stored.
 
         Returns:
             The states, [N, E], rounded to the dtype of the store.
 
         Raises:
-            ModelError: a finite state is not finite in the dtype of the store.
+            ModelError: a state exceeds the range of the dtype of the store.
             OutputError: the states cannot be written.
         """
         keys = batch_keys(batch)
@@ -107,7 +108,7 @@ class AppendedStates:
         self._index(read_tensors(path))
 
     def _open(self, path: Path) -> None:
-        """Verify a shard by the hash in its name, and add its states."""
+        """Compare a shard with the hash in its name, and add its states."""
         try:
             digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
         except OSError as error:

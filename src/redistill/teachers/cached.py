@@ -1,6 +1,7 @@
 """The cached teacher, whose distributions come from a store.
 
-The teacher computes logits from stored hidden states, or reads classes from a compact form.  No teacher model is in memory.
+The teacher computes logits from stored hidden states, or reads some classes of each distribution.  No teacher model is in
+memory.
 """
 
 from collections.abc import Sequence
@@ -31,14 +32,15 @@ from redistill.vocab_pass.head import Head
 class CachedTeacherConfig:
     """A teacher whose distributions are stored in a folder.
 
-    The folder has the teacher's head and last hidden states, or its distributions in a compact form. No teacher model is
-    loaded. With hidden states, the logits of the whole vocabulary are exact for the stored training and validation data.
+    The folder has the teacher's head and last hidden states, or some classes of each distribution (a compact form). No
+    teacher model is loaded. With hidden states, the logits of the stored training and validation data are exact over the
+    whole vocabulary.
 
     Args:
         path: The folder that `redistill cache-teacher` wrote.
-        form: The form in which the teacher was stored. "full" stands for hidden states, "top_k" for the most probable classes
-            and the remaining mass, and "sampled" for classes that were sampled from the teacher. It must be the `cache_form`
-            with which the folder was written.
+        form: The form in which the teacher was stored; it must be the `cache_form` with which the folder was written.
+            "full" stands for hidden states, "top_k" for the most probable classes and the remaining mass, and "sampled" for
+            classes that were sampled from the teacher.
 
     Raises:
         ConfigError: `path` is empty.
@@ -68,7 +70,8 @@ class CachedTeacher:
 
     Args:
         store: The store.
-        vocabulary: Number of leading classes that the student has as well; probabilities are normalised over these classes.
+        vocabulary: Number of classes that the student has as well, from class 0 on.  Probabilities are normalised over
+            these classes.
         device: Device of the batches; the head is copied to it, unless it is the CPU.
 
     Raises:
@@ -91,7 +94,8 @@ class CachedTeacher:
     def rows(self, batch: Batch) -> TeacherTarget:
         """Return the function that returns teacher distributions for rows of the batch.
 
-        The stored tensors of the sequences that have distillation terms are copied to the device in this call.
+        This call copies the stored tensors of the batch's sequences to the device.  Sequences without distillation terms
+        are not used.
 
         Raises:
             DataError: a sequence is not stored.
@@ -99,7 +103,7 @@ class CachedTeacher:
         return self._source.target([self._stored(key, sample) for key, sample in zip(batch_keys(batch), batch.samples)])
 
     def faults(self) -> int:
-        """Return the number of rows that were not finite since `faults` was last called."""
+        """Return how many rows were not finite since the last call of `faults`."""
         return self._source.faults()
 
     def release(self) -> None:
@@ -168,7 +172,7 @@ class _Classes:
         return classes
 
     def faults(self) -> int:
-        """Return the number of rows that are not finite since `faults` was last called."""
+        """Return how many rows were not finite since the last call of `faults`."""
         faults = int(self._faults)
         self._faults.zero_()
         return faults

@@ -1,9 +1,9 @@
 """Writes the store of a cached teacher.
 
-If the teacher's answers are needed, they are written first.  Then either the teacher's head and its last hidden states are
-written, or a compact form of its distributions.  The files are written one after another, each of them atomically.
-`filling.jsonl` lists the finished files until the store is complete.  Therefore an interrupted call is resumed by the same
-call, and the resulting folder is bitwise equal to that of a call that was not interrupted.  `store` describes the format.
+If the teacher's answers are needed, they are written first.  The teacher's head and its last hidden states, or a compact
+form of its distributions, are written afterwards.  `store` describes the format.  Each file is written atomically.
+`filling.jsonl` lists the finished files until the store is complete, so that the same call resumes an interrupted call.
+Interruptions do not change the bits of the resulting folder.
 """
 
 import time
@@ -51,7 +51,7 @@ TIMED_SEQUENCES = 4
 
 Tick = Callable[[float], None]
 Progress = Callable[[int, int, int], None]
-"""Function that is called with three numbers: of finished items, of all items, and of tokens that this call has read."""
+"""Function that receives the numbers of finished items, of all items, and of the tokens that this call has read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +59,16 @@ class Reader:
     """The teacher that fills a store.
 
     Args:
-        read: Function of a list of batches and a callback.  It yields the last hidden states of the rows of each batch, [N, E],
-            without gradient, and repeatedly calls the callback with the fraction of the work that is done.
+        read: Function of a list of batches and a callback.  It yields for each batch the last hidden states of the rows,
+            [N, E], without gradient.  It repeatedly calls the callback with the fraction of the work that is done.
         head: The head of the teacher.  To store hidden states, it has all classes of the teacher; to store a compact form, it
             has only the classes that the student has as well.
         form: The form of the rows.
         dtype: dtype of the stored states.
         pad_id: Padding token.
-        batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited.
-        tokens_at_once: Minimum number of tokens per call of `read`; the last call may have fewer.  It is large for a teacher
-            whose layers are read from disk in each call.
+        batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited instead.
+        tokens_at_once: Minimum number of tokens per call of `read`; the last call may have fewer.  A large number is
+            efficient if each call reads the teacher's layers from disk.
     """
 
     read: Callable[[Sequence[Batch], Tick], Iterable[torch.Tensor]]
@@ -106,14 +106,17 @@ class Reader:
         `tick` is the second argument of `read`.
 
         Raises:
-            ModelError: a finite state is not finite in `dtype`.
+            ModelError: a state exceeds the range of `dtype`.
         """
         device = self.head.weight_VD.device
         batches = [collate(items_of(group, "distillation"), pad_id=self.pad_id, device=device) for group in groups]
         return map(self._rows, groups, self.read(batches, tick))
 
     def _rows(self, sequences: Sequence[TokenSequence], hidden_NE: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the tensors to store for the targets of some sequences, on the CPU, from their hidden states."""
+        """Return the tensors to store for some sequences, on the CPU.
+
+        `hidden_NE` has the last hidden states that predict the targets of these sequences.
+        """
         form = self.form
         if isinstance(form, Full):
             return {"hidden_NE": rounded(hidden_NE, self.dtype).cpu()}
@@ -132,7 +135,7 @@ class Rows(NamedTuple):
 
     Args:
         number: Number of sequences.
-        create: Function that returns the sequence with an index.
+        create: Function that receives an index and returns the sequence.
     """
 
     number: int
@@ -140,7 +143,7 @@ class Rows(NamedTuple):
 
 
 class Joined(Sequence[TokenSequence]):
-    """The concatenation of parts whose sequences are created on access.
+    """The concatenation of several `Rows` objects.
 
     Args:
         parts: The parts.
@@ -170,8 +173,8 @@ class Joined(Sequence[TokenSequence]):
 class Plan:
     """The order of the sequences in a store, and their division into shards.
 
-    The plan depends on the set of sequences only.  Equal sequences are stored once.  Longer sequences come first, so that a
-    lack of memory is noticed early.
+    The plan depends only on the set of sequences.  Equal sequences are stored once.  The longest sequences come first, so
+    that a lack of memory is detected early.
 
     Args:
         sequences: The sequences, at least one.  They are created on access, so that a large data set need not be in memory.
@@ -216,7 +219,7 @@ class Plan:
     def seconds(self, teacher: Reader, clock: Callable[[], float] = time.perf_counter) -> float:
         """Estimate the seconds that the teacher needs to read all sequences.
 
-        A few sequences of median length are read, and their time per token is used for all tokens.
+        The teacher reads a few sequences of median length, and the same time per token is assumed for all others.
         """
         middle = [index for shard in self.shards for index in shard][self.num_sequences // 2 :][:TIMED_SEQUENCES]
         some = [self._sequences[index] for index in middle]
@@ -230,18 +233,18 @@ class StoreWriter:
     """Fills the store in a folder, which the caller has locked.
 
     Args:
-        folder: The folder of the store: empty, or with an interrupted store of the same `source`.
+        folder: The folder of the store: empty, or with the files of an interrupted call with the same `source`.
         source: What the states depend on, by name; see `TeacherStore`.
 
     Raises:
-        ConfigError: the folder contains other files, or an interrupted store of another source.
+        ConfigError: the folder contains other files, or the files of an interrupted call with another `source`.
     """
 
     def __init__(self, folder: Path, source: Mapping[str, Json]) -> None:
         self._folder, self._source = folder, source
         lines = files.read_lines(folder / FILLING)
         if not lines and (other := sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))):
-            raise ConfigError(f"{folder}: contains {other[0]} and no cached teacher; choose another folder, or empty it")
+            raise ConfigError(f"{folder}: contains {other[0]} and no cached teacher; choose another folder, or empty this one")
         if lines:
             check_source(folder, lines[0], source, sorted({*lines[0], *source}))
         files.rewrite_lines(folder / FILLING, lines or [source])  # removes an incomplete last line
@@ -258,7 +261,7 @@ class StoreWriter:
     ) -> list[Generation]:
         """Generate and store the answers to requests, and return all answers.
 
-        They are generated in blocks of `batch_size`.  Stored blocks of an interrupted call are not generated again.
+        The answers are generated in blocks of `batch_size`.  Stored blocks of an interrupted call are not generated again.
         """
         path, tokens = self._folder / TEXTS, 0
         lines = files.read_lines(path)
@@ -286,7 +289,7 @@ class StoreWriter:
         Finished shards of an interrupted call are not computed again.
 
         Raises:
-            ModelError: a finite state is not finite in the stored dtype.
+            ModelError: a state exceeds the range of the stored dtype.
             OutputError: a file cannot be written; `DiskFullError` if the disk is full.
         """
         if teacher.weights:
@@ -300,7 +303,10 @@ class StoreWriter:
         self._complete(plan.layout(teacher))
 
     def _write(self, name: str, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Write a file and record its hash, unless an earlier, interrupted call has done so."""
+        """Write a file and record its hash.
+
+        If an interrupted call has finished the file, nothing is written.
+        """
         path = self._folder / name
         if name in self._finished and path.is_file() and files.digest(path) == self._finished[name]:
             return
@@ -308,7 +314,10 @@ class StoreWriter:
         files.append_line(self._folder / FILLING, {"file": name, "sha256": self._finished[name]})
 
     def _complete(self, layout: Layout) -> None:
-        """Write the manifest, then its hash, and remove the list of finished files."""
+        """Mark the store as complete: write the manifest and its hash.
+
+        The list of finished files is removed.
+        """
         listed = dict(sorted(self._finished.items()))
         about = {"schema": SCHEMA, "source": self._source, "layout": asdict(layout), "files": listed}
         digest = files.write_json(self._folder / MANIFEST, about)
@@ -342,7 +351,10 @@ class _Read:
         return self.ready.pop(number)
 
     def _shards(self, plan: Plan, number: int, done: int) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the tensors of a shard, and of the following shards that are read in the same call, by number of the shard."""
+        """Return the tensors of the shards that one call reads, by shard number.
+
+        The first of them is the shard `number`.
+        """
         shards, tokens = dict[int, list[TokenSequence]](), 0
         while number + len(shards) < len(plan.shards) and (not shards or tokens < self.teacher.tokens_at_once):
             shards[number + len(shards)] = sequences = plan.shard(number + len(shards))
@@ -361,7 +373,10 @@ class _Read:
 
 
 def _index(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
-    """Return the tensors that describe the sequences of a shard: their keys, and the index after the last row of each."""
+    """Return the keys of the sequences of a shard, and where their rows end.
+
+    `end_S` has for each sequence the index after its last row.
+    """
     keys = b"".join(sequence_key(each.token_ids, each.supervised) for each in sequences)
     return {
         "key_SK": torch.frombuffer(bytearray(keys), dtype=torch.uint8).reshape(len(sequences), -1),

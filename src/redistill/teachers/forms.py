@@ -1,9 +1,8 @@
 """Forms in which a cached teacher is stored.
 
-The forms are hidden states, the most probable classes with the remaining mass, and sampled classes.  With hidden states, the
-teacher is exact over the whole vocabulary.  The compact forms need fewer bytes and no head, and only some divergences can be
-computed from them.  A row is the teacher's prediction of one target.  The tensors of a form have one entry for each row, except
-those of sampled classes, whose number differs between rows.
+There are three forms: hidden states, the most probable classes with the remaining mass, and sampled classes.  Hidden states
+give exact distributions over the whole vocabulary.  The other two are compact forms: they need fewer bytes and no head, but
+only some divergences can be computed from them.  A row is the teacher's prediction of one target.
 """
 
 import math
@@ -22,14 +21,12 @@ from redistill.records import Json
 Tensors = Mapping[str, torch.Tensor]
 """The stored tensors of some rows, by name."""
 CHUNK_BYTES = 64_000_000
-"""Largest size of a [rows, vocabulary] tensor in float64 while compact forms are computed."""
+"""Maximum size, in bytes, of a float64 tensor [rows, vocabulary] when compact forms are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
-    """The last hidden states.
-
-    The logits of all classes are computed from them with the teacher's head.
+    """The last hidden states, from which the teacher's head computes all logits.
 
     Example:
         >>> Full().capabilities.full_vocabulary
@@ -56,8 +53,8 @@ class Full:
 class TopK:
     """The k most probable classes, and the total probability of all other classes.
 
-    A row needs 6 k + 4 bytes.  Log-probabilities are stored in float16, whose error is at most 0.05 %.  The stored
-    probabilities of a row, including that of the other classes, are divided by their sum when they are read.
+    A row needs 6 k + 4 bytes.  Log-probabilities are stored in float16, whose relative error is at most 0.05 %.  When a row
+    is read, its probabilities, including that of the other classes, are divided by their sum.
 
     Args:
         k: Number of classes, >= 1.
@@ -120,15 +117,16 @@ class Sampled:
 
     .. math:: c_1, \dots, c_n \sim r \propto p^t, \qquad w_c = \frac{p_c}{n\, r_c} \cdot |\{i : c_i = c\}|
 
-    p is the teacher's distribution, n is `draws` and t is `power`.  The expected value of the sum of w_c f(c) is the sum of p_v
-    f(v), for every function f.  So the loss and the gradient of forward KL have no bias.  The weights are not divided by their
-    sum: that would add a bias for a power other than 1.  Source: Anshumann et al. (arXiv 2503.16870).
+    p is the teacher's distribution, n is `draws` and t is `power`.  The classes c_i are sampled from the distribution r,
+    and w_c is the weight of class c.  The expected value of the sum of w_c f(c) is the sum of p_v f(v), for every function
+    f.  So the loss and the gradient of forward KL have no bias.  The weights are not divided by their sum, because this
+    would add a bias for a power other than 1.  Source: Anshumann et al. (arXiv 2503.16870).
 
-    A row needs 8 bytes per different class, and 8 more.
+    A row needs 8 bytes, and 8 more for each different class.
 
     Args:
         draws: Number n of samples for each row, >= 1.
-        power: Exponent t of the proposal, in (0, 2]; with 1 the classes are sampled from p.
+        power: Exponent t, in (0, 2]; with 1 the classes are sampled from p.
         seed: Seed of the samples. It does not depend on the run's seed, so that runs with different seeds can share a store.
 
     Raises:
@@ -157,7 +155,7 @@ class Sampled:
     def row_bytes(self, state_bytes: int) -> int:
         """Return the largest size of a stored row in bytes.
 
-        It is the size of a row whose samples are all different, and does not depend on `state_bytes`.
+        A row is largest if its samples are all different.  The result does not depend on `state_bytes`.
         """
         return self.draws * (torch.int32.itemsize + torch.float32.itemsize) + torch.int32.itemsize + torch.float32.itemsize
 
@@ -195,7 +193,10 @@ class Sampled:
         return own | {name: tensors[name][rows] for name in ("entropy_N", "count_N")}
 
     def classes(self, tensors: Tensors) -> SampledClasses:
-        """Return the classes of the rows; rows are padded with classes of weight 0."""
+        """Return the classes of the rows and their weights.
+
+        Rows with fewer classes are padded with classes of weight 0.
+        """
         counts = tensors["count_N"].tolist()
         padded = {
             name: torch.nn.utils.rnn.pad_sequence(list(tensors[name].split(counts)), batch_first=True)
@@ -210,12 +211,14 @@ _FORMS: dict[str, Callable[..., Form]] = {Full.kind: Full, TopK.kind: TopK, Samp
 
 
 def joined(parts: Sequence[Tensors]) -> dict[str, torch.Tensor]:
-    """Concatenate the tensors of several parts, at least one."""
+    """Concatenate the tensors of the same name; there must be at least one part."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def described(form: Form) -> dict[str, Json]:
-    """Return a form as a mapping, from which `form_from` creates it again.
+    """Return a form as a mapping with its kind and settings.
+
+    `form_from` creates the form again from this mapping.
 
     Example:
         >>> described(TopK(k=20))
@@ -245,7 +248,7 @@ def label(form: Form) -> str:
 
 
 def chunks(num_rows: int, num_classes: int) -> Iterator[slice]:
-    """Divide rows into slices that are processed one after another.
+    """Divide rows into slices that limit the memory.
 
     The [rows, classes] tensor of a slice in float64 has at most `CHUNK_BYTES` bytes, unless one row needs more.
     """
@@ -256,7 +259,7 @@ def chunks(num_rows: int, num_classes: int) -> Iterator[slice]:
 def row_generators(seed: int, keys: Sequence[bytes], targets: Sequence[int]) -> list[np.random.Generator]:
     """Return a random number generator for each row.
 
-    The rows of a sequence share one generator, and use it one after another.
+    The rows of a sequence share one generator.
 
     Args:
         seed: Seed of the samples.

@@ -42,7 +42,7 @@ class HeadRows:
         return logits
 
     def faults(self) -> int:
-        """Return the number of rows with non-finite logits since `faults` was last called.
+        """Return how many rows had non-finite logits since the last call of `faults`.
 
         The loss of such rows is NaN.
         """

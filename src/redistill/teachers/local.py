@@ -1,9 +1,9 @@
 """The local teacher: a model in this process.
 
-The body of the model (all layers before the head) runs only on sequences that have distillation terms.  The hidden states are
-kept, and are multiplied by the head for a few positions at a time.  So the logits of a whole batch never exist in memory.  A
-revised sequence shares its first tokens with its draft, the version before the revision.  The hidden states of these tokens are
-computed once and reused.
+The body of the model (all layers before the head) runs only on sequences that have distillation terms.  The hidden states
+are kept, and are multiplied by the head for a few positions at a time.  Therefore the logits of a whole batch never exist
+in memory. A revised sequence shares its first tokens with its draft, the version before the revision.  The hidden states of
+these tokens are computed once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,10 +37,12 @@ class LocalTeacher:
 
     Args:
         model: A causal language model; it is moved to `device`, and its parameters no longer require gradients.
-        vocabulary: Size of the vocabulary that student and teacher share.  Logits are computed only for token ids below it.
+        vocabulary: Size of the vocabulary that student and teacher share.  Logits are computed only for token ids below
+            this size.
         device: Device of the model.
         engine: Generates the teacher's text; None if no policy uses teacher text.
-        states: Stored hidden states.  The model runs only on batches with a sequence that is not stored.  None without a cache.
+        states: Stored hidden states.  The model runs only on batches with a sequence that is not stored.  If None, nothing
+            is stored.
 
     Example:
         >>> from redistill.contracts import items_of
@@ -72,7 +74,10 @@ class LocalTeacher:
         self._rows = HeadRows(head(model, vocabulary), device)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
-        """Pass the sequences of the next batches to the stored states, if there are any."""
+        """Announce the sequences of the next batches to the store of hidden states.
+
+        If the teacher has no store, this method does nothing.
+        """
         if self._states is not None:
             self._states.expect(sequences)
 
@@ -105,27 +110,27 @@ class LocalTeacher:
         )
 
     def faults(self) -> int:
-        """Return the number of rows with non-finite logits since `faults` was last called.
+        """Return how many rows had non-finite logits since the last call of `faults`.
 
         A row is the prediction of one token.  The loss of such rows is NaN.
         """
         return self._rows.faults()
 
     def release(self) -> None:
-        """Free the states of texts that `rows` stored in the context `remembering`."""
+        """Free the states of texts that were stored inside the context `remembering`."""
         self._memory = None
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Continue every request with text of the teacher, in the order of the requests."""
-        assert self._engine is not None, "a policy of teacher text is built with an engine for it"
+        assert self._engine is not None, "a teacher without an engine generates no text"
         return self._engine.generate(requests, sampling)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """Context in which `rows` stores the states of texts for reuse.
 
-        The states are keys, values and hidden states; a later text with the same first tokens reuses them.  They are stored
-        inside this context only, and are reused until `release` is called, also after the context.  They need at most 1 GiB
+        The states are keys, values and hidden states, which a later text with the same first tokens reuses.  States are
+        stored only inside this context, but are reused until `release` is called.  They need at most 1 GiB
         (`prefix.MEMORY_BYTES`).
         """
         self._memory, self._remembers, self._in_autocast = PrefixMemory(), True, self._autocasts()

@@ -1,8 +1,8 @@
 """The self-test of served teachers: model, tokenizer and log-probabilities.
 
-It runs before models are loaded.  A reply with status 200 does not show that a server has the expected weights.  Therefore
-every server scores a short text, the probe text, before the run and in every update.  Its log-probabilities are compared with
-those at the start.
+The self-test runs before models are loaded.  A reply with status 200 does not prove that a server has the expected weights.
+Therefore every server scores a short text, the probe text, before the run and in every update.  The log-probabilities are
+compared with those before the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Probe:
     """What a server returned for the probe text.
 
     Args:
-        model: Id, root and limit of tokens of the model, as the server lists them.
+        model: The model's entries "id", "root" and "max_model_len" in the list of models of the server.
         token_ids: Token ids of the probe text.
         logprobs: Log-probability of each token of the probe text after the first.
     """
@@ -56,9 +56,10 @@ def examine(client: Client, model: str, tokenizer: Tokenizer, *, top_k: int, tol
 
     Raises:
         ConfigError: the model of a server has too few positions.
-        ServerError: a server lacks the model, cannot list `top_k` tokens, or differs from the first one.
+        ServerError: a server does not have the model, cannot list `top_k` tokens, or has other log-probabilities than the
+            first server.
         ServerUnavailableError: a server cannot be reached.
-        VocabularyError: the server has another tokenizer.
+        VocabularyError: a server has another tokenizer than the student.
     """
     token_ids = tuple(tokenizer.encode(TEXT, add_special_tokens=False))[: longest - 1]
     probes = [_examine(client, number, model, tokenizer, token_ids, top_k, longest) for number in range(len(client.servers))]
@@ -66,7 +67,7 @@ def examine(client: Client, model: str, tokenizer: Tokenizer, *, top_k: int, tol
         if (difference := mean_difference(probe.logprobs, probes[0].logprobs)) > tolerance:
             raise ServerError(
                 f"{server.label}: its log-probabilities differ by {difference:.3g} nats per token from those of "
-                f"{client.servers[0].origin} (tolerance {tolerance:g}); serve the same model, or raise tolerance"
+                f"{client.servers[0].origin} (limit {tolerance:g}); serve the same model, or raise teacher.tolerance"
             )
     return probes[0]
 
@@ -84,7 +85,10 @@ def mean_difference(logprobs: Sequence[float], others: Sequence[float]) -> float
 def _examine(
     client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...], top_k: int, longest: int
 ) -> Probe:
-    """Test the server with the index `number`; `token_ids` are those of the probe text."""
+    """Test one server; return its reply to the probe text.
+
+    `number` is the index of the server, and `token_ids` are those of the probe text.
+    """
     listing = Request("/models", None, REPLY_BYTES, number, is_pinned=True)
     (reply,) = client.exchange([listing])
     with checked(reply) as value:
@@ -104,12 +108,12 @@ def _examine(
         raise
     except ServerError as error:
         raise ServerError(
-            f"{error}; the server lists 1 token for each position, but not {top_k}: start it with --max-logprobs {top_k} or "
-            "more, or lower teacher.top_k"
+            f"{error}; a request for the {top_k} most probable tokens of each position failed: start the server with "
+            f"--max-logprobs {top_k} or more, or lower teacher.top_k"
         ) from error
     if mean_difference(tuple(first.own_T), tuple(other.own_T)) > SAME_NATS:
         raise ServerError(
-            f"{reply.server}: its log-probabilities of a prompt depend on the temperature; start the server with "
+            f"{reply.server}: the log-probabilities of a prompt depend on the temperature; start the server with "
             "--logprobs-mode raw_logprobs"
         )
     return Probe(model=found, token_ids=token_ids, logprobs=tuple(map(float, first.own_T)))
@@ -124,7 +128,7 @@ def _scores(client: Client, number: int, model: str, token_ids: Sequence[int], t
 
 
 def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[int, ...]) -> None:
-    """Let the server tokenise the probe text, and compare its ids with those of the student's tokenizer.
+    """Compare the server's token ids of the probe text with the student's tokenizer.
 
     Raises:
         VocabularyError: the ids differ.
@@ -135,13 +139,15 @@ def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[i
         ids = prompt_token_ids(value)
     if ids is not None and tuple(ids) != token_ids:
         raise VocabularyError(
-            f"{reply.server}: its tokenizer is not that of the student: the probe text has {len(ids)} tokens there and "
-            f"{len(token_ids)} here, or their ids differ; use a teacher and a student with the same tokenizer"
+            f"{reply.server}: its tokenizer is not that of the student: a test text has {len(ids)} tokens there and "
+            f"{len(token_ids)} here, or the token ids differ; use a teacher and a student with the same tokenizer"
         )
 
 
 def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...]) -> None:
-    """Send ids that are spread over the vocabulary; compare their texts with those of the student's tokenizer.
+    """Compare the texts of some token ids on the server with the student's tokenizer.
+
+    The ids are spread over the vocabulary, and include the special tokens.
 
     Raises:
         VocabularyError: an id stands for another token.
@@ -157,6 +163,6 @@ def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer,
             theirs = (theirs or "").strip()
             if ours and theirs and "\ufffd" not in ours + theirs and ours != theirs:
                 raise VocabularyError(
-                    f"{client.servers[number].label}: id {token} is {client.filtered(theirs)!r} there and {ours!r} in the "
-                    "student's tokenizer; use a teacher and a student with the same tokenizer"
+                    f"{client.servers[number].label}: id {token} is {client.filtered(theirs)!r} on the server and {ours!r} in "
+                    "the student's tokenizer; use a teacher and a student with the same tokenizer"
                 )

@@ -1,8 +1,8 @@
 """The served teacher, whose most probable classes come from a server.
 
-The server has an OpenAI-compatible completions endpoint that supports `prompt_logprobs`; vLLM is an example.  For each row (the
-prediction of one target), the server returns the `top_k` most probable classes.  The total probability of all other classes is
-kept as one more class; nothing is renormalised.
+The server has an OpenAI-compatible completions endpoint that supports `prompt_logprobs`; vLLM is an example.  For each row
+(the prediction of one target), the server returns the `top_k` most probable classes.  All other classes together count as
+one more class, with their total probability.  Probabilities are not renormalised.
 """
 
 import math
@@ -32,12 +32,12 @@ from redistill.teachers.probe import Probe, examine, mean_difference
 
 MAX_TOP_K = 1024
 LEAST_REST = 1e-10
-"""Lower bound of the total probability of the classes that are not listed, so that its logarithm is finite."""
+"""Smallest total probability of the classes that the server does not list; it keeps the logarithm finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedTeacherConfig:
-    """A teacher that a server runs, such as vLLM.
+    """A teacher model on a server, such as vLLM.
 
     Training data are sent to the server: the prompts and the answers. A server that is not on this machine must be allowed by
     the option `--allow-host` of the command.
@@ -46,14 +46,17 @@ class ServedTeacherConfig:
         url: Address of the server, such as http://127.0.0.1:8000/v1; or a list of addresses of servers with the same model,
             over which the requests are distributed.
         model: Name of the model, as the server lists it.
-        top_k: Number of most probable classes of each row, in [1, 1024]. The server must permit it (vLLM: `--max-logprobs`).
-        api_key_env: Name of the environment variable with the API key. If None, no key is sent.
+        top_k: Number of most probable classes that are requested for each token, in [1, 1024]. The server must permit this
+            number (vLLM: `--max-logprobs`).
+        api_key_env: Name of the environment variable that contains the API key. If None, no key is sent.
         prompts_per_request: Maximum number of prompts in one request, >= 1.
         concurrent_requests: Maximum number of open requests of one process, >= 1.
         timeout_s: Seconds after which a request without a complete reply is tried again, > 0.
-        patience_s: Seconds for which a failed request is tried again, >= 0. After that, the command ends, and can be resumed.
-        tolerance: Maximum mean absolute difference, in nats per token, between log-probabilities of the probe text (a built-in
-            text): between two servers, and between the start and a later update; >= 0.
+        patience_s: Seconds during which a failed request is tried again, >= 0. After this time the command ends; the same
+            command resumes.
+        tolerance: Largest accepted difference of log-probabilities, >= 0: the mean absolute difference in nats per token,
+            for a built-in text. Servers are compared with each other, and in each update with their log-probabilities at
+            the start.
         price: Price of a million tokens, in any currency, >= 0. If set, run.json contains the price of all tokens that were
             sent or generated.
 
@@ -103,11 +106,14 @@ class ServedTeacherConfig:
 
     @property
     def capabilities(self) -> TeacherCapabilities:
-        """The features of the teacher: `top_k` classes for any text, and generated text."""
+        """The features of the teacher.
+
+        The teacher provides the `top_k` most probable classes for any text, and generates text.
+        """
         return TeacherCapabilities(full_vocabulary=False, generates=True, top_k=self.top_k)
 
     def connect(self, report: Report) -> Client:
-        """Return a client of the servers; nothing is sent yet.
+        """Return a client of the servers, without sending a request.
 
         Args:
             report: Function that is called with one line when a request is tried again.
@@ -131,13 +137,16 @@ class ServedTeacherConfig:
 
 
 class Count(Protocol):
-    """A function that counts requests, and the tokens that were sent and generated."""
+    """Type of a function that counts requests, tokens sent and tokens generated."""
 
     def __call__(self, requests: int, tokens: int) -> None: ...
 
 
 class _Stored(NamedTuple):
-    """The classes of each position of a sequence except the last, at which nothing is predicted; see `TopClasses`."""
+    """The most probable classes at each position of a sequence except the last.
+
+    `TopClasses` describes the tensors.
+    """
 
     class_TK: torch.Tensor
     logp_TK: torch.Tensor
@@ -150,8 +159,8 @@ class ServedTeacher:
     Args:
         settings: The teacher in the recipe.
         client: Client of the servers.
-        probe: What the servers returned for the probe text at the start.
-        vocabulary: Number of classes of the student; all token ids that a server lists must be below it.
+        probe: The first server's reply to the probe text at the start.
+        vocabulary: Number of classes of the student; all token ids that a server lists must be below this number.
         end_ids: Tokens that end a text.
         device: Device of the batches.
         count_text: Function that is called with the number of tokens of generated text.
@@ -182,7 +191,7 @@ class ServedTeacher:
 
     @property
     def tolerance(self) -> float:
-        """Mean difference of log-probabilities that rounding may cause, in nats."""
+        """Mean difference of log-probabilities that is accepted as rounding, in nats."""
         return self._settings.tolerance
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
@@ -212,7 +221,7 @@ class ServedTeacher:
     def rows(self, batch: Batch) -> TeacherTarget:
         """Return the function that returns the most probable classes of rows of the batch.
 
-        `prepare` must have been called with the sequences of the batch.
+        Call `prepare` with the sequences of the batch first.
         """
         ids_BT, num_tokens = batch.input_ids_BT[: batch.num_sampled].tolist(), batch.input_ids_BT.shape[1]
         lengths = batch.attention_mask_BT[: batch.num_sampled].sum(dim=1).tolist()
@@ -261,20 +270,20 @@ class ServedTeacher:
         return texts
 
     def _exchange(self, requests: Sequence[Request], num_tokens: int) -> list[Reply]:
-        """Send requests with `num_tokens` tokens in total; count the attempts and the tokens."""
+        """Send requests with `num_tokens` tokens in total; count attempts and tokens."""
         before = self._client.num_attempts
         replies = self._client.exchange(requests)
         self._count(self._client.num_attempts - before, num_tokens)
         return replies
 
     def _verify(self, scores: Scores, server: str) -> None:
-        """Raise a ServerError if a server no longer has the weights that it had at the start."""
+        """Raise a ServerError if a server has other weights than at the start."""
         difference = mean_difference(tuple(scores.own_T), self.probe.logprobs)
         if difference > self.tolerance:
             raise ServerError(
-                f"{server}: its log-probabilities of the probe text differ by {difference:.3g} nats per token from those at "
-                f"the start (teacher.tolerance {self.tolerance:g}), so the server now has another model; serve the model of "
-                "the start, and run the same command again to resume"
+                f"{server}: the model has changed: its log-probabilities of the probe text differ by {difference:.3g} nats per "
+                f"token from those at the start (teacher.tolerance {self.tolerance:g}); serve the model of the start, and run "
+                "the same command again to resume"
             )
 
 
@@ -287,9 +296,9 @@ def _stored(scores: Scores) -> _Stored:
 
 
 def announcement(settings: ServedTeacherConfig) -> str:
-    """Return one line that states which data are sent where, with which key.
+    """Return one line about the data that are sent to the servers of a teacher.
 
-    It is printed before anything is sent.
+    The line names the data, the servers, and the environment variable of the API key.
     """
     servers = ", ".join(parse_url(url).origin for url in settings.url)
     is_local = all(parse_url(url).is_loopback for url in settings.url)

@@ -1,13 +1,19 @@
 """The store of a cached teacher.
 
-It has the teacher's head and last hidden states, or the teacher's distributions in a compact form.  The product of the last
-hidden states and the head is the teacher's logits.  So the head, and the states at the targets of a data set, are sufficient
-for the exact logits of all these targets.  In a 16-bit dtype, a target's state needs 2 x width bytes; its logits in float32
-would need 4 x vocabulary bytes.  `forms` describes the compact forms, which need no head.
+The store has the teacher's head and last hidden states, or the teacher's distributions in a compact form.  The product of
+head and hidden states is the teacher's logits, so the logits of all targets of a data set are exact.  In a 16-bit dtype,
+the state of a target needs 2 x width bytes; its logits in float32 would need 4 x vocabulary bytes.  `forms` describes the
+compact forms, which need no head.
 
-The folder consists of `head.safetensors`; the shards `states-00000.safetensors` ..., each with the rows of some sequences;
-`texts.jsonl`, if the teacher has generated text; `manifest.json`, which describes the store and has the SHA-256 of each other
-file; and `manifest.sha256`.  This module only reads a complete store; `filling` writes it.
+The folder contains these files:
+
+- `head.safetensors`, the head;
+- `states-00000.safetensors` and so on, the shards, each with the rows of some sequences;
+- `texts.jsonl`, if the teacher has generated text;
+- `manifest.json`, which describes the store and has the SHA-256 of each file above;
+- `manifest.sha256`, the SHA-256 of the manifest.
+
+This module reads a complete store; `filling` writes it.
 """
 
 import hashlib
@@ -84,7 +90,8 @@ def shard_name(number: int) -> str:
 def sequence_key(token_ids: Sequence[int] | np.ndarray, supervised: Sequence[bool] | np.ndarray) -> bytes:
     """Return the key of a sequence: a hash of its token ids and targets.
 
-    An index in a data set is no key, since training and validation data are both counted from 0.
+    The index of an example would not be a key, since it is not unique: training and validation data are both counted from
+    0.
 
     Args:
         token_ids: The T token ids of the sequence, without padding.
@@ -105,7 +112,7 @@ def sequence_key(token_ids: Sequence[int] | np.ndarray, supervised: Sequence[boo
 def batch_keys(batch: Batch) -> list[bytes]:
     """Return the keys of the sampled sequences of a batch, in order.
 
-    Sampled sequences are those with distillation terms.  `sequence_key` defines the key of a sequence.
+    Sampled sequences are the sequences on which student and teacher are compared.  `sequence_key` defines their keys.
     """
     count, num_tokens = batch.num_sampled, batch.input_ids_BT.shape[1]
     ids_BT, lengths = batch.input_ids_BT[:count].cpu().numpy(), batch.attention_mask_BT[:count].sum(dim=1).tolist()
@@ -146,11 +153,11 @@ class TeacherStore:
 
     Args:
         folder: The folder of the store, for messages.
-        source: What the rows depend on, by name: hashes of the teacher and of the data, and settings.
+        source: Everything that the rows depend on, by name: hashes of the teacher and of the data, and settings.
         layout: Numbers that describe the store.
         head: The head of the teacher, whose weights are memory-mapped; None for a compact form.
-        shards: The tensors of each shard: those of the form, such as `hidden_NE`, the states; `key_SK`, the key of each
-            sequence (uint8); and `end_S`, the index after the last row of each sequence.
+        shards: The tensors of each shard, by name.  `key_SK` has the key of each sequence (uint8), and `end_S` the index
+            after the last row of each sequence.  All others, such as the states `hidden_NE`, depend on the form.
         texts: Generated texts by `text_key`.
         digest: SHA-256 of the manifest, which identifies the store.
     """
@@ -246,7 +253,8 @@ class TeacherStore:
         """Check that the store was made from the teacher, data and settings of a run.
 
         Args:
-            expected: What the rows of the run depend on, by the names of `source`.  Names that it lacks are not compared.
+            expected: Everything that the rows of the run depend on, by the names of `source`.  Other names in `source` are
+                not compared.
 
         Raises:
             ConfigError: a value differs; the message names all that differ.
@@ -257,12 +265,12 @@ class TeacherStore:
 def check_source(
     folder: Path, held: Mapping[str, Json], expected: Mapping[str, Json], names: Sequence[str] | Mapping[str, Json]
 ) -> None:
-    """Check that a store was made from what a recipe describes.
+    """Check that a store was made from the teacher, data and settings of a recipe.
 
     Args:
         folder: The folder of the store, for the error message.
-        held: What the rows of the store depend on, by name.
-        expected: What the rows of the recipe depend on.
+        held: Everything that the rows of the store depend on, by name.
+        expected: The same for the recipe.
         names: The names to compare.
 
     Raises:
@@ -283,7 +291,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _checked_digest(folder: Path) -> str:
-    """Return the SHA-256 of a store's manifest, after a comparison with the stored one.
+    """Compare the SHA-256 of a store's manifest with the stored one, and return it.
 
     Raises:
         ConfigError: the folder contains no complete store.

@@ -1,7 +1,7 @@
 """Laws of divergences.
 
-A law is a property that every divergence must have.  p is the teacher and q the student.  If a law is violated,
-`check_divergence` and the functions of `DIVERGENCE_LAWS` raise an AssertionError with the law, the input and the values.
+A law is a property that every divergence must have.  p is the teacher and q the student.  A violated law raises an
+AssertionError, which states the law, the input and the values.
 
 If a divergence cannot satisfy a law, its class has an attribute `disobeys = {"law": "reason"}` with the name of the law.
 `check_divergence` skips this law.

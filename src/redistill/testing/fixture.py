@@ -88,8 +88,8 @@ def make_fixture() -> Fixture:
 def in_processes(world: int, work: Callable[[int, Gather], Result]) -> list[Result]:
     """Run `work(rank, gather)` for each rank in threads that simulate processes.
 
-    `gather` is a collective operation: it waits until all ranks have called it, and returns their lists, concatenated in order
-    of rank.  Each rank gets its own deep copy of the values, since real processes share no objects.
+    `gather` is a collective operation: it waits until all ranks have called it. It returns the lists of all ranks, concatenated
+    in order of rank.  Each rank gets its own deep copy of the values, since real processes share no objects.
 
     Args:
         world: Number of simulated processes.

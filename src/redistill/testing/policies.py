@@ -79,8 +79,8 @@ def global_generators_are_not_used(node: PolicyNode) -> Findings:
 def resumes_where_it_stopped(node: PolicyNode) -> Findings:
     """Check that a restored policy draws the same sequences as an uninterrupted one.
 
-    After half of the steps, the policy's state is converted to the form that a checkpoint stores, and back, and loaded into a
-    new policy.  After the last step, both policies must have the same state.
+    After half of the steps, the policy's state is saved as in a checkpoint, and loaded into a new policy. After the last step,
+    both policies must have the same state.
     """
     uninterrupted, resumed, middle = make_fixture().policy(node), make_fixture().policy(node), STEPS // 2
     drawn(uninterrupted, range(middle))
@@ -200,7 +200,7 @@ def plain_state(state: Mapping[str, StateValue]) -> tuple[str, Mapping[str, obje
     """The state of a policy as values that can be compared.
 
     Returns:
-        The JSON text of all values that are not tensors, and the dtype and the values of each tensor by name.
+        Two values: the JSON text of all values that are not tensors; and for each tensor, by name, its dtype and values.
     """
     stored = store(state)
     tensors = {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in stored.tensors.items()}
@@ -220,8 +220,7 @@ def _global_states() -> dict[str, object]:
 def _plain(sequence: TokenSequence) -> tuple[object, ...]:
     """Return a sequence as a tuple, for comparisons.
 
-    The weights of tokens (`TokenSequence.weights`) and the numbers for the policy gradient (`TokenSequence.rollout`) are
-    rounded to 3 decimals, since their rounding errors depend on the batch size.
+    The fields `weights` and `rollout` are rounded to 3 decimals, since their rounding errors depend on the batch size.
     """
     columns = (sequence.weights, *(() if sequence.rollout is None else astuple(sequence.rollout)))
     rounded = [tuple(round(value, 3) for value in column) for column in columns]

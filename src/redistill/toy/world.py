@@ -1,7 +1,7 @@
 """The toy world: English instructions that a tiny model can learn in minutes.
 
 The text is generated, without a download. There are thirteen tasks, each with several phrasings of the question and of the
-answer. A teacher that is trained on many sampled answers learns the probability of each phrasing, and a student can learn these
+answer. A teacher that is trained on many sampled answers learns the probability of each phrasing. A student can learn these
 probabilities from the teacher.
 """
 
@@ -58,8 +58,8 @@ def toy_records(count: int, seed: int, split: Split) -> list[Record]:
 def toy_tokenizer(vocabulary_size: int = 1536, seed: int = 0) -> Tokenizer:
     """Train a byte-level BPE tokenizer on the toy world.
 
-    The end token is "<|endoftext|>", and the padding token is "<|pad|>". The tokenizer can encode any text. Text of the toy
-    world has little more than one token per word.
+    The end token is "<|endoftext|>", and the padding token is "<|pad|>". The tokenizer can encode any text. Most words of the
+    toy world are one token.
 
     Args:
         vocabulary_size: Number of tokens, including all bytes and the two special tokens; >= 258.

@@ -1,9 +1,9 @@
 """Checkpoints of a run: `checkpoints/step-N/`, written atomically.
 
-A checkpoint consists of safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a crash
-at any moment does not damage earlier checkpoints.  SHA-256 hashes cover every byte: a run detects damage when it resumes, and
-continues from the newest valid checkpoint.  Nothing is pickled. The caller defines what the tensors and the state mean.
-The argument `folder` of a public function is the folder of all checkpoints of a run.
+A checkpoint consists of safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a
+crash at any moment does not damage earlier checkpoints.  SHA-256 hashes cover every byte: a run that resumes detects
+damage, and continues from the newest valid checkpoint.  Nothing is pickled.  The caller defines the meaning of tensors and
+state. The argument `folder` of a public function is the folder of all checkpoints of a run.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ SUFFIX = ".safetensors"
 class Contents(dict[str, Value]):
     """The tensors or the state of a checkpoint, by name.
 
-    Access to a missing name raises `CheckpointError`, so that training never starts from scratch without a message.
+    Access to a missing name raises a `CheckpointError`.
     """
 
     def __init__(self, owner: str, values: Mapping[str, Value]) -> None:
@@ -60,7 +60,7 @@ class Checkpoint:
         tensors: Groups of tensors by name, such as "model" and "optimizer".  The tensors are on the CPU and memory-mapped, so
             copy them before the files are removed.
         state: The JSON state.
-        skipped: A line for each newer checkpoint that was skipped: its fault, and the checkpoint that was loaded instead.
+        skipped: One line for each newer checkpoint that was skipped: its fault, and the checkpoint that was loaded instead.
     """
 
     step: int
@@ -101,7 +101,7 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> list[str]:
         mine: Hashes that identify this run, by name, such as "training data".
 
     Returns:
-        Names in `mine` that cannot be checked: an earlier version wrote the checkpoints and stored no hash of this name.
+        Names in `mine` that cannot be checked, because an earlier version wrote the checkpoints without these hashes.
 
     Raises:
         CheckpointError: a hash differs from the one that `write_identity` stored.
@@ -118,8 +118,8 @@ def check_identity(folder: Path, mine: Mapping[str, str]) -> list[str]:
 def write_identity(folder: Path, mine: Mapping[str, str]) -> None:
     """Store the hashes that identify this run.
 
-    The manifest of each checkpoint contains the same hashes.  `load` skips a checkpoint whose hashes differ from the stored
-    ones.
+    The manifest of each checkpoint contains the same hashes.  `load` skips a checkpoint whose hashes differ from those of
+    the folder.
 
     Raises:
         CheckpointError: a hash differs from the one that the folder stores already.
@@ -148,15 +148,14 @@ def save(
 ) -> Path:
     """Write the checkpoint `step-N`, then remove checkpoints that are not needed.
 
-    Of the checkpoints up to `step`, the `keep` newest and the protected ones are kept.  Checkpoints of later steps are removed
-    unless protected; the run skipped them when it resumed, since they are damaged.  Nothing is removed before the new
-    checkpoint has been read back and verified.
+    The `keep` newest checkpoints up to `step` are kept.  Checkpoints of later steps are removed: they are damaged, and were
+    skipped when the run resumed.  No protected checkpoint is removed, and none before the new checkpoint has been verified.
 
     Args:
         folder: The folder of the run's checkpoints, such as `<run folder>/checkpoints`.
         step: Number of updates done, >= 0.
         tensors: Groups of tensors; each becomes `<group>.safetensors`.  Tied tensors are stored once and are tied when loaded.
-        state: All other values, which are stored as JSON: no NaN, keys are strings, tuples are loaded as lists.
+        state: All other values, which are stored as JSON: no NaN, and only strings as keys.  Tuples are loaded as lists.
         keep: Number of newest checkpoints to keep, including this one, >= 1.
         protect: Steps whose checkpoints are never removed, such as the best one.
 
@@ -164,7 +163,7 @@ def save(
         The checkpoint's folder.
 
     Raises:
-        OutputError: the checkpoint could not be written; the earlier ones are unchanged.  `DiskFullError` if the disk is full.
+        OutputError: the checkpoint cannot be written; earlier ones are unchanged.  `DiskFullError` if the disk is full.
     """
     assert step >= 0 and keep >= 1 and all(files.slug(group) == group for group in tensors), (step, keep, *tensors)
     files.make_folder(folder)
@@ -181,7 +180,7 @@ def save(
     try:
         _verify(target)
     except _Damaged as error:
-        raise OutputError(f"{_label(target)}: {error} right after it was written; check the disk") from error
+        raise OutputError(f"{_label(target)}: {error}, although it was just written; check the disk") from error
     numbers = steps(folder)
     for number in sorted({*numbers} - {*[number for number in numbers if number <= step][-keep:], *protect}):
         folders.remove_folder(_folder_of(folder, number))
@@ -215,10 +214,10 @@ def steps(folder: Path) -> list[int]:
 def load(folder: Path) -> Checkpoint | None:
     """Load the newest valid checkpoint; return None if `folder` has no checkpoints.
 
-    Damaged checkpoints are skipped.  The field `skipped` of the loaded checkpoint lists their faults.
+    Damaged checkpoints are skipped.  The field `skipped` of the result lists their faults.
 
     Raises:
-        CheckpointError: all checkpoints are damaged, or one has another schema.
+        CheckpointError: all checkpoints are damaged, or a checkpoint has another schema.
     """
     faults: list[str] = []
     for step in reversed(steps(folder)):
@@ -265,7 +264,7 @@ def _read(folder: Path) -> Checkpoint:
 def _verify(folder: Path) -> list[str]:
     """Check every file of a checkpoint against the manifest; return the file names.
 
-    The manifest is parsed only if its own hash is right, so damaged JSON is never interpreted.
+    The manifest is parsed only if its hash is correct, so damaged JSON is never parsed.
     """
     manifest = _read_or_damaged(folder / MANIFEST, Path.read_bytes)
     if _read_or_damaged(folder / SEAL, Path.read_bytes) != f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode():
@@ -287,7 +286,7 @@ def _verify(folder: Path) -> list[str]:
 def _parsed(manifest: bytes, folder: Path) -> Mapping[str, Any]:
     """Parse a manifest, and check the types of its fields and its file names.
 
-    A manifest with a matching hash is not trusted: anyone can compute a hash.
+    A matching hash does not make a manifest trusted, since anyone can compute a hash.
     """
     try:
         content = parse_json(manifest)
@@ -332,16 +331,16 @@ def optimizer_tensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     """Convert an optimizer's state to named tensors and JSON.
 
-    Parameters are identified by name and not by position, so that a change in their order cannot swap their moments.
+    Parameters are identified by name and not by position.  Otherwise, a change in their order would exchange their moments.
 
     Args:
         optimizer: Any torch optimizer whose state per parameter consists of tensors and numbers, such as AdamW, fused or not.
         parameters: `dict(module.named_parameters())` of all parameters that the optimizer updates.
 
     Returns:
-        Two mappings.  The first has the tensors by "<state>/<parameter>", such as "exp_avg/transformer.wte.weight".  The second
-        has everything else as JSON: parameter groups, scalars, and the names of the tensors.  Tensors of sharded parameters are
-        sharded too; `placement.full` gathers them.
+        Two mappings.  The first has the tensors by "<state>/<parameter>", such as "exp_avg/transformer.wte.weight".  The
+        second has all other values as JSON: parameter groups, scalars, and the names of the tensors.  Tensors of sharded
+        parameters are sharded as well; `placement.full` gathers them.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     tensors: dict[str, torch.Tensor] = {}
@@ -378,7 +377,7 @@ def restore_optimizer(
     if [sorted(group) for group in here] != [sorted(group) for group in there]:
         odd = sorted(set(chain(*here)) ^ set(chain(*there)))
         name = plain_line(odd[0])[:100] if odd else ""
-        what = f"'{name}' is in only one of them, as are {len(odd) - 1} more" if odd else "they are grouped differently"
+        what = f"{len(odd)} are in only one of them, first '{name}'" if odd else "their groups differ"
         raise CheckpointError(
             f"optimizer: this run and the checkpoint have different parameters ({what}); set `out` to a new folder"
         )

@@ -1,6 +1,6 @@
 """The training progress of each update.
 
-It is passed to divergences that depend on it (`contracts.RowContext`).
+The progress is passed to divergences that depend on it (`contracts.RowContext`).
 """
 
 import math

@@ -1,10 +1,10 @@
-"""The training loop: draw sequences, compute gradients, update, validate and save.
+"""The training loop: get sequences, compute gradients, update, validate and save.
 
 Validation and saving happen between updates.  The caller builds the objects that the loop uses (`Parts`).  The code of the loop
 is the same for all distillation methods.
 
 The coefficients of the loss terms are computed once per update, from the numbers of tokens and sequences of the global batch.
-One process with four micro-batches therefore has the same gradient as two processes with two micro-batches each.
+Therefore one process with four micro-batches has the same gradient as two processes with two micro-batches each.
 """
 
 import math
@@ -54,9 +54,9 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
     Raises:
         Interrupted: a signal arrived.  All completed updates have been saved in a checkpoint; an incomplete update is
             discarded.
-        TrainingError: a guard (a check of each update) ended the run.
-        ServerError: a server of the teacher failed.  A run with one process has saved all completed updates in a checkpoint; a
-            run with several processes has saved no new checkpoint.
+        TrainingError: a check of an update ended the run, for example because the loss is not finite.
+        ServerError: a server failed.  With one process, all completed updates have been saved in a checkpoint; with several
+            processes, no new checkpoint has been saved.
     """
     saved = first = state.step
     try:
@@ -84,16 +84,16 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
 
 
 def _compiling(parts: Parts, *, is_first: bool) -> AbstractContextManager[None]:
-    """Context of an update; during the first update, the progress bar shows "compiling"."""
+    """Context in which the progress bar shows "compiling", for the first update."""
     compiles = is_first and parts.learner.student.is_compiled
     return parts.output.progress.phase("compiling", in_log=True) if compiles else nullcontext()
 
 
 def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> None:
-    """Draw sequences, compute the gradient, make one update and log it.
+    """Get sequences from the policy, compute the gradient, make one update and log it.
 
-    If a signal arrives or a server fails before the gradient is complete, the state of the policy is restored.  Once the
-    gradient is complete, signals are not checked until the update is complete.
+    If a signal arrives or a server fails before the gradient is complete, the state of the policy is restored.  After that,
+    signals are not checked until the update is complete.
     """
     learner = parts.learner
     started, before = time.perf_counter(), parts.policy.state_dict()
@@ -164,7 +164,7 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
     """Return `batches` plus empty ones, so that all processes have the same number.
 
-    Equal numbers are needed only if forward and backward passes are collective operations; otherwise `batches` is returned
+    This is needed only if forward and backward passes are collective operations.  Otherwise, `batches` is returned
     unchanged.
     """
     if not parts.learner.placement.passes_communicate:
@@ -183,7 +183,8 @@ def gradients(draw: Draw, parts: Parts, step: int) -> tuple[list[Batch], Counts,
     """Compute the gradient of the objective, in micro-batches.
 
     The gradient is accumulated in the attribute `grad` of the parameters.  If memory runs out on one process, all processes
-    retry with half the micro-batch size.  The gradient is the same, since the coefficients are computed from the global batch.
+    retry with half the micro-batch size, which does not change the gradient: the coefficients are computed from the global
+    batch.
 
     Returns:
         This process's micro-batches, the counts of the global batch, and the sum of each loss term over the global batch, by
@@ -215,9 +216,9 @@ def accumulate_gradients(
 
     Returns the sum of each loss term over the global batch, by name, or None if memory ran out on any process.
 
-    The gradients of all processes are summed after the last backward pass, and not by hooks during the passes: with hooks, all
-    other processes would wait for a process that ran out of memory.  If the passes themselves are collective operations,
-    because parameters are sharded, the run ends when one process runs out of memory.
+    The gradients of all processes are summed after the last backward pass, and not by hooks during the passes.  With hooks,
+    all other processes would wait for a process that ran out of memory.  If parameters are sharded, the passes themselves
+    are collective operations, and the run ends when one process runs out of memory.
     """
     learner, backward = parts.learner, partial(_backward, batches, counts, parts, progress)
     gathered = signals.gather([backward() if learner.placement.passes_communicate else unless_out_of_memory(backward)])
@@ -229,7 +230,10 @@ def accumulate_gradients(
 
 
 def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts, progress: float) -> dict[str, float]:
-    """Backpropagate this process's micro-batches; return the sum of each loss term over them."""
+    """Run forward and backward passes of this process's micro-batches.
+
+    Returns the sum of each loss term over these micro-batches, by name.
+    """
     learner, objective, teacher = parts.learner, parts.learner.objective, parts.learner.teacher
     learner.student.train(objective.policy_gradient is None)
     sums: dict[str, torch.Tensor] = {}
@@ -250,7 +254,7 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts, progress: 
 def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
     """Clip the gradients of the student and of the clip network in place, separately.
 
-    The clip network is that of DAC-KL; it predicts which classes are kept.  Returns the gradient norms before clipping.
+    The clip network is the network of DAC-KL that predicts which classes are kept.  Returns the gradient norms before clipping.
     """
     norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), max_norm)}
     if learner.clip_parameters:
@@ -317,7 +321,7 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
 
 
 def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> None:
-    """Validate; record in `state` the best student so far and whether training stops."""
+    """Validate the student; store the best score so far and whether training stops."""
     started = time.perf_counter()
     scores = _validate(parts, state)
     by = next((metric for metric in parts.metrics if metric.name == settings.choose_by), None)
@@ -336,7 +340,8 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
 def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
     """Return whether the current student is the best of all validations so far.
 
-    If two scores are equal, the lower cross entropy is better.  If the cross entropies are equal too, the later step is better.
+    Of two equal scores, the one with the lower cross entropy is better.  If the cross entropies are equal too, the later is
+    better.
     """
     if state.best_score is None or score != state.best_score:
         return state.best_score is None or score > state.best_score

@@ -56,14 +56,14 @@ class MetricsLog:
 class Meter:
     """Counts the tokens that this process generates for training.
 
-    The requests to a served teacher and their tokens are counted as well.
+    Requests to a served teacher, and the tokens of these requests, are counted as well.
     """
 
     def __init__(self) -> None:
         self._tokens, self._requests, self._sent = 0, 0, 0
 
     def add(self, tokens: int) -> None:
-        """Count `tokens` more tokens."""
+        """Add `tokens` to the number of generated tokens."""
         self._tokens += tokens
 
     def read(self) -> int:
@@ -88,8 +88,8 @@ class Meter:
 def peak_bytes(device: torch.device) -> int:
     """Return the peak memory of this process, in bytes.
 
-    For a CUDA device, this is the peak of the CUDA allocator.  Otherwise, it is the peak of the resident set.  On Windows the
-    peak is not measured, and the function returns 0.
+    For a CUDA device, this is the peak of the CUDA allocator.  For a CPU, it is the peak of the resident set, or 0 on
+    Windows, where it is not measured.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

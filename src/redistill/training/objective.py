@@ -8,9 +8,9 @@ L is the loss of an update, and each w is the weight of a term.  The terms are c
 policy gradient (PG) and pre-training; d is the weight of L_KL within the pre-training term.  The paper is MGSR (arXiv
 2407.10068).
 
-A mean is a sum divided by a number of tokens or sequences; each term has a divisor of its own.  The divisors are counted over
-the global batch - all micro-batches of all processes - before the first forward pass, so that the gradient does not depend on
-how the batch is split.
+A mean is a sum divided by a number of tokens or sequences, and each term has its own divisor.  The global batch consists of
+all micro-batches of all processes.  The divisors are counted over the global batch before the first forward pass, so that
+the gradient does not depend on how the batch is split.
 """
 
 import math
@@ -41,9 +41,9 @@ class PolicyGradientConfig:
     importance weight.  q is the student's distribution and q_old that of the student that generated the roll-out; epsilon is
     `clip`.  The term of the objective is the mean of L_t over sampled tokens.  Source: MiniLLM (arXiv 2306.08543).
 
-    MiniLLM's loss has a second term, the single-step term: the expected reward of the next token.  The reverse KL is the
-    negative of this expectation, so the divergence of the objective replaces the single-step term.  The student runs in
-    evaluation mode, as when it generated the roll-outs, since dropout would change the ratio of probabilities.
+    MiniLLM's loss has a second term, the single-step term: the expected reward of the next token.  This expectation is the
+    negative reverse KL, so the divergence of the objective replaces the single-step term.  The student runs in evaluation
+    mode, because dropout would change the ratio of probabilities.
 
     Args:
         weight: Weight of the term, > 0.
@@ -119,18 +119,19 @@ class Objective:
     (arXiv 2407.10068), Eq. 11, for the first three terms; MiniLLM (arXiv 2306.08543) for the others.
 
     Args:
-        sft_weight: Weight of the cross entropy, >= 0; 0 removes the term, and the student is not run on gold answers for it.
+        sft_weight: Weight of the cross entropy, >= 0; 0 removes the term.
         sft_on: The answers that the cross entropy is computed on: "gold", or "sampled", such as the teacher's answers in SeqKD.
-        divergence: The divergence between teacher and student on the tokens of sampled sequences; if None, there is no such
-            term.  `by_origin` applies different divergences to text of the student and text of the teacher.
+        divergence: The divergence between teacher and student on the tokens of sampled sequences; if None, there is no
+            divergence. `by_origin` applies different divergences to text of the student and text of the teacher.
         divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
-        divergence_mean: "tokens" takes the mean over all sampled tokens.  "sequences" takes the mean over the tokens of each
+        divergence_mean: "tokens" is the mean over all sampled tokens.  "sequences" is the mean over the tokens of each
             sampled sequence, then the mean over sequences (Eq. 8).  If a policy sets weights of tokens, the divergence at a
-            token is multiplied by its weight.  The divisor of a mean is the number of tokens, not the sum of weights.
+            token is multiplied by its weight, but the divisor is still the number of tokens.
         span_weight: Weight of the span loss (Eq. 10) on sampled sequences, >= 0; 0 removes it.
         span: Options of the span loss.
-        policy_gradient: MiniLLM's term, which needs the policy `rollouts`; if None, there is no such term.
-        pretraining: The pre-training term on `data.corpus`.  If it is None or the run has no corpus, there is no such term.
+        policy_gradient: MiniLLM's policy gradient, which needs the policy `rollouts`; if None, there is no policy gradient.
+        pretraining: The pre-training term on `data.corpus`.  There is no pre-training term if this is None, or if the run
+            has no corpus.
 
     Raises:
         ConfigError: a weight is negative, or there is no term.
@@ -201,7 +202,7 @@ class Objective:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether a term uses the teacher; whether the policy uses it is not considered."""
+        """Whether a term of the objective uses the teacher."""
         distils_corpus = self.pretraining is not None and self.pretraining.divergence_share > 0
         return self.uses_divergence or self.uses_spans or distils_corpus
 
@@ -216,7 +217,7 @@ class Objective:
     def build_divergence(self, vocabulary: int, seed: int) -> DivergenceCall | nn.Module | None:
         """Return the callable that computes the divergence; None without a divergence.
 
-        For DAC-KL, it is a new module with the clip network, which predicts the classes to keep.
+        For DAC-KL, the callable is a new module with the clip network, which predicts the classes to keep.
 
         Args:
             vocabulary: Number of classes shared with the teacher.
@@ -247,8 +248,8 @@ class Objective:
 def corpus_items(draw: Draw, pretraining: PretrainingConfig) -> tuple[DrawItem, ...]:
     """Return the corpus sequences of a draw, with roles for the pre-training term.
 
-    The role "sft" is for the cross entropy of the corpus.  The role "distillation" is for the divergence from the teacher, and
-    missing if `divergence_share` is 0.
+    The role "sft" stands for the cross entropy of the corpus.  The role "distillation" stands for the divergence from the
+    teacher, and is missing if `divergence_share` is 0.
     """
     return items_of(draw.corpus, "sft", "distillation") if pretraining.divergence_share > 0 else items_of(draw.corpus, "sft")
 
@@ -351,10 +352,10 @@ def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> di
     """Compute the metrics of an update: "loss", and the mean of each term.
 
     `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The sum of a term is
-    divided by the number of tokens or sequences over which the term is a mean; the sum of a diagnostic is divided by the number
-    of sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the fraction that is
-    kept of the teacher's mass outside its arg max: (kept - p_max) / (1 - p_max), computed from the mean of the kept mass and
-    the mean of p_max, the mass of the arg max; 1 if the mean of p_max is 1.
+    divided by the number of tokens or sequences over which the term is a mean.  The sum of a diagnostic is divided by the
+    number of sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the kept
+    fraction of the teacher's mass outside its arg max: (kept - p_max) / (1 - p_max), or 1 if p_max is 1.  Here kept is the
+    mean of the kept mass, and p_max the mean of the mass of the arg max.
     """
     divisors = {
         "sft": counts.sft_tokens,

@@ -16,27 +16,27 @@ from redistill.processes.placement import scalar
 class OptimiserConfig:
     r"""AdamW and its learning rate schedule.
 
-    .. math:: \eta_t = \eta_{end} + (\eta_{peak} - \eta_{end}) \min\Bigl(1, \frac{t + 1}{W}\Bigr)
-        \frac{1 + \cos(\pi t / T)}{2}
+    .. math:: \eta_t = \eta_{end} + (\eta_{peak} - \eta_{end}) \begin{cases} t / W & t < W \\
+        \frac12 \Bigl(1 + \cos \frac{\pi (t - W)}{T - W}\Bigr) & t \ge W \end{cases}
 
     eta_t is the learning rate of the next update when t of T updates are done.  eta_peak is the peak learning rate, eta_end is
-    `final_learning_rate`, and W is `warmup_updates`.  If W is 0, the factor that contains W is 1.  In a constant schedule the
-    cosine is replaced by 1.
+    `final_learning_rate`, and W is `warmup_updates`.  In a constant schedule the second case is 1.  With eta_end = 0, these are
+    the schedules of transformers' `get_cosine_schedule_with_warmup` and `get_constant_schedule_with_warmup`.
 
     The clip network is the network of DAC-KL that predicts which classes are kept.  The paper is MGSR (arXiv 2407.10068).
 
     Args:
         learning_rate: Peak learning rate of the student, > 0; the paper's value is 5e-4.
-        final_learning_rate: Learning rate at the end of the cosine schedule, >= 0; at most the peak learning rates of the
-            student and of the clip network.
+        final_learning_rate: Learning rate at the end of the cosine schedule, >= 0.  It must not exceed the peak learning
+            rates of the student and of the clip network.
         clip_network_learning_rate: Peak learning rate of the clip network, > 0; if None, it is the student's peak learning
             rate, as in the paper.
-        schedule: "cosine" decay to final_learning_rate over all updates, or "constant".
+        schedule: "cosine" decay to final_learning_rate over all updates after the warm-up, or "constant".
         warmup_updates: Number of updates of linear warm-up from final_learning_rate, >= 0; DistiLLM's public code has none.
         weight_decay: Decoupled weight decay of matrices, >= 0; vectors (biases, norms) have none.
         betas: Decay rates of AdamW's moment estimates, each in [0, 1).
-        max_grad_norm: Maximum norm of the student's gradient, > 0.  The gradient of the clip network is clipped separately, so
-            that it does not reduce the student's gradient.
+        max_grad_norm: Maximum norm of the student's gradient, > 0.  The gradient of the clip network is clipped separately,
+            so that a large gradient of one does not reduce that of the other.
 
     Raises:
         ConfigError: a value is out of range.
@@ -79,22 +79,31 @@ class OptimiserConfig:
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
     """Set the learning rates of `optimizer` for the update after `step` updates.
 
-    `updates` is the number of all updates.  Returns the rates by name, for the log.  They depend only on the arguments, so
-    checkpoints do not store a schedule.
+    `updates` is the number of updates of the run.  Returns the rates by name, for the log.  The rates depend only on the
+    arguments.
     """
-    warmup = min(1.0, (step + 1) / (config.warmup_updates or 1))
-    part = step / updates if config.schedule == "cosine" else 0.0
-    fraction = warmup * 0.5 * (1 + math.cos(math.pi * part))
+    fraction = _fraction_of_peak(config, step, updates)
     for group in optimizer.param_groups:
         peak = group["peak_learning_rate"]
         group["lr"] = config.final_learning_rate + (peak - config.final_learning_rate) * fraction
     return {group["rate_name"]: group["lr"] for group in optimizer.param_groups}
 
 
+def _fraction_of_peak(config: OptimiserConfig, step: int, updates: int) -> float:
+    """Return where the learning rate lies between the final rate (0) and the peak rate (1)."""
+    warmup = config.warmup_updates
+    if step < warmup:
+        return step / warmup
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, updates - warmup)))
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
     """Clip the gradients of `parameters` in place; return the norm before clipping.
 
-    The norm of all gradients together is at most `max_norm` afterwards.  The parameters must be all sharded or all unsharded.
+    After clipping, the norm of all gradients together is at most `max_norm`.  Either all parameters or none must be
+    sharded.
     """
     return scalar(nn.utils.clip_grad_norm_(parameters, max_norm))
 
@@ -102,8 +111,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
 def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, object]]:
     """Return the trainable parameters as parameter groups for AdamW.
 
-    Weight decay applies to matrices only.  The parameters of the clip network (the network of DAC-KL that predicts which
-    classes are kept) have groups of their own, since their learning rate may differ.
+    Weight decay applies to matrices only.  The clip network is the network of DAC-KL that predicts which classes are kept.
+    Its parameters have groups of their own, since their learning rate may differ.
     """
     clip_ids = set() if clip_network is None else set(map(id, clip_network.parameters()))
     clip_rate = config.clip_network_learning_rate or config.learning_rate

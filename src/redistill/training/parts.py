@@ -32,7 +32,8 @@ class TrainingState:
 
     Args:
         step: Number of updates done.
-        best_score: Value of the metric `training.choose_by` at the best validation so far; negated if lower is better.
+        best_score: Value of the metric `training.choose_by` at the best validation so far.  If lower values of the metric
+            are better, this is the negative value.
         best_cross_entropy: Cross entropy of the best validation, in nats per token; None if it was not finite.
         best_step: Number of updates done at the best validation.
         stopped: Whether early stopping has ended training.
@@ -147,7 +148,10 @@ class Output:
 
     @property
     def logs(self) -> tuple[MetricsLog, ...]:
-        """The logs; a resumed run removes their lines that are newer than the checkpoint."""
+        """The logs.
+
+        A resumed run removes those lines of the logs that are newer than its checkpoint.
+        """
         return self.log, *self.policy_logs
 
 
@@ -158,9 +162,10 @@ class Parts:
     Args:
         policy: The object that returns the sequences of each update.
         engine: The object that generates the student's text; it receives the student's weights before each update.
-        validate: Function that returns the current student's scores by name: each of `metrics`, "cross_entropy", and others.
+        validate: Function that returns the scores of the current student by name.  It returns each of `metrics`,
+            "cross_entropy" and possibly other scores.
         metrics: Metrics that `validate` computes from the student's responses.
-        schedule: Numbers of updates: of the run, between validations, and between checkpoints.
+        schedule: Number of updates of the run, between two validations, and between two checkpoints.
         end_ids: Ids of the end tokens.
     """
 

@@ -1,4 +1,4 @@
-"""Progress of training and of an evaluation: a bar on a terminal, lines in a log.
+"""Progress of training and evaluation: a bar on a terminal, lines in a log.
 
 This module only prints; it does not affect the results of a run.  metrics.py stores the metrics.
 """
@@ -18,15 +18,15 @@ from redistill.records import rate
 from redistill.storage.redaction import plain_line
 
 _BAR_WIDTH, _ELAPSED_WIDTH, _MIN_WIDTH = 16, 9, 16
-"""Widths in characters: of the bar, of the elapsed time with spaces, and of the text beside them, which is truncated."""
+"""Width of the bar, of the elapsed time with spaces, and smallest width of the text beside them, in characters."""
 SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
 
 
 class TerminalBar:
     """A progress bar with a line of text; shown only if the output is a terminal.
 
-    The object is a context manager; the bar is updated until the context ends.  Meanwhile the lines that libraries write are
-    printed above the bar.
+    The object is a context manager, and the bar is updated until the context ends.  Inside the context, lines that
+    libraries write are printed above the bar.
 
     Args:
         console: The output.
@@ -88,7 +88,7 @@ class Progress(TerminalBar):
     "loading models", "generating" or "validating".
 
     Args:
-        total: Number of updates of the whole run; 0 if it is not known yet.  The method `expect` sets it later.
+        total: Number of updates of the whole run.  If it is not known yet, 0; the method `expect` then sets it later.
         log_every: Updates between lines if the output is not a terminal.
         enabled: Whether to print; True on the main process only.
         console: The output; if None, the standard error stream is used.
@@ -167,7 +167,7 @@ class Progress(TerminalBar):
         return parts
 
     def _left(self, step: int) -> list[str]:
-        """Return the remaining time as text; nothing if it is unknown."""
+        """Return a list with the remaining time as text; empty if the time is unknown."""
         if self._first is None or step <= self._first[0]:
             return []
         seconds = (self._clock() - self._first[1]) / (step - self._first[0]) * (self._total - step)
@@ -184,7 +184,7 @@ class AnswerProgress:
         report: Function that is called with each line.
         clock: Monotonic clock, in seconds.
         unit: Name of the items that are counted.
-        bar: Bar that shows the lines instead, if the output is a terminal.
+        bar: Bar that shows the progress instead of lines, if the output is a terminal.
     """
 
     def __init__(
@@ -227,9 +227,9 @@ def report(line: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as [hours:]minutes:seconds.
+    """Return seconds as text of the form [hours:]minutes:seconds.
 
-    A negative duration, of a clock that was set back, is formatted as 0:00.
+    A negative duration, which occurs if the clock was set back, gives 0:00.
 
     Example:
         >>> duration(59.6), duration(3661)

@@ -63,7 +63,8 @@ def restore_checkpoint(parts: Parts, found: checkpoint.Checkpoint) -> TrainingSt
     The parts may be partly restored if an error is raised.
 
     Raises:
-        CheckpointError: `found` lacks tensors or values, has values of wrong types, or does not fit this run.
+        CheckpointError: `found` lacks tensors or values, has values of wrong types, or belongs to a run with other
+            settings.
     """
     try:
         _restore_parts(parts, found)
@@ -94,7 +95,7 @@ def log_size(found: checkpoint.Checkpoint, log: MetricsLog) -> int | None:
 def planned_updates(found: checkpoint.Checkpoint) -> int | None:
     """Return the length, in updates, of the run that saved a checkpoint.
 
-    Return None if the checkpoint does not contain it, as in earlier versions.
+    Return None if the checkpoint does not contain the length, as in earlier versions.
 
     Raises:
         CheckpointError: the length is not a whole number, or is below 1.
@@ -149,10 +150,13 @@ def _training_state(values: Mapping[str, Json]) -> TrainingState:
 
 
 def _check_types(stored: object, own: object, path: str) -> None:
-    """Raise a TypeError if a stored scalar has another type than the value of the same name in this run.
+    """Check that stored values have the types of the values of this run.
 
     Integers and floats count as one type. If the value in this run is None, the stored value may be any scalar. The contents of
     a list or dict may differ.
+
+    Raises:
+        TypeError: a stored value has another type.
     """
     if isinstance(own, Mapping) and isinstance(stored, Mapping):
         for name in own.keys() & stored.keys():
@@ -172,7 +176,7 @@ def _type(value: object) -> type:
 def _policy_state(found: checkpoint.Checkpoint) -> StoredState:
     """Read the policy's state from a checkpoint.
 
-    In checkpoints of commit 3d89816 and earlier versions, it consists of JSON values without tensors.
+    In checkpoints of commit 3d89816 and earlier versions, the state consists of JSON values without tensors.
     """
     tensors, entries = found.tensors.get("policy", {}), found.state.get("policy_entries", [])
     return StoredState(tensors=tensors, values=found.state["policy"], entries=entries)

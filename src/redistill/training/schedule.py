@@ -18,25 +18,25 @@ class TrainingConfig:
     Args:
         updates: Duration of training: a number of updates (optimiser steps), >= 1, or of epochs, such as "20 epochs".
         batch_size: Number of sequences in one update over all processes, >= 1.
-        micro_batch_size: Maximum number of sequences in one forward and backward pass on one process, >= 1; gold and sampled
-            sequences are counted separately.  If None, a micro-batch has at most as many tokens as saturate the device: with
-            more tokens, the time per token would not decrease.
+        micro_batch_size: Maximum number of sequences in one forward and backward pass on one process, >= 1.  Gold and
+            sampled sequences are counted separately.  If None, the number of tokens is limited instead, to a number above
+            which the time per token does not decrease.
         precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
-        evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after the
-            last.  The best checkpoint is chosen among the validations.
+        evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after
+            the last.  The best checkpoint is the one with the best validation.
         choose_by: The metric by which the best checkpoint is chosen: a name in `evaluation.metrics`, "cross_entropy", or
             "acceptance" if `evaluation.teacher_forced` lists it.  If values are equal, the checkpoint with the lower cross
-            entropy is chosen; if these are equal as well, the later one.
-        save_every: Updates (or epochs) between checkpoints, >= 0; validations save checkpoints in addition.  0 saves only at
-            validations.
-        keep: Number of newest checkpoints to keep, >= 1; the best one is kept in addition.
+            entropy is chosen.  If these are equal as well, the later checkpoint is chosen.
+        save_every: Updates (or epochs) between checkpoints, >= 0.  A checkpoint is also saved at each validation; 0 saves
+            only at validations.
+        keep: Number of newest checkpoints to keep, >= 1; the best checkpoint is kept in addition.
         patience: Validations without improvement before training stops, >= 1; if None, training never stops early.
-        log_every: Updates between log lines if the output is not a terminal, and between updates whose revisions (corrections
-            of student text) are logged; >= 1.
+        log_every: Updates between lines of progress if the output is not a terminal, >= 1.  Revisions (corrections of
+            student text) are logged at the same updates.
         generation_batch_size: Sequences that one process generates or scores at once, >= 1; independent of the micro-batch.
-        compile: What torch.compile compiles: "none"; "rows", the functions that compute loss terms from logits; or "all", these
-            functions and the student's body (all but its head) in training.  "auto" is "rows" if a compiler is installed and
-            the vocabulary is large enough to amortise compiling.
+        compile: What torch.compile compiles: "none"; "rows", the functions that compute loss terms from logits; or "all",
+            these functions and the student without its head.  "auto" is "rows" if a compiler is installed and the
+            vocabulary is large, and otherwise "none".
 
     Raises:
         ConfigError: a value is out of range.
@@ -79,7 +79,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Numbers of updates: of the run, between validations, and between checkpoints."""
+    """Number of updates: of the run, between validations, and between checkpoints."""
 
     updates: int
     evaluate_every: int

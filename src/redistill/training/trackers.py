@@ -1,7 +1,7 @@
 """Trackers: tools and services that receive the metrics of a run.
 
-The metrics are in metrics.jsonl as well.  The trackers are those of accelerate.  Nothing is sent unless a recipe lists a
-tracker.  If a tracker fails, the run continues without this tracker: no metrics are lost, since metrics.jsonl has all of them.
+The file metrics.jsonl has all metrics as well.  The trackers are those of accelerate.  Nothing is sent unless a recipe
+lists a tracker.  If a tracker fails, the run continues without this tracker.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,15 +35,15 @@ _WANDB = {
     "symlink": False,  # a run folder with links to folders is rejected when the run resumes
     "silent": True,
 }
-"""Weights & Biases receives metrics and settings only: no output, no code, no command line, no list of packages."""
+"""Settings with which Weights & Biases receives only metrics and settings: no output, code or command line, no packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Trackers that receive the metrics and settings of a run.
 
-    metrics.jsonl is written as well.  These fields may change when a run is resumed.  Each tracker is configured by its own
-    environment variables, such as WANDB_API_KEY and MLFLOW_TRACKING_URI.
+    The file metrics.jsonl is always written as well.  These settings may change when a run is resumed.  Each tracker is
+    configured by its own environment variables, such as WANDB_API_KEY and MLFLOW_TRACKING_URI.
 
     Args:
         to: Trackers: "tensorboard" (event files in `<run folder>/tensorboard`), "wandb" (Weights & Biases), "mlflow" and
@@ -65,7 +65,7 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         if len(set(self.to)) < len(self.to):
-            raise ConfigError(f"to = {list(self.to)}: has a tracker twice; list each once")
+            raise ConfigError(f"to = {list(self.to)}: lists a tracker twice; list each tracker once")
         for name in ("project", "name"):
             if getattr(self, name) == "":
                 raise ConfigError(f"{name}: empty; must be a name")
@@ -106,7 +106,8 @@ def tracked(
         name: Name of the run.
         settings: Settings of the run, which the trackers show; secrets are masked.
         step: Number of updates done before the context.
-        note: Function that is called with one line for each tracker that fails; the tracker receives nothing afterwards.
+        note: Function that is called with one line for each tracker that fails.  A failed tracker receives nothing
+            afterwards.
     """
     trackers = _Trackers(note)
     for tracker in config.to:

@@ -1,13 +1,15 @@
 """The vocabulary pass: LM head and loss terms, computed in chunks of rows.
 
-A row is the prediction of one token.  A batch has N rows, and the vocabulary V classes.  Because of the chunks, no [N, V]
-tensor of a whole batch is allocated.
+A row is the prediction of one token.  A batch has N rows, and the vocabulary has V classes.  Because rows are processed in
+chunks, no [N, V] tensor of a whole batch is allocated.
 
-`vocab_pass` computes all terms of the objective - cross entropy, a divergence, the span loss, a policy gradient - and their
-gradients in one pass over the rows.  `with_phrases` prepares the likelihood form of the span loss for this pass, since the loss
-of a phrase depends on rows in several chunks.  `dense_reference` returns the same results as `vocab_pass` with plain autograd,
-for tests.  `row_statistics` returns a value for each row, such as the KL divergence, without gradients.  The terms are sums
-over rows.  For a mean, the caller divides the coefficient of a term by the number of rows.
+The terms of the objective are cross entropy, a divergence, the span loss and a policy gradient.  `vocab_pass` computes all
+terms and their gradients in one pass over the rows.  The terms are sums over rows.  For a mean, the caller divides the
+coefficient of a term by the number of rows.
+
+`with_phrases` prepares the likelihood form of the span loss for this pass, because the loss of a phrase depends on rows in
+several chunks.  `dense_reference` returns the results of `vocab_pass`, computed with plain autograd; tests compare both.
+`row_statistics` returns a value for each row, such as the KL divergence, without gradients.
 """
 
 from redistill.vocab_pass.core import Compile, compiles

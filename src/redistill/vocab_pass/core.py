@@ -44,11 +44,11 @@ Visited = tuple[Sums, Tensor, tuple[Tensor | None, ...]]
 def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> bool:
     """Return whether the functions that compute the loss terms are compiled.
 
-    The result depends only on the arguments and the machine, so it is the same in a resumed run.
+    The result depends only on the arguments and on the installed compilers, so it is the same in a resumed run.
 
     Args:
-        setting: The setting `training.compile`.  With "none" they are not compiled, and with "rows" or "all" they are.  With
-            "auto" they are compiled if a compiler is installed and the vocabulary has at least 16,384 classes.
+        setting: The setting `training.compile`.  The result is False for "none", and True for "rows" and "all".  For "auto"
+            it is True if a compiler is installed and the vocabulary has at least 16,384 classes.
         num_classes: Vocabulary size.
         device: Device of the hidden states.
 
@@ -72,7 +72,7 @@ def compiles(setting: Compile, num_classes: int, device: torch.device | str) -> 
 class Core:
     """The function that computes all terms of the objective on one tile.
 
-    A tile is a slice of rows.  The function is compiled only once for all `Core` objects with equal fields.
+    A tile is a slice of rows.  `Core` objects with equal fields share one compiled function.
 
     Args:
         rules: For each term that is computed in the tile, a function that returns the term's sum over the tile (rules.py).
@@ -90,8 +90,8 @@ class Core:
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.
-            target_rows: Teacher logits of the rows of the tile, or the classes that it provides there; None if no term
-                compares the tile with the teacher.
+            target_rows: For the rows of the tile, the teacher's logits or the classes that the teacher provides.  None if
+                no term compares the tile with the teacher.
             tensors: For each of `self.rules`, its tensor arguments, such as targets and weights.
         """
         logq_CV = torch.log_softmax(finished(raw_CV, self.scale, self.softcap), dim=-1)
@@ -121,8 +121,8 @@ class Tile:
 
     Args:
         raw_CV: Raw logits of the student, including the halo row.
-        target_rows: Teacher logits of these rows, or the classes that it provides, including the halo row.  None if no
-            term compares these rows with the teacher.
+        target_rows: For these rows, including the halo row, the teacher's logits or the classes that the teacher provides.
+            None if no term compares these rows with the teacher.
         tensors: For each term, its tensor arguments, such as targets and weights, without the halo row.
     """
 
@@ -133,8 +133,8 @@ class Tile:
     def padded(self, num_rows: int, halo: int) -> "Tile":
         """Return a copy that is padded to `num_rows` rows, plus `halo` (0 or 1) halo rows.
 
-        The halo row is the row after the tile, which the span loss needs.  The added rows are zeros in all tensors.  Masks and
-        weights of 0 exclude them from the sums.
+        The halo row is the row after the tile, which the span loss needs.  All tensors are padded with zeros, so the added rows
+        have weight 0 and do not contribute to the sums.
         """
         target_rows = of_rows(self.target_rows, lambda tensor: _padded(tensor, num_rows + halo))
         tensors = tuple(tuple(_padded(tensor, num_rows) for tensor in own) for own in self.tensors)
@@ -168,7 +168,7 @@ def visit(
             return sums, gradient_CV[: len(tile.raw_CV)], others
         except TorchDynamoException as error:
             _NOT_COMPILABLE.add(core)
-            fault = f"training.compile: the terms cannot be compiled, so they run uncompiled: {first_line(error)}"
+            fault = f"training.compile: the loss terms cannot be compiled, and run uncompiled: {first_line(error)}"
             warnings.warn(fault, stacklevel=2)
     return _differentiate(core, core, tile, coefficients, parameters)
 

@@ -1,6 +1,6 @@
 """The LM head, which maps hidden states to logits in float32.
 
-The factors of the matrix products (hidden states and weights) are rounded to bf16 only if the model runs in bf16.
+Hidden states and weights are rounded to bf16 before they are multiplied, if the model runs in bf16.
 """
 
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ class Products:
     The operands are the two matrices that are multiplied, such as hidden states and weights.  They are rounded to bf16 only if
     the model runs in bf16.
 
-    A bf16 `linear` of torch also rounds the *results*.  When the student's distribution is close to the teacher's, this changes
-    the gradient by tens of per cent; rounding only the operands changes the gradient by 0.15 %.  fp16 operands are converted to
+    In bf16, torch's `linear` also rounds the *results*.  When the student's distribution is close to the teacher's, rounded
+    results change the gradient by tens of per cent; rounded operands change it by 0.15 %.  fp16 operands are converted to
     fp32, since the gradient with respect to the logits would underflow in fp16.
 
     Args:
@@ -49,8 +49,9 @@ class Products:
     def storage(self) -> torch.dtype:
         """The dtype in which the operands of the matrix products are stored.
 
-        It is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is
-        `self.result`.  Autograd is excluded, since it cannot differentiate a product of bf16 operands with a float32 result.
+        The dtype is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is
+        `self.result`.  Autograd is excluded, since it cannot differentiate a product of bf16 operands with a float32
+        result.
         """
         return torch.bfloat16 if self.bf16 and self.device == "cuda" and not torch.is_grad_enabled() else self.result
 
@@ -71,7 +72,10 @@ class Products:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Context that disables autocast; on a CPU, products in it round fp32 operands to bf16 if `self.bf16` is True."""
+        """Context without autocast, in which the precision of CPU products is set.
+
+        If `self.bf16` is True, products of fp32 tensors on a CPU round their operands to bf16.
+        """
         matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not annotated in torch
         before = matmul.fp32_precision
         with torch.autocast(self.device, enabled=False):
@@ -112,7 +116,7 @@ class Head:
 
     @property
     def num_classes(self) -> int:
-        """Number V of classes: `vocabulary`; all rows of the weight if that field is None."""
+        """Number V of classes: `vocabulary`, or else the number of rows of the weight."""
         return self.weight_VD[: self.vocabulary].shape[0]
 
     @property

@@ -1,9 +1,9 @@
 """The likelihood form of the span loss in the vocabulary pass.
 
-losses/phrase.py defines the loss of a phrase.  This loss is not a sum over rows: it depends on the mean over all rows of the
-phrase, which may be in different chunks.  Therefore `with_phrases` first computes the log-probabilities of the tokens, chunk by
-chunk and without gradient.  From these it computes the loss of each phrase and its derivative for each row.  In the vocabulary
-pass, the gradient of a row then depends only on its own log-probability.
+losses/phrase.py defines the loss of a phrase.  The loss depends on the mean log-probability of the phrase, whose rows may
+be in different chunks.  Therefore `with_phrases` first computes the log-probabilities of all tokens, chunk by chunk and
+without gradient.  From these it computes the loss of each phrase and its derivative for each row.  The vocabulary pass can
+then compute the gradient of each row without the other rows.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def with_phrases(
 ) -> tuple[Term, ...]:
     """Return the terms, with `value_N` and `slope_N` set in each `PhraseTerm`.
 
-    For this, the heads of student and teacher are applied to the rows of the term one additional time, without gradient.
+    The heads of student and teacher are applied to the rows of these terms one additional time, without gradient.
 
     Args:
         terms: The terms of the objective.  Terms of other classes are returned unchanged.
@@ -64,7 +64,10 @@ def _prepared(
 
 
 def _teacher_logprob(rows: TargetRows, token_C: Tensor) -> Tensor:
-    """Return the teacher's log-probability of each token; NaN if the teacher does not list the token."""
+    """Return the teacher's log-probability of each token.
+
+    The value is NaN for a token that is not among the classes that the teacher provides.
+    """
     assert not isinstance(rows, SampledClasses), "a span loss needs the teacher's probabilities"
     if isinstance(rows, Tensor):
         return torch.log_softmax(rows.to(loss_dtype(rows)), dim=-1).gather(1, token_C[:, None])[:, 0]

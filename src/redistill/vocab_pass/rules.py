@@ -1,14 +1,17 @@
 """Rules: functions that compute the sum of one term over the rows of a tile.
 
-A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  A rule is called with three kinds of
-arguments.  The first is the student's log-probabilities of all classes.  The second, `Both`, has the log-probabilities of both
-models; for a teacher that provides sampled classes alone, it has the student's log-probabilities of these classes; without a
-teacher it is None.  The third are tensors that change during a run, such as targets, masks and weights.  If all tensors of the
-third kind are 0 for a row, the row does not contribute to the sum, whatever its logits are.  The fields of a rule are constant
-during a run.  Rules with equal fields are equal, and share one compiled function.
+A term is a summand of the objective, such as a divergence; a tile is a slice of rows.  A rule is called with these arguments:
 
-The terms of each row are float32, but their sum is float64.  In float32, the sum over thousands of rows would depend on their
-division into tiles and micro-batches by about 1e-6.
+- The student's log-probabilities of all classes.
+- `Both`: the log-probabilities of student and teacher for the same classes.  Without a teacher, this argument is None.  If the
+  teacher provides only sampled classes, this argument has the student's log-probabilities of these classes.
+- Tensors that change during a run, such as targets, masks and weights.  A row for which all of them are 0 does not contribute
+  to the sum, whatever its logits are.
+
+The fields of a rule are constant during a run.  Rules with equal fields are equal, and share one compiled function.
+
+The value of each row is float32, and the sum is float64.  A float32 sum over thousands of rows would change by about 1e-6 if
+the rows were divided into tiles and micro-batches in another way.
 """
 
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from redistill.losses.policy_gradient import clipped_surrogate
 from redistill.losses.span import pair_distance
 
 TargetRows = Tensor | TopClasses | SampledClasses
-"""Teacher logits, the most probable classes of the teacher, or sampled ones; see `contracts.TeacherTarget`."""
+"""Teacher logits, the teacher's most probable classes, or classes sampled from the teacher; see `contracts.TeacherTarget`."""
 
 
 class LogProbs(NamedTuple):
@@ -50,7 +53,7 @@ class Sampled(NamedTuple):
 
 
 Both = LogProbs | Sampled
-"""The log-probabilities of student and teacher that a rule receives."""
+"""The log-probabilities that a rule receives: of student and teacher, or of the student for sampled classes."""
 
 
 def both_models(logq_CV: Tensor, target_rows: TargetRows) -> Both:
@@ -69,8 +72,8 @@ def both_models(logq_CV: Tensor, target_rows: TargetRows) -> Both:
 def log_probs(logq_CV: Tensor, target_rows: Tensor | TopClasses) -> LogProbs:
     """Return the log-probabilities of both models over the same classes.
 
-    If `target_rows` has only the teacher's most probable classes, the result has these classes, and one more class for all
-    other classes together.
+    If `target_rows` has only the teacher's most probable classes, the result has these classes, and one class for all
+    others together.
 
     Args:
         logq_CV: Student log-probabilities.
@@ -91,7 +94,7 @@ def whole(target_rows: TargetRows) -> Tensor:
 
     `target_rows` must be logits.
     """
-    assert isinstance(target_rows, Tensor), "the teacher provides some classes, but all classes are needed"
+    assert isinstance(target_rows, Tensor), "the teacher's logits of all classes are needed"
     return torch.log_softmax(target_rows, dim=-1)
 
 
@@ -115,9 +118,9 @@ class DivergenceRule:
     """Sum of weight times divergence over the rows where `counted_C` is True.
 
     The arguments of a call include `weight_C`, the weight of each row, and `counted_C`, a bool mask of the rows.  If the
-    divergence depends on origin and training progress of each row, the arguments also include the tensors of `RowContext`.  A
-    call returns the sum in a dict with the key `name`.  If the divergence returns diagnostics (values of each row that are only
-    logged), the dict also has their sums over the same rows, without weights.
+    divergence depends on origin and training progress of each row, the arguments also include the tensors of `RowContext`.
+    A call returns the sum in a dict with the key `name`.  A divergence may also return diagnostics: values of each row that
+    are only logged.  The dict then has their unweighted sums over the same rows.
     """
 
     name: str
@@ -129,7 +132,9 @@ class DivergenceRule:
         assert both is not None, "a divergence needs a teacher"
         num_rows = len(counted_C)
         if isinstance(both, Sampled):
-            assert isinstance(self.divergence, ForwardKL), "other divergences need the teacher's probabilities"
+            assert isinstance(self.divergence, ForwardKL), (
+                "this divergence needs the teacher's probabilities, not sampled classes"
+            )
             result = self.divergence.of_samples(*(tensor[:num_rows] for tensor in both))
         else:
             also = (RowContext(*context),) if context else ()
@@ -152,9 +157,9 @@ class DivergenceRule:
 class SpanRule:
     """The span loss: sum of weight times distance over the pairs of neighbouring rows.
 
-    `losses.span.pair_distance` defines the distance between student and teacher.  If the tile has a halo row (the next row of
-    the batch, which follows the tile), the halo row is the second row of the last pair.  A call returns the sum in a dict with
-    the key `name`.
+    `losses.span.pair_distance` defines the distance between student and teacher.  The tile may include a halo row: the row
+    of the batch after the tile, which is the second row of the last pair.  A call returns the sum in a dict with the key
+    `name`.
     """
 
     name: str
@@ -192,9 +197,9 @@ class PhraseRule:
 class PolicyGradientRule:
     """Sum of the clipped policy-gradient loss over generated tokens.
 
-    A call returns a dict.  It has the sum of the loss with the key `name`, the sum of the ratios rho with the key "ratio", and
-    the number of tokens for which clipping is active with the key "clipped".  `losses.policy_gradient.clipped_surrogate`
-    defines the loss and rho.
+    A call returns a dict with three sums.  The key `name` has the sum of the loss, and "ratio" the sum of the ratios rho.
+    "clipped" has the number of tokens for which clipping is active.  `losses.policy_gradient.clipped_surrogate` defines the
+    loss and rho.
     """
 
     name: str

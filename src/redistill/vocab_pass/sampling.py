@@ -1,7 +1,7 @@
 """Sampling of classes by inverting cumulative distributions.
 
-The classes are divided into ranges, and each range into smaller ranges, down to single classes.  A class is sampled by choosing
-a range on each level.
+The vocabulary is divided into ranges of classes, each range into smaller ranges, and so on down to single classes.  A class
+is sampled by choosing a range of the vocabulary, then a range inside this range, and so on.
 """
 
 import torch
@@ -20,14 +20,14 @@ BLOCK_CLASSES = FAN_OUT**2  # number of classes that are summed at once; sums of
 def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> torch.Tensor:
     """Sample one class per row by descending a tree of ranges of classes.
 
-    A range is a set of consecutive class ids.  The vocabulary is divided into ranges, each range is divided into eight smaller
-    ranges, and so on down to single classes.  There are six levels, each with its own uniform number u.  On each level, the
-    search continues in one part of the current range: the first part for which the masses of the parts up to and including it
-    sum to more than u times the mass of all parts.
+    A range is a set of consecutive class ids.  The vocabulary is divided into ranges, each range is divided into eight
+    smaller ranges, and so on down to single classes.  There are six levels, each with its own uniform number u.  On each
+    level, one part of the current range is selected: the first part at which the cumulative mass exceeds u times the mass
+    of all parts.
 
-    A single uniform number for the whole vocabulary would also be correct, but less robust to rounding.  The intervals of a
-    large vocabulary are narrow, and a different order of summation, as with a different batch size, shifts all intervals.  With
-    one number per level, each number is compared with only a few boundaries, so rounding rarely changes the sampled class.
+    A single uniform number for the whole vocabulary would also be correct, but less robust to rounding.  Cumulative masses
+    change by rounding if the batch size changes, and the intervals of a large vocabulary are narrow.  With one number per
+    level, each number is compared with only a few boundaries, so rounding rarely changes the sampled class.
 
     Sums over 64 consecutive classes have the dtype of the probabilities; sums over more classes are float64.  A class with
     probability 0 is never sampled.
@@ -47,7 +47,7 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
         tensor([0, 2, 2])
     """
     shape = len(probabilities_NV), NUMBERS_PER_DRAW
-    assert uniforms_NK.shape == shape, "needs one uniform number per row and level of the tree"
+    assert uniforms_NK.shape == shape, "uniforms_NK must have one number for each row and level"
     blocks_NBK = _grouped(probabilities_NV, BLOCK_CLASSES)
     levels = [blocks_NBK.sum(-1).double()]
     while len(levels) < NUMBERS_PER_DRAW - 2:
@@ -83,7 +83,7 @@ def check_sampled(lowest_token: int) -> None:
     """
     if lowest_token == INVALID:
         raise TrainingError(
-            "generation: the student's probabilities are not finite: no token can be sampled; "
+            "generation: no token can be sampled, because the student's probabilities are not finite; "
             "lower the learning rate and resume from the last checkpoint"
         )
 
@@ -112,7 +112,10 @@ def nucleus(probabilities_NV: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
-    """Return each row reshaped into groups of `size` neighbours; the last group is padded with 0."""
+    """Return each row reshaped into groups of `size` neighbours.
+
+    The last group is padded with 0.
+    """
     padding = -masses_NV.shape[-1] % size
     padded_NV = torch.nn.functional.pad(masses_NV, (0, padding)) if padding else masses_NV
     grouped_NBK: torch.Tensor = padded_NV.unflatten(-1, (-1, size))
@@ -120,10 +123,10 @@ def _grouped(masses_NV: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
-    """Return, for each row, the first index at which the cumulative mass exceeds a threshold.
+    """Return for each row the first index whose cumulative mass exceeds a threshold.
 
-    The threshold is `uniform_N` times the largest cumulative mass of the row, so some index always exists.  An index with mass
-    0 is excluded explicitly, since a cumulative sum that is computed in parallel need not be monotonic.
+    The threshold is `uniform_N` times the largest cumulative mass of the row, so such an index always exists.  An index
+    with mass 0 is never returned, even if rounding makes the cumulative mass rise there.
     """
     cumulative_NK = masses_NK.cumsum(-1).masked_fill(masses_NK <= 0, -1.0)
     threshold_N = uniform_N * cumulative_NK.amax(-1)

@@ -1,7 +1,7 @@
 """Statistics of student and teacher: one number or token for each row.
 
-They have no gradients.  A row is the next-token distribution of each model for one predicted token.  Policies that score
-generated text use the statistics, for example to find the token at which the models disagree most.
+The statistics have no gradients.  A row is the prediction of one token by both models.  Policies that score generated text
+use the statistics, for example to find the token at which the models disagree most.
 """
 
 from collections.abc import Callable, Collection
@@ -44,13 +44,20 @@ def row_statistics(
 
     .. math:: \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}, \qquad H(p) = -\sum_v p_v \log p_v
 
-    p is the teacher, q the student.  forward_kl is KL(p || q), and reverse_kl is KL(q || p).  student_logprob and
-    teacher_logprob are log q and log p of the token that `token_N` gives for the row, and cross_entropy is its -log q.
-    student_entropy is H(q), and teacher_entropy is H(p).  All these statistics are in nats.  agreement is True where both
-    models have the same arg max.  acceptance is sum_v min(p_v, q_v), in [0, 1].  top_overlap is the fraction of the 10 most
-    probable classes of p that are among the 10 most probable of q.  student_confidence is max_v q_v.  student_argmax and
-    teacher_argmax are the most probable tokens.  teacher_sample is a token sampled from p, and teacher_nucleus_sample one
-    sampled from the most probable classes of p, which have 0.9 of its mass (`NUCLEUS`).
+    p is the teacher, q the student, and y the token of the row in `token_N`.  Statistics in nats:
+
+    - forward_kl is KL(p || q), and reverse_kl is KL(q || p).
+    - student_logprob is log q(y), teacher_logprob is log p(y), and cross_entropy is -log q(y).
+    - student_entropy is H(q), and teacher_entropy is H(p).
+
+    Statistics without a unit:
+
+    - agreement is True where both models have the same arg max.
+    - acceptance is sum_v min(p_v, q_v), in [0, 1], and student_confidence is max_v q_v.
+    - top_overlap is the fraction of the 10 most probable classes of p that are among the 10 most probable classes of q.
+    - student_argmax and teacher_argmax are the most probable tokens.
+    - teacher_sample is a token sampled from p.  teacher_nucleus_sample is sampled from the most probable classes of p that
+      together have 0.9 of the mass (`NUCLEUS`).
 
     Args:
         student_hidden_ND: Hidden states of the rows.
@@ -94,7 +101,10 @@ def row_statistics(
 
 @dataclass(eq=False)
 class _Chunk:
-    """Rows that are processed at once; their log-probabilities are computed on first use."""
+    """Rows that are processed at once.
+
+    Their log-probabilities are computed on first use.
+    """
 
     hidden_CD: torch.Tensor
     head: Head
@@ -121,7 +131,7 @@ class _Chunk:
         return self.logp_CV.argmax(dim=-1)
 
     def of_token(self, logprob_CV: torch.Tensor) -> torch.Tensor:
-        assert self.token_N is not None, "row_statistics: a log-probability needs token_N"
+        assert self.token_N is not None, "row_statistics: a log-probability of a token needs token_N"
         return logprob_CV.gather(1, self.token_N[self.rows, None])[:, 0]
 
     def sampled(self, probabilities_CV: torch.Tensor) -> torch.Tensor:
@@ -130,13 +140,19 @@ class _Chunk:
 
 
 def _kl(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
-    """Return KL(first || second) of each row; a class with -inf in either argument contributes 0."""
+    """Return KL(first || second) of each row.
+
+    A class with -inf in either argument contributes 0.
+    """
     ruled_out_CV = first_CV.isneginf() | second_CV.isneginf()
     return (first_CV.exp() * (first_CV - second_CV).masked_fill_(ruled_out_CV, 0.0)).sum(-1)
 
 
 def _overlap(first_CV: torch.Tensor, second_CV: torch.Tensor) -> torch.Tensor:
-    """Return, for each row, the fraction of the `TOP` most probable classes that both distributions have in common."""
+    """Return the fraction of the most probable classes that both distributions share.
+
+    The `TOP` most probable classes of each row are compared.
+    """
     size = min(TOP, first_CV.shape[1])
     tops = [logprob_CV.topk(size, dim=-1).indices for logprob_CV in (first_CV, second_CV)]
     common_CKK = tops[0][:, :, None] == tops[1][:, None, :]

@@ -65,13 +65,14 @@ class DivergenceTerm:
     n.
 
     Args:
-        coefficient: Factor c.  Training uses the weight of the term divided by the number of tokens or of sequences in the
-            global batch (the recipe's `objective.divergence_mean`).
+        coefficient: Factor c.  Training uses the weight of the term divided by the number of tokens or sequences in the
+            global batch, as `objective.divergence_mean` selects.
         divergence: A function of (logq_NV, logp_NV), or a trainable module.  It returns divergence_N, or (divergence_N,
-            diagnostics).  diagnostics maps names to tensors with one value per row; each tensor is summed under its name.
+            diagnostics).  The diagnostics are a mapping from names to tensors with one value per row; their sums are
+            returned by name.
         num_rows: Number of rows on which the divergence is computed: the first rows of the batch.
         weight_N: Weight of each of these rows in the sum, float32, `num_rows` long.  If None, all rows have the weight 1.
-        context: Origin and training progress of each of these rows, if the divergence has `reads_context` = True; None for
+        context: Origin and training progress of each of these rows, for a divergence with `reads_context` = True; None for
             other divergences.
         name: Name of this sum in the results.
 
@@ -122,12 +123,10 @@ class SpanTerm:
     Args:
         coefficient: Factor c.  Training uses the weight of the term divided by the number of samples with spans in the global
             batch.
-        pair_weight_N: Weight of the pair of rows (n, n + 1), float32; 0 if no span contains both rows.  If the
-            objective has no DivergenceTerm, the teacher is evaluated on the first len(pair_weight_N) rows.
+        pair_weight_N: Weight of each pair of rows (n, n + 1), float32; 0 if no span contains both rows.
         squared: Whether the distance is squared.
-        keep: For clipped vectors, a function of (logq_NV, logp_NV) that returns keep_NV, bool: the classes that DAC-KL keeps.
-            If None, all classes are kept.  The classes of a row must depend on this row only: rows are processed in
-            chunks, and a row may be in two chunks whose other rows differ.
+        keep: Function of (logq_NV, logp_NV) that returns keep_NV, bool: the classes that DAC-KL keeps.  If None, all
+            classes are kept.  The classes of a row must depend on this row only, because rows are processed in chunks.
 
     Example:
         >>> SpanTerm(1.0, torch.tensor([0.5, 0.0]), squared=False).tensors(slice(0, 2), torch.device("cpu"))
@@ -163,12 +162,12 @@ class PhraseTerm:
     `losses.phrase.phrase_rows` has the equation.  `with_phrases` sets `value_N` and `slope_N`; until then the sum is 0.
 
     Args:
-        coefficient: Factor of the sum.  Training uses the weight of the term divided by the number of samples with spans in the
-            global batch.
+        coefficient: Factor of the sum.  Training uses the weight of the term divided by the number of samples with spans in
+            the global batch.
         token_N: The token that each of these rows predicts, int64.
         phrases: For each phrase (first row, last row + 1, weight).
         value_N, slope_N: For each row, the part of the loss that is stored at the row, and the derivative of the loss with
-            respect to log q of the token; None until `with_phrases` has computed them.
+            respect to log q of the token.  Both are None until `with_phrases` has computed them.
 
     Example:
         >>> PhraseTerm(1.0, torch.tensor([4, 2]), ((0, 2, 1.0),)).tensors(slice(0, 2), torch.device("cpu"))[0]
@@ -212,8 +211,8 @@ class PolicyGradientTerm:
     c is `coefficient`, y the generated token, A its advantage, w its importance weight, and epsilon is `clip`.  q is the
     student that is trained, and q_old the student at the time of generation.  Source: MiniLLM (arXiv 2306.08543).
 
-    `vocab_pass` also returns the sum of the ratios rho with the name "ratio", and the number of tokens for which clipping is
-    active with the name "clipped".
+    `vocab_pass` also returns two diagnostics: "ratio", the sum of the ratios rho, and "clipped", the number of tokens for
+    which clipping is active.
 
     Args:
         coefficient: Factor c.  Training uses the weight of the term divided by the number of sampled tokens in the global

@@ -46,23 +46,23 @@ def vocab_pass(
 
     .. math:: L = \sum_k c_k \sum_n l_k(n) \quad \text{over terms } k \text{ with coefficients } c_k \text{ and rows } n
 
-    The forward pass also computes the gradients with respect to the hidden states, the head and the parameters of the
-    divergence, in chunks of rows.  The backward pass multiplies them by the incoming scalar.  Each input that requires a
-    gradient gets one, even if it is 0, so that in data-parallel training all processes have gradients of the same tensors.  The
-    span loss compares neighbouring rows.  If two of them are in different chunks, the chunk of the first row computes the pair.
-    The second row (the halo row) is then computed in both chunks, and its two gradients are added.
+    The forward pass also computes the gradients of the hidden states, the head and the divergence's parameters, in chunks
+    of rows. The backward pass multiplies these gradients by the incoming scalar.  Each input that requires a gradient gets
+    one, even if it is 0: in data-parallel training, all processes must have gradients of the same tensors.  The span loss
+    compares neighbouring rows. If the rows of a pair are in different chunks, the second row (the halo row) is computed in
+    both chunks, and its two gradients are added.
 
     Args:
-        student_hidden_ND: Hidden states of the rows, the positions that predict a target token; leave out other positions.
+        student_hidden_ND: Hidden states of the rows: only of the positions that predict a target token.
         student_head: The student's head; no gradient is computed for frozen weights.
         target: Function that returns the teacher's logits of a slice of rows; None without divergence and span terms.
         terms: The terms of the objective; at most one of each class, each with its own name.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  If
             None, `chunk_budget` computes it from the size of the head.
         compiled: Whether the loss terms and their gradients are compiled with torch.compile.
-        into_grad: Whether the forward pass adds the gradient of the head's weight directly to `weight.grad`, so that no
-            second tensor of this size is allocated.  This is done only if the weight is an autograd leaf of dtype float32 or
-            float64.  The backward pass must then be called once, with a gradient of 1.
+        into_grad: Whether the forward pass adds the gradient of the head's weight directly to `weight.grad`, to save
+            memory. This is done only if the weight is an autograd leaf of dtype float32 or float64.  The backward pass must
+            then be called once, with a gradient of 1.
 
     Returns:
         The objective (sum of coefficient x sum over rows; a scalar), and the sums of terms and diagnostics by name, detached
@@ -84,7 +84,7 @@ def vocab_pass(
     """
     assert student_hidden_ND.ndim == 2, f"hidden states of shape {tuple(student_hidden_ND.shape)}: pick the rows [N, D] first"
     one_of_each = len({type(term) for term in terms}) == len({term.name for term in terms}) == len(terms)
-    assert one_of_each, "vocab_pass: at most one term of each kind, each with its own name"
+    assert one_of_each, "vocab_pass: two terms have the same class or name"
     budget = chunk_budget(student_head.num_bytes) if chunk_bytes is None else chunk_bytes
     task = _Task(student_hidden_ND, student_head, target, terms, Products.like(student_hidden_ND), budget, compiled)
     inputs = (student_hidden_ND, student_head.weight_VD, student_head.bias_V, *task.parameters)
@@ -130,8 +130,9 @@ def dense_reference(
 def chunk_budget(head_bytes: int) -> int:
     """Return the default memory limit of all [rows, vocabulary] tensors together.
 
-    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.  Rows are processed in blocks, and each
-    block reads the whole head and its gradient.  A larger head gets larger blocks, so that it is read less often.
+    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.  Rows are processed in blocks, and
+    each block reads the whole head and its gradient.  A larger head gets larger blocks, so that the head is read less
+    often.
 
     Args:
         head_bytes: Bytes of the head's weight in float32.
@@ -186,7 +187,7 @@ def cuts(rows: slice, num_rows: int) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """The arguments of one call of `vocab_pass` or `dense_reference`, and values derived from them."""
+    """The arguments of one call of `vocab_pass`, and values derived from them."""
 
     hidden_ND: Tensor
     head: Head
@@ -198,7 +199,7 @@ class _Task:
 
     @property
     def num_distilled(self) -> int:
-        """Number of rows on which terms compare student and teacher; these are the first rows of the batch."""
+        """Number of rows that are compared with the teacher: the first rows of the batch."""
         divergences = [term.num_rows for term in self.terms if isinstance(term, DivergenceTerm)]
         spans = [len(term.pair_weight_N) for term in self.terms if isinstance(term, SpanTerm)]
         return next(iter(divergences + spans), 0)
@@ -219,17 +220,17 @@ class _Task:
         return cut_rows(self.chunk_bytes, self.head.num_classes * loss_dtype(self.hidden_ND).itemsize, self.compiled)
 
     def with_halo(self, rows: slice) -> slice:
-        """Return `rows`, extended by the halo row: the next row, which forms a pair with the last row in a span term.
+        """Return `rows`, extended by the next row (the halo row) if a span term needs it.
 
-        Without a span term, or if the next row is not one of the first `num_distilled` rows, `rows` is returned.
+        The span loss compares the last row with the next row, if the latter is one of the first `num_distilled` rows.
         """
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
     def target_rows(self, rows: slice) -> TargetRows | None:
-        """Return the teacher's distributions of the rows in `rows` that are among the first `num_distilled` rows.
+        """Return the teacher's distributions of `rows`.
 
-        They are logits, or `TopClasses` or `SampledClasses` if the teacher provides only some classes.  If there are no such
-        rows, the result is None.
+        These are logits, `TopClasses` or `SampledClasses`.  Only rows among the first `num_distilled` rows of the batch are
+        included; if there are none, the result is None.
         """
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
@@ -238,9 +239,9 @@ class _Task:
         return self.target(rows)
 
     def core(self, rows: slice) -> tuple[Core, list[float], Tensors]:
-        """Return the function that computes the terms of the tile `rows`, the coefficients and the tensor arguments.
+        """Return the function that computes the terms of tile `rows`, and its arguments.
 
-        Only terms that include rows of the tile are computed; there is a coefficient and a tuple of tensors for each of them.
+        The arguments are coefficients and tensors.  Terms without rows in the tile are left out.
         """
         is_distilled = rows.stop <= self.num_distilled
         own = [term for term in self.terms if is_distilled or not isinstance(term, DivergenceTerm | SpanTerm)]
@@ -251,7 +252,7 @@ class _Task:
 
 
 class _Gradients(NamedTuple):
-    """Gradients of hidden states, head weight, head bias and the divergence's parameters; None if not computed."""
+    """Gradients of the inputs of `vocab_pass`; None for an input without gradient."""
 
     hidden_ND: Tensor | None
     weight_VD: Tensor | None
@@ -259,7 +260,7 @@ class _Gradients(NamedTuple):
     parameters: tuple[Tensor, ...]
 
     def add_block(self, task: _Task, rows: slice, gradient_CV: Tensor) -> None:
-        """Backpropagate `gradient_CV`, the gradient of one block's raw logits, through the head.
+        """Backpropagate the gradient of one block's raw logits through the head.
 
         The gradient of the block's hidden states is stored in the rows `rows` of `self.hidden_ND`.  The gradients of weight and
         bias are added to `self.weight_VD` and `self.bias_V`.
@@ -309,7 +310,7 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def _holds_gradient(weight_VD: Tensor) -> bool:
-    """Return whether the weight is a trainable float32 or float64 leaf; if so, set a missing `weight_VD.grad` to zeros."""
+    """Return whether `weight_VD.grad` can be used; create it if it is missing."""
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
     if weight_VD.grad is None:
@@ -319,7 +320,7 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """Return the objective; write the sums of the terms to `sums`, and add gradients to `gradients` if it is not None."""
+    """Return the objective; add to `sums`, and to `gradients` if it is not None."""
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=torch.float64)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
@@ -330,14 +331,13 @@ def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
 
 
 def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, gradients: _Gradients | None) -> Tensor | None:
-    """Compute the terms on one block of rows; add their sums to `sums` and their gradients to `gradients` in place.
+    """Compute the terms on one block of rows; add to `sums` and `gradients`.
 
-    The halo row of a block is the first row of the next block, if the span loss compares it with the block's last row.  The
-    block is computed in a function of its own, so that its tensors are freed before those of the next block are created.
+    The halo row of a block is the first row of the next block, if the span loss compares it with the block's last row.
 
     Args:
-        carry_V: If this block's first row is the halo row of the previous block, the gradient of the row's raw logits that the
-            previous block computed; otherwise None.
+        carry_V: If the first row of this block is the halo row of the previous block, the gradient of its raw logits from
+            the previous block; otherwise None.
 
     Returns:
         The gradient of the raw logits of this block's halo row; None without a halo row or without gradients.
@@ -368,8 +368,8 @@ def _visit(
 ) -> tuple[Sums, Tensor | None]:
     """Return the sums of the terms over one tile, and the gradient of its raw logits.
 
-    The gradient includes the halo row (the next row after the tile) if the span loss needs it, and is None if `gradients` is
-    None.  The gradients of the divergence's parameters are added to `gradients` in place.
+    If the span loss needs the halo row (the row after the tile), the gradient includes it.  If `gradients` is None, no
+    gradient is computed.  The gradients of the divergence's parameters are added to `gradients` in place.
 
     Args:
         logits_CV, target_rows: Raw student logits and teacher distributions of the block that contains the tile.
@@ -395,6 +395,6 @@ def _visit(
 
 
 def _parts(rows: slice, num_distilled: int) -> list[slice]:
-    """Split the slice `rows` at the row `num_distilled`, and return the parts that are not empty."""
+    """Split the slice `rows` at the row `num_distilled`; return non-empty parts."""
     middle = max(rows.start, min(rows.stop, num_distilled))
     return [part for part in (slice(rows.start, middle), slice(middle, rows.stop)) if part.start < part.stop]

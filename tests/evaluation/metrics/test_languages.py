@@ -112,7 +112,7 @@ def test_a_reference_without_words_is_noted_with_its_row(reference):
     rows = [record("a word"), Record(record_id="toy:7", prompt=RawPrompt("?"), references=(reference,))]
     metrics = [METRICS["rouge_l"], METRICS["exact_match"]]
     (note,) = unscorable_notes({"toy": rows}, {"toy": metrics})
-    assert re.match(r"toy: ROUGE-L has nothing to compare with in the references of 1 of 2 rows \(the first is toy:7\)", note)
+    assert re.match(r"toy: ROUGE-L cannot score 1 of 2 rows \(the first is toy:7\)", note)
     assert "use another metric or remove the rows" in note
     assert not list(unscorable_notes({"toy": rows}, {"toy": metrics}, limit=1))
     assert rouge_l(reference, [reference]) == 0.0, "even the perfect answer has the score 0"
@@ -126,5 +126,5 @@ def test_references_with_words_are_not_noted():
 
 def test_an_error_of_a_users_function_names_the_metric():
     broken = Metric(name="own", title="own", score=lambda answer, record: 0.0, can_score=lambda record: 1 / 0 > 0)
-    with pytest.raises(DataError, match=r"metric own: whether r can be scored cannot be computed \(ZeroDivisionError"):
+    with pytest.raises(DataError, match=r"metric own: the value of can_score for r cannot be computed \(ZeroDivisionError"):
         list(unscorable_notes({"toy": [record("a")]}, {"toy": [broken]}))

@@ -1,7 +1,7 @@
 """Conversion of character spans to token ranges.
 
-The conversion works for any tokenizer, and for generated token ids that differ from the encoding of their text.  This module
-uses a tokenizer only to decode ids.
+The conversion works for any tokenizer. The token ids may be generated, so they may differ from the ids that the tokenizer
+returns for their text.  This module uses a tokenizer only to decode ids.
 """
 
 from bisect import bisect_left, bisect_right
@@ -23,8 +23,8 @@ CONTEXT = 8
 def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) -> tuple[TokenRange, ...]:
     """Convert character spans to token ranges.
 
-    A token belongs to a span if the span contains at least one character of the token.  White space at both ends of a token
-    does not count, because byte-level tokenizers include the space before a word in the first token of the word.
+    A token belongs to a span if the span contains at least one character of the token. White space at both ends of a token does
+    not count: many tokenizers include the space before a word in a token.
 
     Args:
         char_spans: Phrases of `text`; they may overlap.
@@ -33,8 +33,8 @@ def align(char_spans: Iterable[CharSpan], offsets: Sequence[Offset], text: str) 
         text: The text that the offsets refer to.
 
     Returns:
-        Half-open token ranges [first, stop), sorted and unique.  No range is empty or contains a special token: a span around a
-        special token yields a range before and one after it.
+        Half-open token ranges [first, stop), sorted and unique. No range is empty or contains a special token. A span around a
+        special token gives two ranges, one before the token and one after it.
 
     Example:
         >>> align([CharSpan(4, 12, "NP")], [(0, 3), (3, 8), (8, 12), (0, 0)], "The lazy dog")
@@ -75,9 +75,10 @@ def token_spans(
 def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Collection[int] = ()) -> tuple[str, list[Offset]]:
     """Decode generated ids, and locate the characters of each id in the text.
 
-    Each step decodes the new token with a few tokens before it, so the cost is linear in the number of ids.  The offsets are
-    correct for tokens that are parts of a character (byte-level BPE, byte fallback), and for tokenizers that drop the space
-    before the first word of the decoded text (metaspace).
+    Each step decodes the new token with a few tokens before it, so the cost is linear in the number of ids.
+
+    A token may be a part of a character (byte-level BPE, byte fallback). The tokenizer may drop the space before the first word
+    of a decoded text (metaspace). The offsets are correct in both cases.
 
     Args:
         ids: Token ids as a model generated them.
@@ -85,9 +86,9 @@ def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Coll
         special_ids: Token ids to leave out of the text.
 
     Returns:
-        The text and one offset [start, end) per id.  Where the bytes of the non-special ids are valid UTF-8, the text equals
-        the result of `tokenizer.decode` for these ids.  Offsets are (0, 0) for special ids, and never decrease for other ids;
-        ids that are parts of one character all have the offset of that character.
+        The text and one offset [start, end) per id. The offset of a special id is (0, 0). The offsets of other ids never
+        decrease. Ids that are parts of one character all have the offset of that character. If the bytes of the non-special ids
+        are valid UTF-8, the text equals the result of `tokenizer.decode` for these ids.
     """
     special = frozenset(special_ids)
     text, found = _decode_incrementally([token for token in ids if token not in special], tokenizer)

@@ -144,7 +144,7 @@ class SpacyExtractor:
         }
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Return the spans of each text, sorted by their start.
+        """Return the phrases of each text as spans, sorted by their start.
 
         Each span contains at least one letter.  Fenced code has no spans.
         """
@@ -177,9 +177,9 @@ class SimpleExtractor:
         self.description = {"backend": "simple", "version": "1"}
 
     def extract(self, texts: Sequence[str]) -> list[tuple[CharSpan, ...]]:
-        """Return the spans of each text, which are disjoint and sorted by their start.
+        """Return the phrases of each text as disjoint spans, sorted by their start.
 
-        Their label is "chunk".
+        The label of each span is "chunk".
 
         Each span contains at least one letter.  Fenced code has no spans.
         """
@@ -203,8 +203,8 @@ class SimpleExtractor:
 def prose(text: str) -> list[tuple[int, str]]:
     """Split `text` into parts; phrases are extracted from each part separately.
 
-    Fenced code and blank parts are left out.  A part longer than `MAX_PIECE` characters is split within this limit: at the last
-    paragraph break if there is one, otherwise at the last line break, otherwise at the last space.
+    Fenced code and blank parts are left out. A part has at most `MAX_PIECE` characters. A longer text is split at the last
+    paragraph break, line break or space within this limit; paragraph breaks are preferred to line breaks, and these to spaces.
 
     Returns:
         Pairs (offset in `text`, part), in order.

@@ -28,7 +28,7 @@ class SpanMarker:
         tokenizer: Decodes the targets.
         special_ids: Token ids to leave out of the decoded text, such as the end token.
         random_seed: If not None, the spans of each sequence are moved to random positions (`moved_at_random`).  The positions
-            depend on this seed, on the index of the training example, and on the start of the run of targets.
+            depend on this seed, on the index of the training example, and on the position of the targets.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class SpanMarker:
         self._cached: dict[int, TokenSequence] = {}
 
     def __call__(self, sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """Return copies of the sequences, in the same order, each with its spans added.
+        """Return copies of the sequences, each with the spans of its phrases added.
 
-        A span is a half-open range [start, stop) of target indices.  It lies within one run of consecutive targets, such as the
-        answer of one assistant turn.
+        A span is a half-open range [start, stop) of target indices.  It lies within one group of consecutive targets, such as
+        the answer of one assistant turn.
         """
         new = [s for s in sequences if not self._is_cached(s)]
         runs = [(number, start, ids) for number, s in enumerate(new) for start, ids in target_runs(s)]
@@ -105,12 +105,13 @@ def moved_at_random(spans: Sequence[TokenRange], num_tokens: int, random: np.ran
 
 
 def target_runs(sequence: TokenSequence) -> list[tuple[int, tuple[int, ...]]]:
-    """Find the runs of consecutive targets in a sequence.
+    """Find the groups of consecutive targets in a sequence.
 
     A target is a token that the student is trained to predict.
 
     Returns:
-        For each run, the index of its first target among all targets of the sequence, and its token ids.
+        A pair for each group: the index of its first target among all targets of the sequence, and the token ids of its
+        targets.
 
     Example:
         >>> s = TokenSequence(sample=0, token_ids=(5, 6, 7, 8), supervised=(False, True, False, True), origin="dataset")

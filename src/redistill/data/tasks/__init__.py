@@ -24,8 +24,8 @@ TASKS: Mapping[str, Task] = {
 def known_task(name: str) -> Task:
     """Return the test set called `name`.
 
-    A name that is not in `TASKS` denotes a test set in a local file, whose path is set in the recipe.  Such a test set has no
-    metrics of its own.
+    Any name that is not in `TASKS` denotes a test set in a local file. The recipe sets the path of the file. Such a test set
+    has no metrics of its own.
 
     Args:
         name: Name of the test set; a key of `TASKS` or any other name.
@@ -76,7 +76,7 @@ def load_task(
 
     Args:
         task: A key of `TASKS`, any name if `path` is given, or a `Task`.
-        path: A file, a folder with test.jsonl, a hub name or a source to read instead of the hub file of the task.
+        path: A file, a folder with test.jsonl, a hub name or a source. If None, the hub file of the task is read.
         limit: Maximum number of rows, applied after `min_reference_words`; if None, all rows are kept.
         min_reference_words: A row is left out if its longest reference has fewer words than this number; words are separated by
             white space.  If None, all rows are kept.  This argument is not needed for the hub files of Super-Natural and

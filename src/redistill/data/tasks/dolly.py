@@ -3,7 +3,7 @@
 The instructions are of eight kinds, from open questions to summaries.
 
 The hub data set `databricks/databricks-dolly-15k` has 15,011 rows.  MiniLLM trains on about 14,000 of them and tests on 500
-others.  These 500 rows are also in the hub data set, so a run leaves out the training rows whose prompt is that of a test row.
+others.  These 500 rows are also in the hub data set. A run does not train on rows whose prompt is in the test set.
 
     {"instruction": "Why do ships float although steel is heavier than water?", "input": "", "output": "A ship is mostly air, so
      on the whole it is lighter than the water that it pushes aside.", "category": "open_qa"}

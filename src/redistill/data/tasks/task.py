@@ -23,10 +23,10 @@ class Task:
         description: Contents of the test set, in one line.
         hub_name: Name of the data set on the Hugging Face hub; None if the recipe gives a file.
         hub_file: The file of the hub repository that contains the test rows; the repository may have several files.
-        hub_rows: Number of rows at the start of the hub file that form the test set, as in the literature.  If None, all rows
-            form the test set.
-        columns: Pairs (key, column) for a data set whose columns have other names than the keys "instruction" and "output": the
-            values of the key are read from this column.  A local file may use the keys or the names of the columns.
+        hub_rows: Number of rows of the test set, as in the literature. These are the first rows of the hub file. If None, all
+            rows of the file are used.
+        columns: Pairs (key, column), needed if the columns of the data set are not called "instruction" and "output". The
+            values of the key are read from the column. A local file may use the keys or the names of the columns.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
 
     Raises:

@@ -11,4 +11,4 @@ METRICS: Mapping[str, Metric] = {
     metric.name: metric for metric in (rouge_l.METRIC, exact_match.METRIC, chrf.METRIC, final_number.METRIC)
 }
 DEFAULT = (rouge_l.METRIC.name, exact_match.METRIC.name)
-"""Names of the metrics of a recipe that sets none, as in the papers."""
+"""Names of the default metrics, which the papers use."""

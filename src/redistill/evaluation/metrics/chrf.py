@@ -16,11 +16,12 @@ def chrf(prediction: str, references: Sequence[str]) -> float:
 
     .. math:: \mathrm{chrF} = \frac{(1 + \beta^2)\,P R}{\beta^2 P + R}, \quad \beta = 2
 
-    chrF is in percent, 0 <= chrF <= 100.  P (precision) and R (recall) are means over n = 1 to 6: P is the fraction of the
-    prediction's character n-grams that are in the reference, R the fraction of the reference's that are in the prediction.
-    White space is removed; case and punctuation count.  An n for which either text has no n-gram is left out.  Source: Popović
-    2015 (chrF: character n-gram F-score for automatic MT evaluation).  It is computed by sacrebleu with its default settings,
-    for single sentences (`nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no`).
+    chrF is in percent, 0 <= chrF <= 100.  P (precision) is the fraction of the prediction's character n-grams that are in
+    the reference.  R (recall) is the fraction of the reference's character n-grams that are in the prediction.  Both are
+    means over n = 1 to 6, without those n for which one of the texts has no n-gram.  White space is removed; case and
+    punctuation count. Source: Popović 2015 (chrF: character n-gram F-score for automatic MT evaluation).  The package
+    sacrebleu computes chrF with its default settings, for single sentences
+    (`nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no`).
 
     Args:
         prediction: The text to score.

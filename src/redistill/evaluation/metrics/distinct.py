@@ -1,6 +1,6 @@
 """Diversity of a set of texts.
 
-Diversity is a diagnostic and not a `Metric`, since a single answer has no score.
+Diversity is not a `Metric`, since it is defined for a set of answers and not for a single answer.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Exact match: whether an answer is one of its references."""
+"""Exact match: whether an answer equals one of its references."""
 
 import re
 import string
@@ -12,8 +12,8 @@ _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
     """Return whether a text equals one of its references after normalisation.
 
-    Case, punctuation and differences of white space are ignored.  This is the normalisation of SQuAD, except that articles are
-    kept.
+    Case, punctuation and differences of white space are ignored.  The normalisation of SQuAD also removes articles; here
+    they are kept.
 
     Args:
         prediction: The text to score.
@@ -37,4 +37,4 @@ def _score(answer: str, record: Record) -> bool:
     return exact_match(answer, record.references)
 
 
-METRIC = Metric(name="exact_match", title="exact match", unit="fraction", score=_score)
+METRIC = Metric(name="exact_match", title="exact match", unit="fraction", score=_score, binary=True)

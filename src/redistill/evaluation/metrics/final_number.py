@@ -6,16 +6,19 @@ from decimal import Decimal
 
 from redistill.records import Metric, Record
 
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])[-\N{MINUS SIGN}])?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\w))?"
+)
 _FINAL = "####"
 
 
 def final_number(text: str) -> Decimal | None:
     """Return the final number of a text, or None if the text has no number.
 
-    Answers of GSM8K end with "####" and a number.  The final number is the first number after the last "####".  If there is
-    none, it is the last number of the text.  Thousands separators and a dollar sign are ignored; "7" and "7.00" are the same
-    number.  A hyphen is a minus sign unless it follows a letter, a digit, an underscore, a full stop or a closing bracket.
+    Answers of GSM8K end with "####" and a number.  The final number is the first number after the last "####", or the last
+    number of the text if no number follows a "####".  Thousands separators and a dollar sign are ignored; "7" and "7.00"
+    are the same number.  A hyphen is a minus sign, unless it follows a letter, a digit, an underscore, a full stop or a
+    closing bracket.
 
     Args:
         text: An answer or a reference.
@@ -31,11 +34,12 @@ def final_number(text: str) -> Decimal | None:
         mark = ""
     if not found:
         return None
-    return Decimal((found[0] if mark else found[-1]).replace(",", "").replace("$", ""))
+    number = found[0] if mark else found[-1]
+    return Decimal(number.replace(",", "").replace("$", "").replace("\N{MINUS SIGN}", "-"))
 
 
 def same_final_number(prediction: str, references: Sequence[str]) -> bool:
-    """Return whether the final number of a text is that of one of its references.
+    """Return whether the final number of a text equals that of a reference.
 
     Source: the accuracy of GSM8K (Cobbe et al. 2021, arXiv 2110.14168).  In addition, an answer without "####" is scored by its
     last number.
@@ -63,4 +67,4 @@ def _can_score(record: Record) -> bool:
     return any(final_number(reference) is not None for reference in record.references)
 
 
-METRIC = Metric(name="final_number", title="final number", unit="fraction", score=_score, can_score=_can_score)
+METRIC = Metric(name="final_number", title="final number", unit="fraction", score=_score, binary=True, can_score=_can_score)

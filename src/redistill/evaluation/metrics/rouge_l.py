@@ -16,14 +16,15 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
     .. math:: F_1 = \frac{2\,|\mathrm{LCS}(\text{prediction}, \text{reference})|}{|\text{prediction}| + |\text{reference}|}
 
-    F1 is in percent, 0 <= F1 <= 100; it is 0 if either text has no word.  LCS is the longest common subsequence of the whole
-    texts.  F1 is computed by the package `rouge-score`, which papers use as well.
+    F1 is in percent, 0 <= F1 <= 100; it is 0 if either text has no word.  LCS is the longest common subsequence of words,
+    over the whole texts.  F1 is computed by the package `rouge-score`, which many papers use.
 
-    The reference determines what a word is.  For English and other languages in Latin script, words are those of
-    `rouge-score`: sequences of [a-z0-9] after lower-casing; words of more than three letters are Porter-stemmed.  If the
-    reference has more words without any ASCII letter or digit than words with an ASCII letter, both texts are divided into
-    words by `redistill.evaluation.metrics.words`, without stemming: each Chinese character is a word, and Russian, Arabic and
-    Hindi words are found.  F1 values of different tokenizers are not comparable.
+    The script of the reference determines how both texts are divided into words.  For English and other languages in Latin
+    script, `rouge-score` divides them: a word is a sequence of [a-z0-9] after lower-casing, and words of more than three
+    letters are Porter-stemmed.  For other scripts, `redistill.evaluation.metrics.words` divides them, without stemming:
+    each Chinese character is a word, and Russian, Arabic and Hindi words are found.  A reference belongs to the second
+    group if it has more words without any ASCII letter or digit than words with an ASCII letter.  F1 values from different
+    divisions are not comparable.
 
     Args:
         prediction: The text to score.
@@ -47,7 +48,7 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
 
 def _needs_any_script(reference: str) -> bool:
-    """Whether the words of a reference are those of `words`, and not those of the package rouge-score."""
+    """Return whether `words` divides the texts, and not the package rouge-score."""
     if reference.isascii():
         return False
     if not _LETTER_OR_DIGIT.search(reference.lower()):
@@ -66,7 +67,7 @@ def _can_score(record: Record) -> bool:
 
 
 class _AnyScript:
-    """A tokenizer for the package rouge-score, which divides texts with the function `words`."""
+    """A tokenizer for the package rouge-score that uses the function `words`."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -76,7 +77,7 @@ class _AnyScript:
 def _scorer(is_any_script: bool) -> Callable[[str, str], float]:
     """Return a function that computes the F1 of (reference, prediction).
 
-    It uses the package rouge-score, which is imported on first use, because it imports nltk.
+    The function uses the package rouge-score, which is imported when `_scorer` is called.
     """
     from rouge_score.rouge_scorer import RougeScorer
 

@@ -18,9 +18,9 @@ _Kind = Literal["letter", "single", "mark", "ignored", "other"]
 def words(text: str) -> list[str]:
     """Divide a text in any script into lower-case words.
 
-    A word is a sequence of letters, digits and combining marks, in normal form NFKC and without invisible format characters.
-    Each character of a script that is written without spaces (Chinese characters, kana, Thai, Lao, Burmese, Khmer) is a word,
-    together with its combining marks.  Punctuation and symbols separate words.
+    The text is first converted to the normal form NFKC, and invisible format characters are removed.  A word is a sequence
+    of letters, digits and combining marks.  In scripts that are written without spaces (Chinese characters, kana, Thai,
+    Lao, Burmese, Khmer), each character with its combining marks is a word.  Punctuation and symbols separate words.
 
     Args:
         text: The text; it may be empty.

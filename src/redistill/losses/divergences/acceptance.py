@@ -20,9 +20,9 @@ class NegativeLogAcceptance(Softened):
 
     .. math:: D(p, q) = -\log \alpha, \qquad \alpha = \sum_v \min(p_v, q_v)
 
-    p is the teacher, q the student (the draft model). Source: LK losses (arXiv 2602.23881). D is in nats per token, D >= 0, and
-    D = 0 exactly when p = q. The gradient flows through q only. It is the gradient of total variation, divided by alpha, so it
-    does not vanish where nearly all tokens are rejected.
+    p is the teacher, q the student (the draft model). Source: LK losses (arXiv 2602.23881). D is in nats per token, D >= 0,
+    and D = 0 exactly when p = q. The gradient flows through q only. The gradient is that of total variation, divided by
+    alpha. Therefore it does not vanish where nearly all tokens are rejected.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.

@@ -24,7 +24,7 @@ class ByOrigin:
     which uses skew forward KL on text of the teacher and skew reverse KL on text of the student.
 
     Each divergence is computed on all rows, and then one value is chosen for each row.  Therefore two different divergences
-    take twice the time of one.  Equal divergences are computed once.
+    take twice the time of a single divergence.  Equal divergences are computed once.
 
     Args:
         student: Divergence on text that the student generated alone (origin "student"), together with the teacher ("mixture"),
@@ -85,7 +85,7 @@ class ByOrigin:
     def needs(self) -> Needs:
         """What the divergences require of the teacher.
 
-        These are probabilities, and all requirements of the single divergences.
+        Probabilities are always required.  The requirements of each single divergence are added.
         """
         needs = Needs(probabilities=True)
         for divergence in self.parts.values():
@@ -93,7 +93,7 @@ class ByOrigin:
         return needs
 
     def __call__(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor, context: RowContext | None = None) -> torch.Tensor:
-        assert context is not None, "the training loop passes the origins of the rows"
+        assert context is not None, "by_origin must be called with the context of the rows"
         codes: dict[Divergence, list[int]] = {}
         for origin, divergence in self.parts.items():
             codes.setdefault(divergence, []).append(ORIGINS.index(origin))

@@ -112,10 +112,10 @@ class AlphaBeta(Softened):
 
 
 def _power_kl(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, power: float) -> torch.Tensor:
-    """Return the generalised KL divergence of a^power and b^power, divided by power^2, per row.
+    """Return the generalised KL divergence of powers of a and b, for each row.
 
-    a and b are the distributions of the two arguments; their powers are not normalised.  A class with log-probability -inf in
-    either of them contributes 0.
+    The powers are a^power and b^power, and the result is divided by power^2.  a and b are the distributions of the two
+    arguments; their powers are not normalised.  A class with log-probability -inf in either of them contributes 0.
     """
     powered_NV = (power * log_a_NV).exp()
     terms_NV = powered_NV * (power * log_ratio(log_a_NV, log_b_NV) - 1) + (power * log_b_NV).exp()

@@ -19,10 +19,10 @@ class JensenShannon(Softened):
     .. math:: D(p, q) = w\,\mathrm{KL}(p \,\|\, m) + (1 - w)\,\mathrm{KL}(q \,\|\, m), \qquad m = w p + (1 - w) q
 
     p is the teacher, q the student, m the mixture, and w is `teacher_weight`. Source: GKD (arXiv 2306.13649), which calls w
-    beta; "JSD" in Table 3c of MGSR. With the default w = 0.1, m is mostly the student. The published DistiLLM code uses the
-    same weight (its parameter lambda = 0.9 is 1 - w), and TRL uses w = 0.5. D is in nats per token, 0 <= D <= H(w) <= log 2,
-    where H(w) is the entropy of (w, 1 - w). D = 0 exactly when p = q. The gradient flows through q, including q in m. For w
-    near 0, D is about w KL(p || q); for w near 1, D is about (1 - w) KL(q || p). Gradients are small in both cases.
+    beta; "JSD" in Table 3c of MGSR. With the default w = 0.1, m is mostly the student. The published DistiLLM code also has
+    w = 0.1 (there lambda = 1 - w = 0.9), and TRL has w = 0.5. D is in nats per token, and D = 0 exactly when p = q. D is at
+    most the entropy of (w, 1 - w), and so at most log 2. The gradient flows through q, including q in m. For w near 0, D is
+    about w KL(p || q); for w near 1, D is about (1 - w) KL(q || p). Gradients are small in both cases.
 
     Args:
         teacher_weight: Weight of the teacher in the mixture, and of the KL from the teacher to the mixture, in (0, 1).

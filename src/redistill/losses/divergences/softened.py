@@ -50,8 +50,8 @@ class Softened:
     def needs(self) -> Needs:
         """What the divergence requires of the teacher.
 
-        A temperature other than 1 requires the probabilities of all classes: if a teacher returns only the total probability
-        of some classes, their total at this temperature cannot be computed from it.
+        A temperature other than 1 requires the probabilities of all classes.  A teacher that returns only the total
+        probability of some classes is not sufficient, because this total cannot be converted to another temperature.
         """
         is_tempered = (self.temperature, self.teacher_temperature) != (1.0, 1.0)
         return Needs(full_vocabulary=is_tempered, probabilities=True)

@@ -16,7 +16,8 @@ class Pace(NamedTuple):
     """State of the adaptive schedule of `Taid`.
 
     Args:
-        progress: How far the target has moved from student to teacher, in [0, 1]: 0 is t = t_start, 1 is t = t_end.
+        progress: How far the target has moved from student to teacher, in [0, 1].  At 0 the teacher has the weight
+            `Taid.t_start` in the target, at 1 the weight `Taid.t_end`.
         momentum: Exponential moving average of the relative decrease of the loss per update.
         loss: Mean divergence of the last update, in nats; None before the first update.
 
@@ -50,7 +51,7 @@ class Taid(Softened):
         t_{n+1} = \max\bigl(t_{schedule},\; \min(t_{end},\; t_n + \alpha\, \sigma(m_n) (1 - t_n))\bigr)
 
     t_schedule is the value of the linear schedule, alpha is `adaptation`, beta is `momentum`, and sigma is the logistic
-    function.  The first update sets J only.  As a part of `by_origin`, this divergence uses the linear schedule only.
+    function.  The first update sets J only.  Inside `by_origin`, this divergence uses the linear schedule only.
 
     Args:
         t_start: Weight t of the teacher at the first update, in (0, 1).
@@ -105,7 +106,8 @@ class Taid(Softened):
         """Return the pace after an update.
 
         Args:
-            pace: Progress with which the update was made, and momentum and loss after the previous update.
+            pace: State before this call: the progress that the update used, and momentum and loss after the previous
+                update.
             loss: Mean divergence of the update, in nats; must be finite.
         """
         if pace.loss is None:

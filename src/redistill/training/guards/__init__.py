@@ -1,7 +1,7 @@
 """Guards: checks during training that skip an update, warn, or end the run.
 
-They detect non-finite updates, loss spikes, a collapse of the generated text, and validations that no longer improve.  Every
-process passes the same numbers to its guards, so that all processes make the same decisions.
+Guards detect non-finite updates, loss spikes, a collapse of the generated text, and validation scores that no longer
+improve. Every process passes the same numbers to its guards, so that all processes make the same decisions.
 """
 
 from redistill.training.guards.collapse import CollapseMonitor

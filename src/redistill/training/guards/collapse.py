@@ -1,10 +1,10 @@
 """Detects a collapse of the student's generated text.
 
-The checked statistics are the length of responses, the fraction of responses with an end token, the fraction of distinct
-bigrams, and the fraction that DAC-KL (a divergence) keeps of the teacher's probability mass outside its most probable class.
+The checked statistics are the length of responses, the fraction of responses with an end token, and the fraction of distinct
+bigrams.  For the divergence DAC-KL, the probability mass that it keeps is checked as well.
 
-On-policy training can reinforce its own errors: a student that has learned to stop at once, never to stop, or to repeat itself
-generates more such text to learn from, while the loss falls.
+On-policy training can reinforce its own errors.  A student may learn to stop at once, never to stop, or to repeat itself.
+The student then generates more text of this kind to learn from, while the loss falls.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ from redistill.training.guards.settings import GuardConfig
 
 OWN: frozenset[Origin] = frozenset({"student", "mixture", "revised"})  # generated at this update with the student's weights
 ENDED_AT_ALL = 0.2
-"""The check of end tokens is disabled until the student has ended more than this fraction of its responses."""
+"""The check of end tokens begins when the student has ended more than this fraction of its responses."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,9 @@ def distinct_bigrams(token_ids: Sequence[int]) -> float:
 
 
 def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
-    """Compute metrics of the responses that the student generated at this update.
+    """Return metrics of the responses that the student generated in an update.
 
-    Responses that the student generated together with the teacher are included.  All other responses, such as gold answers, are
-    ignored.
+    Responses that the student generated together with the teacher are included.  All others, such as gold answers, are ignored.
 
     Returns:
         "ended", the fraction of these responses that have an end token, and "distinct_2", their mean fraction of distinct
@@ -79,11 +78,10 @@ def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
 class CollapseMonitor:
     """Reports an alarm when a running mean of a text statistic is below its limit.
 
-    A text statistic is a number that describes generated responses, such as their mean length.  The limit of a statistic is
-    one of three: a constant, a fraction of the mean over gold answers, or a fraction of the largest running mean so far.  A
-    running mean covers the last `collapse_window` updates with generated text; checks begin after this number of updates.
-    A running mean that stays below its limit is reported once; it is reported again only after it has risen above
-    the limit.
+    A text statistic is a number that describes generated responses, such as their mean length.  Its limit is a constant, a
+    fraction of the mean over gold answers, or a fraction of the largest running mean so far.  A running mean covers the
+    last `collapse_window` updates with generated text; checks begin after this number of updates. A running mean that stays
+    below its limit is reported once.  It is reported again only after it has risen above the limit.
 
     Args:
         config: Limits, and whether an alarm ends the run.
@@ -103,8 +101,8 @@ class CollapseMonitor:
             step: Number of the update, from 1.
             texts: Properties of the sampled sequences of all processes, of any origin.
             gold: Properties of the gold answers of all processes in this update.
-            kept: What DAC-KL kept: "kept_mass", the teacher's probability mass of the kept classes, and "recovered", the
-                fraction of the mass outside the most probable class; each may be missing.
+            kept: What DAC-KL kept of the teacher's probability mass: "kept_mass" is the mass of the kept classes, and
+                "recovered" the kept fraction of the mass outside the most probable class.  Each may be missing.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".
@@ -117,7 +115,7 @@ class CollapseMonitor:
             self._check(step)
 
     def _check(self, step: int) -> None:
-        """Report each running mean that fell below its limit at this update."""
+        """Report each running mean that has fallen below its limit in this update."""
         config = self._config
         names = set.intersection(*map(set, self._window))  # values of `kept` may be missing at some updates
         mean = {name: _mean(seen[name] for seen in self._window) for name in names}
@@ -125,7 +123,7 @@ class CollapseMonitor:
         usual = self._best_ended if self._best_ended > ENDED_AT_ALL else 0.0
         checks = {
             "length": (mean["length"], config.min_length * mean["gold_length"], "mean length in tokens"),
-            "ended": (mean["ended"], config.min_ended * usual, "fraction with an end token"),
+            "ended": (mean["ended"], config.min_ended * usual, "fraction of responses with an end token"),
             "distinct_2": (mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "fraction of distinct bigrams"),
         }
         if "kept_mass" in mean:

@@ -9,7 +9,7 @@ from redistill.records import Json
 
 @dataclass(frozen=True)
 class Event:
-    """An event of training, which a guard or an extension of the run reports.
+    """An event of training, such as a loss spike or an extension of the run.
 
     Args:
         step: Number of the update, from 1, as in metrics.jsonl.

@@ -1,6 +1,6 @@
 """Statistics of the logits of student and teacher in the update that ended a run.
 
-They are written to guard-step-N.json.
+The statistics are written to guard-step-N.json.
 """
 
 import math
@@ -54,7 +54,10 @@ def read_again(
 
 
 def _numbers(target_rows: TargetRows) -> torch.Tensor:
-    """Return the teacher's log-probabilities of the classes that it provides, or the weights of the classes that it sampled."""
+    """Return the numbers of a teacher's output whose statistics are computed.
+
+    The numbers are the teacher's log-probabilities, or the weights of classes that were sampled from the teacher.
+    """
     if isinstance(target_rows, TopClasses):
         return torch.cat([target_rows.logp_NK, target_rows.log_rest_N[:, None]], dim=1)
     return target_rows.weight_NK if isinstance(target_rows, SampledClasses) else whole(target_rows)
@@ -63,8 +66,9 @@ def _numbers(target_rows: TargetRows) -> torch.Tensor:
 def _statistics(batch: Batch, blocks: Iterable[tuple[slice, torch.Tensor]]) -> Mapping[str, object]:
     """Return statistics of a micro-batch's logits, accumulated over blocks of rows.
 
-    They are the minimum, maximum and mean of the finite logits, the number of logits that are NaN or +inf, and the samples that
-    contain such logits.  `blocks` yields the rows and the logits [rows, vocabulary] of each block.
+    The result has the minimum, maximum and mean of the finite logits.  It also has the number of logits that are NaN or
+    +inf, and the training examples that have such logits.  `blocks` yields the rows and the logits [rows, vocabulary] of
+    each block.
     """
     least, most, total, num_finite, num_faults, faulty = math.inf, -math.inf, 0.0, 0, 0, set[int]()
     for rows, numbers_CV in blocks:

@@ -14,24 +14,24 @@ class GuardConfig:
     Each such event is logged as a line of metrics.jsonl.
 
     Args:
-        max_skips: Maximum number of consecutive updates that are skipped, >= 0; if one more update must be skipped, the run
-            ends.
+        max_skips: Maximum number of consecutive updates that are skipped, >= 0.  If one more update must be skipped, the
+            run ends.
         on_spike: "warn" reports and applies an update whose loss spikes; "skip" reports and skips it.
         spike_factor: An update is a loss spike if |loss| exceeds this multiple of the running median of |loss|, > 1.  A larger
             multiple is required if the loss varies widely.
         on_collapse: "warn" reports a collapse of the student's text; "stop" ends the run.
-        collapse_window: Number of updates with generated text, >= 1.  A collapse is detected from means over the responses of
-            the last `collapse_window` such updates; the settings `min_*` are limits of these means.
-        min_length: Lower limit of the ratio between the mean length of responses and that of gold answers, in [0, 1].  The
-            value 0 disables this check; the same holds for the three settings below.
-        min_ended: Lower limit of the ratio between the fraction of responses with an end token and the largest such fraction so
-            far, in [0, 1].
-        min_distinct: Lower limit of the ratio between the mean fraction of distinct bigrams in responses and that in gold
-            answers, in [0, 1].
-        min_kept_mass: Lower limit of the teacher probability mass of the classes that the divergence DAC-KL keeps, in [0, 1].
-            The most probable class alone may exceed it, so `min_recovered` detects a collapse earlier.
-        min_recovered: Lower limit of the fraction that the divergence DAC-KL keeps of the teacher's probability mass outside
-            its most probable class, in [0, 1].
+        collapse_window: Number of updates, >= 1.  A collapse is detected from means over the responses of the last
+            `collapse_window` updates with generated text.  The settings `min_*` are limits of these means.
+        min_length: Lower limit of the mean length of responses, as a fraction of the mean length of gold answers, in [0,
+            1].  For each of the settings `min_*`, the value 0 disables the check.
+        min_ended: Lower limit of the fraction of responses with an end token, relative to its largest value so far, in [0,
+            1].
+        min_distinct: Lower limit of the fraction of distinct bigrams in responses, relative to that in gold answers, in [0,
+            1].
+        min_kept_mass: Lower limit of the teacher's probability mass of the classes that the divergence DAC-KL keeps, in [0,
+            1]. The most probable class alone may exceed this limit.  Therefore `min_recovered` detects a collapse earlier.
+        min_recovered: Lower limit of the fraction of the teacher's probability mass outside its most probable class that
+            the divergence DAC-KL keeps, in [0, 1].
 
     Raises:
         ConfigError: a value is out of range.

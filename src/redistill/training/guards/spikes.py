@@ -25,10 +25,10 @@ class SpikeDetector:
     64 updates, and f is `factor`.  For a normal distribution, 1.4826 MAD is one standard deviation.  The threshold is therefore
     8 standard deviations, but at least log f and at most max(log 15, log f).
 
-    Logarithms are used because the deviation of a loss grows with the loss.  Medians are used so that a spike does not raise
-    the threshold for the next spike.  Because of the upper bound, a loss of 100 times the median is detected for f < 100
-    however large the deviation is. The first 10 losses are not checked.  Spikes are included in the 64 updates: a loss that
-    stays high is reported only until half of these updates have such a loss.
+    Logarithms are used because the deviation of a loss increases with the loss.  Medians are used so that a spike does not
+    raise the threshold for the next spike.  The upper bound ensures that a loss of 100 times the median is detected for f <
+    100, for any deviation.  The first 10 losses are not checked.  Spikes are included in the 64 updates.  Therefore a loss
+    that stays high is reported only until half of these updates have a high loss.
 
     Args:
         factor: Lower bound of the ratio between a spike and the median of |L|, > 1.
@@ -49,7 +49,7 @@ class SpikeDetector:
 
         Returns |loss| divided by the median of the recent |loss| values if the loss is a spike, else None.
         """
-        assert math.isfinite(loss), "UpdateGuard handles losses that are not finite"
+        assert math.isfinite(loss), "the loss must be finite"
         value = math.log(max(abs(loss), TINY))
         ratio = None
         if len(self._recent) >= FEWEST:

@@ -1,6 +1,6 @@
 """Decides whether an update is applied.
 
-A non-finite update is skipped.  An update with a loss spike is reported; it is skipped only if `on_spike` is "skip".
+A non-finite update is skipped.  An update with a loss spike is reported, and is skipped only if `on_spike` is "skip".
 """
 
 import math
@@ -57,7 +57,7 @@ class UpdateGuard:
 
     Args:
         config: Maximum number of consecutive skips, and the handling of spikes.
-        folder: The run folder; details of the update that ended the run are written there, as guard-step-N.json.
+        folder: The run folder.  Details of the update that ended the run are written to guard-step-N.json in this folder.
         report_event: Function that is called with each event, on every process.
         gather: Collective operation: each process passes a list, and the result on every process is the concatenation of the
             lists of all processes.
@@ -133,9 +133,9 @@ class UpdateGuard:
 
 
 def _fault(update: Update) -> str:
-    """Describe the numbers of an update that are not finite.
+    """Return a phrase about the numbers of an update that are not finite.
 
-    If the teacher's logits are not finite, the text names them as the fault, and gives the other numbers in parentheses.
+    If the teacher's logits are not finite, the phrase names them as the fault, and has the other numbers in parentheses.
     """
     numbers = f"loss {update.metrics['loss']} and gradient norm {' and '.join(map(str, update.norms.values()))}"
     if update.teacher_rows:
