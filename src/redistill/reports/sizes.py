@@ -49,11 +49,7 @@ def figures_of(model: Evaluation, run: RunFolder) -> Figures:
 
 
 def measured_figures(model: Evaluation) -> Figures:
-<<<<<<< HEAD
     """Return the figures in a model's scores.json by name; unknown ones are missing."""
-=======
-    """Return the figures in the scores.json of a model by name; others are missing."""
->>>>>>> r2
     found = {name: number(at(model.scores, *path)) for name, path in FIGURES.items()}
     return {name: value for name, value in found.items() if value is not None and value > 0}
 
@@ -152,13 +148,9 @@ def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence
 
 
 def figure_texts(figures: Figures) -> Iterator[str]:
-<<<<<<< HEAD
     """Yield the text of each figure, in the order of `FIGURES`.
 
     The text of an unknown figure is a dash.
-=======
-    """Yield the text of each figure in the order of `FIGURES`; a dash if unknown.
->>>>>>> r2
 
     Args:
         figures: Figures of a model by name.
