@@ -18,6 +18,7 @@ from tests.faults.chromium import Browser, browser
 from tests.faults.hostile import HOSTILE
 from tests.reports.browser import SCHEMES, WIDTHS, faults, kept_screenshot, needs_chromium, violations, visible_text
 from tests.reports.fabricated import write_lines, write_run
+from tests.reports.test_report import SCRIPT
 
 WORDS = ["The", " capital", " of", " France", " is", " not", " easy", ".", "\n", " 数", "", "<|endoftext|>"]
 
@@ -120,7 +121,8 @@ def test_hostile_token_texts_are_shown_and_not_interpreted(tmp_path: Path) -> No
     page = build_report(with_tokens(tmp_path / "run", [answer(i, part) for i, part in enumerate(parts)], [])).read_text("utf-8")
     shown = " ".join(html.unescape(page).replace("⏎", "\n").replace("⇥", "\t").replace("␣", " ").split())
     assert [text for text in texts if " ".join(plain(text.replace("\r", "")).split()) not in shown] == []
-    tags = set(re.findall(r"<\s*/?([a-zA-Z:]+)", page))
+    assert page.count(f"<script>{SCRIPT}</script>") == 1
+    tags = set(re.findall(r"<\s*/?([a-zA-Z:]+)", page.replace(f"<script>{SCRIPT}</script>", "")))
     assert not tags & {"script", "img", "iframe", "base", "x:script", "object", "link", "form", "b:script"}
 
 
