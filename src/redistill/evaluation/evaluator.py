@@ -85,10 +85,9 @@ class Evaluator:
 
         Returns:
             The content of scores.json.  `measure` describes "latency" and "peak_bytes".  Each data set lists its metrics under
-            "metrics".  The scores of further decodings are under "decodings".  With two or more seeds, pass@k of binary metrics
-            is under "pass_at".  eos_rate (the fraction of answers that end with
-            an end token), distinct_1, distinct_2 and agreement are in [0, 1].  kl is KL(teacher || student).  cross_entropy and
-            kl are in nats per gold token.  Lengths include the end token.
+            "metrics".  The scores of further decodings are under "decodings".  pass@k is under "pass_at".  eos_rate (the
+            fraction of answers that end with an end token), distinct_1, distinct_2 and agreement are in [0, 1].  kl is
+            KL(teacher || student).  cross_entropy and kl are in nats per gold token.  Lengths include the end token.
 
         Raises:
             CheckpointError: the folder contains answers of another model or of other settings.
@@ -110,13 +109,13 @@ class Evaluator:
         measured = self._held_measurements(held, folder, len(sample))
         if is_complete and measured is not None:
             return held
-        num_seeds = len(config.seeds) + sum(map(len, decoded.values()))
-        tally = Tally(progress, num_seeds * sum(len(part(rows, self.processes)) for rows in chosen.values()))
+        num_answers = sum(len(part(rows, self.processes)) for rows in chosen.values())
+        tally = Tally(progress, num_answers * (len(config.seeds) + sum(map(len, decoded.values()))))
         responses = ResponseFiles(self._answerer(config.sampling), tally, folder / RESPONSES, self.processes, config.batch_size)
         with self.autocast():
             scores = {name: self._scores(responses, name, rows, metrics[name]) for name, rows in chosen.items()}
             measured = self._measure(sample, folder) if measured is None else measured
-        # If this call generated no answer, the speed is that of the earlier call, which generated the answers.
+        # Without new answers, the speed is that of the earlier call.
         speed = rate(tally.tokens, tally.seconds) if tally.tokens else held.get("tokens_per_s")
         result = {**described(self.model, label), "tokens_per_s": speed, **measured, "settings": mine, "datasets": scores}
         result |= {} if self.teacher_hash is None else {"teacher_hash": self.teacher_hash}

@@ -114,13 +114,13 @@ class _Counts:
 
 
 def tokens_section(run: RunFolder) -> dict[str, object] | None:
-    """Return the variables of the template `report/tokens.html`, or None if the run has no divergences by token.
+    """Return the variables of the template `report/tokens.html`.
 
     Args:
         run: The run folder.
 
     Returns:
-        "answers": token maps of at most `NUM_ANSWERS` answers of the student to test prompts, each with its prompt.
+        None if the run has no divergences by token.  Otherwise a dict.  "answers": token maps of at most `NUM_ANSWERS` answers of the student to test prompts, each with its prompt.
         "revisions": token maps of at most `NUM_REVISIONS` corrections, before and after.  Both are evenly spaced over their
         file.  "charts": histograms.  "of_answers", "before" and "after": sums over all tokens of the file; those of corrections
         start at the error token.

@@ -1,4 +1,4 @@
-"""Writes revisions.jsonl and revision-positions.jsonl, the logs of corrections of student text.
+"""Writes the logs of corrections: revisions.jsonl and revision-positions.jsonl.
 
 The corrections are made by SCRG (sequence correction and re-generation): the token at which the student disagrees most with
 the teacher is replaced, and the student generates the text after this token again.
