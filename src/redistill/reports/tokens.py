@@ -120,10 +120,14 @@ def tokens_section(run: RunFolder) -> dict[str, object] | None:
         run: The run folder.
 
     Returns:
-        None if the run has no divergences by token.  Otherwise a dict.  "answers": token maps of at most `NUM_ANSWERS` answers of the student to test prompts, each with its prompt.
-        "revisions": token maps of at most `NUM_REVISIONS` corrections, before and after.  Both are evenly spaced over their
-        file.  "charts": histograms.  "of_answers", "before" and "after": sums over all tokens of the file; those of corrections
-        start at the error token.
+        None if the run has no divergences by token.  Otherwise a dict:
+
+        - "answers": token maps of at most `NUM_ANSWERS` answers of the student to test prompts, each with its prompt;
+        - "revisions": token maps of at most `NUM_REVISIONS` corrections, before and after;
+        - "charts": histograms;
+        - "of_answers", "before" and "after": sums over all tokens of the file; those of corrections start at the error token.
+
+        Answers and corrections are evenly spaced over their files.
 
     Raises:
         CheckpointError: a file is damaged.
