@@ -186,8 +186,8 @@ def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK:
     `logits` has the logits of one model, or of student and teacher.  At temperature 0 the token is the arg max.  With one
     model, the token is sampled from its distribution.  With two models, `sampling` selects one of two modes.  In the first,
     the token is sampled from a mixture.  In the second, the token is sampled from the student, and replaced if the teacher
-    ranks it low.  Here the first half of `uniform_LK` samples the student's token, and the second half samples the
-    replacement.
+    ranks it low.  In the second mode, the first half of `uniform_LK` samples the student's token, and the second half
+    samples the replacement.
     """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)

@@ -82,7 +82,7 @@ class LoraConfig:
 
     @classmethod
     def examples(cls) -> tuple["LoraConfig", ...]:
-        """Return example settings of this class."""
+        """Return instances of this class with different settings, for tests."""
         return (cls(), cls(rank=2, alpha=4.0, dropout=0.0, export="adapter"))
 
 

@@ -60,9 +60,9 @@ class PrefixWeighted(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(), cls(amplification=3.0))
 
@@ -78,7 +78,7 @@ class PrefixWeighted(WrappingNode):
 class PrefixWeightedSource(Wrapping):
     """Returns the sequences of a `PrefixWeighted` policy.
 
-    `PrefixWeighted.bind` creates this object.
+    The method `PrefixWeighted.bind` creates the source.
     """
 
     def __init__(self, settings: PrefixWeighted, source: Source, scorer: Scorer) -> None:

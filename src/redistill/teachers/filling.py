@@ -103,7 +103,7 @@ class Reader:
     def rows(self, groups: Sequence[Sequence[TokenSequence]], tick: Tick) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the tensors of all targets of each group of sequences, on the CPU.
 
-        `tick` is the second argument of `read`.
+        `tick` is called repeatedly with the fraction of the work that is done.
 
         Raises:
             ModelError: a state exceeds the range of `dtype`.
@@ -146,7 +146,7 @@ class Joined(Sequence[TokenSequence]):
     """The concatenation of several `Rows` objects.
 
     Args:
-        parts: The parts.
+        parts: The objects that are concatenated.
     """
 
     def __init__(self, parts: Sequence[Rows]) -> None:
@@ -203,7 +203,7 @@ class Plan:
         return [self._sequences[index] for index in self.shards[number]]
 
     def layout(self, teacher: Reader) -> Layout:
-        """Return the numbers that describe the store."""
+        """Return the numbers that describe the store, as its manifest contains them."""
         return Layout(
             sequences=self.num_sequences,
             targets=self.num_targets,
@@ -284,7 +284,7 @@ class StoreWriter:
         return found
 
     def states(self, plan: Plan, teacher: Reader, progress: Progress) -> None:
-        """Store the head and the states of all targets, and complete the store.
+        """Write the LM head (if it is stored) and the rows; mark the store as complete.
 
         Finished shards of an interrupted call are not computed again.
 
@@ -345,15 +345,15 @@ class _Read:
     ready: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def shard(self, plan: Plan, number: int, done: int) -> dict[str, torch.Tensor]:
-        """Return the tensors of a shard; earlier shards have `done` sequences."""
+        """Return the tensors of shard `number`; shards before it have `done` sequences."""
         if number not in self.ready:
             self.ready = self._shards(plan, number, done)
         return self.ready.pop(number)
 
     def _shards(self, plan: Plan, number: int, done: int) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the tensors of the shards that one call reads, by shard number.
+        """Return the tensors of the shards from `number` on, by shard number.
 
-        The first of them is the shard `number`.
+        The shards are those whose sequences the teacher reads in one call.
         """
         shards, tokens = dict[int, list[TokenSequence]](), 0
         while number + len(shards) < len(plan.shards) and (not shards or tokens < self.teacher.tokens_at_once):

@@ -139,8 +139,9 @@ def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[i
         ids = prompt_token_ids(value)
     if ids is not None and tuple(ids) != token_ids:
         raise VocabularyError(
-            f"{reply.server}: its tokenizer is not that of the student: a test text has {len(ids)} tokens there and "
-            f"{len(token_ids)} here, or the token ids differ; use a teacher and a student with the same tokenizer"
+            f"{reply.server}: its tokenizer is not that of the student: a test text has other token ids on "
+            f"the server ({len(ids)} tokens) than with the student's tokenizer ({len(token_ids)} tokens); use a teacher and a "
+            "student with the same tokenizer"
         )
 
 

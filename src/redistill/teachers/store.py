@@ -58,7 +58,8 @@ class Layout:
         form: The form of the rows (`forms.described`).
         classes: Number of classes of the stored head; for a compact form, the number of classes that student and teacher share.
         width: Width of the teacher.
-        dtype: dtype of the states: "float32", "bfloat16" or "float16".  Compact forms are computed from them before rounding.
+        dtype: dtype of the states: "float32", "bfloat16" or "float16".  Compact forms are computed from states that are not
+            rounded to this dtype.
         scale, softcap: Factor and bound of the logits; see `vocab_pass.head.Head`.
     """
 
@@ -278,7 +279,8 @@ def check_source(
     """
     if different := [name for name in names if held.get(name) != expected.get(name)]:
         short = [name for name in different if all(len(str(each.get(name))) <= SHOWN_CHARACTERS for each in (held, expected))]
-        shown = [f"{name} ({held.get(name)} there, {expected.get(name)} here)" if name in short else name for name in different]
+        values = {name: f" (cached teacher: {held.get(name)}, recipe: {expected.get(name)})" for name in short}
+        shown = [name + values.get(name, "") for name in different]
         raise ConfigError(
             f"{folder}: the cached teacher was made with another {', another '.join(shown)} than this recipe has; choose "
             "another folder, or remove this folder to make the cached teacher again"

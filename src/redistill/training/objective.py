@@ -170,7 +170,7 @@ class Objective:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class; together they use every term."""
+        """Return instances that together use every term, for tests."""
         return (
             cls(),
             cls(divergence=DacKLConfig(), span_weight=1.0),

@@ -147,9 +147,9 @@ class Output:
 
     @property
     def logs(self) -> tuple[MetricsLog, MetricsLog]:
-        """The logs.
+        """The log files: `log` and `revisions`.
 
-        A resumed run removes those lines of the logs that are newer than its checkpoint.
+        A run that resumes from a checkpoint removes the lines of later updates from these files.
         """
         return self.log, self.revisions
 

@@ -35,7 +35,7 @@ _WANDB = {
     "symlink": False,  # a run folder with links to folders is rejected when the run resumes
     "silent": True,
 }
-"""Settings with which Weights & Biases receives only metrics and settings: no output, code or command line, no packages."""
+"""Settings with which Weights & Biases receives no output, code, command line or list of packages."""
 
 
 @dataclass(frozen=True, kw_only=True)

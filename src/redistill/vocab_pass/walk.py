@@ -239,9 +239,9 @@ class _Task:
         return self.target(rows)
 
     def core(self, rows: slice) -> tuple[Core, list[float], Tensors]:
-        """Return the function that computes the terms of tile `rows`, and its arguments.
+        """Return the function that computes the terms of a tile, and values for its call.
 
-        The arguments are coefficients and tensors.  Terms without rows in the tile are left out.
+        The values are the coefficients of the terms and the tensor arguments.  Terms without rows in the tile are left out.
         """
         is_distilled = rows.stop <= self.num_distilled
         own = [term for term in self.terms if is_distilled or not isinstance(term, DivergenceTerm | SpanTerm)]
@@ -320,7 +320,7 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """Return the objective; add to `sums`, and to `gradients` if it is not None."""
+    """Return the objective; add to `sums` in place, and to `gradients` unless None."""
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=torch.float64)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}

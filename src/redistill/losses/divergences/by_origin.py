@@ -56,7 +56,7 @@ class ByOrigin:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class, which tests use."""
+        """Return instances of this class with different settings, for tests."""
         from redistill.losses.divergences import ReverseKL, SkewForwardKL, SkewReverseKL  # not above: it imports this module
 
         return (

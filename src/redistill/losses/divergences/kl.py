@@ -99,9 +99,9 @@ class ReverseKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(temperature=0.5))
 
@@ -148,9 +148,9 @@ class SymmetricKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(forward_weight=0.1), cls(temperature=2.0))
 
@@ -212,8 +212,8 @@ class AdaptiveKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(head_mass=0.9, temperature=2.0))
