@@ -92,7 +92,7 @@ class Rollout:
 
 
 MAX_WEIGHT = 1000
-"""Largest weight of a token that a setting may have. Much larger weights make the loss infinite or NaN."""
+"""Largest value of a setting that is a weight of tokens. Much larger weights make the loss infinite or NaN."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -195,7 +195,7 @@ class DacKLConfig:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return instances with each mode, normalisation and gate, for tests.
+        """Return instances with each mode, normalisation and gate.
 
         Tests build `DacKL` from each instance, and check the properties of the divergence.
         """

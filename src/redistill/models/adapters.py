@@ -4,7 +4,7 @@ Other programs may have saved the adapters.
 
 The file adapter_config.json is untrusted input. PEFT applies every field of the file, and a field can change the base
 model, load further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA
-adapter. It rejects an adapter that sets another field to a value other than its default.
+adapter. The module rejects an adapter in which another field has a value other than the field's default.
 """
 
 import dataclasses

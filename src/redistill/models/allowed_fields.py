@@ -111,7 +111,7 @@ def config_fields(what: str, fields: Mapping[str, Json]) -> Fields:
 def _config(what: str, fields: Mapping[str, Json], kind: type[PretrainedConfig] | None) -> Fields:
     """The allowed fields of a config of the class `kind`.
 
-    `kind` is None for an unknown class. A field that contains another config is filtered by the class of that config.
+    `kind` is None for an unknown class. The fields of an inner config are filtered by the class of the inner config.
     """
     kept: Fields = {}
     parts: Mapping[str, type] = getattr(kind, "sub_configs", {})

@@ -206,7 +206,7 @@ def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
 def checkpoint_activations(model: nn.Module) -> None:
     """Enable gradient checkpointing.
 
-    The method of the model has another name in older releases of transformers.
+    In older releases of transformers, the method for this has another name.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
     enable({"use_reentrant": False})

@@ -42,7 +42,7 @@ VOCABULARY_FILES = (
 """Patterns of the files with the vocabulary of a tokenizer, which are read verbatim."""
 
 EXPORT = "redistill.json"
-"""Name of a file in the folder of an exported student. It describes how prompts were tokenised in training."""
+"""Name of a file in the folder of an exported student.  The file describes how prompts were tokenised in training."""
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _WITH_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")

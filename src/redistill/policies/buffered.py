@@ -172,7 +172,7 @@ class SequenceBuffer:
 
 
 def _from_json(line: Mapping[str, Json]) -> TokenSequence:
-    """Return a sequence from the JSON object `line`, in the format of old checkpoints."""
+    """Restore a sequence from `line`, a JSON object of an old checkpoint."""
     token_ids, supervised = (cast("Sequence[int]", line[name]) for name in ("token_ids", "supervised"))
     return TokenSequence(
         sample=cast("int", line["sample"]),

@@ -212,7 +212,7 @@ class RolloutsSource(Wrapping):
     # --- advantages ---
 
     def _order(self, cycle: int, inner_epoch: int) -> Sequence[int]:
-        """Return the order in which an epoch visits the pool, as indices of its sequences."""
+        """Return the order of an epoch over the pool: indices of the pool's sequences."""
         if inner_epoch == 0:
             return range(len(self._pool))
         return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)

@@ -2,8 +2,8 @@
 
 The store of a cached teacher (`store`) has the hidden states of the training and validation data.  If the teacher model is
 loaded in addition, it runs only on batches with text that is not stored.  If the policy has a replay buffer, the states of
-generated text are stored as well, and are read when the text is replayed.  They are stored in shards with the format of
-`store`.
+generated text are stored as well, and are read when the text is replayed.  The shards with these states have the format
+that `store` describes.
 """
 
 import hashlib
@@ -33,7 +33,8 @@ class AppendedStates:
     Args:
         store: The store with the hidden states of the training and validation data.
         folder: Folder of the states that this process appends; created when the first state is appended.
-        keeps: Whether states of generated text are appended.  If False, they are computed each time.
+        keeps: Whether states of generated text are appended.  If False, these states are computed each time they are
+            needed.
 
     Raises:
         DataError: a file of the folder is damaged; the message names the file.

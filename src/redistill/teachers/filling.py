@@ -51,7 +51,7 @@ TIMED_SEQUENCES = 4
 
 Tick = Callable[[float], None]
 Progress = Callable[[int, int, int], None]
-"""Function that receives the numbers of finished items, of all items, and of the tokens that this call has read."""
+"""Function that receives three numbers: finished items, all items, and tokens that the current call has read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class Reader:
     Args:
         read: Function of a list of batches and a callback.  It yields for each batch the last hidden states of the rows,
             [N, E], without gradient.  It repeatedly calls the callback with the fraction of the work that is done.
-        head: The head of the teacher.  To store hidden states, it has all classes of the teacher; to store a compact form, it
-            has only the classes that the student has as well.
+        head: The head of the teacher.  If hidden states are stored, the head has all classes of the teacher.  If a compact
+            form is stored, the head has only the classes that the student has as well.
         form: The form of the rows.
         dtype: dtype of the stored states.
         pad_id: Padding token.
@@ -89,7 +89,7 @@ class Reader:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The weights of the head that are stored, by name; none for a compact form."""
+        """The head's tensors that are stored, by name; empty for a compact form."""
         bias_V = self.head.bias_V
         if not isinstance(self.form, Full):
             return {}
@@ -131,7 +131,7 @@ class Reader:
 
 
 class Rows(NamedTuple):
-    """Sequences that are created on access.
+    """Training sequences, each of which is created when it is accessed.
 
     Args:
         number: Number of sequences.

@@ -146,12 +146,12 @@ def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[i
 
 
 def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...]) -> None:
-    """Compare the texts of some token ids on the server with the student's tokenizer.
+    """Check that some token ids have the same texts on the server as for the student.
 
     The ids are spread over the vocabulary, and include the special tokens.
 
     Raises:
-        VocabularyError: an id stands for another token.
+        VocabularyError: an id stands for different tokens on the server and for the student.
     """
     known = sorted(tokenizer.get_vocab().values())
     spread = known[:: max(1, len(known) // NUM_IDS)]

@@ -40,7 +40,7 @@ SCHEMA = 2
 HEAD, TEXTS = "head.safetensors", "texts.jsonl"
 MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
 FILLING = "filling.jsonl"
-"""The file of an incomplete store that lists its finished shards."""
+"""Name of the file that lists the finished files of an incomplete store."""
 KEY_BYTES = 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHOWN_CHARACTERS = 20  # longer values, which are hashes, are not shown in error messages

@@ -57,7 +57,7 @@ def row_statistics(
         student_hidden_ND: Hidden states of the rows.
         student_head: The student's head.
         target: Function that returns the teacher logits [rows, V] of a slice of rows; None if no statistic needs them.
-        names: Names of the statistics to compute.  Logits that none of them needs are not computed.
+        names: Names of the statistics to compute.  Logits that none of these statistics needs are not computed.
         uniforms_NK: Uniform numbers in [0, 1) for the sampled tokens; see `sample_rows`.  None if no token is sampled.
         token_N: Token ids, int64, for `student_logprob`, `teacher_logprob`, `cross_entropy`; None without these statistics.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; the default is from `chunk_budget`.

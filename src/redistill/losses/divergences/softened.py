@@ -65,7 +65,7 @@ class Softened:
         return (cls(), cls(temperature=2.0))
 
     def softened(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logq_NV and logp_NV at their temperatures; logp_NV is detached.
+        """Return both inputs with their temperatures applied; logp_NV is detached.
 
         Both results are float64 if logq_NV is float64, and float32 otherwise.
         """
