@@ -47,10 +47,9 @@ def generate(
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
-    With a teacher, there are two modes, which `Sampling` defines.  In the first, tokens are sampled from a mixture of both
-    models (MiniLLM, arXiv 2306.08543).  In the second, tokens are sampled from `model`, and the teacher replaces tokens
-    that it ranks low (SKD, arXiv 2410.11325).  N-gram bans, temperature, top-k and top-p are applied to each model's
-    distribution first.
+    With a teacher, `Sampling` selects one of two modes.  Either tokens are sampled from a mixture of both models (MiniLLM,
+    arXiv 2306.08543).  Or they are sampled from `model`, and the teacher replaces tokens that it ranks low (SKD, arXiv
+    2410.11325).  N-gram bans, temperature, top-k and top-p are applied to each model's distribution first.
 
     Args:
         model: A causal language model.  It runs in eval mode without gradient; its previous mode is restored.
