@@ -251,11 +251,11 @@ class DacKL(nn.Module):
             logp_NV: Teacher log-probabilities, no gradient.
 
         Returns:
-            divergence_N; and the diagnostics by name, one float32 value per row.  With
-            the set S of kept classes, these are: `kept_mass` (the teacher's probability of S), `top_mass` (the teacher's
-            largest probability), `dropped_above` (mass of dropped classes that are more probable than a kept one),
-            `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1 if S consists of the
-            teacher's arg max only, otherwise 0).
+            divergence_N, and a mapping from the names of the diagnostics to float32 tensors with one value per row.  S is
+            the set of kept classes.  The diagnostics are `kept_mass` (the teacher's probability of S), `top_mass` (the
+            teacher's largest probability), `dropped_above` (mass of dropped classes that are more probable than a kept
+            one), `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1 if S consists of the
+            teacher's arg max only, else 0).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()

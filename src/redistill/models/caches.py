@@ -198,8 +198,8 @@ class CachedBody:
     def is_outdated(self, before: int, after: int) -> bool:
         """Return whether a cache is invalid after its text has become longer.
 
-        The text had `before` tokens when the cache was computed, and has `after` tokens now. Only models with longrope
-        have such caches, because this rotary embedding uses other frequencies for texts above a certain length.
+        The text had `before` tokens when the cache was computed, and has `after` tokens now. A cache can become invalid
+        only with longrope: this rotary embedding uses other frequencies for texts above a certain length.
         """
         return self._limit is not None and before <= self._limit < after
 

@@ -151,8 +151,8 @@ def check_size(
 ) -> None:
     """Reject a config whose model does not match the weights in the files.
 
-    The model may have more weights than the files contain, up to a limit: the loader reports weights that are missing in
-    the files later by name.
+    The model may have more weights than the files contain, up to a limit: if weights are missing in the files, the loader
+    reports their names later.
 
     Args:
         name: Name of the model for error messages.

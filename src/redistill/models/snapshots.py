@@ -163,8 +163,8 @@ def weight_names(folder: ModelFolder) -> list[str]:
     A model has one weight file, or several weight files and an index, which is a JSON file that lists the weight files.
 
     Returns:
-        The name of the single weight file; or the name of the index, followed by the names that the index lists, even if such a
-        file is missing. [] if the folder has neither a single weight file nor an index.
+        For a single weight file, its name. For several weight files, the name of the index, and then the names that the
+        index lists, even if such a file is missing. [] if the folder has neither a single weight file nor an index.
 
     Raises:
         ModelError: the index is damaged, lists files outside of its folder, or is a git-lfs pointer.

@@ -2,8 +2,8 @@
 
 If the teacher's answers are needed, they are written first.  The teacher's head and its last hidden states, or a compact
 form of its distributions, are written afterwards.  `store` describes the format.  Each file is written atomically.
-`filling.jsonl` lists the finished files until the store is complete, so that the same call resumes an interrupted call.
-Interruptions do not change the bits of the resulting folder.
+`filling.jsonl` lists the finished files until the store is complete, so that an interrupted call can be repeated and then
+resumes. Interruptions do not change the bits of the resulting folder.
 """
 
 import time

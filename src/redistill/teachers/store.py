@@ -91,8 +91,8 @@ def shard_name(number: int) -> str:
 def sequence_key(token_ids: Sequence[int] | np.ndarray, supervised: Sequence[bool] | np.ndarray) -> bytes:
     """Return the key of a sequence: a hash of its token ids and targets.
 
-    The index of an example would not be a key, since it is not unique: training and validation data are both counted from
-    0.
+    The index of an example would not be a key, since it is not unique: the indices of the training data and of the
+    validation data both begin at 0.
 
     Args:
         token_ids: The T token ids of the sequence, without padding.

@@ -75,9 +75,10 @@ class ReverseKL(Softened):
 
     .. math:: D(p, q) = \mathrm{KL}(q \,\|\, p) = \sum_v q_v \log \frac{q_v}{p_v}
 
-    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here per token; "Reverse KL" in Table 3c of MGSR. In
-    Eq. 3, MGSR uses D to select the token of a generated text that the teacher replaces. D is in nats per token, D >= 0, and
-    D = 0 exactly when p = q. The gradient flows through q only; with respect to the student's logits it is q (log(q / p) - D).
+    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), but computed per token; "Reverse KL" in Table 3c of
+    MGSR. In Eq. 3, MGSR uses D to select the token of a generated text that the teacher replaces. D is in nats per token, D
+    >= 0, and D = 0 exactly when p = q. The gradient flows through q only; with respect to the student's logits it is q
+    (log(q / p) - D).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
