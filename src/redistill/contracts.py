@@ -92,7 +92,7 @@ class Rollout:
 
 
 MAX_WEIGHT = 1000
-"""Largest weight of a token that a setting may have. Much larger weights make the loss infinite or NaN."""
+"""Largest value of a setting that is a weight of tokens. Much larger weights make the loss infinite or NaN."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,17 +147,26 @@ class TokenSequence:
 
     @property
     def response_start(self) -> int:
-        """Position of the first token that the student is trained to predict, >= 1."""
+        """Position of the first target in `token_ids`, >= 1.
+
+        A target is a token that the student is trained to predict.
+        """
         return self.supervised.index(True)
 
     @property
     def response_ids(self) -> tuple[int, ...]:
-        """The tokens from the first one that the student is trained to predict to the end."""
+        """The response: the first target and all tokens after it.
+
+        A target is a token that the student is trained to predict.
+        """
         return self.token_ids[self.response_start :]
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
-        """The tokens before the first one that the student is trained to predict."""
+        """The prompt: all tokens before the first target.
+
+        A target is a token that the student is trained to predict.
+        """
         return self.token_ids[: self.response_start]
 
 
@@ -330,8 +339,8 @@ class Divergence(Protocol):
 class RowContext(NamedTuple):
     """Origin and training progress of each row, for divergences that depend on them.
 
-    A row is the prediction of one token.  A divergence with the class attribute ``reads_context = True`` is called with this
-    object as its third argument.  All other divergences are called with the distributions of both models only.
+    A row is the prediction of one token.  A divergence with the class attribute ``reads_context = True`` is called with a
+    `RowContext` as its third argument.  All other divergences are called with the distributions of both models only.
 
     Args:
         origin_N: int64; for each row, the origin of the text that contains it, as an index in `ORIGINS`.
@@ -600,7 +609,7 @@ class SequencePolicy(PolicyState, Protocol):
 
 
 LOWEST_TEMPERATURE = 1e-3
-"""Lowest temperature of sampling above 0.  Logits that are divided by a much lower one are not finite in float32."""
+"""Lowest temperature of sampling above 0.  Logits that are divided by a much lower temperature are not finite in float32."""
 TEMPERATURES = f"0, which takes the arg max, or >= {LOWEST_TEMPERATURE} and finite"
 """The temperatures of sampling, for error messages."""
 
@@ -772,7 +781,7 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Continue every request; results are in the order of the requests.
 
-        Which requests form a batch may change the text by rounding errors only.
+        The text may depend on the division of the requests into batches, but only through rounding errors.
         """
 
 
@@ -834,7 +843,9 @@ class EngineTools(TextTools):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherTools(TextTools):
-    """The objects from which a teacher outside this package is built; see `TextTools`.
+    """The objects from which a teacher outside this package is built.
+
+    `TextTools` describes the other arguments.
 
     Args:
         device: Device of the batches; the teacher distributions must be on the same device.

@@ -78,7 +78,7 @@ class Tokenizer(Protocol):
 class ModelSettings(Protocol):
     """The config of a model of transformers.
 
-    Fields that only some model families have are not declared here; code reads them with `getattr`.
+    Fields that only some model families have are not declared in this class; code reads them with `getattr`.
     """
 
     model_type: str

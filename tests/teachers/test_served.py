@@ -210,7 +210,7 @@ def test_a_hostile_reply_in_the_middle_of_a_run_is_an_error_of_one_line(script: 
         HOSTILE[name](reply)
         return reply
 
-    assert ("another model" if "weights" in name else ":") in failed(script, change)
+    assert ("the model has changed" if "weights" in name else ":") in failed(script, change)
 
 
 @pytest.mark.parametrize("value", OTHER_VALUES)

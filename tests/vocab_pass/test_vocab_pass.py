@@ -276,7 +276,7 @@ def test_sums_have_the_names_of_their_terms():
     assert sums.keys() == {"pretraining", "pretraining_kl"}
     with pytest.raises(AssertionError, match="each with its own name"):
         vocab_pass(hidden_states(), make_head(torch.float64), teacher(ROWS), [replace(term, name="same") for term in terms])
-    with pytest.raises(AssertionError, match="two terms have the same class or name"):
+    with pytest.raises(AssertionError, match="each with its own name"):
         vocab_pass(hidden_states(), make_head(torch.float64), None, [terms[0], replace(terms[0], name="other")])
 
 

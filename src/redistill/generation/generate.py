@@ -47,8 +47,8 @@ def generate(
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
-    With a teacher, there are two modes, which `Sampling` defines.  Either tokens are sampled from a mixture of both models
-    (MiniLLM, arXiv 2306.08543).  Or they are sampled from `model`, and replaced if the teacher ranks them low (SKD, arXiv
+    With a teacher, `Sampling` selects one of two modes.  Either tokens are sampled from a mixture of both models (MiniLLM,
+    arXiv 2306.08543).  Or they are sampled from `model`, and the teacher replaces tokens that it ranks low (SKD, arXiv
     2410.11325).  N-gram bans, temperature, top-k and top-p are applied to each model's distribution first.
 
     Args:
@@ -186,8 +186,8 @@ def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK:
     `logits` has the logits of one model, or of student and teacher.  At temperature 0 the token is the arg max.  With one
     model, the token is sampled from its distribution.  With two models, `sampling` selects one of two modes.  In the first,
     the token is sampled from a mixture.  In the second, the token is sampled from the student, and replaced if the teacher
-    ranks it low.  Here the first half of `uniform_LK` samples the student's token, and the second half samples the
-    replacement.
+    ranks it low.  In the second mode, the first half of `uniform_LK` samples the student's token, and the second half
+    samples the replacement.
     """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)

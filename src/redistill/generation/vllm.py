@@ -132,7 +132,7 @@ class VllmEngineConfig:
         return f"engine: training data (token ids of prompts) {destinations(self)}"
 
     def build(self, tools: EngineTools) -> "VllmEngine":
-        """Create the run's engine; it connects at the first transfer of weights."""
+        """Create the engine; it connects to the servers at the first transfer of weights."""
         return VllmEngine(self, self.connect(tools.note), tools)
 
 

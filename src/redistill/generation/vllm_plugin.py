@@ -72,10 +72,10 @@ class NoRepeatNgram(LogitsProcessor):  # type: ignore[misc]  # vLLM is not insta
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Check the argument of a request.
+        """Check the n-gram length in a request.
 
         Raises:
-            ValueError: the argument is not a whole number >= 0; vLLM then rejects the request.
+            ValueError: the length is not a whole number >= 0; vLLM then rejects the request.
         """
         size = (sampling_params.extra_args or {}).get(FIELD, 0)
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:

@@ -23,7 +23,7 @@ TOP_K = 20
 LEAST_NATS = 1e-3
 """Differences up to this value, in nats, are always accepted as rounding errors, even in float32."""
 NOISE_FACTOR = 5.0
-"""Limit of later differences, as a multiple of the difference after the first transfer."""
+"""Limit of the difference after a later transfer, as a multiple of the difference after the first transfer."""
 
 
 def probe_texts(vocabulary: int, special_ids: Sequence[int], longest: int) -> list[tuple[int, ...]]:

@@ -96,7 +96,7 @@ class ServedWeights:
     def _prepare(self, student: CausalModel) -> None:
         """Check the servers, and generate the probe texts.
 
-        The texts have at most the lengths that student and servers allow.
+        No text is longer than the student or a server allows.
         """
         limit, served = position_limit(student), self._servers.check(1, self._tools.note)
         longest = min(PROBE_TOKENS if limit is None else limit, PROBE_TOKENS if served is None else served - 1)
@@ -154,9 +154,9 @@ class ServedWeights:
         raise ServerUnavailableError(f"engine: {fault}; {RESUME}")
 
     def _gap(self) -> tuple[float, str]:
-        """Return the largest difference of a server from the student, and its label.
+        """Return the largest difference of a server from the student, and its server.
 
-        The difference is that of log-probabilities, in nats.
+        The difference is the mean absolute difference of log-probabilities, in nats.  The server is given by its label.
 
         Raises:
             ServerError: a server does not have the model, or sent an invalid reply.

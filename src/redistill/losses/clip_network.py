@@ -38,9 +38,9 @@ class ClipNetworkConfig:
         hidden: Number of hidden units, >= 1.
         sorted: Form of the input sort(p) of Eq. 6.  "exact" has all V probabilities.  "compact" has the 512 largest
             probabilities, and 16 sums over the others in descending order.  For at most 528 classes both forms are equal.
-        upper_bias, lower_bias: Initial logits of the upper bound u and the lower bound l, finite.  If None, they depend on
-            `DacKLConfig.mode`.  The paper initialises both with 0, so both bounds are 0.5.  In mode "value" this keeps only the
-            teacher's arg max.
+        upper_bias, lower_bias: Initial logits of the upper bound u and the lower bound l, finite.  None selects a logit
+            that depends on `DacKLConfig.mode`.  The paper uses the logit 0 for both, so that training starts with u = l =
+            0.5.  With these bounds, mode "value" keeps only the teacher's arg max.
 
     Raises:
         ConfigError: a field is out of range.
@@ -125,7 +125,9 @@ class ClipNetwork(nn.Module):
         self.output_bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
 
     def forward(self, p_NV: Tensor, q_NV: Tensor, sorted_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Predict, for each row, the bounds within which the scores of kept classes lie.
+        """Predict the lower and the upper bound of the interval for each row.
+
+        DAC-KL keeps the classes whose score lies in this interval.
 
         Args:
             p_NV, q_NV: Probabilities of the teacher and the student, [N, V]; they get no gradient.
@@ -152,7 +154,7 @@ class ClipNetwork(nn.Module):
         return torch.minimum(lower_N, upper_N), upper_N
 
     def _ranked(self, p_NV: Tensor, sorted_NV: Tensor | None) -> Tensor:
-        """Return the sorted input of the network: p_NV sorted, or its compact form.
+        """Return the sorted input of the network: sorted p_NV, or the compact form of it.
 
         `ClipNetworkConfig.sorted` selects the form.  `sorted_NV` is p_NV in descending order, or None if not yet computed.
         """
@@ -168,8 +170,8 @@ class StraightThrough(torch.autograd.Function):
     """Straight-through gate: hard mask forward, soft gate backward.
 
     A gate gives each vocabulary class a weight.  The forward pass returns the hard mask: 1 for kept classes, and 0 for the
-    other classes.  This mask has no gradient.  Therefore the backward pass uses the derivative of the soft gate
-    (`dac_kl_options.soft_gate`), a smooth function of the bounds between which the scores of kept classes lie.
+    other classes.  This mask has no gradient.  Therefore the backward pass uses the derivative of the soft gate, which is a
+    smooth function of the interval's bounds.  `dac_kl_options.soft_gate` computes the soft gate.
     """
 
     @staticmethod
@@ -182,9 +184,8 @@ class StraightThrough(torch.autograd.Function):
             low_N, high_N: Bounds on the scores of each row.
             score_NV: Scores of the classes.
             keep_NV: bool; True for kept classes.
-            target_N1: The teacher's arg max, if DAC-KL always keeps this class; None if the class is kept only for a score
-                within the bounds. The weight of a class that is always kept has derivative 0, since the bounds do not
-                affect it.
+            target_N1: The class of each row that is kept for any score: the teacher's arg max.  None if there is no such
+                class.  The weight of this class has derivative 0, since the bounds do not affect the weight.
             temperature: Width of the sigmoids of the soft gate, in units of the score.
         """
         return keep_NV.to(score_NV.dtype)

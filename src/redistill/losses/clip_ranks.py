@@ -39,8 +39,9 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
     - "relative": s_v = p_v / max p.  With u = 1 the kept classes are those of min-p sampling with threshold l.
     - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V probabilities.  l = 1 - k/V and u = 1 keep
       the k most probable classes.
-    - "mass": s_v is the mass of the classes ranked before v, and l <= s_v < u.  Here u excludes the least probable classes, and
-      l excludes the most probable classes; in the other modes it is the reverse.  u = 1 excludes no class that has mass.
+    - "mass": s_v is the mass of the classes ranked before v, and l <= s_v < u.  In this mode, u excludes the least probable
+      classes, and l excludes the most probable classes; in the other modes it is the reverse.  u = 1 excludes no class that
+      has mass.
 
     Scores are computed and compared in float64 for inputs of any dtype.  In float32, the mass of all classes before a class of
     low probability can be rounded to 1: the rounding error exceeds the mass of the class.
@@ -79,8 +80,8 @@ def class_scores(logp_NV: Tensor, p_NV: Tensor, mode: Mode) -> tuple[Tensor, Ten
 
     Returns:
         score_NV, and the teacher's probabilities [N, V] in descending order.  The second result is None in modes "value"
-        and "relative", which need no sort.  score_NV is s_v, except in mode "entry_quantile".  There it is 1 - s_v, which
-        is more precise in floating point for the most probable classes.
+        and "relative", which need no sort.  score_NV is s_v, except in mode "entry_quantile".  In that mode, it is the
+        complement of s_v, which is more precise in floating point for the most probable classes.
     """
     return (p_NV, None) if mode == "value" else scores_of_mode(logp_NV, mode)
 

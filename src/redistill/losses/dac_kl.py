@@ -113,9 +113,9 @@ class DacKLConfig:
     section 4.2, Eq. 6-8. The unit is nats per token; the value can be negative.
 
     Args:
-        mode: The score of a class that the interval bounds: the teacher's probability ("value", Eq. 7); its ratio to the
-            largest probability ("relative"); the sum of the larger probabilities ("mass"); or the fraction of all classes that
-            are less probable, near 1 for the most probable class ("entry_quantile").
+        mode: The score that decides whether a class is kept: the teacher's probability of the class ("value", Eq. 7); its
+            ratio to the largest probability ("relative"); the sum of the larger probabilities ("mass"); or the fraction of
+            all classes that are less probable, near 1 for the most probable class ("entry_quantile").
         normalise: How the divergence is normalised.  "none" is Eq. 8, without normalisation.  "renormalise" normalises p and q
             over the kept classes, and "teacher" only p.  "other_bin" adds a summand for all other classes together.
             `clipped_divergence` has the equations.
@@ -187,17 +187,17 @@ class DacKLConfig:
 
     @property
     def has_network(self) -> bool:
-        """Whether the network f_sub predicts the interval of the scores of kept classes.
+        """Whether the network f_sub predicts the interval [l, u] of each row.
 
-        False if `fixed_interval` or `fixed_top` is set.
+        If `fixed_interval` or `fixed_top` is set, there is no network.
         """
         return self.fixed_interval is None and self.fixed_top is None
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class, with each mode, normalisation and gate.
+        """Return instances with each mode, normalisation and gate.
 
-        Tests build DAC-KL with each of them and check its properties.
+        Tests build `DacKL` from each instance, and check the properties of the divergence.
         """
         small, exact = ClipNetworkConfig(hidden=4), ClipNetworkConfig(hidden=4, sorted="exact")
         biased = ClipNetworkConfig(hidden=4, upper_bias=3.0, lower_bias=-1.0)
@@ -251,11 +251,11 @@ class DacKL(nn.Module):
             logp_NV: Teacher log-probabilities, no gradient.
 
         Returns:
-            divergence_N; and the diagnostics by name, one float32 value per row.  With
-            the set S of kept classes, these are: `kept_mass` (the teacher's probability of S), `top_mass` (the teacher's
-            largest probability), `dropped_above` (mass of dropped classes that are more probable than a kept one),
-            `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1 if S consists of the
-            teacher's arg max only, otherwise 0).
+            divergence_N, and a mapping from the names of the diagnostics to float32 tensors with one value per row.  S is
+            the set of kept classes.  The diagnostics are `kept_mass` (the teacher's probability of S), `top_mass` (the
+            teacher's largest probability), `dropped_above` (mass of dropped classes that are more probable than a kept
+            one), `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1 if S consists of the
+            teacher's arg max only, else 0).
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -311,8 +311,8 @@ class DacKL(nn.Module):
         """Return the weight of each class in the divergence.
 
         The weight is `keep_NV` (0 or 1), or a gate in [0, 1].  `ends` are the lower and the upper bound of the scores.
-        `target_N1` is the class of each row that is always kept, or None.  The gate is a product of two sigmoids.  Their
-        argument is the score in mode "mass", and the logarithm of the score in the other modes.
+        `target_N1` is the class of each row that is always kept, or None.  The gate is a product of two sigmoids.  The
+        argument of the sigmoids is the score in mode "mass", and the logarithm of the score in the other modes.
         """
         if self.config.gate == "none" or (self.config.gate == "straight_through" and not ends[0].requires_grad):
             return keep_NV

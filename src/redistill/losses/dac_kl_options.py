@@ -97,7 +97,7 @@ def _log_mass(log_NV: Tensor, weight_NV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def soft_gate(score_NV: Tensor, low_N: Tensor, high_N: Tensor, temperature: float) -> Tensor:
-    """Return a weight of each class: about 1 for a score in the bounds, else about 0.
+    """Return each class's weight: about 1 for a score in the bounds, else about 0.
 
     The weight (the soft gate) is a product of two sigmoids, and differentiable in both bounds.
 

@@ -4,7 +4,7 @@ Other programs may have saved the adapters.
 
 The file adapter_config.json is untrusted input. PEFT applies every field of the file, and a field can change the base
 model, load further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA
-adapter. It rejects an adapter that sets another field to a value other than its default.
+adapter. The module rejects an adapter in which another field has a value other than the field's default.
 """
 
 import dataclasses
@@ -269,7 +269,7 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
         raise ModelError(
             f"{adapter.name}: {len(odd)} weights do not match the base model; the first, {odd[0]}, is {next(shapes)} in the "
             f"adapter, but {next(shapes)} according to its {ADAPTER_CONFIG} and the base model; check r and "
-            "base_model_name_or_path there"
+            f"base_model_name_or_path in {ADAPTER_CONFIG}"
         )
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):

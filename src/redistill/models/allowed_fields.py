@@ -111,7 +111,7 @@ def config_fields(what: str, fields: Mapping[str, Json]) -> Fields:
 def _config(what: str, fields: Mapping[str, Json], kind: type[PretrainedConfig] | None) -> Fields:
     """The allowed fields of a config of the class `kind`.
 
-    `kind` is None for an unknown class. A field that contains another config is filtered by the class of that config.
+    `kind` is None for an unknown class. The fields of an inner config are filtered by the class of the inner config.
     """
     kept: Fields = {}
     parts: Mapping[str, type] = getattr(kind, "sub_configs", {})
@@ -161,7 +161,7 @@ def _is_allowed(key: str, kind: type | None) -> bool:
 
 
 def _declared(kind: type | None) -> set[str]:
-    """The names of the fields that the config class `kind` declares, with aliases."""
+    """The names and aliases of the fields that the config class `kind` declares."""
     return {*getattr(kind, "__dataclass_fields__", {}), *getattr(kind, "attribute_map", {})}
 
 
@@ -181,11 +181,11 @@ def _words(kind: type | None) -> frozenset[str]:
 
 
 def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, Json]) -> type[PretrainedConfig] | None:
-    """The class of the inner config in the field `key` of a config.
+    """The class of an inner config: a config that is the value of a field of a config.
 
-    `kind` is the class of the config, which declares the class `named` for this field, and `fields` are the fields of the
-    inner config. If `named` is AutoConfig, the `model_type` of the inner config determines the class. The result is None if
-    this `model_type` is missing or unknown.
+    The inner config has the fields `fields`, and is the value of the field `key` of an outer config.  The outer config has
+    the class `kind`, which declares the class `named` for this field.  If `named` is AutoConfig, the `model_type` of the
+    inner config determines the class.  The result is None if this `model_type` is missing or unknown.
     """
     if issubclass(named, PretrainedConfig):
         return named

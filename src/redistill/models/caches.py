@@ -26,7 +26,7 @@ _FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, Runti
 
 
 class Columns:
-    """A tensor [..., T, D] to which columns can be appended along the dimension T.
+    """A tensor [B, ..., T, D] to which columns can be appended along the dimension T.
 
     A column is the part of the tensor at one index of T. Memory is allocated for `PIECE_TOKENS` columns at once, so that most
     calls of `append` do not copy the tensor. The methods return views that share the memory of the tensor.
@@ -37,7 +37,7 @@ class Columns:
         self._filled = 0
 
     def append(self, new: torch.Tensor) -> torch.Tensor:
-        """Append the columns `new`, and return a view of all columns."""
+        """Append the columns `new`; return a view of the tensor with all columns."""
         filled = self._filled + new.shape[-2]
         if self._buffer is None or filled > self._buffer.shape[-2]:
             capacity = -(-filled // PIECE_TOKENS) * PIECE_TOKENS
@@ -50,12 +50,12 @@ class Columns:
         return self.view()
 
     def view(self) -> torch.Tensor:
-        """A view of all columns that have been appended."""
+        """A view of the tensor with all columns that have been appended."""
         assert self._buffer is not None, "nothing has been appended"
         return self._buffer[..., : self._filled, :]
 
     def select(self, kept: torch.Tensor) -> torch.Tensor:
-        """Keep only the indices `kept` of dimension 0; return a view of all columns."""
+        """Keep only the sequences with batch indices `kept`; return a view of the tensor."""
         assert self._buffer is not None, "nothing has been appended"
         self._buffer = self._buffer[kept]
         return self.view()
@@ -198,8 +198,8 @@ class CachedBody:
     def is_outdated(self, before: int, after: int) -> bool:
         """Return whether a cache is invalid after its text has become longer.
 
-        The text had `before` tokens when the cache was computed, and has `after` tokens now. Only models with longrope
-        have such caches, because this rotary embedding uses other frequencies for texts above a certain length.
+        The text had `before` tokens when the cache was computed, and has `after` tokens now. A cache can become invalid
+        only with longrope: this rotary embedding uses other frequencies for texts above a certain length.
         """
         return self._limit is not None and before <= self._limit < after
 

@@ -5,8 +5,8 @@ prevent a template from looping for hours or from building a string of 10^11 cha
 
 Therefore the first rendering of a template takes place in a child process, which is stopped at the limits. A thread or a
 signal could not stop a loop inside compiled code, and limits of this process would stop the run. The child is a fork of
-this process, and has already imported the template engine. Therefore it starts fast, and imports no code from the current
-folder.
+this process, and has already imported the template engine. Therefore the child starts fast, and imports no code from the
+current folder.
 
 The child sets its limits with setrlimit, renders the template, writes the texts to a pipe and exits. The child calls
 neither torch nor CUDA, which cannot be used after a fork. The time limit applies to the CPU time of the child, so that no

@@ -72,7 +72,7 @@ class CheckedModel:
 
     @property
     def source(self) -> dict[str, str]:
-        """Arguments for `from_pretrained`."""
+        """Arguments with which `from_pretrained` loads the checked files."""
         named = {} if self.gguf is None else {"gguf_file": self.gguf}
         return {"pretrained_model_name_or_path": str(self.folder), **named}
 

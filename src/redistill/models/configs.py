@@ -127,8 +127,8 @@ def _check_rope(what: str, field: str, value: object) -> None:
 def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]) -> None:
     """Reject a config that does not match the stored weights.
 
-    The model is built on the device "meta", without memory for its weights. Weights that are missing in the files are not
-    an error here: the loader reports them later by name.
+    The model is built on the device "meta", without memory for its weights. This check accepts weights that are missing in
+    the files: the loader reports them later by name.
 
     Args:
         name: Name of the model for error messages.
@@ -151,8 +151,8 @@ def check_size(
 ) -> None:
     """Reject a config whose model does not match the weights in the files.
 
-    The model may have more weights than the files contain, up to a limit: the loader reports weights that are missing in
-    the files later by name.
+    The model may have more weights than the files contain, up to a limit: if weights are missing in the files, the loader
+    reports their names later.
 
     Args:
         name: Name of the model for error messages.

@@ -150,7 +150,7 @@ def layer_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     because the vision and audio models can have the same number of layers.
 
     Raises:
-        ModelError: no list of modules has as many elements as the model has layers according to its config.
+        ModelError: no list of modules has the number of layers that the model's config states.
     """
     plain, text = unwrapped(model), text_config(model)
     for root, part in plain.named_modules():

@@ -128,7 +128,7 @@ def layer_files(source: ModelConfig) -> Iterator[LayerFiles | None]:
 
 
 def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> CausalModel | None:
-    """Read a student from the files of a teacher, without its other layers.
+    """Build a student from layers of a teacher, of which only these layers are read.
 
     Args:
         source: The teacher.

@@ -82,7 +82,7 @@ class LoraConfig:
 
     @classmethod
     def examples(cls) -> tuple["LoraConfig", ...]:
-        """Return example settings of this class."""
+        """Return instances of this class with different settings, for tests."""
         return (cls(), cls(rank=2, alpha=4.0, dropout=0.0, export="adapter"))
 
 
@@ -197,8 +197,8 @@ def save_student(
         folder: Path of the folder, which must exist.
         export: "merged" saves a model that transformers can load, with merged adapters and dequantised weights; "adapter" saves
             only the adapters, in the format of PEFT. A model without adapters is always saved as a whole.
-        state: The result of `trainable_state`, with unsharded tensors. It is required for a sharded model, because the model's
-            own state dict contains shards even inside `Placement.unsharded`. If None, the model's own state dict is saved.
+        state: The result of `trainable_state`, with unsharded tensors. If None, the model's own state dict is saved. None
+            is not allowed for a sharded model, whose own state dict contains shards even inside `Placement.unsharded`.
 
     Raises:
         ModelError: `export` is "adapter", but there is no name by which the base model could be loaded.

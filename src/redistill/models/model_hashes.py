@@ -106,7 +106,7 @@ def _hashes(folder: ModelFolder, names: Sequence[str], file_hash: Callable[[Path
 
 
 def _fields(folder: ModelFolder, file: str) -> dict[str, Json] | None:
-    """Return the fields of a JSON file that affect the model; None without a file."""
+    """Return the fields of a JSON file that affect the model; None if it is missing."""
     path = folder.find(file)
     if path is None:
         return None

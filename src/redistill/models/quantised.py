@@ -56,8 +56,8 @@ def is_quantised(model: nn.Module) -> bool:
 def plain_weight(layer: Any) -> torch.Tensor:
     """Return the dequantised weight of a linear layer, without gradient.
 
-    A weight that is not quantised is returned as it is. The corresponding function of PEFT is not used. It removes the
-    scales of an 8-bit weight, so that the layer cannot compute a forward pass afterwards.
+    A weight that is not quantised is returned as it is. The corresponding function of PEFT is not used. PEFT's function
+    removes the scales of an 8-bit weight, so that the layer cannot compute a forward pass afterwards.
     """
     weight: torch.Tensor = layer.weight.detach()
     if weight.is_floating_point():

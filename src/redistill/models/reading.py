@@ -25,8 +25,8 @@ def reading(what: str | Callable[[], str], remedy: str, *, failure: str = "canno
     """Context that converts the exceptions of a library to a one-line ModelError.
 
     Args:
-        what: Name of the input, such as "models/a: config.json"; the error message begins with it. Or a function that
-            returns this name, which is called after a failure.
+        what: Name of the input, such as "models/a: config.json"; the error message begins with it. `what` may also be a
+            function that returns the name; the function is called only after a failure.
         remedy: Action that fixes the failure; the message ends with it.
         failure: Verb phrase that follows `what` in the message.
 

@@ -3,7 +3,8 @@
 Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of dense
 layers at the start, or the period of a repeated pattern. `shortened_config` converts these fields, so that each layer of
 the student is described like the teacher's layer that it is copied from. `check_layers` compares the layers of the two
-models. It raises an error if they differ, as they do if the config has a field that this module does not convert.
+models. If the layers differ, `check_layers` raises an error.  They differ if the config describes them by a field that this
+module does not convert.
 """
 
 import copy

@@ -42,7 +42,7 @@ VOCABULARY_FILES = (
 """Patterns of the files with the vocabulary of a tokenizer, which are read verbatim."""
 
 EXPORT = "redistill.json"
-"""Name of a file in the folder of an exported student. It describes how prompts were tokenised in training."""
+"""Name of a file in the folder of an exported student.  The file describes how prompts were tokenised in training."""
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _WITH_REVISION = re.compile(r"([\w.-]+(?:/[\w.-]+)?)@([\w./-]+)")
@@ -163,8 +163,8 @@ def weight_names(folder: ModelFolder) -> list[str]:
     A model has one weight file, or several weight files and an index, which is a JSON file that lists the weight files.
 
     Returns:
-        The name of the single weight file; or the name of the index, followed by the names that the index lists, even if such a
-        file is missing. [] if the folder has neither a single weight file nor an index.
+        For a single weight file, its name. For several weight files, the name of the index, and then the names that the
+        index lists, even if such a file is missing. [] if the folder has neither a single weight file nor an index.
 
     Raises:
         ModelError: the index is damaged, lists files outside of its folder, or is a git-lfs pointer.

@@ -77,10 +77,10 @@ class StreamedBody:
             yield states_NE
 
     def _model(self, layer: int) -> CausalModel:
-        """Return the model of one layer alone, on the device.
+        """Return a model that has only the layer with the index `layer`, on the device.
 
         Raises:
-            ModelError: the family's weights have other names in files.
+            ModelError: the family's weights have other names in files than in memory.
         """
         model = self._files.read((layer,), self._outside)
         if model is None:
@@ -123,7 +123,7 @@ class StreamedBody:
 
 
 class _Reached(Exception):
-    """Ends the forward pass of a model after its only layer."""
+    """Raised to end the forward pass of a model after its only layer."""
 
 
 def _run_layer(

@@ -41,7 +41,7 @@ class Adaptive(WrappingNode):
 
     Source: the adaptive off-policy scheduler of DistiLLM (arXiv 2402.03898), as in its public code; "Off-policy" in Table
     3a of MGSR (arXiv 2407.10068).  The public code samples one number r per micro-batch and process, and has one buffer per
-    process.  Here one r is sampled per training sample by default, and all processes share one buffer.
+    process.  This implementation samples one r per training sample by default, and has one buffer for all processes.
 
     Args:
         source: Generates the fresh text.  If it revises the student's text, the buffer contains the revised text.
@@ -85,9 +85,9 @@ class Adaptive(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(), cls(threshold=0.6, decay="constant", capacity=12), cls(threshold=0.9, capacity=8, coin="step"))
 

@@ -21,7 +21,7 @@ class _Waiting:
 
     Args:
         sequences: The sequences of this process.
-        weights: Weights that generated the text, given by the number of updates made before.
+        weights: Number of updates after which the student had the weights that generated the text.
     """
 
     sequences: tuple[TokenSequence, ...]
@@ -31,10 +31,10 @@ class _Waiting:
 class AheadSource(Wrapping):
     """Generates the sequences of several updates at once (policies.source.Source).
 
-    At each step s that is a multiple of n, the wrapped source generates sequences for the training examples of the steps s
-    to s + n - 1.  The random numbers of an answer are those of step s.  A training example can occur in several of these
-    steps.  So that its answers differ, its second answer has the random numbers of step s + 1, its third answer those of
-    step s + 2, and so on.
+    Let n be `num_steps`.  At each step s that is a multiple of n, the wrapped source generates sequences for the training
+    examples of the steps s to s + n - 1.  The random numbers of an answer are those of step s.  A training example can
+    occur in several of these steps.  So that its answers differ, its second answer has the random numbers of step s + 1,
+    its third answer those of step s + 2, and so on.
 
     Args:
         source: The source whose sequences are returned.
@@ -92,7 +92,7 @@ class AheadSource(Wrapping):
     def _generate(self, first: int) -> None:
         """Generate the sequences of step `first` and of the steps that follow it.
 
-        The last of these steps is the one before the next multiple of n, or the last step of the run.
+        The last of these steps is the step before the next multiple of `num_steps`, or the last step of the run.
         """
         steps = range(first, max(first + 1, min(self._updates, (first // self._num_steps + 1) * self._num_steps)))
         weights, made = self._weights_step(first), {step: dict[int, TokenSequence]() for step in steps}
@@ -109,11 +109,11 @@ class AheadSource(Wrapping):
             self._waiting[step] = _Waiting((*ordered, *surplus[step]), weights)
 
     def _groups(self, steps: range) -> list[list[tuple[int, int, GoldItem]]]:
-        """Return this process's items of the steps in groups.
+        """Divide this process's items of several steps into groups.
 
-        An entry of a group is (step, index of the item in the step, item).  A group has each training example in one step
-        at most.  In one call of the source, two answers to the same prompt would have the same random numbers.  All
-        processes have the same number of groups.
+        An entry of a group is (step, index of the item in the step, item).  If a training example occurs in several steps,
+        its items are in different groups, because one call of the source would use the same random numbers for all answers
+        to a prompt.  All processes have the same number of groups.
         """
         times: dict[int, list[int]] = {}  # sample -> the steps that have it, in any process
         for step in steps:

@@ -22,9 +22,9 @@ class Buffered(WrappingNode):
     returns are not replaced.  If `source` returns more sequences than prompts, such as a draft and its revision for one
     prompt, the surplus sequences are only added to the buffer.
 
-    Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD.
-    There each process has a buffer.  Here all processes share one buffer, so that the result does not depend on the number
-    of processes.
+    Source: the public code of DistiLLM (the reference code), where this is the "on-policy" setting for ImitKD and GKD. The
+    reference code has one buffer per process.  This implementation has one buffer for all processes, so that the result
+    does not depend on the number of processes.
 
     Args:
         source: The policy that generates the text.
@@ -50,9 +50,9 @@ class Buffered(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(), cls(capacity=12))
 
@@ -139,8 +139,8 @@ class SequenceBuffer:
     def draw(self, step: int, count: int) -> list[TokenSequence]:
         """Return `count` sequences of the buffer, sampled uniformly, for this process.
 
-        Every process calls this method at the same time, and no sequence is returned twice by all these calls together.  In
-        the result, the field `origin` is "replay", except for sequences that were generated at this step.
+        Every process calls this method at the same time.  No sequence is returned twice, neither in one process nor in two
+        processes.  The returned sequences have the `origin` "replay", except those that were generated at this step.
         """
         counts = self._tools.processes.gather([count])
         first = sum(counts[: self._tools.processes.rank])
@@ -172,7 +172,7 @@ class SequenceBuffer:
 
 
 def _from_json(line: Mapping[str, Json]) -> TokenSequence:
-    """Return a sequence from the JSON object `line`, in the format of old checkpoints."""
+    """Restore a sequence from `line`, a JSON object of an old checkpoint."""
     token_ids, supervised = (cast("Sequence[int]", line[name]) for name in ("token_ids", "supervised"))
     return TokenSequence(
         sample=cast("int", line["sample"]),

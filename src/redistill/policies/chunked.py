@@ -83,7 +83,7 @@ class ChunkedEngine:
 
 
 def _scored(part: GenerationRequest, token_ids: tuple[int, ...]) -> TokenSequence:
-    """Return the text so far; its targets are the tokens of the last chunk."""
+    """Return prompt and text so far; the targets are the tokens of the last chunk."""
     supervised = (False,) * len(part.prompt_ids) + (True,) * len(token_ids)
     sample = int(part.stream[-1])
     return TokenSequence(sample=sample, token_ids=part.prompt_ids + token_ids, supervised=supervised, origin="student")

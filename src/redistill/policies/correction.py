@@ -25,7 +25,8 @@ def locate_error(
     q_i and p_i are the distributions of student and teacher that *predict* response token i, for i up to the number n of
     tokens.  y_i^s is the student's token, and y_i^t the teacher's token.  Column i of `score_BT` and of the teacher's
     tokens comes from the logits one position before token i.  The caller chooses the teacher's token from p_i once, and
-    uses the same token here and in `correct`.  If several positions have the largest score, the first is chosen.
+    passes the same token to `locate_error` and `correct`.  If several positions have the largest score, the first is
+    chosen.
 
     Args:
         score_BT: Disagreement at each position, in nats or another unit; Eq. 3 uses reverse KL.  Must not be NaN where

@@ -29,7 +29,7 @@ Scores = tuple[torch.Tensor, torch.Tensor]
 
 
 class ScoresDrafts(Protocol):
-    """An object that scores drafts, as `DraftScores` does."""
+    """Interface of objects that score drafts, such as `DraftScores`."""
 
     def of(self, step: int, number: int, drafts: Sequence[TokenSequence]) -> Scores:
         """Return the scores of all tokens of the drafts, and the teacher's tokens.

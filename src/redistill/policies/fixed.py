@@ -13,7 +13,7 @@ from redistill.policies.source import PolicyNode, PolicyTools, Stateless
 class Fixed(PolicyNode):
     """Returns the gold answers (the answers in the data set).
 
-    Training on them is off-policy distillation (KD) or supervised fine-tuning (SFT).
+    Training on gold answers is off-policy distillation (KD) or supervised fine-tuning (SFT).
 
     Example:
         >>> Fixed().needs.gold, Fixed().sampling  # uses the answers in the data, and generates no text
@@ -22,9 +22,9 @@ class Fixed(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(),)
 

@@ -59,9 +59,9 @@ class StudentGenerated(PolicyNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(), cls(temperature=0.7, top_p=0.9))
 
@@ -108,9 +108,9 @@ class TeacherMixed(StudentGenerated):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(), cls(teacher_share=0.5, temperature=0.7, top_p=0.9))
 
@@ -165,9 +165,9 @@ class Interleaved(StudentGenerated):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(), cls(teacher_top_k=2, temperature=0.7, top_p=0.9))
 
@@ -219,7 +219,7 @@ def requests_of(examples: Sequence[Example], response_tokens: int, seed: int, *k
 
 
 def answered(example: Example | TokenSequence, response_ids: tuple[int, ...], origin: Origin) -> TokenSequence:
-    """Return a sequence of the prompt of `example` and the targets `response_ids`.
+    """Return a training sequence: prompt of `example`, and targets `response_ids`.
 
     A target is a token that the student is trained to predict.
     """

@@ -23,7 +23,8 @@ def legacy_sequence(sequence: TokenSequence, end_id: int) -> TokenSequence:
     response token.  For this prediction, an end token is appended as the last target (the filler).  The id of the filler
     has no effect on a divergence, which compares distributions.
 
-    If a response consists of end tokens only, the reference code does not train on it; here the filler is the only target.
+    If a response consists of end tokens only, the reference code does not train on it.  The result of this function then
+    has the filler as its only target.
 
     Args:
         sequence: Prompt and response of any length.  `spans` and `rollout` must not be set yet: they refer to the targets,

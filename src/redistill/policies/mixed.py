@@ -16,8 +16,8 @@ class Mixed(WrappingNode):
     """Chooses student text with probability `student_fraction`, else the gold answer.
 
     The gold answer is the answer in the data set.  Source: GKD's lambda; MGSR (arXiv 2407.10068), section 5.3, and "Mixed"
-    in Table 3a.  The public code of DistiLLM makes one random choice per micro-batch and process.  Here one choice is made for
-    each sample by default, so that the choices do not depend on how a batch is divided.
+    in Table 3a.  The public code of DistiLLM makes one random choice per micro-batch and process.  This implementation
+    makes one choice for each sample by default, so that the choices do not depend on how a batch is divided.
 
     Args:
         source: Generates the student's text.
@@ -46,9 +46,9 @@ class Mixed(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(), cls(student_fraction=0.25), cls(coin="step"))
 

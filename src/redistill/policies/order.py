@@ -38,7 +38,7 @@ class GoldItem:
 
     @property
     def sequence(self) -> TokenSequence:
-        """The gold answer.
+        """The gold answer as a training sequence.
 
         Raises:
             ConfigError: the training data has no answer to the prompt.  If a policy declares in `needs` that it uses gold

@@ -49,9 +49,9 @@ class Paired(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(), cls(teacher=TeacherGenerated(temperature=0.7)))
 

@@ -20,7 +20,8 @@ class Policy(Wrapping):
 
     Args:
         gold: The training examples with their gold answers (the answers in the data set), in the order of training.
-        source: Returns an answer for each prompt of a step.  `bind` of a policy creates it, such as `Fixed().bind(tools)`.
+        source: Returns an answer for each prompt of a step.  The method `bind` of a policy creates the source, such as
+            `Fixed().bind(tools)`.
         mark_spans: Function that receives sequences without spans, and returns copies with spans; None if no term of the
             objective uses spans.
         corpus: Blocks of text for the pre-training term of the objective; None without this term.

@@ -13,7 +13,7 @@ from redistill.policies.scorer import Scorer
 from redistill.policies.source import PolicyTools, Source, Wrapping, WrappingNode, check_student_text
 
 WEIGHTED = frozenset({"student", "mixture", "revised", "replay"})
-"""Origins of text that gets weights.  Text of other origins (gold answers, teacher text) does not depend on the student."""
+"""Origins of text whose tokens get weights.  Gold answers and teacher text get none: they do not depend on the student."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class PrefixWeighted(WrappingNode):
     token, and are at least 1.  If all A_k are 0, all weights are 1 + gamma.  No gradient flows through the weights.
 
     Source: IW-OPD (arXiv 2606.22600), Algorithm 1; the sums are those of its implementation in TRL.  IW-OPD multiplies the
-    advantage of the sampled token by the weight; here the divergence of the objective is multiplied by the weight.
+    advantage of the sampled token by the weight; this implementation multiplies the divergence by it.
 
     Args:
         source: The policy that generates the student's text.  If it also returns gold answers or text of the teacher, the
@@ -60,9 +60,9 @@ class PrefixWeighted(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (cls(), cls(amplification=3.0))
 
@@ -78,7 +78,7 @@ class PrefixWeighted(WrappingNode):
 class PrefixWeightedSource(Wrapping):
     """Returns the sequences of a `PrefixWeighted` policy.
 
-    `PrefixWeighted.bind` creates this object.
+    The method `PrefixWeighted.bind` creates the source.
     """
 
     def __init__(self, settings: PrefixWeighted, source: Source, scorer: Scorer) -> None:

@@ -118,7 +118,7 @@ class Revised(WrappingNode):
         if self.chunk_tokens is not None:
             check_field(self, "chunk_tokens", self.chunk_tokens >= 1, "must be >= 1; 16 is usual")
             good = self.detection == "first" and self.mode == "replace" and isinstance(self.source, StudentGenerated)
-            remedy = "set these, or leave it out"
+            remedy = "set these, or leave chunk_tokens out"
             check_field(
                 self, "chunk_tokens", good, f"needs detection first, mode replace and source student_generated; {remedy}"
             )
@@ -128,9 +128,9 @@ class Revised(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (
             cls(),
@@ -178,8 +178,8 @@ class RevisedSource(Wrapping):
         settings: The policy.
         source: Generates the drafts.
         tools: The objects that the policy uses.
-        scores: Computes the scores of drafts.  Required if drafts are generated in chunks, because this object has their
-            scores already.  If None, a new object is created.
+        scores: Computes the scores of drafts.  If drafts are generated in chunks, this must be the object that scored the
+            chunks, because it has stored their scores.  None, which creates a new object, is allowed only without chunks.
     """
 
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools, scores: ScoresDrafts | None = None) -> None:

@@ -95,9 +95,9 @@ class Rollouts(WrappingNode):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every policy must have.
+        `redistill.testing` checks that each instance has the properties that every policy must have.
         """
         return (
             cls(num_rollouts=16, inner_epochs=2),
@@ -145,8 +145,8 @@ class RolloutsSource(Wrapping):
         """Return this process's part of the step's mini-batch, one roll-out per item.
 
         A pool of roll-outs is generated at one step, and the mini-batches of this step and of later steps are taken from
-        the pool.  A roll-out therefore answers a prompt that was chosen when the pool was generated.  Only the number of
-        `items` is used here, and not their prompts.
+        the pool.  A roll-out therefore answers a prompt that was chosen when the pool was generated.  This method uses only
+        the number of `items`, and not their prompts.
         """
         cycle, cycle_step = divmod(step, self._pass_steps * self._settings.inner_epochs)
         if cycle != self._cycle:
@@ -169,8 +169,8 @@ class RolloutsSource(Wrapping):
     def _hold(self, cycle: int | None, pool: list[_Scored]) -> None:
         """Replace the pool of roll-outs by another pool.
 
-        A pool is used for several epochs, which form a cycle; `cycle` is the index of the cycle.  The pool's metrics and
-        its state for checkpoints are computed here once, and not at every update.
+        A pool is used for several epochs, which form a cycle; `cycle` is the index of the cycle.  This method also computes
+        the metrics of the new pool and its state for checkpoints, which do not change during the cycle.
         """
         self._cycle, self._pool, self._pool_state = cycle, pool, _state_of(pool)
         self._pool_metrics: Mapping[str, Json] = {}
@@ -212,7 +212,7 @@ class RolloutsSource(Wrapping):
     # --- advantages ---
 
     def _order(self, cycle: int, inner_epoch: int) -> Sequence[int]:
-        """Return the order in which an epoch visits the pool, as indices of its sequences."""
+        """Return the order of an epoch over the pool: indices of the pool's sequences."""
         if inner_epoch == 0:
             return range(len(self._pool))
         return permutation(len(self._pool), self._tools.seed, "rollout-order", cycle, inner_epoch)
@@ -247,12 +247,11 @@ class RolloutsSource(Wrapping):
 
 
 def _without_repeats(items: Sequence[GoldItem]) -> list[list[int]]:
-    """Divide the items into groups that have each training example once at most.
+    """Divide items into groups in which no two items have the same training example.
 
-    The items are given by their indices.
-
-    The random numbers of an answer depend on the step number and the training example.  The caller generates each group
-    with another step number, so that two answers to the same prompt differ.
+    Each group is a list of indices of `items`.  The random numbers of an answer depend on the step number and the training
+    example.  The caller generates the answers of each group with another step number, so that two answers to the same prompt
+    differ.
     """
     groups: dict[int, list[int]] = {}
     times: Counter[int] = Counter()

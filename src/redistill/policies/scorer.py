@@ -50,8 +50,8 @@ class Scorer:
         Args:
             sequences: Any number of sequences.
             ask: Names of the statistics; `vocab_pass.row_statistics` describes them.
-            uniforms: For each sequence, an array [targets, `NUMBERS_PER_DRAW`] of uniform float64 numbers in [0, 1).
-                Required only for a statistic that samples tokens.
+            uniforms: For each sequence, an array [targets, `NUMBERS_PER_DRAW`] of uniform float64 numbers in [0, 1). None
+                if no statistic in `ask` samples tokens.
 
         Returns:
             A dictionary from the name of each statistic to a list, which has a tensor [targets] for each sequence.

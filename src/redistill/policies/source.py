@@ -179,7 +179,7 @@ class PolicyNode(Protocol):
 
     @property
     def sampling(self) -> Sampling | None:
-        """Settings with which the student's text is sampled; None if none is generated."""
+        """Settings with which student text is sampled; None if no such text is generated."""
         return None
 
     @property
@@ -208,7 +208,7 @@ class WrappingNode:
 
     @property
     def sampling(self) -> Sampling | None:
-        """Settings with which `source` samples student text; None if it generates none."""
+        """Settings with which `source` samples student text; None without such text."""
         return self.source.sampling
 
     @property

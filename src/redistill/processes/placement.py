@@ -77,7 +77,7 @@ class Single(Placement):
 
 
 class Replicated(Placement):
-    """A copy of the module in each process; all copies start equal to process 0.
+    """A copy of the module in each process, with the initial state of process 0.
 
     Gradients are summed over the processes, not averaged.
 

@@ -205,7 +205,8 @@ def tolerant(stream: TextIO | None, descriptor: int) -> TextIO:
 
     Args:
         stream: A standard stream; None if it was closed before Python started.
-        descriptor: The file descriptor to write to if `stream` is None; otherwise the descriptor of `stream` is used.
+        descriptor: The file descriptor that is used if `stream` is None.  If `stream` is not None, the descriptor of
+            `stream` is used.
     """
     if isinstance(stream, TolerantStream):
         return stream

@@ -28,7 +28,7 @@ A live process on a busy machine sends a heartbeat within this time.
 START_S = 300.0
 """Maximum time until the first heartbeat of a process, in seconds."""
 GRACE_S = 3.0
-"""Seconds that the other processes wait before they exit, so that the failed process can print its traceback."""
+"""Seconds that processes wait before they exit after the failure of another process, which prints its traceback meanwhile."""
 
 _blocks = count()
 

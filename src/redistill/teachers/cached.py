@@ -103,7 +103,10 @@ class CachedTeacher:
         return self._source.target([self._stored(key, sample) for key, sample in zip(batch_keys(batch), batch.samples)])
 
     def faults(self) -> int:
-        """Return how many rows were not finite since the last call of `faults`."""
+        """Return the number of rows with non-finite teacher logits since the last call.
+
+        A row is the teacher's prediction of one token.
+        """
         return self._source.faults()
 
     def release(self) -> None:
@@ -143,7 +146,10 @@ class _States:
         self.faults = self._rows.faults
 
     def target(self, sequences: Sequence[Tensors]) -> TeacherTarget:
-        """Return the function that computes the logits of rows of these sequences."""
+        """Return the function that computes the teacher's logits for a slice of rows.
+
+        The rows are the targets of all sequences.  `sequences` has the stored tensors of each sequence.
+        """
         weight_VD = self._rows.head.weight_VD
         found = [weight_VD.new_empty((0, weight_VD.shape[1])), *(sequence["hidden_NE"] for sequence in sequences)]
         # Converted to the dtype of the teacher: with float32 states, products that the teacher computes in bf16 would be fp32.
@@ -159,7 +165,10 @@ class _Classes:
         self._faults = torch.zeros((), dtype=torch.long, device=device)
 
     def target(self, sequences: Sequence[Tensors]) -> TeacherTarget:
-        """Return the function that returns the classes of rows of these sequences."""
+        """Return the function that returns the stored classes for a slice of rows.
+
+        The rows are the targets of all sequences.  `sequences` has the stored tensors of each sequence.
+        """
         found = self._form.classes(joined(sequences)) if sequences else None
 
         def classes(rows: slice) -> TopClasses | SampledClasses:
@@ -172,7 +181,10 @@ class _Classes:
         return classes
 
     def faults(self) -> int:
-        """Return how many rows were not finite since the last call of `faults`."""
+        """Return the number of rows with non-finite teacher logits since the last call.
+
+        A row is the teacher's prediction of one token.
+        """
         faults = int(self._faults)
         self._faults.zero_()
         return faults

@@ -2,8 +2,8 @@
 
 If the teacher's answers are needed, they are written first.  The teacher's head and its last hidden states, or a compact
 form of its distributions, are written afterwards.  `store` describes the format.  Each file is written atomically.
-`filling.jsonl` lists the finished files until the store is complete, so that the same call resumes an interrupted call.
-Interruptions do not change the bits of the resulting folder.
+`filling.jsonl` lists the finished files until the store is complete, so that an interrupted call can be repeated and then
+resumes. Interruptions do not change the bits of the resulting folder.
 """
 
 import time
@@ -51,7 +51,7 @@ TIMED_SEQUENCES = 4
 
 Tick = Callable[[float], None]
 Progress = Callable[[int, int, int], None]
-"""Function that receives the numbers of finished items, of all items, and of the tokens that this call has read."""
+"""Function that receives three numbers: finished items, all items, and tokens that the current call has read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class Reader:
     Args:
         read: Function of a list of batches and a callback.  It yields for each batch the last hidden states of the rows,
             [N, E], without gradient.  It repeatedly calls the callback with the fraction of the work that is done.
-        head: The head of the teacher.  To store hidden states, it has all classes of the teacher; to store a compact form, it
-            has only the classes that the student has as well.
+        head: The head of the teacher.  If hidden states are stored, the head has all classes of the teacher.  If a compact
+            form is stored, the head has only the classes that the student has as well.
         form: The form of the rows.
         dtype: dtype of the stored states.
         pad_id: Padding token.
@@ -89,7 +89,7 @@ class Reader:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The weights of the head that are stored, by name; none for a compact form."""
+        """The head's tensors that are stored, by name; empty for a compact form."""
         bias_V = self.head.bias_V
         if not isinstance(self.form, Full):
             return {}
@@ -103,7 +103,7 @@ class Reader:
     def rows(self, groups: Sequence[Sequence[TokenSequence]], tick: Tick) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the tensors of all targets of each group of sequences, on the CPU.
 
-        `tick` is the second argument of `read`.
+        `tick` is called repeatedly with the fraction of the work that is done.
 
         Raises:
             ModelError: a state exceeds the range of `dtype`.
@@ -131,7 +131,7 @@ class Reader:
 
 
 class Rows(NamedTuple):
-    """Sequences that are created on access.
+    """Training sequences, each of which is created when it is accessed.
 
     Args:
         number: Number of sequences.
@@ -146,7 +146,7 @@ class Joined(Sequence[TokenSequence]):
     """The concatenation of several `Rows` objects.
 
     Args:
-        parts: The parts.
+        parts: The objects that are concatenated.
     """
 
     def __init__(self, parts: Sequence[Rows]) -> None:
@@ -203,7 +203,7 @@ class Plan:
         return [self._sequences[index] for index in self.shards[number]]
 
     def layout(self, teacher: Reader) -> Layout:
-        """Return the numbers that describe the store."""
+        """Return the numbers that describe the store, as its manifest contains them."""
         return Layout(
             sequences=self.num_sequences,
             targets=self.num_targets,
@@ -284,7 +284,7 @@ class StoreWriter:
         return found
 
     def states(self, plan: Plan, teacher: Reader, progress: Progress) -> None:
-        """Store the head and the states of all targets, and complete the store.
+        """Write the LM head (if it is stored) and the rows; mark the store as complete.
 
         Finished shards of an interrupted call are not computed again.
 
@@ -345,15 +345,15 @@ class _Read:
     ready: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def shard(self, plan: Plan, number: int, done: int) -> dict[str, torch.Tensor]:
-        """Return the tensors of a shard; earlier shards have `done` sequences."""
+        """Return the tensors of shard `number`; shards before it have `done` sequences."""
         if number not in self.ready:
             self.ready = self._shards(plan, number, done)
         return self.ready.pop(number)
 
     def _shards(self, plan: Plan, number: int, done: int) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the tensors of the shards that one call reads, by shard number.
+        """Return the tensors of the shards from `number` on, by shard number.
 
-        The first of them is the shard `number`.
+        The shards are those whose sequences the teacher reads in one call.
         """
         shards, tokens = dict[int, list[TokenSequence]](), 0
         while number + len(shards) < len(plan.shards) and (not shards or tokens < self.teacher.tokens_at_once):

@@ -45,7 +45,7 @@ class Full:
         return state_bytes
 
     def rows(self, tensors: Tensors, rows: slice) -> dict[str, torch.Tensor]:
-        """Return the tensors of a slice of rows."""
+        """Return the stored hidden states of a slice of rows."""
         return {"hidden_NE": tensors["hidden_NE"][rows]}
 
 
@@ -85,7 +85,7 @@ class TopK:
         return self.k * (torch.int32.itemsize + torch.float16.itemsize) + torch.float32.itemsize
 
     def stored(self, logp_NV: torch.Tensor, generators: Sequence[np.random.Generator]) -> dict[str, torch.Tensor]:
-        """Return the tensors to store for some rows.
+        """Convert teacher distributions of rows to the tensors that are stored.
 
         Args:
             logp_NV: The teacher's log-probabilities.
@@ -102,11 +102,11 @@ class TopK:
         }
 
     def rows(self, tensors: Tensors, rows: slice) -> dict[str, torch.Tensor]:
-        """Return the tensors of a slice of rows."""
+        """Return the stored tensors of a slice of rows."""
         return {name: tensors[name][rows] for name in ("class_NK", "logp_NK", "log_rest_N")}
 
     def classes(self, tensors: Tensors) -> TopClasses:
-        """Return the distributions of the rows."""
+        """Convert the stored tensors of rows to a `TopClasses` object."""
         logp = torch.cat([tensors["logp_NK"].float(), tensors["log_rest_N"][:, None]], dim=1).log_softmax(dim=-1)
         return TopClasses(tensors["class_NK"].long(), logp[:, :-1], logp[:, -1])
 
@@ -160,7 +160,7 @@ class Sampled:
         return self.draws * (torch.int32.itemsize + torch.float32.itemsize) + torch.int32.itemsize + torch.float32.itemsize
 
     def stored(self, logp_NV: torch.Tensor, generators: Sequence[np.random.Generator]) -> dict[str, torch.Tensor]:
-        """Return the tensors to store for some rows.
+        """Sample classes for each row; return the tensors that are stored.
 
         Args:
             logp_NV: The teacher's log-probabilities.
@@ -185,7 +185,7 @@ class Sampled:
         }
 
     def rows(self, tensors: Tensors, rows: slice) -> dict[str, torch.Tensor]:
-        """Return the tensors of a slice of rows."""
+        """Return the stored tensors of a slice of rows."""
         count_N = tensors["count_N"]
         start = int(count_N[: rows.start].sum())
         found = slice(start, start + int(count_N[rows].sum()))
@@ -193,9 +193,9 @@ class Sampled:
         return own | {name: tensors[name][rows] for name in ("entropy_N", "count_N")}
 
     def classes(self, tensors: Tensors) -> SampledClasses:
-        """Return the classes of the rows and their weights.
+        """Convert the stored tensors of rows to a `SampledClasses` object.
 
-        Rows with fewer classes are padded with classes of weight 0.
+        Rows with fewer classes than others are padded with classes of weight 0.
         """
         counts = tensors["count_N"].tolist()
         padded = {
@@ -211,7 +211,7 @@ _FORMS: dict[str, Callable[..., Form]] = {Full.kind: Full, TopK.kind: TopK, Samp
 
 
 def joined(parts: Sequence[Tensors]) -> dict[str, torch.Tensor]:
-    """Concatenate the tensors of the same name; there must be at least one part."""
+    """Concatenate tensors that have the same name in all parts; at least one part."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -248,9 +248,9 @@ def label(form: Form) -> str:
 
 
 def chunks(num_rows: int, num_classes: int) -> Iterator[slice]:
-    """Divide rows into slices that limit the memory.
+    """Divide rows into slices that are small enough to be processed at once.
 
-    The [rows, classes] tensor of a slice in float64 has at most `CHUNK_BYTES` bytes, unless one row needs more.
+    A float64 tensor [rows of a slice, `num_classes`] has at most `CHUNK_BYTES` bytes, unless one row needs more.
     """
     size = max(1, CHUNK_BYTES // (num_classes * torch.float64.itemsize))
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))

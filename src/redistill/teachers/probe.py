@@ -139,18 +139,19 @@ def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[i
         ids = prompt_token_ids(value)
     if ids is not None and tuple(ids) != token_ids:
         raise VocabularyError(
-            f"{reply.server}: its tokenizer is not that of the student: a test text has {len(ids)} tokens there and "
-            f"{len(token_ids)} here, or the token ids differ; use a teacher and a student with the same tokenizer"
+            f"{reply.server}: its tokenizer is not that of the student: a test text has other token ids on "
+            f"the server ({len(ids)} tokens) than with the student's tokenizer ({len(token_ids)} tokens); use a teacher and a "
+            "student with the same tokenizer"
         )
 
 
 def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...]) -> None:
-    """Compare the texts of some token ids on the server with the student's tokenizer.
+    """Check that some token ids have the same texts on the server as for the student.
 
     The ids are spread over the vocabulary, and include the special tokens.
 
     Raises:
-        VocabularyError: an id stands for another token.
+        VocabularyError: an id stands for different tokens on the server and for the student.
     """
     known = sorted(tokenizer.get_vocab().values())
     spread = known[:: max(1, len(known) // NUM_IDS)]

@@ -32,7 +32,7 @@ from redistill.teachers.probe import Probe, examine, mean_difference
 
 MAX_TOP_K = 1024
 LEAST_REST = 1e-10
-"""Smallest total probability of the classes that the server does not list; it keeps the logarithm finite."""
+"""Lower limit of the total probability of the classes that the server does not list, so that its logarithm is finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +129,9 @@ class Count(Protocol):
 
 
 class _Stored(NamedTuple):
-    """The most probable classes at each position of a sequence except the last.
+    """The most probable classes at each position of a sequence.
 
-    `TopClasses` describes the tensors.
+    The last position is excluded.  `TopClasses` describes the tensors.
     """
 
     class_TK: torch.Tensor

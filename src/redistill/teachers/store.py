@@ -40,7 +40,7 @@ SCHEMA = 2
 HEAD, TEXTS = "head.safetensors", "texts.jsonl"
 MANIFEST, MANIFEST_HASH = "manifest.json", "manifest.sha256"
 FILLING = "filling.jsonl"
-"""The file of an incomplete store that lists its finished shards."""
+"""Name of the file that lists the finished files of an incomplete store."""
 KEY_BYTES = 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHOWN_CHARACTERS = 20  # longer values, which are hashes, are not shown in error messages
@@ -58,7 +58,8 @@ class Layout:
         form: The form of the rows (`forms.described`).
         classes: Number of classes of the stored head; for a compact form, the number of classes that student and teacher share.
         width: Width of the teacher.
-        dtype: dtype of the states: "float32", "bfloat16" or "float16".  Compact forms are computed from them before rounding.
+        dtype: dtype of the states: "float32", "bfloat16" or "float16".  Compact forms are computed from states that are not
+            rounded to this dtype.
         scale, softcap: Factor and bound of the logits; see `vocab_pass.head.Head`.
     """
 
@@ -90,8 +91,8 @@ def shard_name(number: int) -> str:
 def sequence_key(token_ids: Sequence[int] | np.ndarray, supervised: Sequence[bool] | np.ndarray) -> bytes:
     """Return the key of a sequence: a hash of its token ids and targets.
 
-    The index of an example would not be a key, since it is not unique: training and validation data are both counted from
-    0.
+    The index of an example would not be a key, since it is not unique: the indices of the training data and of the
+    validation data both begin at 0.
 
     Args:
         token_ids: The T token ids of the sequence, without padding.
@@ -278,7 +279,8 @@ def check_source(
     """
     if different := [name for name in names if held.get(name) != expected.get(name)]:
         short = [name for name in different if all(len(str(each.get(name))) <= SHOWN_CHARACTERS for each in (held, expected))]
-        shown = [f"{name} ({held.get(name)} there, {expected.get(name)} here)" if name in short else name for name in different]
+        values = {name: f" (cached teacher: {held.get(name)}, recipe: {expected.get(name)})" for name in short}
+        shown = [name + values.get(name, "") for name in different]
         raise ConfigError(
             f"{folder}: the cached teacher was made with another {', another '.join(shown)} than this recipe has; choose "
             "another folder, or remove this folder to make the cached teacher again"

@@ -164,7 +164,7 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
 
 
 def filled_up(batches: list[Batch], parts: Parts) -> list[Batch]:
-    """Return `batches` plus empty ones, so that all processes have the same number.
+    """Return `batches` plus empty ones: all processes get the same number of batches.
 
     This is needed only if forward and backward passes are collective operations.  Otherwise, `batches` is returned
     unchanged.

@@ -67,7 +67,9 @@ class Meter:
         self._tokens += tokens
 
     def read(self) -> int:
-        """Return the number of tokens since the last call; reset the count to 0."""
+        """Return the number of tokens generated since the last call of `read`.
+
+        The count is reset to 0."""
         tokens, self._tokens = self._tokens, 0
         return tokens
 
@@ -77,7 +79,7 @@ class Meter:
         self._sent += tokens
 
     def read_requests(self) -> tuple[int, int]:
-        """Return the numbers of requests and tokens since the last call.
+        """Return the numbers of requests and tokens since the last call of this method.
 
         Both counts are reset to 0.
         """

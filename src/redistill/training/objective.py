@@ -170,7 +170,7 @@ class Objective:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class; together they use every term."""
+        """Return instances that together use every term, for tests."""
         return (
             cls(),
             cls(divergence=DacKLConfig(), span_weight=1.0),
@@ -182,17 +182,17 @@ class Objective:
 
     @property
     def uses_divergence(self) -> bool:
-        """Whether the divergence is a term."""
+        """Whether the divergence is a term of the objective."""
         return self.divergence is not None and self.divergence_weight > 0
 
     @property
     def uses_spans(self) -> bool:
-        """Whether the span loss is a term."""
+        """Whether the span loss is a term of the objective."""
         return self.span_weight > 0
 
     @property
     def uses_sampled(self) -> bool:
-        """Whether a term uses sampled sequences: divergence, span loss or policy gradient."""
+        """Whether the divergence, the span loss or the policy gradient is a term."""
         return self.uses_divergence or self.uses_spans or self.policy_gradient is not None
 
     @property
@@ -354,8 +354,8 @@ def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> di
     `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The sum of a term is
     divided by the number of tokens or sequences over which the term is a mean.  The sum of a diagnostic is divided by the
     number of sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the kept
-    fraction of the teacher's mass outside its arg max: (kept - p_max) / (1 - p_max), or 1 if p_max is 1.  Here kept is the
-    mean of the kept mass, and p_max the mean of the mass of the arg max.
+    fraction of the teacher's mass outside its arg max: (kept - p_max) / (1 - p_max), or 1 if p_max is 1.  In this formula,
+    kept is the mean of the kept mass, and p_max is the mean of the mass of the arg max.
     """
     divisors = {
         "sft": counts.sft_tokens,

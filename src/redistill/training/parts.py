@@ -33,7 +33,7 @@ class TrainingState:
     Args:
         step: Number of updates done.
         best_score: Value of the metric `training.choose_by` at the best validation so far.  If lower values of the metric
-            are better, this is the negative value.
+            are better, `best_score` is the value multiplied by -1.
         best_cross_entropy: Cross entropy of the best validation, in nats per token; None if it was not finite.
         best_step: Number of updates done at the best validation.
         stopped: Whether early stopping has ended training.
@@ -150,9 +150,9 @@ class Output:
 
     @property
     def logs(self) -> tuple[MetricsLog, ...]:
-        """The logs.
+        """The log files: `log` and `policy_logs`.
 
-        A resumed run removes those lines of the logs that are newer than its checkpoint.
+        A run that resumes from a checkpoint removes the lines of later updates from these files.
         """
         return self.log, *self.policy_logs
 

@@ -18,7 +18,7 @@ from redistill.records import rate
 from redistill.storage.redaction import plain_line
 
 _BAR_WIDTH, _ELAPSED_WIDTH, _MIN_WIDTH = 16, 9, 16
-"""Width of the bar, of the elapsed time with spaces, and smallest width of the text beside them, in characters."""
+"""Widths in characters: of the bar; of the elapsed time with spaces; and the smallest width of the text beside the bar."""
 SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
 
 

@@ -25,7 +25,7 @@ PACKAGES = {
     "mlflow": ("mlflow",),
     "trackio": ("trackio",),
 }
-"""Packages of each tracker; one of them must be installed."""
+"""For each tracker, packages of which one must be installed."""
 _WANDB = {
     "console": "off",
     "disable_git": True,
@@ -35,7 +35,7 @@ _WANDB = {
     "symlink": False,  # a run folder with links to folders is rejected when the run resumes
     "silent": True,
 }
-"""Settings with which Weights & Biases receives only metrics and settings: no output, code or command line, no packages."""
+"""Settings with which Weights & Biases receives no output, code, command line or list of packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class _Trackers:
         self.each(lambda tracker: tracker.log(numbers, step=step))
 
     def each(self, call: "Callable[[GeneralTracker], object]") -> None:
-        """Call a function with each tracker; drop those that fail."""
+        """Call a function with each tracker; drop trackers for which the call fails."""
         for name, tracker in list(self._running.items()):
             with self._dropped_if_it_fails(name):
                 call(tracker)

@@ -29,7 +29,7 @@ from redistill.vocab_pass.rules import Rule, TargetRows, both_models
 Compile = Literal["auto", "none", "rows", "all"]
 
 MIN_COMPILED_CLASSES = 16384
-"""Smallest vocabulary for which "auto" compiles.
+"""Smallest vocabulary for which the setting `training.compile: auto` compiles.
 
 Compilation takes a few seconds, and saves a few hundred microseconds per row.
 """

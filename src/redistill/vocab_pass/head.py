@@ -20,8 +20,8 @@ PART_BYTES = 64 * 2**20
 class Products:
     """Matrix products with fp32 results (fp64 results for fp64 operands).
 
-    The operands are the two matrices that are multiplied, such as hidden states and weights.  They are rounded to bf16 only if
-    the model runs in bf16.
+    The operands are the two matrices that are multiplied, such as hidden states and weights.  The operands are rounded to
+    bf16 only if the model runs in bf16.
 
     In bf16, torch's `linear` also rounds the *results*.  When the student's distribution is close to the teacher's, rounded
     results change the gradient by tens of per cent; rounded operands change it by 0.15 %.  fp16 operands are converted to

@@ -5,8 +5,8 @@ A term is a summand of the objective, such as a divergence; a tile is a slice of
 - The student's log-probabilities of all classes.
 - `Both`: the log-probabilities of student and teacher for the same classes.  Without a teacher, this argument is None.  If the
   teacher provides only sampled classes, this argument has the student's log-probabilities of these classes.
-- Tensors that change during a run, such as targets, masks and weights.  A row for which all of them are 0 does not contribute
-  to the sum, whatever its logits are.
+- Tensors that change during a run, such as targets, masks and weights.  A row for which all these tensors are 0 does not
+  contribute to the sum, whatever the logits of the row are.
 
 The fields of a rule are constant during a run.  Rules with equal fields are equal, and share one compiled function.
 

@@ -38,8 +38,8 @@ def sample_rows(probabilities_NV: torch.Tensor, uniforms_NK: torch.Tensor) -> to
 
     Returns:
         token_N, int64.  The result is `INVALID` for a row whose mass is not finite or is below the smallest normal float64
-        number.  A diverged model causes such rows.  No error is raised here, because the host would have to wait for the GPU
-        to detect them; call `check_sampled` later.
+        number.  A diverged model causes such rows.  `sample_rows` raises no error, because the host would have to wait for
+        the GPU to detect such rows; call `check_sampled` later.
 
     Example:
         >>> uniforms_NK = torch.tensor([[0.0], [0.25], [0.99]]).expand(3, NUMBERS_PER_DRAW)
@@ -79,7 +79,7 @@ def check_sampled(lowest_token: int) -> None:
         >>> check_sampled(INVALID)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        redistill.errors.TrainingError: generation: the student's probabilities are not finite:...
+        redistill.errors.TrainingError: generation: no token can be sampled, because...
     """
     if lowest_token == INVALID:
         raise TrainingError(

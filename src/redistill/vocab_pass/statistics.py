@@ -25,7 +25,7 @@ Statistic = Literal[_OfBoth, _OfStudent, _OfTeacher]
 
 SAMPLED: frozenset[Statistic] = frozenset(("teacher_sample", "teacher_nucleus_sample"))
 TOP = 10
-"""Number of most probable classes of each model that the statistic top_overlap compares."""
+"""Number of most probable classes of each model that the statistic `top_overlap` compares."""
 LIVE_TENSORS = 6  # [rows, V] tensors at once: log-probabilities of both models, logits of one model, and three of a statistic
 
 
@@ -44,26 +44,26 @@ def row_statistics(
 
     .. math:: \mathrm{KL}(p \,\|\, q) = \sum_v p_v \log \frac{p_v}{q_v}, \qquad H(p) = -\sum_v p_v \log p_v
 
-    p is the teacher, q the student, and y the token of the row in `token_N`.  The first two lines are in nats.
+    p is the teacher, q the student, and y the row's token in `token_N`.  KL, entropies and logarithms are in nats.
 
-    - forward_kl is KL(p || q), reverse_kl is KL(q || p), student_entropy is H(q), and teacher_entropy is H(p).
-    - student_logprob is log q(y), teacher_logprob is log p(y), and cross_entropy is -log q(y).
-    - acceptance is sum_v min(p_v, q_v), in [0, 1], and student_confidence is max_v q_v.
-    - top_overlap is the fraction of the 10 most probable classes of p that are among the 10 most probable classes of q.
-    - student_argmax and teacher_argmax are the most probable tokens, and agreement is True where they are equal.
-    - teacher_sample is sampled from p, and teacher_nucleus_sample from the most probable classes of p with 0.9 of the mass.
+    - `forward_kl` is KL(p || q), `reverse_kl` is KL(q || p), `student_entropy` is H(q), and `teacher_entropy` is H(p).
+    - `student_logprob` is log q(y), `teacher_logprob` is log p(y), and `cross_entropy` is -log q(y).
+    - `acceptance` is sum_v min(p_v, q_v), in [0, 1], and `student_confidence` is max_v q_v.
+    - `top_overlap` is the fraction of the 10 most probable classes of p that are among the 10 most probable classes of q.
+    - `student_argmax` and `teacher_argmax` are the most probable tokens; `agreement` is True where these tokens are equal.
+    - `teacher_sample` is sampled from p, and `teacher_nucleus_sample` from the nucleus of p that has 0.9 of the mass.
 
     Args:
         student_hidden_ND: Hidden states of the rows.
         student_head: The student's head.
         target: Function that returns the teacher logits [rows, V] of a slice of rows; None if no statistic needs them.
-        names: Names of the statistics to compute.  Logits that none of them needs are not computed.
+        names: Names of the statistics to compute.  Logits that none of these statistics needs are not computed.
         uniforms_NK: Uniform numbers in [0, 1) for the sampled tokens; see `sample_rows`.  None if no token is sampled.
-        token_N: Token ids, int64, for student_logprob, teacher_logprob and cross_entropy; None if there is no such statistic.
+        token_N: Token ids, int64, for `student_logprob`, `teacher_logprob`, `cross_entropy`; None without these statistics.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; the default is from `chunk_budget`.
 
     Returns:
-        For each name, a tensor with one value per row: int64 for tokens, bool for agreement, and otherwise float32 or float64.
+        For each name, a tensor with one value per row: int64 for tokens, bool for `agreement`, else float32 or float64.
 
     Raises:
         TrainingError: for a sampled token, if the probabilities of a row are not finite.

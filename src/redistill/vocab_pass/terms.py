@@ -43,7 +43,7 @@ class CrossEntropyTerm:
     def rule(self) -> CrossEntropyRule:
         """The function that computes the sum of this term over a slice of rows.
 
-        The functions of terms with equal settings are equal, so they are compiled once.
+        If two terms have equal settings, their functions are equal, and share one compiled version.
         """
         return CrossEntropyRule(self.name)
 
@@ -96,7 +96,7 @@ class DivergenceTerm:
     def rule(self) -> DivergenceRule:
         """The function that computes the sum of this term over a slice of rows.
 
-        The functions of terms with equal settings are equal, so they are compiled once.
+        If two terms have equal settings, their functions are equal, and share one compiled version.
         """
         return DivergenceRule(self.name, self.divergence)
 
@@ -143,7 +143,7 @@ class SpanTerm:
     def rule(self) -> SpanRule:
         """The function that computes the sum of this term over a slice of rows.
 
-        The functions of terms with equal settings are equal, so they are compiled once.
+        If two terms have equal settings, their functions are equal, and share one compiled version.
         """
         return SpanRule(self.name, self.squared, self.keep)
 
@@ -185,7 +185,7 @@ class PhraseTerm:
     def rule(self) -> PhraseRule:
         """The function that computes the sum of this term over a slice of rows.
 
-        The functions of terms with equal settings are equal, so they are compiled once.
+        If two terms have equal settings, their functions are equal, and share one compiled version.
         """
         return PhraseRule(self.name)
 
@@ -241,7 +241,7 @@ class PolicyGradientTerm:
     def rule(self) -> PolicyGradientRule:
         """The function that computes the sum of this term over a slice of rows.
 
-        The functions of terms with equal settings are equal, so they are compiled once.
+        If two terms have equal settings, their functions are equal, and share one compiled version.
         """
         return PolicyGradientRule(self.name, self.clip)
 

@@ -37,9 +37,9 @@ def vocab_pass(
 
     The forward pass also computes the gradients of the hidden states, the head and the divergence's parameters, in chunks
     of rows. The backward pass multiplies these gradients by the incoming scalar.  Each input that requires a gradient gets
-    one, even if it is 0: in data-parallel training, all processes must have gradients of the same tensors.  The span loss
-    compares neighbouring rows. If the rows of a pair are in different chunks, the second row (the halo row) is computed in
-    both chunks, and its two gradients are added.
+    one, even a gradient of 0: in data-parallel training, all processes must have gradients of the same tensors.  The span
+    loss compares neighbouring rows. If the rows of a pair are in different chunks, the second row (the halo row) is
+    computed in both chunks, and its two gradients are added.
 
     Args:
         student_hidden_ND: Hidden states of the rows: only of the positions that predict a target token.
@@ -171,9 +171,9 @@ class _Task:
         return self.target(rows)
 
     def core(self, rows: slice) -> tuple[Core, list[float], Tensors]:
-        """Return the function that computes the terms of tile `rows`, and its arguments.
+        """Return the function that computes the terms of a tile, and values for its call.
 
-        The arguments are coefficients and tensors.  Terms without rows in the tile are left out.
+        The values are the coefficients of the terms and the tensor arguments.  Terms without rows in the tile are left out.
         """
         is_distilled = rows.stop <= self.num_distilled
         own = [term for term in self.terms if is_distilled or not isinstance(term, DivergenceTerm | SpanTerm)]
@@ -242,7 +242,7 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def _holds_gradient(weight_VD: Tensor) -> bool:
-    """Return whether `weight_VD.grad` can be used; create it if it is missing."""
+    """Return whether gradients can be added to `weight_VD.grad`; create it if missing."""
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
     if weight_VD.grad is None:
@@ -252,7 +252,7 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """Return the objective; add to `sums`, and to `gradients` if it is not None."""
+    """Return the objective; add to `sums` in place, and to `gradients` if not None."""
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=torch.float64)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}

@@ -60,9 +60,9 @@ class ToDi(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(sharpness=0.3), cls(temperature=2.0))
 
@@ -74,12 +74,13 @@ class EntropyAware(Softened):
     .. math:: D(p, q) = \mathrm{KL}(q \,\|\, p) + \mathbb{1}[H(p) > \tau]\, \mathrm{KL}(p \,\|\, q),
               \qquad H(p) = -\sum_v p_v \log p_v
 
-    p is the teacher, q the student, tau = `threshold_nats`. Reverse KL alone covers few of the classes between which an
-    uncertain teacher divides its probability. Source: entropy-aware on-policy distillation (arXiv 2603.07079). D is in nats per
-    token, D >= 0, and D = 0 exactly when p = q. The gradient flows through q only.
+    p is the teacher, q the student, tau = `threshold_nats`. An uncertain teacher divides its probability among many
+    classes, of which reverse KL alone covers only a few. Source: entropy-aware on-policy distillation (arXiv 2603.07079). D
+    is in nats per token, D >= 0, and D = 0 exactly when p = q. The gradient flows through q only.
 
     Args:
-        threshold_nats: Entropy tau of the teacher above which forward KL is added, in nats, >= 0; infinity is reverse KL.
+        threshold_nats: Entropy tau of the teacher above which forward KL is added, in nats, >= 0.  If tau is infinite, D is
+            reverse KL.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -112,8 +113,8 @@ class EntropyAware(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(threshold_nats=0.0), cls(threshold_nats=1.5, temperature=2.0))

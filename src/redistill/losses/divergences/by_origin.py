@@ -56,7 +56,7 @@ class ByOrigin:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class, which tests use."""
+        """Return instances of this class with different settings, for tests."""
         from redistill.losses.divergences import ReverseKL, SkewForwardKL, SkewReverseKL  # not above: it imports this module
 
         return (
@@ -71,7 +71,7 @@ class ByOrigin:
 
     @property
     def parts(self) -> "dict[Origin, Divergence]":
-        """The divergence of each origin."""
+        """The divergence that is used for text of each origin."""
         dataset, revised = self.dataset or self.teacher, self.revised or self.student
         of_origin: dict[Origin, Divergence] = {
             "dataset": dataset,
@@ -85,7 +85,7 @@ class ByOrigin:
     def needs(self) -> Needs:
         """What the divergences require of the teacher.
 
-        Probabilities are always required.  The requirements of each single divergence are added.
+        The result includes the probabilities of classes, and the requirements of each single divergence.
         """
         needs = Needs(probabilities=True)
         for divergence in self.parts.values():

@@ -104,9 +104,9 @@ class AlphaBeta(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(alpha=0.5, beta=0.5), cls(alpha=1.0, beta=0.0), cls(alpha=0.0, beta=0.7, temperature=2.0))
 
@@ -115,7 +115,8 @@ def _power_kl(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, power: float) -> t
     """Return the generalised KL divergence of powers of a and b, for each row.
 
     The powers are a^power and b^power, and the result is divided by power^2.  a and b are the distributions of the two
-    arguments; their powers are not normalised.  A class with log-probability -inf in either of them contributes 0.
+    arguments; their powers are not normalised.  A class with log-probability -inf in `log_a_NV` or `log_b_NV` contributes
+    0.
     """
     powered_NV = (power * log_a_NV).exp()
     terms_NV = powered_NV * (power * log_ratio(log_a_NV, log_b_NV) - 1) + (power * log_b_NV).exp()

@@ -75,9 +75,10 @@ class ReverseKL(Softened):
 
     .. math:: D(p, q) = \mathrm{KL}(q \,\|\, p) = \sum_v q_v \log \frac{q_v}{p_v}
 
-    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), here per token; "Reverse KL" in Table 3c of MGSR. In
-    Eq. 3, MGSR uses D to select the token of a generated text that the teacher replaces. D is in nats per token, D >= 0, and
-    D = 0 exactly when p = q. The gradient flows through q only; with respect to the student's logits it is q (log(q / p) - D).
+    p is the teacher, q the student. Source: MiniLLM (arXiv 2306.08543), but computed per token; "Reverse KL" in Table 3c of
+    MGSR. In Eq. 3, MGSR uses D to select the token of a generated text that the teacher replaces. D is in nats per token, D
+    >= 0, and D = 0 exactly when p = q. The gradient flows through q only; with respect to the student's logits it is q
+    (log(q / p) - D).
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
@@ -99,9 +100,9 @@ class ReverseKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(temperature=0.5))
 
@@ -148,9 +149,9 @@ class SymmetricKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(forward_weight=0.1), cls(temperature=2.0))
 
@@ -212,8 +213,8 @@ class AdaptiveKL(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(head_mass=0.9, temperature=2.0))

@@ -58,14 +58,14 @@ class Softened:
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(temperature=2.0))
 
     def softened(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logq_NV and logp_NV at their temperatures; logp_NV is detached.
+        """Return both inputs with their temperatures applied; logp_NV is detached.
 
         Both results are float64 if logq_NV is float64, and float32 otherwise.
         """

@@ -44,14 +44,14 @@ class Taid(Softened):
     p_t depends on q.  Early targets are close to the student, so a student that is much worse than the teacher approaches the
     teacher in small steps.  Source: TAID (arXiv 2501.16937).  D is in nats per token, D >= 0, and D = 0 exactly when p = q.
 
-    If `adaptation` is above 0, the target can move faster than this linear schedule; the more the loss decreases, the
-    faster it moves.  After update n, whose mean divergence is J_n,
+    In the equations above, t follows a linear schedule.  If `adaptation` is above 0, the target can move faster than this
+    schedule.  It moves faster if the loss decreases more.  After update n, whose mean divergence is J_n,
 
     .. math:: m_n = \beta m_{n-1} + (1 - \beta) \frac{J_{n-1} - J_n}{J_{n-1}}, \qquad
         t_{n+1} = \max\bigl(t_{schedule},\; \min(t_{end},\; t_n + \alpha\, \sigma(m_n) (1 - t_n))\bigr)
 
     t_schedule is the value of the linear schedule, alpha is `adaptation`, beta is `momentum`, and sigma is the logistic
-    function.  The first update sets J only.  Inside `by_origin`, this divergence uses the linear schedule only.
+    function.  After the first update, only J is set.  Inside `by_origin`, this divergence uses the linear schedule only.
 
     Args:
         t_start: Weight t of the teacher at the first update, in (0, 1).
@@ -127,8 +127,8 @@ class Taid(Softened):
 
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
-        """Return example settings of this class.
+        """Return instances of this class with different settings, for tests.
 
-        `redistill.testing` checks for each of them the properties that every divergence must have.
+        `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
         return (cls(), cls(t_start=0.1, t_end=0.6, adaptation=0.0), cls(t_start=0.9, temperature=2.0))

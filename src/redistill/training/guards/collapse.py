@@ -102,7 +102,8 @@ class CollapseMonitor:
             texts: Properties of the sampled sequences of all processes, of any origin.
             gold: Properties of the gold answers of all processes in this update.
             kept: What DAC-KL kept of the teacher's probability mass: "kept_mass" is the mass of the kept classes, and
-                "recovered" the kept fraction of the mass outside the most probable class.  Each may be missing.
+                "recovered" the kept fraction of the mass outside the most probable class.  Each of these names may be
+                missing.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".
