@@ -29,6 +29,7 @@ from redistill.data.forms import parse_row
 from redistill.data.sample import copy_sample
 from redistill.errors import RedistillError
 from redistill.records import RawPrompt, Record
+from redistill.runs.sweep_recipe import read_sweep
 from redistill.storage import files
 from redistill.testing import check_divergence
 from tests.configuration_page import page, sections
@@ -188,8 +189,13 @@ def test_every_yaml_block_is_part_of_a_recipe(path, tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
     whole = {"name": "page", "teacher": {"model": "teacher"}, "student": {"model": "student"}}
     whole |= {"method": "gkd"} if modules else {}
-    for block in blocks(text, "yaml"):
-        decode_run(whole | yaml.safe_load(block), path.name, modules)
+    for tree in map(yaml.safe_load, blocks(text, "yaml")):
+        if "resources" in tree:  # a part of a sweep
+            sweep = tmp_path / "sweep.yaml"
+            sweep.write_text(yaml.safe_dump({"name": "page", "base": whole, "rows": {"a": {}}, **tree}), encoding="utf-8")
+            read_sweep(sweep)
+        else:
+            decode_run(whole | tree, path.name, modules)
     for name in modules:
         sys.modules.pop(name, None)
 
