@@ -265,7 +265,10 @@ def _found_in(folder: Path, split: str) -> list[Path]:
 
 
 def _data_files(folder: Path) -> list[tuple[Path, str]]:
-    """Return the data files of a folder, each with its name in lower case and without its ending."""
+    """Return the data files of a folder with their names.
+
+    A name is in lower case, and has no ending.
+    """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     endings = {path: file_format(path) for path in files}
     return [(path, path.name[: -len(ending) - 1].lower()) for path, ending in endings.items() if ending is not None]

@@ -1,8 +1,8 @@
 """Differences between two methods or two students, with intervals and p-values.
 
-A claim about a method must hold for training seeds that were not run, so training seeds are its unit.  With two or more common
-training seeds, `contrast` makes such a claim from a crossed model of seeds and prompts.  With fewer, it makes a claim about the
-students that were trained, and only prompts are a random sample.
+A claim about a method must hold for training seeds that were not run, so training seeds are the unit of such a claim.  With
+two or more common training seeds, `contrast` makes such a claim from a crossed model of seeds and prompts.  With fewer, it
+makes a claim about the students that were trained, and only prompts are a random sample.
 """
 
 import math
@@ -45,7 +45,7 @@ class Contrast:
 
     @property
     def about(self) -> Literal["methods", "students"]:
-        """What interval and p refer to: the methods, or only the trained students."""
+        """Whether `interval` and `p` are about the methods, or only the trained students."""
         return "methods" if self.num_seeds > 1 else "students"
 
 
@@ -122,7 +122,10 @@ def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None
 
 
 def _error_of_prompts(strata: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, float]:
-    """Return the standard error of the mean over prompts, with training seeds averaged, and its degrees of freedom."""
+    """Return the standard error of the mean over prompts, and its degrees of freedom.
+
+    The differences are first averaged over training seeds.
+    """
     means = [stratum.mean(axis=0) for stratum in strata]
     if min(map(len, means)) < 2:
         return None, math.inf
@@ -131,7 +134,10 @@ def _error_of_prompts(strata: Sequence[np.ndarray]) -> tuple[float, float] | tup
 
 
 def _detectable(error: float | None, freedom: float) -> float | None:
-    """Return the difference that is found with probability `POWER`, by the t approximation of the power."""
+    """Return the true difference that a test detects with the power `POWER`.
+
+    It is computed by the t approximation of the power.
+    """
     return None if error is None else (_quantile((1 + LEVEL) / 2, freedom) + _quantile(POWER, freedom)) * error
 
 

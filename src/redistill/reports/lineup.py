@@ -51,7 +51,7 @@ class Lineup:
 
     @property
     def labels(self) -> list[str]:
-        """Distinct labels, in the order of the rows."""
+        """The distinct labels of the runs, in the order of the table rows."""
         return list(dict.fromkeys(entry.label for entry in self.entries))
 
     def of(self, label: str) -> list[Entry]:

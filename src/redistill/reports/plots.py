@@ -130,7 +130,10 @@ def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
 
 
 def _undescribed(names: Iterable[str]) -> Iterator[Measure]:
-    """Yield the metrics of a validation log, inferred from `names`, the names of its curves."""
+    """Yield metrics for the validation curves of a log that describes no metrics.
+
+    `names` are the names of the curves.
+    """
     known = {measure.name: measure for measure in BEFORE_METRICS_HAD_NAMES}
     for name in names:
         if name not in VALIDATION and name not in _NOT_METRICS:
@@ -145,7 +148,9 @@ def _title(measure: Measure) -> str:
 def _plot(
     binned: Sequence[tuple[str, Bins]], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
 ) -> str:
-    """Plot curves, given as bins with a label for each curve; return the <svg> element.
+    """Plot curves, and return the <svg> element.
+
+    `binned` has the bins of each curve with its label.
 
     A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
     means are plotted as stacked areas instead.  `limits` are the ends of the vertical axis; the axis is logarithmic if `log` is
@@ -186,7 +191,10 @@ def _plot(
 
 
 def _inline(document: str) -> str:
-    """Return the <svg> element of a document; the page sets its size and its text colour."""
+    """Return the <svg> element of a document, without its size and text colour.
+
+    The page sets the size and the text colour.
+    """
     svg = document[document.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)

@@ -89,7 +89,7 @@ class OpenRun:
 
     @property
     def schedule(self) -> Schedule:
-        """Number of updates: of the run, between validations, and between checkpoints."""
+        """Numbers of updates: of the run, between validations, and between checkpoints."""
         return self.config.training.schedule(len(self.data.train))
 
 
@@ -273,7 +273,7 @@ def _unscorable(config: Run, data: DataSets) -> Iterator[str]:
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
     """Return the object that distributes the student's parameters over processes.
 
-    With several processes, the parameters are sharded if `kind` is "sharded", and replicated otherwise.
+    With several processes, the parameters are sharded if `kind` is "sharded", and else replicated.
     """
     if kind == "sharded" and num_processes > 1:
         return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
@@ -283,9 +283,9 @@ def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Plac
 def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
     """Create an accelerator on the GPU if there is one, else on the CPU.
 
-    The precision "bf16" enables autocast.  Accelerate stores the precision in a global state, which this function resets.
-    Otherwise a second run in the same process would fail, or would have the precision of the first run.  The process group is
-    not changed.
+    The precision "bf16" enables autocast.  Accelerate stores the precision in a global state.  This function resets that
+    state, since a second run in the same process would otherwise fail, or would have the precision of the first run.  The
+    process group is not changed.
 
     Raises:
         ConfigError: `accelerate launch` requests something that is not supported (see `check_launcher`).
