@@ -38,8 +38,7 @@ def evaluate_harness(
 
     The scores are written to `harness.json` in the output folder.
 
-    The package `lm_eval` must be installed (the extra `eval` of redistill).  This package downloads the data of the tasks
-    that it defines.
+    The package `lm_eval` must be installed (the extra `eval` of redistill).  It downloads the data of the tasks it defines.
 
     Args:
         model: The model.  If it names a run folder, the student of this run is loaded.
