@@ -108,7 +108,7 @@ def _prompts(is_terminal: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _quiet_interrupt() -> Iterator[None]:
-    """Context that exits without an error on Ctrl-C (SIGINT)."""
+    """Context in which Ctrl-C (SIGINT) ends the enclosed code without an error."""
     try:
         yield
     except KeyboardInterrupt as error:

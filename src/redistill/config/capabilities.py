@@ -155,7 +155,7 @@ def sharding_fault(student: StudentConfig, engine: object, training: TrainingCon
 
 
 def why_gold(row: Method) -> str:
-    """Return why a method cannot train on prompts alone, with a remedy.
+    """Return why a method cannot train on prompts alone, with alternatives.
 
     Gold answers are the answers in the data. A method whose policy and objective do not need gold answers can train on
     prompts alone.
@@ -164,7 +164,8 @@ def why_gold(row: Method) -> str:
         row: The method.
 
     Returns:
-        The part of the method that needs gold answers, as one line of text; "" if no part does.
+        One line of text that names the part of the method that needs gold answers, and methods without such a part; "" if
+        the method has no such part.
 
     Example:
         >>> why_gold(METHODS["kd"])  # doctest: +ELLIPSIS

@@ -125,8 +125,8 @@ def setting_hint(name: str, known: Collection[str] = ()) -> str | None:
 def value_hint(value: object, allowed: Sequence[object]) -> str:
     """Return the end of an error message for a value that other tools use.
 
-    The text names the allowed value with the same meaning. It is "" if there is no such value, or if no other tool uses
-    `value`.
+    The text names the allowed value with the same meaning. The result is "" if there is no such value, or if no other tool
+    uses `value`.
 
     Example:
         >>> value_hint("bfloat16", ["fp32", "bf16"]), value_hint("fp16", ["fp32", "bf16"]), value_hint("x", ["fp32"])

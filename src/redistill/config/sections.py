@@ -209,9 +209,10 @@ class DataConfig:
         tests: Maps the name of each test set to its source. If the source is null, the data set is read from the hub.
             `redistill methods` lists the known test sets. `module:NAME` is an external test set. Any other name defines a new
             test set, which needs a file.
-        columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations, system, history,
-            tools) to columns with other names, as in `{prompt: question, completion: answer}`. It applies to all sources that
-            have no `columns` of their own. A row without any of these columns is read unchanged.
+        columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations, system,
+            history, tools) to columns with other names, as in `{prompt: question, completion: answer}`. This mapping
+            applies to all sources that have no `columns` of their own. A row without any of these columns is read
+            unchanged.
         max_train_rows: Maximum number of training rows, >= 1; the first rows are used. If None, all rows are used.
         corpus: Plain text for the pre-training term of the objective: files (.txt, or .jsonl with a "text" key) or hub names.
             If empty, the term is disabled.

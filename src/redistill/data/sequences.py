@@ -201,7 +201,7 @@ class SequenceEncoder:
         return ids if ids[: len(front)] == front else front + ids
 
     def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
-        """Create the `Text` to encode for `text`, which is a part of the rendered record.
+        """Return `text`, a part of the rendered record, as a `Text` to encode.
 
         With the Alpaca template, all special tokens are encoded as plain text. With a chat template, the special tokens in the
         ranges `literal` are encoded as plain text. Ranges that extend beyond `text` are ignored.

@@ -28,8 +28,9 @@ class Contrast:
         p_holm: `p` corrected for multiple tests by Holm's method, over all trained students that are compared on these prompts;
             None for the teacher and for the student before training.
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
-        num_seeds: Number of training seeds that both models have.  With 2 or more, interval and p are about the methods.
-            Otherwise they are about the trained students.  With 0, each score is first averaged over all training seeds.
+        num_seeds: Number of training seeds that both models have.  With 2 or more, `interval` and `p` are about the
+            methods; with fewer, they are about the trained students.  With 0, each score is first averaged over all
+            training seeds.
         detectable: The smallest true difference that a test at the 5 % level detects with a power of 80 %, in the metric's
             unit.  It is computed for the same numbers of seeds and prompts, and the same variance; None with a single prompt.
     """
@@ -79,10 +80,10 @@ def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None
               \nu = V^2 \Bigl/ \Bigl( \frac{A^2}{S - 1} + \sum_k \frac{B_k^2}{P_k - 1} + \sum_k \frac{C_k^2}{(S - 1)(P_k - 1)}
               \Bigr)
 
-    d_si is the difference on prompt i with training seed s, and V estimates the variance of its mean.  With one data set of P
-    prompts and S seeds, A, B and C are the mean squares of seeds, of prompts and of the residual, each divided by S P.  With
-    several data sets k, A is computed from the means of the seeds over all data sets, and B and C are sums over data sets.
-    The interval and p are those of a t distribution with nu degrees of freedom (Satterthwaite).
+    d_si is the difference on prompt i with training seed s, and V estimates the variance of its mean.  With one data set of
+    P prompts and S seeds, A, B and C are the mean squares of seeds, of prompts and of the residual, each divided by S P.
+    With several data sets k, A is computed from the means of the seeds over all data sets, and B and C are sums over data
+    sets. The confidence interval and the p-value come from a t distribution with nu degrees of freedom (Satterthwaite).
 
     Source: the quasi-F ratio of Clark, Journal of Verbal Learning and Verbal Behavior 12 (1973) 335-359.  The maximum replaces
     estimates of V that are too small by chance.  benchmarks/seed_inference.py simulates the error rates.

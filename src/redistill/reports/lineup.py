@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineup:
-    """The runs of a comparison in the order of its rows.
+    """The runs of a comparison, in the order of the table rows.
 
     Args:
         name: Title of the comparison.

@@ -59,7 +59,7 @@ def make_cache(config: Run, accelerator: Accelerator) -> None:
         return
     if accelerator.num_processes > 1:
         raise ConfigError(
-            f"teacher.cache = {config.teacher.cache!r}: is not complete, and a job of several processes cannot make it; "
+            f"teacher.cache = {config.teacher.cache!r}: is not complete, and a job of several processes cannot create it; "
             f"first run `redistill cache-teacher RECIPE --out {folder}` in one process"
         )
     while not is_complete(folder):
