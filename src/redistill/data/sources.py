@@ -1,7 +1,7 @@
 """Sources of data: files, folders, and data sets of the Hugging Face hub.
 
 This module finds the files of a source, and `formats` reads their rows.  A source that looks like a path is never requested
-from the hub. Otherwise, a mistyped path could load a data set that a stranger has registered under this name.
+from the hub, since a stranger could have registered a data set under the name of a mistyped path.
 """
 
 import dataclasses

@@ -270,7 +270,8 @@ def _unwrapped(engine: Engine) -> Engine:
 class _Remembering(Protocol):
     """A teacher or engine with a prefix memory.
 
-    A prefix memory stores keys, values and hidden states of texts.  A later text with the same first tokens reuses them.
+    A prefix memory stores the keys, values and hidden states of earlier texts.  They are reused for a later text with the
+    same first tokens.
     """
 
     def remembering(self) -> AbstractContextManager[None]: ...
