@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FIRST_HOUR_ARGS ?=
 
-.PHONY: demo test faults golden families oldest first-hour nightly lint bench clean
+.PHONY: demo test faults golden families oldest first-hour ray nightly lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -42,8 +42,13 @@ first-hour:
 	rm -rf $(VENV)-first-hour/work
 	PATH=$(abspath $(VENV)-first-hour/bin):$$PATH python tests/first_hour.py $(VENV)-first-hour/work $(FIRST_HOUR_ARGS)
 
+# Sweeps on a Ray of this machine; `make test` skips these tests, since the package ray is not installed.
+ray: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet -e '.[ray]'
+	$(BIN)/python -m pytest -m 'not gpu' tests/runs/test_ray.py tests/faults/test_sweep_on_ray.py $(PYTEST_ARGS)
+
 # What is too long for every change.
-nightly: faults golden families oldest first-hour
+nightly: faults golden families oldest first-hour ray
 
 # Every benchmark of docs/performance.md against its rivals, an hour or two on one core: make bench MODEL=folder PROMPTS=rows.jsonl
 bench: $(VENV)/installed-dev

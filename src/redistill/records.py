@@ -39,7 +39,7 @@ ACCEPTANCE = (
 
 RESERVED = frozenset(
     {
-        *("id", "prompt", "response", "references", "tokens", "finished"),  # of a line of responses/*.jsonl
+        *("id", "category", "prompt", "response", "references", "tokens", "finished"),  # of a line of responses/*.jsonl
         *("length_tokens", "eos_rate", "distinct_1", "distinct_2", "cross_entropy", "kl", "agreement"),  # of scores.json
         *(*ACCEPTANCE, "ece", "student_entropy", "teacher_entropy", "top_overlap"),
         *("kind", "step"),  # of metrics.jsonl
@@ -177,6 +177,7 @@ class Record:
         references: Correct answers; empty for a row that has only a prompt.
         answer: The last turn of a conversation, if it has reasoning or tool calls; otherwise None. A reference is only a text
             and cannot contain them. Training uses this turn; scores are computed with the reference.
+        category: Kind of the task, such as "open_qa", by which reports group scores; "" if the row has none.
 
     Example:
         >>> record = Record(record_id="dolly:17", prompt=Instruction("Name a primary colour."), references=("red", "blue"))
@@ -188,6 +189,7 @@ class Record:
     prompt: Instruction | RawPrompt | Conversation
     references: tuple[str, ...]
     answer: Turn | None = None
+    category: str = ""
 
 
 def mean(values: Sequence[float]) -> float:

@@ -76,7 +76,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     ),
     "unknown method": ("method=mgrs", "method = 'mgrs': no such method; choose one of sft, kd, seqkd, imitkd"),
     "unknown kind": ("policy=student_generate", "policy.kind = 'student_generate': no such kind; did you mean"),
-    "unknown value": ("training.precision=fp16", "training.precision = 'fp16': must be 'fp32' or 'bf16'"),
+    "unknown value": ("training.precision=fp16", "training.precision = 'fp16': must be 'fp32' or 'tf32' or 'bf16'"),
     "no teacher": ("teacher=null", "teacher: missing; set one, or use the method sft, which needs none (method mgsr)"),
     "not an override": ("training", "'training': an override has the form section.field=value"),
     "an override that is not YAML": ("data.tests={toy: [}", "data.tests={toy: [}: not YAML"),

@@ -19,6 +19,7 @@ from redistill.config.methods import METHODS
 from redistill.config.run import decode_run, encode_run, load_config
 from redistill.data.tasks import TASKS
 from redistill.runs.run import RunResult
+from redistill.runs.sweep import SweepResult
 from redistill.storage import files
 from tests.cli.test_help import pages
 from tests.reports.fabricated import write_run, write_sweep
@@ -130,9 +131,9 @@ def test_a_sweep_lists_its_runs(world: Path, tmp_path: Path, document: Document)
 def test_a_finished_sweep_prints_the_paths_of_its_comparisons(
     tmp_path: Path, document: Document, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finished(plan: Any, *, jobs: int | None) -> list[Path]:
+    def finished(plan: Any, *, jobs: int | None, on: str) -> SweepResult:
         print("a table")
-        return [tmp_path / "compare.html"]
+        return SweepResult([tmp_path / "compare.html"], [])
 
     monkeypatch.setattr("redistill.runs.sweep.run_sweep", finished)
     recipe = Path(__file__).parents[2] / "recipes" / "table1-toy.yaml"

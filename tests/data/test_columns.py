@@ -94,7 +94,8 @@ def test_two_keys_may_have_one_column_and_a_column_may_have_the_name_of_a_key() 
 @pytest.mark.parametrize(
     ("row", "unused"),
     [
-        ({"instruction": "a", "input": "b", "context": "c", "output": "d", "category": "e"}, {"context": 1, "category": 1}),
+        ({"instruction": "a", "input": "b", "context": "c", "output": "d", "category": "e"}, {"context": 1}),
+        ({"instruction": "a", "output": "d", "category": 61 * "e"}, {"category": 1}),
         ({"prompt": "a", "completion": "b", "response": "c", "x": None, "y": "", "z": []}, {"response": 1}),
         ({"prompt": "a", "completion": "b", "score": 0, "ok": False}, {"score": 1, "ok": 1}),
         ({"messages": TALK, "conversations": TALK}, {"conversations": 1}),

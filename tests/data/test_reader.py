@@ -59,6 +59,13 @@ def test_each_form_is_read_verbatim(row, form, prompt, references):
 
 
 @pytest.mark.parametrize(
+    ("value", "category"), [("open_qa", "open_qa"), (" qa ", "qa"), (61 * "a", ""), ("", ""), (7, ""), (["qa"], "")]
+)
+def test_a_short_text_in_the_column_category_is_the_category_of_the_record(value, category):
+    assert parse_row({**GOOD, "category": value}).record("a:1").category == category
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         (["a", "list"], "is a list"),

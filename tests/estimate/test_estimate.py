@@ -138,6 +138,15 @@ def test_a_quantised_base_is_counted_at_its_size(tmp_path):
     assert blueprint.bytes_saved(model) == 3 * weights  # one byte instead of four
 
 
+def test_a_quantised_teacher_is_counted_at_its_size(tmp_path):
+    found = {}
+    for name, teacher in (("plain", {}), ("int8", {"quantise": "int8"})):
+        run, recorder = tiny_run(tmp_path, "kd", out=name, teacher=teacher), Recorder(ticks(), CPU)
+        found[name] = measure(sample(run, tmp_path).in_folder(name), blueprints(run), Layers(1, 1), recorder)
+    weights = 4 * 32 * 32 + 3 * 32 * 64  # of one layer of the teacher: one byte each instead of four
+    assert found["int8"][Cost("size", "saved")] == found["plain"][Cost("size", "saved")] + 3 * weights
+
+
 # --- the sample ---------------------------------------------------------------------------------------------------------
 
 

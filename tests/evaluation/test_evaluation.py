@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from redistill.contracts import ONE_PROCESS, Batch, Processes, Teacher, TeacherCapabilities, TeacherTarget
 from redistill.data.tokenize import TokenizeConfig, tokenize_training
 from redistill.errors import CheckpointError, ConfigError, DataError
+from redistill.evaluation.answers import with_metrics
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
 from redistill.evaluation.folder import model_hash
 from redistill.evaluation.gold import teacher_forced
@@ -502,3 +504,11 @@ def test_settings_have_no_key_for_mixtures(tokenizer: Any, tmp_path: Path) -> No
     run(tokenizer, tmp_path)
     sampling = files.read_json(tmp_path / "settings.json")["sampling"]
     assert sampling.keys() == {"temperature", "top_p", "top_k", "no_repeat_ngram"}
+
+
+def test_a_category_of_a_row_is_kept_with_its_answer():
+    """An answer of an earlier version has no category; the line gets it when the evaluation resumes."""
+    line = {"id": "a:1", "prompt": "?", "response": "!", "references": ["!"], "tokens": 1, "finished": True}
+    record = Record(record_id="a:1", prompt=RawPrompt("?"), references=("!",), category="open_qa")
+    assert with_metrics(line, record, []) == {**line, "category": "open_qa"}
+    assert with_metrics({**line, "category": "other"}, replace(record, category=""), []) == line

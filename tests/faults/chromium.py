@@ -1,8 +1,9 @@
-"""A headless Chromium that tells what a page did: dialogs, console lines, requests, and the text that a reader sees.
+"""A headless Chromium that reports what a page did: dialogs, console lines, requests, and the text that a reader sees.
 
-It is spoken to over two pipes in the DevTools protocol, so that nothing but the browser itself is needed.
+The DevTools protocol is used over two pipes, so that no package but the browser itself is needed.
 """
 
+import base64
 import contextlib
 import json
 import os
@@ -40,6 +41,9 @@ for (const element of document.querySelectorAll('*'))
 for (const details of document.querySelectorAll('details')) details.open = true;
 new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))
 """
+_SETTLED = "document.fonts.ready.then(() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0))))"
+_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowUp": 38, "ArrowDown": 40, "ArrowLeft": 37, "ArrowRight": 39}
+_TEXTS = {"Enter": "\r", " ": " "}
 
 
 @dataclass
@@ -59,7 +63,7 @@ class Browser:
         self._reads, self._writes, self._rest, self._number = reads, writes, b"", 0
         self._session: str | None = None
         self._seen = Visit()
-        self._loaded = False
+        self._loaded, self._url, self._scripts = False, "about:blank", True
         target = self._ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -67,16 +71,81 @@ class Browser:
 
     def visit(self, page: Path) -> Visit:
         """Open a page, touch everything on it, and read it."""
-        self._seen, self._loaded = Visit(), False
-        url = page.resolve().as_uri()
-        self._ask("Page.navigate", url=url)
+        seen = self.open(page)
+        self.run(_TOUCH_ALL)
+        seen.text = self.run("document.documentElement.textContent")
+        return seen
+
+    def open(
+        self, page: Path, *, width: int = 1280, height: int = 900, scheme: str = "light", scripts: bool = True, media: str = ""
+    ) -> Visit:
+        """Open a page in a window of this size.
+
+        Args:
+            page: The HTML file.
+            width, height: Size of the window in CSS pixels.
+            scheme: Preferred colour scheme: "light" or "dark".
+            scripts: Whether the page may run scripts.
+            media: "print" to lay out the page for paper, "" for the screen.
+
+        Returns:
+            What the page has done; later actions of the page are added to the same object.
+        """
+        self._ask("Emulation.setScriptExecutionDisabled", value=not scripts)
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        features = [{"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"}]
+        self._ask("Emulation.setEmulatedMedia", media=media, features=features)
+        self._url, self._seen, self._loaded = page.resolve().as_uri(), Visit(), False
+        self._ask("Page.navigate", url=self._url)
+        self._scripts = scripts
         while not self._loaded:
             self._note(self._next())
-        self._ask("Runtime.evaluate", expression=_TOUCH_ALL, awaitPromise=True)
-        found = self._ask("Runtime.evaluate", expression="document.documentElement.textContent", returnByValue=True)
-        self._seen.text = found["result"]["value"]
-        self._seen.requests = [asked for asked in self._seen.requests if asked.partition("#")[0] != url]
+        self._settle()
         return self._seen
+
+    def run(self, expression: str) -> Any:
+        """Evaluate JavaScript in the page, and return its value; a promise is awaited."""
+        found = self._ask("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def click(self, selector: str) -> None:
+        """Click the first element that matches a CSS selector, with the mouse."""
+        script = "(() => {const e = document.querySelector(%s); e.scrollIntoView({block: 'center', behavior: 'instant'});"
+        script += "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]})()"
+        x, y = self.run(script % json.dumps(selector))
+        for kind in ("mousePressed", "mouseReleased"):
+            self._ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self._settle()
+
+    def press(self, *keys: str) -> None:
+        """Press and release keys, one after the other: names such as "Tab" and "Enter", or texts to type."""
+        for key in keys:
+            if key not in _KEYS:
+                self._ask("Input.insertText", text=key)
+                continue
+            about = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": _KEYS[key]}
+            self._ask("Input.dispatchKeyEvent", type="keyDown", **about, **({"text": _TEXTS[key]} if key in _TEXTS else {}))
+            self._ask("Input.dispatchKeyEvent", type="keyUp", **about)
+        self._settle()
+
+    def screenshot(self, path: Path, *, whole: bool = True) -> None:
+        """Save a picture of the whole page, or of the visible part, as PNG."""
+        found = self._ask("Page.captureScreenshot", captureBeyondViewport=whole, **({"clip": self._whole()} if whole else {}))
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def pdf(self, path: Path) -> None:
+        """Print the page to a PDF file."""
+        path.write_bytes(base64.b64decode(self._ask("Page.printToPDF", printBackground=True)["data"]))
+
+    def _whole(self) -> dict[str, Any]:
+        size = self._ask("Page.getLayoutMetrics")["cssContentSize"]
+        return {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 16_000), "scale": 1}
+
+    def _settle(self) -> None:
+        """Wait until the page is drawn; a page whose scripts are off resolves no promises."""
+        if self._scripts:
+            self.run(_SETTLED)
 
     def close(self) -> None:
         """Let the browser end."""
@@ -118,7 +187,8 @@ class Browser:
             case "Runtime.consoleAPICalled" | "Runtime.exceptionThrown" | "Log.entryAdded":
                 self._seen.console.append(json.dumps(about)[:500])
             case "Network.requestWillBeSent":
-                self._seen.requests.append(about["request"]["url"])
+                if (url := about["request"]["url"].partition("#")[0]) != self._url:
+                    self._seen.requests.append(url)
 
 
 @contextlib.contextmanager

@@ -32,10 +32,10 @@ WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdr
 BUFFERED = {"kind": "adaptive", "threshold": 0.9, "capacity": 4, "source": {"kind": "revised"}}
 
 
-def recipe(folder: Path) -> Path:
+def recipe(folder: Path, placement: str = "auto") -> Path:
     """A run with all that can be interrupted: a buffer, revisions, validations, an evaluation."""
     settings = {"updates": UPDATES, "batch_size": 4, "micro_batch_size": 1, "evaluate_every": 2}
-    config = tiny_run(folder, "mgsr", config=WITH_DROPOUT, policy=BUFFERED, training=settings)
+    config = tiny_run(folder, "mgsr", config=WITH_DROPOUT, policy=BUFFERED, training=settings, placement=placement)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
     return path
@@ -105,6 +105,11 @@ def _states() -> list[TrainingState]:
     return states
 
 
+def complete(recipe: Path, out: str) -> None:
+    """A run that nothing happens to; it resumes if the folder has a part of it."""
+    sys.exit(main(["run", str(recipe), "--out", str(recipe.parent / out)]))
+
+
 def dead(recipe: Path, fate: str, place: str) -> None:
     """A run in which process 1 meets its fate when it first calls the function `place`."""
 
@@ -121,5 +126,7 @@ if __name__ == "__main__":
     torch.cuda.is_available = lambda: False
     if sys.argv[1] == "stopped":
         stopped(Path(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1] == "complete":
+        complete(Path(sys.argv[2]), sys.argv[3])
     else:
         dead(Path(sys.argv[2]), *sys.argv[3:])

@@ -10,6 +10,7 @@ from redistill.storage import files
 from tests.faults import ranks_job
 from tests.faults.counts import WHOLE, trials
 from tests.faults.ranks_job import recipe
+from tests.faults.test_signals import assert_same, outcome, updates_logged
 
 pytestmark = pytest.mark.distributed
 MINUTE_S = 60.0
@@ -41,6 +42,21 @@ def test_the_job_ends_within_a_minute_and_names_the_guilty_process_last(tmp_path
         assert "rank      : 1 " in last and "Signal 9 (SIGKILL)" in last, done.stderr[-4000:]
     else:
         assert "process 1 of 2 has sent no heartbeat for" in last, done.stderr[-4000:]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("placement", ["auto", "sharded"])
+@pytest.mark.parametrize("place", ["generate", "_evaluate_student", "save_checkpoint"])
+def test_the_same_command_resumes_after_a_rank_was_killed(tmp_path: Path, place: str, placement: str) -> None:
+    path = recipe(tmp_path, placement)
+    done = ranks_job.torchrun("dead", path, "is killed", place, shutdown_s=SHUTDOWN_S, **WAITS)
+    passed = time.time() - files.read_json(tmp_path / "fate.json")
+    assert done.returncode != 0 and (passed < MINUTE_S or not WHOLE), passed
+    for out in ("run", "straight"):
+        again = ranks_job.torchrun("complete", path, out, shutdown_s=SHUTDOWN_S)
+        assert again.returncode == 0, again.stderr[-4000:]
+    assert updates_logged(tmp_path / "run") == ranks_job.UPDATES
+    assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "straight"))
 
 
 def test_what_fails_alone_fails_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

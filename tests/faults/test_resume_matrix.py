@@ -32,7 +32,7 @@ from tests.worlds import GPT2, tiny_run
 UPDATES = trials(12, 24)
 WITH_DROPOUT = {**GPT2, "initializer_range": 0.15, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 SHORT = {"tokens": {"prompt_tokens": 80, "response_tokens": 6}, "validation_rows": 2}
-LOGS = ("metrics.jsonl", "revisions.jsonl")
+LOGS = ("metrics.jsonl", "revisions.jsonl", "revision-positions.jsonl")
 
 METHODS: dict[str, dict[str, Any]] = {
     "cross entropy": {"method": "sft", "teacher": None},

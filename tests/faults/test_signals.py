@@ -206,7 +206,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "state": state,
         "tensors": {f"{group}/{name}": t.clone() for group, tensors in last.tensors.items() for name, t in tensors.items()},
         "metrics": [without_times(line) for line in files.read_lines(folder / "metrics.jsonl")],
-        "revisions": files.read_lines(folder / "revisions.jsonl"),
+        "revisions": [files.read_lines(folder / f"{name}.jsonl") for name in ("revisions", "revision-positions")],
         "model": files.digest(folder / "model" / "model.safetensors"),
         "answers": answers,
     }

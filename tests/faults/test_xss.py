@@ -22,7 +22,7 @@ from tests.faults.hostile import HOSTILE, MARK, batches, hidden
 from tests.reports.fabricated import metrics, write_json, write_lines, write_method
 
 POLICY = re.compile(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>")
-PROMPTS = 12  # the number that a report shows
+PROMPTS = 12  # of a run
 
 
 def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> Path:
@@ -57,7 +57,10 @@ def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> 
 
 def write_answers(folder: Path, texts: Sequence[str], everything: str) -> None:
     lines = [
-        {"id": f"{i}{text}", "prompt": text, "response": text, "references": [text], "rouge_l": float(i), "finished": True}
+        {
+            **{"id": f"{i}{text}", "prompt": text, "response": text, "references": [text], "category": text},
+            **{"rouge_l": float(i), "finished": True},
+        }
         for i, text in enumerate(texts)
     ]
     write_lines(folder / "responses" / "toy-seed10.jsonl", lines)
@@ -123,7 +126,9 @@ def test_the_browser_detects_scripts_and_requests(tab: Browser, tmp_path: Path) 
 def test_a_report_shows_every_string_verbatim_and_runs_nothing(tab: Browser, tmp_path: Path) -> None:
     shown = 0
     for number, texts in enumerate(batches(PROMPTS)[: trials(3, 100)]):
-        text = visited(tab, build_report(hostile_run(tmp_path / str(number), texts, curves=number == 0)))
+        run = hostile_run(tmp_path / str(number), texts, curves=number == 0)
+        baselines = [hostile_run(tmp_path / f"{number}-baseline", texts[::-1])] if number == 1 else []
+        text = visited(tab, build_report(run, baselines))
         missing = [
             string for string in texts if text.count(seen(plain(string))) < 3 * 3
         ]  # prompt, answers, reference, corrections
@@ -136,6 +141,20 @@ def test_a_comparison_shows_every_string_verbatim_and_runs_nothing(tab: Browser,
     build_comparison([hostile_sweep(tmp_path / "sweep")], [tmp_path / "compare.html"])
     text = visited(tab, tmp_path / "compare.html")
     assert [string for string in HOSTILE if seen(plain(string)) not in text] == []
+
+
+def test_responses_of_a_comparison_show_every_string_verbatim_and_run_nothing(tab: Browser, tmp_path: Path) -> None:
+    """Each string is a prompt, a reference and the response of three models; commands and settings contain all strings."""
+    everything = " ¦ ".join(HOSTILE)
+    scores = {"toy": {10: [float(i) for i in range(len(HOSTILE))]}}
+    for name, command in (("sft", everything), ("kd", list(HOSTILE))):
+        change = {"command": command, "config.training": {everything: name}}
+        folder = write_method(tmp_path / name, scores, name, change=change)
+        for part in ("", "teacher"):
+            write_answers(folder / part, HOSTILE, "model")
+    build_comparison([tmp_path / "sft", tmp_path / "kd"], [tmp_path / "compare.html"])
+    text = visited(tab, tmp_path / "compare.html")
+    assert [string for string in HOSTILE if text.count(seen(plain(string))) < 5 + 2 + 1] == []
 
 
 def test_the_list_has_at_least_60_distinct_strings() -> None:

@@ -17,7 +17,7 @@ from redistill.errors import ConfigError
 from redistill.generation.generate import _masses, generate, probabilities
 from redistill.generation.ngrams import NgramBan
 from redistill.models.initialise import fresh_model
-from redistill.models.load import checkpoint_activations
+from redistill.models.recompute import checkpoint_activations
 from redistill.vocab_pass import NUMBERS_PER_DRAW, sample_rows
 from tests.worlds import LLAMA
 

@@ -7,7 +7,7 @@ import torch
 
 from redistill.contracts import EngineCapabilities, EngineTools, Generation, GenerationRequest, Sampling
 from redistill.errors import TrainingError
-from redistill.generation import local
+from redistill.generation import local, prefix
 from redistill.generation.generate import generate
 from redistill.generation.local import LOCAL, LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.models.families import body_module
@@ -146,6 +146,16 @@ def test_inside_remembering_what_was_generated_is_not_read_again(tiny):
     assert engine.memory is None
     with engine.remembering():
         assert engine.memory is not memory, "the weights may have changed meanwhile"
+
+
+def test_a_memory_that_is_too_small_is_reported_once(tiny, monkeypatch):
+    monkeypatch.setattr(prefix, "MEMORY_BYTES", 0)
+    lines = []
+    engine = engine_of(tiny("llama"), note=lines.append)
+    for _ in range(2):
+        with engine.remembering():
+            engine.generate(requests(), SAMPLING)
+    assert len(lines) == 1 and "tokens of the student were not stored in one update" in lines[0]
 
 
 def test_the_memory_is_dropped_if_a_draw_fails(tiny):

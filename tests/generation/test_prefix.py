@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from redistill.contracts import GenerationRequest, Sampling
+from redistill.generation import prefix
 from redistill.generation.generate import generate
 from redistill.generation.packed import packed_layers
 from redistill.generation.prefix import PrefixMemory, PrefixReader
@@ -109,8 +110,23 @@ def test_texts_beyond_the_bound_are_read_again(tiny):
     PrefixReader(model).rows(*rows, tight, remember=True)
     known = [tight.recall(draft[:-1])[0] == len(draft) - 1 for draft in drafts]
     assert any(known) and not all(known) and tight._num_bytes <= plenty._num_bytes // 2
+    lines: list[str] = []
+    assert tight.report("teacher", lines.append) and not plenty.report("teacher", lines.append)
+    dropped = sum(len(draft) - 1 for draft, is_known in zip(drafts, known, strict=True) if not is_known)
+    assert len(lines) == 1 and f"{dropped} tokens of the teacher were not stored" in lines[0]
     expected = body(model)(*rows[:2]).flatten(0, 1)[rows[2]]
     torch.testing.assert_close(PrefixReader(model).rows(*rows, tight), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_limit_on_a_gpu_is_a_part_of_its_unallocated_memory(monkeypatch):
+    """13B teacher in bf16, 26 GB, on 80 GB: 4,096 tokens of 0.82 MB fit; with 1 GiB, 1,300 of them did."""
+    assert prefix.memory_limit("cpu") == prefix.MEMORY_BYTES
+    values = {"mem_get_info": (70 << 30, 80 << 30), "memory_allocated": 40 << 30, "memory_reserved": 44 << 30}
+    for name, value in values.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert prefix.memory_limit("cuda") == 10 << 30  # 80 - 40 are not allocated
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 << 30, 80 << 30))
+    assert prefix.memory_limit("cuda") == 2 << 30  # another process uses the rest: 4 free, and 44 - 40 that this process keeps
 
 
 def test_the_longest_common_prefix_is_found(tiny):

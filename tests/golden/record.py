@@ -46,7 +46,7 @@ ROOT = HERE.parents[1]
 RECORD = HERE / "record.json"
 METHODS = ("sft", "kd", "seqkd", "imitkd", "gkd", "minillm", "distillm", "mgsr", "mgsr-robust")
 # Keys of files.
-IGNORED = frozenset({"seconds", "draw_seconds", "tokens_per_s", "peak_bytes", "settings", "teacher_hash", "pass_at"})
+IGNORED = frozenset({"seconds", "draw_seconds", "tokens_per_s", "latency", "peak_bytes", "settings", "teacher_hash", "pass_at"})
 SHOWN_STEPS = 5  # train lines that are stored in full; of the later ones the record has the loss and a common hash
 SHOWN_ROWS = 10  # a file of at most this many rows of text is stored in full
 SHOWN_OF_MANY = 3  # rows of text that are stored in full of a longer file

@@ -32,6 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("simulated_cuda")
     command = [sys.executable, "-P", "-m", "tests.simulated_cuda.trials", str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    environment["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers would read weights in threads, which are not simulated
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stderr[-3000:], (folder / "log.txt").read_text(encoding="utf-8")[-2000:])
     results: dict[str, Any] = json.loads(done.stdout)
@@ -76,6 +77,17 @@ def test_generation_waits_at_most_once_in_five_tokens(found: dict[str, Any], tri
 def test_generation_with_a_ban_of_n_grams_waits_at_most_once_in_two_tokens(found: dict[str, Any]) -> None:
     waits = within(found["kd"]["evaluation"], "generation/generate.py", "vocab_pass/sampling.py")
     assert 0 < sum(waits.values()) <= 0.5 * 3 * 16, waits  # 3 answers of 16 tokens
+
+
+@pytest.mark.parametrize("trial", COMPARED)
+def test_weights_are_read_to_the_device_one_by_one(found: dict[str, Any], trial: str) -> None:
+    """Whole models are not copied from the CPU later, so that no process needs memory for them."""
+    copies = found[trial]["training"]["copies"]
+    weights = 3 * 9 + 2  # of each model: three layers, embeddings and the final norm
+    models = 1 if trial == "sft" else 2
+    assert sum(number for line, number in copies.items() if line.startswith("models/load.py")) >= models * weights
+    later = ("runs/opened.py", "teachers/local.py", "models/student.py")  # the clip network of DAC-KL has six tensors
+    assert sum(number for line, number in copies.items() if line.startswith(later)) < weights
 
 
 def test_an_update_waits_at_most_four_times(found: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from redistill.errors import ConfigError, ModelError
 from redistill.models import load, snapshots, tokenizers
-from redistill.models.load import ModelConfig, compatibility_warnings, end_token_ids, load_model, load_tokenizer
+from redistill.models.load import ModelConfig, end_token_ids, load_model, load_tokenizer
+from redistill.models.tokenizers import compatibility_warnings
 from tests.models.conftest import make_tokenizer
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config
 from redistill.errors import CheckpointError, ConfigError, ModelError
 from redistill.models.families import body, head, unwrapped
 from redistill.models.initialise import cast_weights, fresh_model, student_from_layers
-from redistill.models.load import ModelConfig, checkpoint_activations, load_model
+from redistill.models.load import ModelConfig, load_model
 from redistill.models.lora import (
     LoraConfig,
     add_lora,
@@ -20,6 +20,7 @@ from redistill.models.lora import (
     save_student,
     trainable_state,
 )
+from redistill.models.recompute import checkpoint_activations
 from redistill.tensors import pad
 from redistill.vocab_pass import vocab_pass
 from redistill.vocab_pass.terms import CrossEntropyTerm

@@ -10,9 +10,14 @@ from redistill.errors import ConfigError
 from redistill.models import quantised
 from redistill.models.families import body
 from redistill.models.initialise import cast_weights, student_from_layers
-from redistill.models.load import ModelConfig, load_model, parameter_count
+from redistill.models.load import ModelConfig, load_model, parameter_bytes, parameter_count
 from redistill.models.lora import LoraConfig, add_lora, save_student, trainable_state
+from redistill.models.quantised import is_quantised
+from redistill.runs.models import load_models
+from redistill.runs.run import train_student
+from redistill.storage import files
 from tests.models.conftest import make_tokenizer
+from tests.worlds import tiny_run
 
 IDS_BT = torch.tensor([[3, 4, 5, 6, 7, 8, 9, 10, 11]])
 MASK_BT = torch.ones_like(IDS_BT)
@@ -103,3 +108,30 @@ def test_the_size_counts_weights_and_not_bytes(folder, quantise):
 def test_layers_of_a_quantised_model_cannot_be_copied(folder):
     with pytest.raises(ConfigError, match="layers of a quantised model cannot be copied"):
         student_from_layers(load_model(ModelConfig(model=str(folder)), "nf4")[0], 1)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("quantise", ["nf4", "int8"])
+def test_a_quantised_teacher_is_smaller_and_its_student_of_layers_is_not_quantised(tmp_path, quantise):
+    student = {"model": "teacher", "initialise": {"layers": 2}}
+    models, plain = (load_models(tiny_run(tmp_path, teacher=each, student=student)) for each in ({"quantise": quantise}, {}))
+    assert is_quantised(models.teacher) and not is_quantised(models.student)
+    assert parameter_bytes(models.teacher) < parameter_bytes(plain.teacher)
+    for name, weight in plain.student.state_dict().items():
+        assert torch.equal(models.student.state_dict()[name], weight)
+
+
+@needs_bitsandbytes
+def test_a_run_learns_from_a_quantised_teacher(tmp_path):
+    losses = []
+    for teacher in ({"quantise": "nf4"}, {}):
+        run = tiny_run(tmp_path, "kd", out=f"run-{len(losses)}", teacher=teacher, training={"updates": 1})
+        train_student(run)
+        losses.append(files.read_lines(run.folder / "metrics.jsonl")[1]["divergence"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.5) and losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("change", [{"adapter": "a"}, {"model": "teacher.gguf"}])
+def test_a_teacher_that_cannot_be_quantised_is_rejected_when_the_recipe_is_read(tmp_path, change):
+    with pytest.raises(ConfigError, match=r"teacher\.quantise = 'nf4': needs a teacher without adapter that is no GGUF file"):
+        tiny_run(tmp_path, teacher={"quantise": "nf4", **change})

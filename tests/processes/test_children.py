@@ -10,8 +10,8 @@ import pytest
 import redistill
 from redistill.models import fetch
 from redistill.processes.children import child_environment, python_module
-from redistill.runs import sweep
-from redistill.runs.jobs import Job, run_jobs
+from redistill.runs.executors.local import Local
+from redistill.runs.jobs import Job
 
 SHADOWED = ["mpmath", "numbers", "random", "typing_extensions", "torch", "yaml", "pip", "sitecustomize", "usercustomize"]
 """Modules that Python, torch, pip or redistill imports."""
@@ -71,8 +71,8 @@ def test_variables_of_this_process_have_precedence(monkeypatch: pytest.MonkeyPat
 
 def test_the_runs_of_a_sweep_import_nothing_from_the_current_folder(foreign: Path, tmp_path: Path) -> None:
     job = Job(name="a", command=python_module("redistill", "methods", "--json"), log=tmp_path / "log.txt")
-    codes = run_jobs([job], 1, environment=sweep._environment(1), on_start=lambda job: None, on_end=lambda *ended: None)
-    assert codes == {"a": 0}, job.log.read_text()
+    outcome = Local(limit=1).execute([job], lock=(), on_start=lambda job: None, on_end=lambda *ended: None)
+    assert outcome.codes == {"a": 0}, job.log.read_text()
     assert not (tmp_path / "mark").exists()
 
 

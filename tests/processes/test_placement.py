@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import redistill
+from redistill.processes import placement as placements
 from redistill.processes.placement import Replicated, Sharded, Single, full, placed_like
 from redistill.runs.opened import make_placement
 from redistill.storage import files
@@ -146,3 +147,21 @@ def test_full_keeps_ties_and_drops_gradients() -> None:
 def test_one_process_is_never_sharded() -> None:
     assert type(make_placement(1, "sharded")) is type(make_placement(1, "auto")) is Single
     assert isinstance(make_placement(2, "sharded"), Sharded) and isinstance(make_placement(2, "auto"), Replicated)
+
+
+@pytest.mark.parametrize(("bucket_bytes", "messages"), [(0, 5), (4 * 100, 4), (4 * 1000, 2)])
+def test_gradients_are_summed_in_buckets(monkeypatch, bucket_bytes, messages):
+    """Two processes have equal gradients, so the sum is twice the gradient.  A bucket has one dtype."""
+    sent = []
+    monkeypatch.setattr(placements, "BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr(placements.distributed, "all_reduce", lambda tensor: (sent.append(tensor.nbytes), tensor.mul_(2))[1])
+    shapes = ((5, 3), (70,), (9, 20), (4,), (2, 2))
+    parameters = [torch.nn.Parameter(torch.randn(shape, dtype=torch.bfloat16 if shape == (2, 2) else None)) for shape in shapes]
+    gradients = [torch.randn_like(parameter) for parameter in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    parameters[0].grad = parameters[0].grad.T.contiguous().T  # not contiguous
+    Replicated().reduce([*parameters, torch.nn.Parameter(torch.ones(1))])
+    assert len(sent) == messages and sum(sent) == sum(gradient.nbytes for gradient in gradients)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        assert torch.equal(parameter.grad, 2 * gradient)

@@ -9,6 +9,14 @@ import numpy as np
 
 Scores = Mapping[str, Mapping[int, Sequence[float]]]
 PROMPTS = 20
+COST = {
+    "updates": 40,
+    "sequences": 640,
+    "trained_tokens": 25_600,
+    "generated_tokens": 12_800,
+    "seconds": 90.0,
+    "peak_bytes": 1_250_000_000,
+}
 GAIN = {"teacher": 8.0, "before": 0.0, "baseline": 4.0, "student": 6.0}
 
 
@@ -56,6 +64,7 @@ def write_scores(
                     "prompt": f"Question {i}? {text}",
                     "response": f"{who} answers {i} with seed {seed}. {text}",
                     "references": [f"Reference {i}. {text}", "another"],
+                    "category": ("open_qa", "closed_qa", "summarization")[i % 3],
                     primary: float(score),
                     "exact_match": False,
                     "tokens": 12,
@@ -75,13 +84,17 @@ def write_scores(
         "bytes": 3e9 if big else 2.4e8,
         "tokens_per_s": 100 if big else 450,
     }
-    held = {"schema": 1, "label": who, "model": f"some/{who}", **size, "datasets": described}
+    speed = {
+        "latency": {"prompts": 16, "p50_s": 2.5 if big else 0.75, "p95_s": 4.125 if big else 1.5},
+        "peak_bytes": 12.5 * size["bytes"],
+    }
+    held = {"schema": 1, "label": who, "model": f"some/{who}", **size, **speed, "datasets": described}
     write_json(folder / "scores.json", held | ({} if settings is None else {"settings": settings}))
 
 
 def write_run(folder: Path, name: str, role: str = "student", text: str = "", updates: int = 0) -> Path:
     """Write a complete run folder, with metrics.jsonl if `updates` > 0; `text` is inserted into all untrusted fields."""
-    config = {"name": name, "training": {"updates": 40}, "note": text}
+    config = {"name": name, "method": "mgsr" if role == "student" else "sft", "training": {"updates": 40}, "note": text}
     description = {
         "schema": 1,
         "name": name + text,
@@ -99,7 +112,10 @@ def write_run(folder: Path, name: str, role: str = "student", text: str = "", up
     description |= {
         "data": {"train": {"path": f"dolly.jsonl{text}", "sha256": "f00d" * 16, "rows": 1000, "kept": 990, "rejected": 4}}
     }
-    description |= {"models": {"teacher": {"name": f"big{text}", "parameters": 1_500_000_000}, "student": {"name": "small"}}}
+    description |= {
+        "cost": COST,
+        "models": {"teacher": {"name": f"big{text}", "parameters": 1_500_000_000}, "student": {"name": "small"}},
+    }
     write_json(folder / "run.json", description)
     if updates:
         write_lines(folder / "metrics.jsonl", metrics(updates))

@@ -50,7 +50,7 @@ def test_a_folder_without_described_metrics_is_read_with_the_default_ones(tmp_pa
         outputs = [tmp_path / f"{name}.{ending}" for ending in ("html", "md", "tex", "csv")]
         build_comparison(folders, outputs)
         outputs.append(build_report(folders[1], folders[:1], tmp_path / f"{name}-report.html"))
-        pages.append([path.read_text(encoding="utf-8") for path in outputs])
+        pages.append([path.read_text(encoding="utf-8").replace(str(tmp_path / name), "") for path in outputs])
     assert pages[0] == pages[1]
 
 
@@ -145,7 +145,7 @@ def test_untrusted_descriptions_of_metrics_are_shown_and_not_interpreted(
     printed = capsys.readouterr().out
     page, markdown, latex, table_, report = (path.read_text(encoding="utf-8") for path in outputs)
     for found in (page, report):
-        assert "<script" not in found and "<script>alert(1)" in html.unescape(found)
+        assert found.count("<script") == 1 and "<script>alert(1)" in html.unescape(found)
     assert "<script" not in markdown.replace("\\<", "") and "\\input{" not in latex and "=1+1" not in table_
     assert all("\x1b" not in found for found in (page, markdown, latex, table_, report, printed))
 

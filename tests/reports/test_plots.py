@@ -4,8 +4,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from redistill.reports.drawing import INK
 from redistill.reports.logs import read_log
-from redistill.reports.plots import INK, TRAINING_NAMES, Panel, _mass_parts, panels
+from redistill.reports.plots import TRAINING_NAMES, Panel, _mass_parts, panels
 from redistill.reports.thinning import MAX_POINTS
 from tests.reports.fabricated import metrics
 
@@ -21,10 +22,25 @@ def charts() -> list[Panel]:
 
 def test_each_logged_quantity_has_one_chart(charts):
     groups = [panel.group for panel in charts]
-    assert groups.count("training") == 9 and groups.count("validation") == 3 and groups.count("clipping") == 2
+    assert groups.count("training") == 9 and groups.count("validation") == 3 and groups.count("clipping") == 3
     only_loss = [{"kind": "train", "step": 1, "loss": 2.0}, {"kind": "train", "step": 2, "loss": None}]
     assert [panel.title for panel in plotted(only_loss)] == ["Loss, weighted sum of its terms"]
     assert plotted([]) == [] and plotted([{"kind": "train"}, {"kind": "other", "step": 1, "loss": 1.0}]) == []
+
+
+def test_curves_of_the_baseline_are_overlaid_where_it_has_the_same_quantity():
+    log, other = (read_log(lines, TRAINING_NAMES) for lines in (metrics(10), [{"kind": "train", "step": 1, "loss": 2.0}]))
+    charts = {panel.title: panel.svg for panel in panels(log, (), ("mine", "<sft>", other))}
+    assert "&lt;sft&gt;" in charts["Loss, weighted sum of its terms"] and "mine" in charts["Loss, weighted sum of its terms"]
+    assert "&lt;sft&gt;" not in charts["Learning rate"]
+
+
+def test_the_bounds_of_the_window_are_plotted_on_a_log_scale_unless_one_is_zero():
+    def bounds(lower: float) -> str:
+        lines = [{"kind": "train", "step": step, "upper": 0.9, "lower": lower} for step in (1, 2)]
+        return next(panel.svg for panel in plotted(lines) if panel.title.startswith("Bounds"))
+
+    assert "10^{-3}" in bounds(1e-3) and "10^{" not in bounds(0.0)
 
 
 def test_the_same_numbers_give_the_same_bytes(charts):

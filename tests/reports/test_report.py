@@ -1,13 +1,17 @@
 """The report of a synthetic run: values, escaping of hostile text, and missing files."""
 
+import base64
+import hashlib
 import html
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import redistill.reports
 from redistill.errors import CheckpointError
 from redistill.reports.report import build_report, summary_table
 from redistill.storage import files
@@ -93,11 +97,20 @@ def test_the_page_shows_values_responses_corrections_curves_and_the_command(tmp_
     for row in summary_table(run_folder, [baseline_folder]):
         assert f"{row['rouge_l']:.2f}" in page
     assert "+2.00" in page and "12.5×" in page and "4.5×" in page
-    assert page.count('<div class="prompt text">') == 12 and page.count("student draft") == 8
+    assert page.count('<div class="prompt text">') == 2 * PROMPTS and page.count("student draft") == 8
     assert "<del> wrong</del>" in page and "<ins> right</ins>" in page
-    assert page.count("<figure") == 14 and "redistill run mine.yaml" in page and "updates: 40" in page
+    assert page.count("<figure") == 16 and "redistill run mine.yaml" in page and "updates: 40" in page
     for who in ("teacher", "before", "baseline", "student"):
         assert re.search(rf"{who} answers \d+ with seed 10\.", page)
+
+
+SCRIPT = (Path(redistill.reports.__file__).parent / "templates" / "responses.js").read_text(encoding="utf-8")
+SECTIONS = ("verdict", "results", "size", "answers", "corrections", "curves", "cost", "data", "repeat")
+
+
+def test_every_section_has_a_heading_and_a_link(tmp_path):
+    page = build_report(write_run(tmp_path / "run", "mine", updates=20)).read_text(encoding="utf-8")
+    assert tuple(re.findall(r'<h2 id="([^"]*)"', page)) == tuple(re.findall(r'<a href="#([^"]*)"', page)) == SECTIONS
 
 
 def test_the_report_is_deterministic(run_folder, baseline_folder, tmp_path):
@@ -110,6 +123,8 @@ def test_the_report_is_deterministic(run_folder, baseline_folder, tmp_path):
 def test_hostile_text_is_shown_and_not_interpreted(text, tmp_path):
     page = build_report(write_run(tmp_path / "run", "mine", text=text)).read_text(encoding="utf-8")
     assert " ".join(plain(text).split()) in " ".join(html.unescape(page).split())
+    assert page.count(f"<script>{SCRIPT}</script>") == 1
+    page = page.replace(f"<script>{SCRIPT}</script>", "")
     tags = set(re.findall(r"<\s*/?([a-zA-Z:]+)", page))
     assert not tags & {"script", "img", "iframe", "base", "x:script", "object", "link", "form", "b:script"}
     assert page.count("<style>") == 1 and len(re.findall(r"<meta[^>]+http-equiv", page)) == 1
@@ -117,11 +132,12 @@ def test_hostile_text_is_shown_and_not_interpreted(text, tmp_path):
     assert not re.search(r"\son[a-z]+\s*=", attributes) and "javascript:" not in attributes
 
 
-def test_the_policy_of_the_page_forbids_all_but_its_own_styles_and_images(tmp_path):
+def test_the_policy_of_the_page_forbids_all_but_its_own_script_styles_and_images(tmp_path):
     page = build_report(write_run(tmp_path / "run", "mine")).read_text(encoding="utf-8")
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1]
     assert set(policy.split("; ")) == {
         "default-src 'none'",
+        f"script-src 'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'",
         "style-src 'unsafe-inline'",
         "img-src data:",
         "base-uri 'none'",

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from redistill.errors import Interrupted, OutputError
 from redistill.processes import signals
+from redistill.runs.executors.local import start_process
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
 
 FAIL = "print('first'); print('it broke', flush=True); raise SystemExit(3)"
@@ -43,7 +45,8 @@ def job(folder: Path, name: str, code: str = "", needs: Sequence[str] = ()) -> J
 
 def run(jobs: Sequence[Job], limit: int = 2, watch: Watch | None = None, **environment: str) -> dict[str, int]:
     watch = watch or Watch()
-    return run_jobs(jobs, limit, environment={**os.environ, **environment}, on_start=watch.start, on_end=watch.end)
+    start = partial(start_process, environment={**os.environ, **environment})
+    return run_jobs(jobs, limit, start=start, on_start=watch.start, on_end=watch.end)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -114,7 +117,7 @@ def test_an_interruption_stops_running_jobs(tmp_path: Path, monkeypatch: pytest.
     jobs = [job(tmp_path, name, endless) for name in ("a", "b", "c")]
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, 2, environment=os.environ, on_start=interrupt, on_end=lambda *told: None)
+        run_jobs(jobs, 2, start=partial(start_process, environment=os.environ), on_start=interrupt, on_end=lambda *told: None)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == handlers
     assert not (tmp_path / "c").exists()
     assert [process.returncode for process in made] == [-signal.SIGTERM] * 2
@@ -207,5 +210,11 @@ while True: time.sleep(0.01)
         raise OutputError("full")
 
     with pytest.raises(OutputError):
-        run_jobs([job(tmp_path, "a", endless)], 1, environment=os.environ, on_start=fail, on_end=lambda *told: None)
+        run_jobs(
+            [job(tmp_path, "a", endless)],
+            1,
+            start=partial(start_process, environment=os.environ),
+            on_start=fail,
+            on_end=lambda *told: None,
+        )
     assert [process.returncode for process in made] == [-signal.SIGKILL]

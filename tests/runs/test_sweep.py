@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from redistill.cli.main import main
 from redistill.errors import ConfigError, OutputError, RedistillError, TrainingError
 from redistill.runs import sweep
+from redistill.runs.executors import local
 from redistill.runs.sweep import Plan, plan_sweep, run_sweep
 from redistill.servers.address import allow_hosts
 from redistill.storage import files
@@ -255,7 +257,7 @@ def test_each_table_is_compared_with_its_own_rows_and_baseline(
 ) -> None:
     groups = {"a": {"rows": ["sft", "kd"]}, "b": {"rows": ["mgsr", "kd"], "published": ["table2"]}}
     made = plan(baseline="kd", groups=groups, published="table1-gpt2")
-    pages = run_sweep(made, jobs=1)
+    pages = run_sweep(made, jobs=1).pages
     endings = ("html", "md", "tex", "csv")
     assert [path.name for path in pages] == [f"compare-{name}.{ending}" for name in "ab" for ending in endings]
     assert [(told["labels"], told["baseline"], told["published"]) for told in compared] == [
@@ -319,11 +321,11 @@ def test_an_interrupted_sweep_resumes(plan: Callable[..., Plan], monkeypatch: py
 
 
 def test_parallel_runs_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "cores", lambda: 8)
+    monkeypatch.setattr(local, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert [sweep._environment(limit).get("OMP_NUM_THREADS") for limit in (1, 2, 8, 20)] == [None, "4", "1", "1"]
+    assert [local.run_environment(limit).get("OMP_NUM_THREADS") for limit in (1, 2, 8, 20)] == [None, "4", "1", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert sweep._environment(8)["OMP_NUM_THREADS"] == "3"
+    assert local.run_environment(8)["OMP_NUM_THREADS"] == "3"
 
 
 def test_a_score_is_the_mean_over_data_sets_of_the_mean_over_seeds(tmp_path: Path) -> None:
@@ -357,6 +359,39 @@ def test_the_command_checks_lists_and_runs_a_sweep(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out.splitlines() == [f"{out}/compare.{ending}" for ending in ("html", "md", "tex", "csv")]
     assert main([*command, "--jobs", "1", "training.updates=2"]) == 2
     assert "contains another run (training.updates is 3 there and 2 here)" in capsys.readouterr().err
+
+
+def test_a_sweep_on_slurm_writes_a_task_for_each_unfinished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The test executes the tasks of the array; Slurm does so on a cluster."""
+    path, out = tmp_path / "table.yaml", tmp_path / "out"
+    files.write_text(path, yaml.safe_dump({"name": "table", "base": BASE, "rows": ROWS, "seeds": [1]}))
+    command = ["sweep", str(path), "--out", str(out), "--on", "slurm"]
+    assert main([*command, "--jobs", "2"]) == 0 and calls(out) == []
+    assert capsys.readouterr().out == f"sbatch --output={out}/slurm-%A_%a.log {out}/slurm-1.sh\n"
+    for task in ("0", "2"):
+        subprocess.run(["bash", str(out / "slurm-1.sh")], env={**os.environ, "SLURM_ARRAY_TASK_ID": task}, check=True)
+    assert calls(out) == ["run kd-seed1", "run sft-seed1"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(page).name for page in found["files"]] == [f"compare.{ending}" for ending in ("html", "md", "tex", "csv")]
+    assert len(found["commands"]) == 1 and "--array=0-0\n" in (out / "slurm-1.sh").read_text()
+    subprocess.run(["bash", str(out / "slurm-1.sh")], env={**os.environ, "SLURM_ARRAY_TASK_ID": "0"}, check=True)
+    assert calls(out) == ["run mgsr-seed1"]
+    assert main([*command, "--json"]) == 0 and json.loads(capsys.readouterr().out)["commands"] == []
+
+
+def test_an_executor_that_cannot_be_used_is_an_error_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "table.yaml", tmp_path / "out"
+    tree = {"name": "table", "base": BASE, "rows": ROWS, "resources": {"gpus": 0.5}}
+    files.write_text(path, yaml.safe_dump(tree))
+    for options in (["--on", "slurm"], ["--on", "slurm", "--dry-run"], ["--on", "rya"]):
+        assert main(["sweep", str(path), "--out", str(out), *options]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1 and not out.exists()
+    files.write_text(path, yaml.safe_dump({**tree, "resources": {"cpus": 0}}))
+    assert main(["sweep", str(path), "--out", str(out)]) == 2
+    assert f"{path}: resources.cpus = 0: must be >= 1" in capsys.readouterr().err
 
 
 def test_runs_inherit_the_allowed_code_of_the_sweep(plan: Callable[..., Plan]) -> None:

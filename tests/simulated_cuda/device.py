@@ -39,6 +39,8 @@ REPLACED: dict[str, Any] = {
     "is_bf16_supported": True,
     "get_device_name": "simulated",
     "max_memory_allocated": 0,
+    "memory_allocated": 0,
+    "memory_reserved": 0,
     "reset_peak_memory_stats": None,
     "mem_get_info": (64 << 30, 80 << 30),
     "manual_seed": None,

@@ -5,6 +5,7 @@ import torch
 
 from redistill.contracts import Batch, TokenSequence, items_of
 from redistill.data.collate import collate
+from redistill.generation import prefix
 from redistill.models.initialise import fresh_model
 from redistill.teachers.local import LocalTeacher
 from redistill.tensors import pad
@@ -131,6 +132,17 @@ def test_remembered_drafts_do_not_change_the_logits_of_their_revisions(in_traini
     torch.testing.assert_close(target(rows).log_softmax(-1), expected(rows).log_softmax(-1), rtol=1e-5, atol=1e-5)
     whole = revisions.input_ids_BT.numel()
     assert read == ([whole, whole] if in_training else [2 * 3, whole]), "two rows, three tokens at most behind what is known"
+
+
+def test_a_memory_that_is_too_small_is_reported_once(monkeypatch):
+    monkeypatch.setattr(prefix, "MEMORY_BYTES", 0)
+    lines: list[str] = []
+    teacher = LocalTeacher(fresh_model(LLAMA, seed=1), vocabulary=40, device="cpu", note=lines.append)
+    for _ in range(2):
+        with teacher.remembering():
+            teacher.rows(of_tokens(ROWS))
+        teacher.release()
+    assert len(lines) == 1 and "tokens of the teacher were not stored in one update, since the limit is 0.00 GiB" in lines[0]
 
 
 def test_release_drops_the_memory_of_the_last_step():

@@ -36,7 +36,8 @@ def sequence(sample, origin="dataset", tokens=3):
 
 
 def parts_of(objective):
-    return SimpleNamespace(learner=SimpleNamespace(objective=objective), pad_id=0, accelerator=SimpleNamespace(device="cpu"))
+    learner = SimpleNamespace(objective=objective, max_tokens=None)
+    return SimpleNamespace(learner=learner, pad_id=0, accelerator=SimpleNamespace(device="cpu"))
 
 
 def cut_in(size, gold, sampled, objective=None):

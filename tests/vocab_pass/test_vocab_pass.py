@@ -22,13 +22,13 @@ from redistill.vocab_pass import (
     PolicyGradientTerm,
     SpanTerm,
     chunk_budget,
+    cutting,
     dense_reference,
     row_statistics,
     sample_rows,
     vocab_pass,
-    walk,
 )
-from redistill.vocab_pass.walk import TILE_TENSORS
+from redistill.vocab_pass.cutting import TILE_TENSORS
 
 ROWS, DISTILLED, WIDTH, VOCABULARY, PADDED = 17, 12, 6, 11, 13
 
@@ -175,9 +175,9 @@ def test_tied_embeddings_get_both_gradients(budget):
 
 def test_larger_budgets_enlarge_blocks_and_not_tiles(monkeypatch):
     row = VOCABULARY * 8  # bytes in float64
-    monkeypatch.setattr(walk, "LEAST_CHUNK_BYTES", 4 * TILE_TENSORS * 2 * row)
-    monkeypatch.setattr(walk, "MOST_CHUNK_BYTES", 4 * TILE_TENSORS * 4 * row)
-    inside, above = (walk.cut_rows(walk.chunk_budget(size), row, compiled=False) for size in (1, 2**40))
+    monkeypatch.setattr(cutting, "LEAST_CHUNK_BYTES", 4 * TILE_TENSORS * 2 * row)
+    monkeypatch.setattr(cutting, "MOST_CHUNK_BYTES", 4 * TILE_TENSORS * 4 * row)
+    inside, above = (cutting.cut_rows(cutting.chunk_budget(size), row, compiled=False) for size in (1, 2**40))
     assert (inside.tile, above.tile) == (2, 2) and above.block == 2 * inside.block
     hidden, head, target = hidden_states(), make_head(torch.float64, **HEADS["everything"]), teacher()
     found, wanted = (each(hidden, head, target, all_terms(forward_kl))[0] for each in (vocab_pass, dense_reference))

@@ -84,13 +84,14 @@ def sweep(options: argparse.Namespace) -> None:
     plan = plan_sweep(options.recipe, options.overrides, out=options.out, only=options.only, allow_code=options.allow_code)
     found: dict[str, object] = {"name": plan.sweep.name, "folder": str(plan.folder)}
     if options.dry_run:
+        plan.executor(options.on, options.jobs)
         status = plan.statuses()
         runs = [(entry.label, entry.seed, entry.run.folder) for entry in plan.entries]
         rows = [{"label": label, "seed": seed, "folder": str(at), "status": status[at]} for label, seed, at in runs]
         _print(options, {**found, "runs": rows}, *plan.describe())
     else:
-        pages = run_sweep(plan, jobs=options.jobs)
-        _print(options, {**found, "files": list(map(str, pages))}, *pages)
+        pages, commands = run_sweep(plan, jobs=options.jobs, on=options.on)
+        _print(options, {**found, "files": list(map(str, pages)), "commands": commands}, *pages, *commands)
 
 
 def _load(options: argparse.Namespace) -> "Run":

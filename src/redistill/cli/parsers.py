@@ -152,6 +152,8 @@ def _sweep(group: Group) -> None:
     allow_host(parser)
     parser.add_argument("--out", type=path, help="output folder (default: runs/NAME)")
     parser.add_argument("--jobs", type=count, metavar="N", help="number of concurrent runs (default: one per core; 1 on a GPU)")
+    text = "local (default), ray or ray=ADDRESS (a Ray cluster), or slurm (write job scripts)"
+    parser.add_argument("--on", default="local", metavar="WHERE", help=text)
     add_repeatable(parser, "--only", "LABEL", "start only the runs of the sweep that have this label")
     add_private(parser)
     parser.add_argument("--dry-run", action="store_true", help="validate the sweep and list its runs without running them")

@@ -382,9 +382,9 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
     """Return a copy of a configuration without the fields that do not affect training.
 
-    These are the output folders, the trackers, and the decodings (sampling settings for additional test answers).
+    These are the output folders, the trackers, the decodings (sampling settings for additional test answers) and `measure`.
     """
-    kept = {name: item for name, item in tree.items() if name not in ("out", "tracking", "decodings")}
+    kept = {name: item for name, item in tree.items() if name not in ("out", "tracking", "decodings", "measure")}
     return {name: without_outputs(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
 
 

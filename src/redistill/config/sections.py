@@ -96,10 +96,12 @@ class TeacherConfig(ModelConfig):
         cache_form: What is stored of the teacher. "full": the teacher's hidden states, from which all logits are computed.
             "top_k": the teacher's most probable classes (token ids), and the total probability of all other classes.
             "sampled": classes that were sampled from the teacher's distributions.
+        quantise: "nf4" or "int8" stores the weights of the linear layers in 4 or 8 bits. If None, they are not quantised.
 
     Raises:
         ConfigError: `model` is empty; the dtype is unknown; `cache` is empty; `cache_dtype` is set, but the form is not "full";
-            or `cache_new_text` is set, but `cache` is not set or the form is not "full".
+            `cache_new_text` is set, but `cache` is not set or the form is not "full"; or `quantise` is set for a GGUF file or
+            with an adapter.
 
     Example:
         >>> TeacherConfig(model="openai-community/gpt2-large", dtype="bfloat16").capabilities.full_vocabulary
@@ -113,9 +115,15 @@ class TeacherConfig(ModelConfig):
     cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     cache_new_text: bool = False
     cache_form: Form = field(default_factory=Full)
+    quantise: Literal["nf4", "int8"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantise is not None and (self.adapter is not None or self.model.endswith(".gguf")):
+            raise ConfigError(
+                f"quantise = {self.quantise!r}: needs a teacher without adapter that is no GGUF file; remove quantise, or save "
+                "the teacher with save_pretrained first"
+            )
         if self.cache is not None and not self.cache.strip():
             raise ConfigError("cache = '': must be a folder, or null to load the model")
         if not isinstance(self.cache_form, Full) and self.cache_dtype != "auto":

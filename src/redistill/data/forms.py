@@ -6,7 +6,7 @@ reason. Texts are never changed to make a row usable.
 
 import reprlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from redistill.data.bad_rows import BadRow, filled, first_key, kind_of, text_of
@@ -19,6 +19,9 @@ Form = Literal["instruction/input/output", "prompt/completion", "messages", "con
 MAX_ROW_BYTES = 1_000_000
 """Maximum total size of the texts of a row, in bytes of UTF-8; a larger row is probably a file that was pasted by mistake."""
 
+MAX_CATEGORY = 60
+"""Maximum length of a row's category, in characters; a longer text is not a label and is ignored."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedRow:
@@ -26,7 +29,7 @@ class ParsedRow:
 
     The form names the keys of the row, such as "prompt/completion". The references are the answers of the row, all of which
     are correct. A row without an answer has no references. `used` contains the keys whose values the prompt or the
-    references contain. `answer` is the same as `Record.answer`.
+    references contain. `answer` and `category` are the same as the fields of `Record` with these names.
     """
 
     form: Form
@@ -34,10 +37,17 @@ class ParsedRow:
     references: tuple[str, ...]
     used: tuple[str, ...]
     answer: Turn | None = None
+    category: str = ""
 
     def record(self, record_id: str) -> Record:
         """Return the row as a record with this id."""
-        return Record(record_id=record_id, prompt=self.prompt, references=self.references, answer=self.answer)
+        return Record(
+            record_id=record_id,
+            prompt=self.prompt,
+            references=self.references,
+            answer=self.answer,
+            category=self.category,
+        )
 
 
 def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
@@ -78,7 +88,9 @@ def parse_row(row: object, *, require_answer: bool = True) -> ParsedRow:
     size = sum(len(text.encode()) for text in (*texts_of(parsed.prompt), *parsed.references, *answer_texts(parsed.answer)))
     if size > MAX_ROW_BYTES:
         raise BadRow("too large", f"has {size} bytes of text; a row may have at most {MAX_ROW_BYTES}")
-    return parsed
+    category = row.get("category")
+    is_label = isinstance(category, str) and 0 < len(category.strip()) <= MAX_CATEGORY
+    return replace(parsed, category=str(category).strip()) if is_label else parsed
 
 
 def unused_keys(row: Mapping[str, object], parsed: ParsedRow) -> Iterator[str]:
@@ -96,7 +108,8 @@ def unused_keys(row: Mapping[str, object], parsed: ParsedRow) -> Iterator[str]:
         ['topic']
     """
     for key, value in row.items():
-        if key not in parsed.used and value not in _EMPTY:
+        is_category = key == "category" and parsed.category != ""
+        if key not in parsed.used and value not in _EMPTY and not is_category:
             yield key
     if not isinstance(parsed.prompt, Conversation):
         return

@@ -5,7 +5,7 @@ numbers of tokens and sequences in the global batch. Only the cost differs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,6 +27,15 @@ class ReadCost:
 
     overhead_tokens: int
     max_tokens: int
+
+    def limited(self, max_tokens: int | None) -> "ReadCost":
+        """Return a copy with a further limit of tokens in a micro-batch, or none.
+
+        Example:
+            >>> ReadCost(48, 2048).limited(512).max_tokens, ReadCost(48, 2048).limited(None).max_tokens
+            (512, 2048)
+        """
+        return self if max_tokens is None else replace(self, max_tokens=min(self.max_tokens, max_tokens))
 
 
 # Measured on CPUs (docs/performance.md); the overhead on an accelerator is that of launching a thousand kernels.

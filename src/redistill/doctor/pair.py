@@ -11,7 +11,8 @@ from redistill.doctor.reading import ROWS_AT_ONCE, gold_batch
 from redistill.doctor.subject import Loaded, Subject
 from redistill.errors import NotFiniteError, VocabularyError, WeightsError
 from redistill.models.families import head
-from redistill.models.load import compatibility_warnings, end_token_ids
+from redistill.models.load import end_token_ids
+from redistill.models.tokenizers import compatibility_warnings
 from redistill.policies.order import gold_sequence
 from redistill.vocab_pass.rules import whole
 

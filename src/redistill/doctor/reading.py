@@ -13,8 +13,8 @@ from redistill.contracts import Batch, items_of
 from redistill.data.collate import collate
 from redistill.policies.order import gold_sequence
 from redistill.runs.opened import OpenRun
+from redistill.vocab_pass.cutting import cuts
 from redistill.vocab_pass.rules import whole
-from redistill.vocab_pass.walk import cuts
 
 ROWS_AT_ONCE = 64
 """Maximum number of targets whose logits exist at the same time."""

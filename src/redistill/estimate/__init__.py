@@ -15,9 +15,10 @@ import torch
 
 from redistill.config.run import Run
 from redistill.estimate.measurement import FEW, MORE, Layers, extrapolated, measure
-from redistill.estimate.recorder import Clock, Cost, Recorder, free, resident_bytes
+from redistill.estimate.recorder import Clock, Cost, Recorder, resident_bytes
 from redistill.estimate.sample_run import Sample, sample
 from redistill.estimate.shallow import blueprints
+from redistill.processes.memory import free
 from redistill.records import Json
 
 PARTS = ("write", "revise", "teacher reads", "student learns", "vocabulary pass", "optimiser")

@@ -87,14 +87,16 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
     opened = assemble(run, make_accelerator(run.training.precision), models, sample.data, Progress(enabled=False))
     opened = replace(opened, corpus=sample.corpus)
     learned = [parameter for parameter in opened.student.parameters() if parameter.requires_grad]
-    teaches = 0 if teacher is None else parameter_bytes(teacher)
+    teaches = teachers_saved = 0 if teacher is None else parameter_bytes(teacher)
+    if teacher is not None and layers.teacher:
+        teachers_saved = round(prints["teacher"].bytes_saved(teacher))
     sizes = {
         "student": parameter_count(student),
         "teacher": parameter_count(teacher) if teacher is not None and layers.teacher else 0,
         "trained": sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad),
         "weights": parameter_bytes(opened.student) + teaches,
         "gradients": sum(parameter.nbytes for parameter in learned),
-        "saved": prints["student"].bytes_saved(student) + (0 if layers.teacher else teaches),
+        "saved": prints["student"].bytes_saved(student) + teachers_saved,
     }
     for parameter in learned:
         parameter.grad = torch.zeros_like(parameter)

@@ -1,17 +1,16 @@
 """Records seconds and peak bytes of each part of an update."""
 
-import ctypes
-import gc
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch.autograd.profiler import profile, record_function
 
+from redistill.processes.memory import free
 from redistill.training.metrics import peak_bytes
 
 Clock = Callable[[], float]
@@ -132,11 +131,3 @@ def resident_bytes(device: torch.device) -> int:
     if not pages.exists():
         return peak_bytes(device)
     return int(pages.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def free() -> None:
-    """Free unused memory, and return it to the operating system if the C library can."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # another C library, which keeps little freed memory
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -155,6 +155,7 @@ def _notes(run: Run) -> list[str]:
     is_local = teacher is None or (isinstance(teacher, TeacherConfig) and teacher.is_loaded)
     is_tuned = isinstance(teacher, TeacherConfig) and teacher.finetune is not None
     is_quantised = lora is not None and lora.quantise != "none"
+    is_quantised |= isinstance(teacher, TeacherConfig) and teacher.quantise is not None
     length = f"every generated text is assumed to have the maximum length, {run.data.tokens.response_tokens} tokens"
     found = {
         length: policy.sampling is not None or policy.needs.teacher_text,

@@ -14,10 +14,12 @@ from redistill.config.sections import StudentConfig, TeacherConfig
 from redistill.errors import ConfigError, ModelError, first_line
 from redistill.estimate.recorder import Role
 from redistill.interfaces import CausalModel, ModelSettings
+from redistill.models.attention import check_attention, use_attention
 from redistill.models.families import layer_list
 from redistill.models.initialise import cast_weights, fresh_model
-from redistill.models.load import ModelConfig, checkpoint_activations, load_tokenizer, read_config
+from redistill.models.load import ModelConfig, load_tokenizer, read_config
 from redistill.models.lora import add_lora
+from redistill.models.recompute import checkpoint_activations
 from redistill.models.shorten import shortened_config
 
 # Bytes of a weight; nf4 has a scale of 8 bits for every 64 weights, and a scale of 32 bits for every 256 scales.
@@ -56,6 +58,8 @@ class Blueprint(NamedTuple):
         if source.dtype == "auto" and not isinstance(source, StudentConfig):
             dtype = getattr(self.config, "dtype", None) or dtype
         cast_weights(model, dtype)
+        check_attention(source.attention)
+        use_attention(model, source.attention, self.source.model)
         if isinstance(source, StudentConfig) and source.lora is not None:
             model = add_lora(model, source.lora, seed)
         if source.gradient_checkpointing:
@@ -63,16 +67,19 @@ class Blueprint(NamedTuple):
         return model
 
     def bytes_saved(self, model: nn.Module) -> float:
-        """Return the number of bytes that quantisation of the student's weights saves.
+        """Return the number of bytes that quantisation of the model's weights saves.
 
-        `model` is the student without quantisation.  The result is 0 if the run does not quantise.
+        `model` is the model without quantisation.  The result is 0 if the run does not quantise the model.
         """
         lora = self.source.lora if isinstance(self.source, StudentConfig) else None
-        if lora is None or lora.quantise == "none":
+        quantise = self.source.quantise if isinstance(self.source, TeacherConfig) else None if lora is None else lora.quantise
+        if quantise is None or quantise == "none":
             return 0.0
         layers = (layer for layer in layer_list(model)[1].modules() if type(layer) in (nn.Linear, Conv1D))
         weights = (weight for layer in layers for name, weight in layer.named_parameters() if name == "weight")
-        return sum(base.nbytes - base.numel() * _QUANTISED[lora.quantise] for base in weights if not base.requires_grad)
+        return sum(
+            base.nbytes - base.numel() * _QUANTISED[quantise] for base in weights if lora is None or not base.requires_grad
+        )
 
 
 def blueprints(run: Run) -> dict[Role, Blueprint]:

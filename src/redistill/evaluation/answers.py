@@ -45,11 +45,7 @@ class Answerer:
         A line of the responses file is a dict: it has the prompt, the answer, the references, the scores for `metrics`, and the
         number of generated tokens.
         """
-        limit = self.max_new_tokens
-        requests = [
-            GenerationRequest(prompt_ids=ids, max_new_tokens=limit, seed=seed, stream=("evaluate", dataset, record.record_id))
-            for record, ids in rows
-        ]
+        requests = [self.request(dataset, row, seed) for row in rows]
         lines = [
             {
                 "id": record.record_id,
@@ -62,6 +58,15 @@ class Answerer:
             for (record, _), generation in zip(rows, self.engine.generate(requests, self.sampling), strict=True)
         ]
         return [with_metrics(line, record, metrics) for line, (record, _) in zip(lines, rows)]
+
+    def request(self, dataset: str, row: Row, seed: int) -> GenerationRequest:
+        """Return the request for the answer to one prompt.
+
+        Its random numbers depend only on the seed, the name of the data set and the id of the record.
+        """
+        record, ids = row
+        stream = ("evaluate", dataset, record.record_id)
+        return GenerationRequest(prompt_ids=ids, max_new_tokens=self.max_new_tokens, seed=seed, stream=stream)
 
 
 def is_answer(line: object, metrics: Sequence[Metric]) -> bool:
@@ -83,11 +88,13 @@ def is_answer(line: object, metrics: Sequence[Metric]) -> bool:
 def with_metrics(line: Line, record: Record, metrics: Sequence[Metric]) -> Line:
     """Return a line of a responses file with exactly the scores of `metrics`.
 
-    Existing scores are kept, missing ones are computed from the response, and scores of other metrics are removed.
+    Existing scores are kept, missing ones are computed from the response, and scores of other metrics are removed.  The line
+    also has the category of the record, if the record has one.
     """
     scores = {m.name: line[m.name] if m.name in line else m.scored(line["response"], record) for m in metrics}
     before, after = ("id", "prompt", "response", "references"), ("tokens", "finished")
-    return {**{name: line[name] for name in before}, **scores, **{name: line[name] for name in after}}
+    category = {"category": record.category} if record.category else {}
+    return {**{name: line[name] for name in before}, **category, **scores, **{name: line[name] for name in after}}
 
 
 def response_scores(lines: Sequence[Line], metrics: Sequence[Metric]) -> dict[str, float]:

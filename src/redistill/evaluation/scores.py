@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,6 +14,7 @@ from redistill.errors import CheckpointError, ConfigError, DataError
 from redistill.evaluation.answers import Row
 from redistill.evaluation.decodings import Decoding, check_decodings
 from redistill.evaluation.folder import data_hash, model_hash
+from redistill.evaluation.measurements import MeasureConfig
 from redistill.evaluation.metrics import DEFAULT
 from redistill.models.load import parameter_bytes, parameter_count
 from redistill.records import Json, Record
@@ -50,6 +51,7 @@ class EvaluationConfig:
             "calibration": `ece`, the expected calibration error of the most probable token, in [0, 1].  "entropy":
             `student_entropy` and `teacher_entropy`, in nats per token.  "overlap": `top_overlap`, the fraction of the teacher's
             10 most probable tokens that are among the student's 10 most probable tokens.
+        measure: What is measured on a sample of the test prompts: latency, memory, and divergences by token.
 
     Raises:
         ConfigError: a value is out of range.
@@ -74,6 +76,7 @@ class EvaluationConfig:
     metrics: tuple[str, ...] = DEFAULT
     decodings: tuple[Decoding, ...] = ()
     teacher_forced: tuple[Literal["acceptance", "calibration", "entropy", "overlap"], ...] = ()
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
 
     def __post_init__(self) -> None:
         for name, hint in (("metrics", ""), ("seeds", "; the papers use 10, 20, ... 50")):

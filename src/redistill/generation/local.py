@@ -10,8 +10,9 @@ from torch import nn
 from redistill.contracts import BatchSize, Engine, EngineCapabilities, EngineTools, Generation, GenerationRequest, Sampling
 from redistill.errors import check_field
 from redistill.generation.generate import generate
-from redistill.generation.prefix import PrefixMemory
+from redistill.generation.prefix import PrefixMemory, memory_limit
 from redistill.interfaces import Autocast
+from redistill.models.families import head
 
 LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=True, deterministic=True, replacement=True)
 
@@ -57,6 +58,7 @@ class LocalEngineConfig:
             pad_id=tools.pad_id,
             batch_size=tools.batch_size,
             autocast=tools.autocast,
+            note=tools.note,
         )
 
 
@@ -72,6 +74,7 @@ class LocalEngine:
         pad_id: Token id that pads short prompts.
         batch_size: Number of sequences per batch.  If a call runs out of memory, it is retried with a smaller number.
         autocast: Function that returns the autocast context in which the models run.
+        note: Function that prints one line to the user.  It is called once if the prefix memory was too small.
 
     Attributes:
         memory: The prefix memory, which has the states of texts that were read or generated inside the context
@@ -100,6 +103,7 @@ class LocalEngine:
     pad_id: int
     batch_size: BatchSize
     autocast: Autocast = nullcontext
+    note: Callable[[str], None] | None = None
     memory: PrefixMemory | None = field(default=None, init=False)
 
     def sync(self, student: nn.Module, step: int) -> None:
@@ -132,11 +136,13 @@ class LocalEngine:
         The states of a prefix (keys, values and hidden states) are reused for later texts with the same prefix.  The weights
         must not change inside the context.
         """
-        self.memory = PrefixMemory()
+        self.memory = memory = PrefixMemory(memory_limit(head(self.model).weight_VD.device))
         try:
             yield
         finally:
             self.memory = None
+            if self.note is not None and memory.report("student", self.note):
+                self.note = None
 
 
 class MeteredEngine:

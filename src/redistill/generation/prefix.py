@@ -8,7 +8,7 @@ change.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,18 @@ from transformers.cache_utils import Cache
 
 from redistill.models.caches import CachedBody
 from redistill.models.families import body
+from redistill.processes.memory import unallocated_bytes
 from redistill.tensors import pad
 
 MEMORY_BYTES = 1 << 30
-"""Maximum size of a prefix memory in bytes; texts that would exceed this size are not stored."""
+"""Default maximum size of a prefix memory in bytes; texts that would exceed it are not stored."""
+DEVICE_PART = 4
+"""On a GPU, the maximum size is the unallocated memory divided by this number.
+
+A run has up to two prefix memories: one of the teacher, and one of the student.
+"""
+DEVICE_STEP_BYTES = 1 << 26
+"""On a GPU, the maximum size is a multiple of this number, so that a resumed run has the same maximum size."""
 FEW_TOKENS = 32
 """Texts with at most this number of unread tokens (tokens without stored states) are read in one group.
 
@@ -44,19 +52,54 @@ class PrefixStates:
     hidden_TD: torch.Tensor
 
 
+def memory_limit(device: torch.device | str) -> int:
+    """Return the maximum size of a prefix memory on a device, in bytes.
+
+    On a GPU it is a quarter of the unallocated memory, on a CPU 1 GiB.
+
+    Example:
+        >>> memory_limit("cpu") == MEMORY_BYTES
+        True
+    """
+    unallocated = unallocated_bytes(device)
+    return MEMORY_BYTES if unallocated is None else unallocated // DEVICE_PART // DEVICE_STEP_BYTES * DEVICE_STEP_BYTES
+
+
 class PrefixMemory:
     """Maps token ids of texts to the states of one model with fixed weights.
 
     The states of a text are the keys, values and last hidden states that the model computed for the tokens of the text.
 
     Args:
-        max_bytes: Maximum size of all states together, in bytes; a text that would exceed this limit is not stored.
+        max_bytes: Maximum size of all states together, in bytes; a text that would exceed it is not stored.
+
+    Attributes:
+        dropped_tokens: Number of tokens of the texts that were not stored because of the maximum size.
     """
 
     def __init__(self, max_bytes: int = MEMORY_BYTES) -> None:
         self._max_bytes, self._num_bytes = max_bytes, 0
         self._texts: list[TokenIds] = []  # sorted, so that the longest common prefix is with a neighbour
         self._states: dict[TokenIds, PrefixStates] = {}
+        self.dropped_tokens = 0
+
+    def report(self, model: str, note: Callable[[str], None]) -> bool:
+        """Report to the user if texts were not stored because of the maximum size.
+
+        Args:
+            model: The model of this memory, such as "teacher".
+            note: Function that prints one line to the user.
+
+        Returns:
+            True if `note` was called.
+        """
+        if not self.dropped_tokens:
+            return False
+        note(
+            f"prefix memory: {self.dropped_tokens} tokens of the {model} were not stored in one update, since the limit is "
+            f"{self._max_bytes / 2**30:.2f} GiB; the {model} runs on them again; a lower training.batch_size needs less memory"
+        )
+        return True
 
     def recall(self, token_ids: TokenIds) -> tuple[int, PrefixStates | None]:
         """Find the longest prefix of `token_ids` whose states are stored.
@@ -86,7 +129,10 @@ class PrefixMemory:
         keys, values = pairs[0]
         num_bytes = len(pairs) * (keys.nbytes + values.nbytes) + hidden_TD.nbytes
         is_even = all(part.shape == keys.shape for pair in pairs for part in pair)
-        if not is_even or self._num_bytes + num_bytes > self._max_bytes or self.recall(token_ids)[0] == len(token_ids):
+        if not is_even or self.recall(token_ids)[0] == len(token_ids):
+            return
+        if self._num_bytes + num_bytes > self._max_bytes:
+            self.dropped_tokens += len(token_ids)
             return
         kv_LXHTD = torch.stack([part for pair in pairs for part in pair]).unflatten(0, (len(pairs), 2))
         self._states[token_ids] = PrefixStates(kv_LXHTD, hidden_TD.clone())  # a view would keep its whole batch alive

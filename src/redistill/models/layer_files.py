@@ -15,6 +15,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from redistill.interfaces import CausalModel, ModelSettings
+from redistill.models.attention import Attention, use_attention
 from redistill.models.caches import check_cache
 from redistill.models.checked_model import checked_model
 from redistill.models.families import check_split, layer_list
@@ -41,6 +42,7 @@ class LayerFiles:
         settings: The config of the model.
         whole: The model without weights, on the device "meta".
         dtype: dtype of the weights in memory.
+        attention: Attention implementation of the models that are read; None for the default of the family.
     """
 
     name: str
@@ -48,6 +50,7 @@ class LayerFiles:
     settings: ModelSettings
     whole: CausalModel
     dtype: torch.dtype
+    attention: Attention | None = None
 
     @property
     def num_layers(self) -> int:
@@ -89,6 +92,7 @@ class LayerFiles:
         if (self.folder / GENERATION_CONFIG).is_file():
             fields = json_object(f"{self.name}: {GENERATION_CONFIG}", self.folder / GENERATION_CONFIG, "restore or remove it")
             model.generation_config = GenerationConfig.from_dict(fields)
+        use_attention(model, self.attention, self.name)
         return model.eval()
 
 
@@ -113,7 +117,14 @@ def layer_files(source: ModelConfig) -> Iterator[LayerFiles | None]:
     with one_kind_of_error(settings, tuple(range(settings.num_hidden_layers))), torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(settings)
     with checked_model(base.model, base.revision, downloads=True) as checked:
-        yield LayerFiles(name=source.model, folder=checked.folder, settings=settings, whole=whole, dtype=_DTYPES[source.dtype])
+        yield LayerFiles(
+            name=source.model,
+            folder=checked.folder,
+            settings=settings,
+            whole=whole,
+            dtype=_DTYPES[source.dtype],
+            attention=source.attention,
+        )
 
 
 def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> CausalModel | None:

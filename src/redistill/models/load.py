@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from redistill.errors import ConfigError, ModelError, WeightsError, check_field
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
 from redistill.models.adapters import Adapter, find_adapter, merge_adapter
+from redistill.models.attention import FLASH, Attention, check_attention, use_attention
 from redistill.models.caches import check_cache
 from redistill.models.chat_templates import check_chat_templates, two_turns
 from redistill.models.checked_model import CheckedModel, checked_model, checked_tokenizer
@@ -25,11 +26,12 @@ from redistill.models.families import check_split, text_config, unwrapped
 from redistill.models.gguf_files import check_gguf
 from redistill.models.quantised import Quantise, keep_trainable, loading_options, num_weights
 from redistill.models.reading import reading
+from redistill.models.recompute import checkpoint_activations
 from redistill.models.snapshots import ADAPTER_CONFIG, CONFIG, download_weights
 from redistill.models.tokenizers import check_ids, check_sentencepiece, check_tokenizer, damaged_file
 from redistill.models.values import check_values
 from redistill.models.weight_files import INDEX, SINGLE, Stored, stored_tensors
-from redistill.processes.memory import machine_bytes
+from redistill.processes.memory import device_bytes, machine_bytes
 from redistill.storage.redaction import printable
 
 # The implementations in transformers and torch; all other names select kernels that may be downloaded from the hub.
@@ -50,10 +52,12 @@ class ModelConfig:
             adapter, it is merged into the base model that the adapter's configuration names.
         revision: Branch, tag or commit of a hub model; if None, its main branch is used.
         adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
-        dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the dtype in the files.  Students are trained in
-            float32.
+        dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32;
+            with adapters, "bfloat16" is the dtype of the frozen weights.
         gradient_checkpointing: Whether activations are recomputed in the backward pass, which needs less memory and about a
             third more time.
+        attention: Attention implementation: "eager", "sdpa", or "flash_attention_2", which needs a GPU and the package
+            flash_attn. If None, it is the default of the model family, usually "sdpa".
 
     Raises:
         ConfigError: the name is empty or contains control characters, or the dtype is unknown.
@@ -72,6 +76,7 @@ class ModelConfig:
     adapter: str | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     gradient_checkpointing: bool = False
+    attention: Attention | None = None
 
     def __post_init__(self) -> None:
         if not self.model.strip():
@@ -83,23 +88,28 @@ class ModelConfig:
         check_field(self, "dtype", self.dtype in _DTYPES, one_of)
 
 
-def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[CausalModel, Tokenizer]:
+def load_model(
+    config: ModelConfig, quantise: Quantise = "none", device: torch.device | str = "cpu"
+) -> tuple[CausalModel, Tokenizer]:
     """Load a causal language model and its tokenizer.
 
     Args:
         config: The model, and the adapter that is merged into it.
-        quantise: Format of the quantised base of a QLoRA student, "nf4" or "int8"; "none" for every other model.
+        quantise: Format of the quantised weights, "nf4" or "int8"; "none" if they are not quantised.
+        device: Device to which weights are read one by one, so that the machine's memory never contains the whole model. GGUF
+            files, models with an adapter and quantised models are read to the CPU instead.
 
     Returns:
-        The model, in eval mode on the CPU, and its tokenizer.
+        The model, in eval mode, and its tokenizer.
 
     Raises:
-        ConfigError: `quantise` is "nf4" or "int8", and one of these conditions holds: bitsandbytes is not installed; the model
-            is a GGUF file; an adapter is merged into the model.
+        ConfigError: the attention implementation cannot be used; or `quantise` is "nf4" or "int8", and one of these conditions
+            holds: bitsandbytes is not installed; the model is a GGUF file; an adapter is merged into the model.
         ModelError: the model is missing, incomplete or damaged, or its family cannot be split into a body and an LM head.
         WeightsError: weights of the model are missing or have another shape than its config describes.
         NotFiniteError: weights or logits of the model are not finite, or a matrix has a weight above 10^12 in absolute value.
     """
+    check_attention(config.attention)
     base, adapter = base_and_adapter(config)
     if quantise != "none" and (adapter is not None or base.model.endswith(".gguf")):
         raise ConfigError(
@@ -108,12 +118,17 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         )
     with checked_model(base.model, base.revision, downloads=True) as checked:
         settings, tensors = _checked_settings(base, checked)
+        if adapter is not None or quantise != "none" or checked.gguf:
+            device = "cpu"
         if quantise == "none":
-            _check_memory(base, tensors)
+            _check_memory(base, tensors, device)
         tokenizer = load_tokenizer(config)
         compute_dtype = torch.float32 if base.dtype == "float32" else torch.bfloat16  # dtype of products with quantised weights
-        model = _read_weights(base, checked, settings, loading_options(quantise, compute_dtype))
+        placed = {} if torch.device(device).type == "cpu" else {"device_map": {"": device}}
+        model = _read_weights(base, checked, settings, loading_options(quantise, compute_dtype) | placed)
     keep_trainable(model)
+    if config.attention != FLASH:  # flash attention cannot run the checks below, which are on the CPU
+        use_attention(model, config.attention, config.model)
     check_values(base.model, model)
     _check_generation_config(base.model, model)
     with reading(f"{base.model}:", "check its config.json", failure="cannot process a test input of 8 tokens"):
@@ -125,6 +140,7 @@ def load_model(config: ModelConfig, quantise: Quantise = "none") -> tuple[Causal
         with reading(f"{config.model}:", f"check its {ADAPTER_CONFIG}", failure="cannot process a test input after the merge"):
             check_split(model, name=config.model)
     check_ids(config.model, tokenizer, text_config(model).vocab_size)
+    use_attention(model, config.attention, config.model)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     return model, tokenizer
@@ -191,25 +207,18 @@ def _check_generation_config(name: str, model: nn.Module) -> None:
             raise ModelError(f"{name}: generation_config.json: eos_token_id = {str(listed)[:60]!r}: must be token ids; fix it")
 
 
-def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored]) -> None:
-    """Reject weights that need more memory than this machine has."""
+def _check_memory(config: ModelConfig, tensors: Mapping[str, Stored], device: torch.device | str) -> None:
+    """Reject weights that need more memory than this machine or its GPU has."""
     width = {"float32": 4, "bfloat16": 2}.get(config.dtype)
     needed = sum(tensor.num_bytes if width is None else tensor.size * width for tensor in tensors.values())
-    memory = machine_bytes()
+    place, memory = "this machine", machine_bytes()
+    if (on_device := device_bytes(device)) is not None:
+        place, memory = "the GPU", on_device
     if memory is not None and needed > memory:
         raise ModelError(
-            f"{config.model}: its weights need {needed / 2**30:.1f} GiB as {config.dtype}, but this machine has "
+            f"{config.model}: its weights need {needed / 2**30:.1f} GiB as {config.dtype}, but {place} has "
             f"{memory / 2**30:.1f} GiB; use a smaller model, dtype: bfloat16, or a machine with more memory"
         )
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Enable gradient checkpointing.
-
-    The method of the model has another name in older releases of transformers.
-    """
-    enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009
-    enable({"use_reentrant": False})
 
 
 def end_token_ids(model: nn.Module, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -232,25 +241,6 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
         return None
     last = tokenizer(text, add_special_tokens=False)["input_ids"][-1]
     return int(last) if last in tokenizer.all_special_ids or last in tokenizer.added_tokens_decoder else None
-
-
-def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer, *, chat: bool = True) -> list[str]:
-    """Return warnings about differences between tokenizers with the same vocabulary.
-
-    Such differences may reduce the quality of the student. Chat templates are compared only if `chat` is True.
-    """
-    warnings = []
-    if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:
-        warnings.append(
-            f"the teacher's end token is {teacher_tokenizer.eos_token!r} and the student's {student_tokenizer.eos_token!r}: "
-            "the student learns the teacher's end token; set eos_token in one of the tokenizers if this is not intended"
-        )
-    if chat and teacher_tokenizer.chat_template != student_tokenizer.chat_template:
-        warnings.append(
-            "the teacher and the student have different chat templates: both models get prompts in the student's template; "
-            "a teacher trained on its own template may give worse answers"
-        )
-    return warnings
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -298,7 +288,7 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
             f"{config.model}: its adapter_config.json does not name its base model; set `model` to the base model and "
             "`adapter` to this adapter"
         )
-    base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype)
+    base = ModelConfig(model=own.base, revision=own.revision, dtype=config.dtype, attention=config.attention)
     try:
         second = find_adapter(base.model, base.revision)
     except ModelError as error:

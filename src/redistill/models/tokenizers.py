@@ -106,3 +106,22 @@ def check_ids(name: str, tokenizer: Tokenizer, rows: int) -> None:
             f"{name}: its tokenizer has id {highest} ({token[:60]!r}), but its embeddings have only {rows} rows; load the "
             "model's own tokenizer, or resize the embeddings (resize_token_embeddings) and save the model again"
         )
+
+
+def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer, *, chat: bool = True) -> list[str]:
+    """Return warnings about differences between tokenizers with the same vocabulary.
+
+    The differences may reduce the quality of the student. Chat templates are compared only if `chat` is set.
+    """
+    warnings = []
+    if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:
+        warnings.append(
+            f"the teacher's end token is {teacher_tokenizer.eos_token!r} and the student's {student_tokenizer.eos_token!r}: "
+            "the student learns the teacher's end token; set eos_token in one of the tokenizers if this is not intended"
+        )
+    if chat and teacher_tokenizer.chat_template != student_tokenizer.chat_template:
+        warnings.append(
+            "the teacher and the student have different chat templates: both models get prompts in the student's template; "
+            "a teacher trained on its own template may give worse answers"
+        )
+    return warnings

@@ -27,6 +27,20 @@ def python_module(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", name, *arguments]
 
 
+def current_umask() -> int:
+    """Return the permissions that new files of this process do not have.
+
+    Child processes on this machine inherit this mask; those on other machines do not.
+
+    Example:
+        >>> 0 <= current_umask() <= 0o777
+        True
+    """
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
 def child_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Build the environment of a child process.
 

@@ -1,10 +1,16 @@
-"""Out-of-memory handling: work is retried with half the batch size."""
+"""Out-of-memory handling, and the memory that a piece of work needs.
 
+Work that runs out of memory is retried with half the batch size.
+"""
+
+import ctypes
 import gc
 import os
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -34,6 +40,33 @@ def machine_bytes() -> int | None:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
 
 
+def device_bytes(device: torch.device | str) -> int | None:
+    """Return the memory of a CUDA device in bytes; None for other devices.
+
+    Example:
+        >>> device_bytes("cpu") is None
+        True
+    """
+    return _device_bytes(torch.device(device)) if torch.device(device).type == "cuda" else None
+
+
+@cache
+def _device_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[1]
+
+
+def unallocated_bytes(device: torch.device | str) -> int | None:
+    """Return the unallocated memory of a CUDA device in bytes; None for other devices.
+
+    This is the memory that tensors of this process may still use.  Memory of other processes is subtracted.
+    """
+    if torch.device(device).type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return min(total - allocated, free + reserved - allocated)
+
+
 def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
     """Return the result of `work`; if memory runs out, free memory and return None."""
     try:
@@ -46,6 +79,53 @@ def unless_out_of_memory(work: Callable[[], Result]) -> Result | None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+def free() -> None:
+    """Free unused memory, and return it to the operating system if the C library can."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # another C library, which keeps little freed memory
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def peak_growth(work: Callable[[], Result], device: torch.device) -> tuple[Result, int | None]:
+    """Call `work`; return its result and the growth of memory during the call.
+
+    Args:
+        work: The work.
+        device: Device of the work.  On a CUDA device, the memory of torch's allocator is measured.  On a CPU, it is the
+            resident memory of this process, which only Linux reports.
+
+    Returns:
+        The result of `work`, and the peak of memory during the call minus the memory before it, in bytes.  The growth is None
+        if the peak cannot be measured.
+
+    Example:
+        >>> found, growth = peak_growth(lambda: torch.ones(4_000_000).sum().item(), torch.device("cpu"))
+        >>> found, growth is None or growth > 1_000_000
+        (4000000.0, True)
+    """
+    free()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        return work(), torch.cuda.max_memory_allocated(device) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM, the peak, to the present size
+        before = _process_bytes("VmRSS")
+    except (OSError, ValueError):  # another system, or a container that forbids it
+        return work(), None
+    result = work()
+    return result, max(0, _process_bytes("VmHWM") - before)
+
+
+def _process_bytes(field: str) -> int:
+    """Return a field of /proc/self/status in bytes; raise a ValueError if the field is missing."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    if (found := re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)) is None:
+        raise ValueError(field)
+    return 1024 * int(found[1])
 
 
 class Halving:

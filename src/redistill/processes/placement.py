@@ -5,7 +5,7 @@ communicate.  Therefore all processes of a job must call them in the same order.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,9 @@ from torch import distributed, nn
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
+
+BUCKET_BYTES = 64 * 2**20
+"""Maximum size of a bucket, in bytes; a larger gradient is summed in a message of its own."""
 
 
 class Placement:
@@ -93,11 +96,21 @@ class Replicated(Placement):
             distributed.broadcast(tensor, src=0)
         return module
 
+    @torch.no_grad()
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes; every process must call this method."""
-        for parameter in parameters:
-            if parameter.grad is not None:
-                distributed.all_reduce(parameter.grad)
+        """Sum the gradients over all processes; collective.
+
+        Small gradients are copied into buckets (flat tensors), so that one message has many of them.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for bucket in _buckets(gradients, BUCKET_BYTES):
+            if len(bucket) == 1:
+                distributed.all_reduce(bucket[0])
+                continue
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            distributed.all_reduce(flat)
+            for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
 
 
 class Sharded(Placement):
@@ -164,6 +177,19 @@ class Sharded(Placement):
                 stack.callback(attributes.update, hooks)
                 attributes.update({name: OrderedDict() for name in hooks})
             yield
+
+
+def _buckets(gradients: Sequence[torch.Tensor], max_bytes: int) -> Iterator[list[torch.Tensor]]:
+    """Yield gradients in buckets of one dtype and device, of at most `max_bytes` unless a bucket has one gradient."""
+    bucket: list[torch.Tensor] = []
+    for gradient in gradients:
+        is_like = all((other.dtype, other.device) == (gradient.dtype, gradient.device) for other in bucket[:1])
+        if bucket and (not is_like or sum(other.nbytes for other in bucket) + gradient.nbytes > max_bytes):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
 
 
 def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

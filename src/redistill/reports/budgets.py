@@ -26,11 +26,13 @@ class Budgets:
     Args:
         unequal: One text per aspect that differs between runs; it lists each value with the labels of the runs that have it,
             such as "updates: 150 (sft), 300 (mgsr, kd)".
+        unequal_names: Names of these aspects, such as "updates".
         equal: One text per aspect that does not differ, such as "updates 150".
         unknown: Names of the aspects for which no run has recorded a value.
     """
 
     unequal: Sequence[str]
+    unequal_names: Sequence[str]
     equal: Sequence[str]
     unknown: Sequence[str]
 
@@ -61,7 +63,7 @@ def check_budgets(lineup: Lineup) -> Budgets:
     students = [entry.run.student for entry in lineup.entries if entry.run.student is not None]
     datasets = dict.fromkeys(name for student in students for name in student.datasets)
     prompts = [_Aspect(f"prompts of {name}", partial(_prompts, name)) for name in datasets]
-    unequal, equal, unknown = [], [], []
+    unequal, names, equal, unknown = [], [], [], []
     for aspect in (*_ASPECTS, seeds, *prompts):
         read = [(entry, aspect.read(entry)) for entry in lineup.entries]
         found = [(entry, None if value is None else _text(value)) for entry, value in read]
@@ -73,7 +75,8 @@ def check_budgets(lineup: Lineup) -> Budgets:
             equal.append(f"{aspect.name} {distinct[0]}" if len(distinct) == 1 else f"{aspect.name}, for each training seed")
         else:
             unequal.append(f"{aspect.name}: {_by_value(values, lineup)}")
-    return Budgets(unequal=unequal, equal=equal, unknown=unknown)
+            names.append(aspect.name)
+    return Budgets(unequal=unequal, unequal_names=names, equal=equal, unknown=unknown)
 
 
 def _agree(pairs: Iterable[tuple[int, str]]) -> bool:

@@ -13,7 +13,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from redistill.errors import ConfigError
+from redistill.reports.compare_page import page_of, repeat_command
+from redistill.reports.measured import Measured, read_measured
 from redistill.reports.pages import markdown_text, render
+from redistill.reports.published import read_published
 from redistill.reports.sheet import Comparison, comparison_of
 from redistill.storage import files
 from redistill.storage.redaction import plain_line
@@ -33,9 +36,15 @@ _TEX = {
 _FORMULA = re.compile(r"[\s'\"]*[=+\-@|%]")  # the start of a formula in spreadsheets
 
 
-def html(comparison: Comparison) -> str:
-    """Return the comparison as one self-contained HTML page without JavaScript."""
-    return render("compare.html", {"comparison": comparison})
+def html(measured: Measured, comparison: Comparison, command: str) -> str:
+    """Return the comparison as one self-contained HTML page.
+
+    Args:
+        measured: The compared runs.
+        comparison: Their comparison.
+        command: The command that builds the comparison, to be shown on the page.
+    """
+    return render("compare.html", {**page_of(measured, comparison), "command": command}, scripts=["responses.js"])
 
 
 def markdown(comparison: Comparison) -> str:
@@ -69,7 +78,8 @@ def csv_text(comparison: Comparison) -> str:
     return out.getvalue()
 
 
-FORMATS: dict[str, Callable[[Comparison], str]] = {".html": html, ".md": markdown, ".tex": latex, ".csv": csv_text}
+_TEXTS: dict[str, Callable[[Comparison], str]] = {".md": markdown, ".tex": latex, ".csv": csv_text}
+FORMATS = (".html", *_TEXTS)
 
 
 def build_comparison(
@@ -104,9 +114,13 @@ def build_comparison(
             raise ConfigError(
                 f"{path}: unknown suffix '{path.suffix}'; must be one of {', '.join(FORMATS)}; the suffix selects the format"
             )
-    comparison = comparison_of(folders, baseline=baseline, labels=labels, published=published)
+    tables = {name: read_published(name) for name in published}
+    measured = read_measured(folders, baseline, labels)
+    comparison = comparison_of(measured, tables)
     for path in outputs:
-        files.write_text(path, FORMATS[path.suffix](comparison))
+        write = _TEXTS.get(path.suffix)
+        command = repeat_command(folders, baseline, labels, published)
+        files.write_text(path, write(comparison) if write else html(measured, comparison, command))
     return comparison
 
 

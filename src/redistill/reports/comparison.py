@@ -165,15 +165,19 @@ def evaluations(run: RunFolder, baselines: Sequence[RunFolder]) -> list[Evaluati
     return [evaluation for evaluation in (run.teacher, run.before, *others, student) if evaluation is not None]
 
 
-def report_rows(models: Sequence[Evaluation]) -> list[Row]:
-    """Build one row per data set and model.
+def report_rows(models: Sequence[Evaluation], *, overall: bool = False) -> list[Row]:
+    """Build one row per data set and model, or one per primary metric and model.
 
     The reference model on a data set is the first baseline evaluated on it, else the student before training.
+
+    Args:
+        models: The evaluations, that of the run last.
+        overall: If True, data sets with the same primary metric are averaged.
     """
     entrants = [Entrant(label=model.label, role=model.role, trainings={0: model}) for model in models]
     references = [entrant for role in ("baseline", "before") for entrant in entrants if entrant.role == role]
-    columns = [Column(name, (name,), measures_of([name], models[::-1])) for name in dataset_names(models)]
-    return comparison_rows(entrants, columns, references)
+    singles = [Column(name, (name,), measures_of([name], models[::-1])) for name in dataset_names(models)]
+    return comparison_rows(entrants, [group[-1] for group in by_primary(columns(entrants))] if overall else singles, references)
 
 
 def dataset_names(models: Sequence[Evaluation]) -> list[str]:

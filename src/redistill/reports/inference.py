@@ -17,6 +17,30 @@ from redistill.reports.statistics import LEVEL, Interval, paired_bootstrap, sign
 POWER = 0.8
 
 
+@dataclass(frozen=True)
+class Variance:
+    """Variance of a mean difference, by the sample that would reduce it.
+
+    Args:
+        seeds: Part that is inversely proportional to the number of training seeds.
+        prompts: Part that is inversely proportional to the number of prompts.
+        residual: Part that is inversely proportional to the product of both numbers.
+
+    Example:
+        >>> Variance(seeds=1.0, prompts=3.0, residual=0.5).total
+        4.5
+    """
+
+    seeds: float
+    prompts: float
+    residual: float
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return self.seeds + self.prompts + self.residual
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
     """Difference between a model and the reference model on the same prompts.
@@ -33,6 +57,8 @@ class Contrast:
             training seeds.
         detectable: The smallest true difference that a test at the 5 % level detects with a power of 80 %, in the metric's
             unit.  It is computed for the same numbers of seeds and prompts, and the same variance; None with a single prompt.
+        variance: Variance of the difference, by source; None with a single prompt.  For a claim about the trained students, it
+            has only the part of the prompts.
     """
 
     interval: Interval
@@ -43,6 +69,7 @@ class Contrast:
     losses: int
     num_seeds: int
     detectable: float | None
+    variance: Variance | None
 
     @property
     def about(self) -> Literal["methods", "students"]:
@@ -64,10 +91,13 @@ def contrast(strata: Sequence[np.ndarray], num_seeds: int, sign: int) -> Contras
     wins, ties, losses = win_tie_loss([sign * stratum for stratum in strata])
     if num_seeds > 1:
         interval, p, detectable = crossed(strata)
+        variance = _components(strata).variance if detectable is not None else None
     else:
-        interval, p, detectable = paired_bootstrap(strata), sign_flip(strata), _detectable(*_error_of_prompts(strata))
+        error, freedom = _error_of_prompts(strata)
+        interval, p, detectable = paired_bootstrap(strata), sign_flip(strata), _detectable(error, freedom)
+        variance = None if error is None else Variance(0.0, error**2, 0.0)
     counts = {"wins": wins, "ties": ties, "losses": losses, "num_seeds": num_seeds}
-    return Contrast(interval=interval, p=p, p_holm=None, detectable=detectable, **counts)
+    return Contrast(interval=interval, p=p, p_holm=None, detectable=detectable, variance=variance, **counts)
 
 
 def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None]:
@@ -100,10 +130,45 @@ def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None
         >>> [round(each, 2) for each in (interval.lower, interval.difference, interval.upper, p, detectable)]
         [-0.81, 2.33, 5.48, 0.08, 3.87]
     """
-    num_seeds = len(strata[0])
-    means_KS = np.array([stratum.mean(axis=1) for stratum in strata])
-    seeds = float(means_KS.mean(axis=0).var(ddof=1)) / num_seeds
-    prompts, residuals = [], []  # variance of the mean and degrees of freedom, for each data set with two or more prompts
+    found = _components(strata)
+    seeds, of_prompts, of_residuals = (
+        sum(part for part, _ in parts) for parts in (found.seeds, found.prompts, found.residuals)
+    )
+    variance = max(seeds + of_prompts - of_residuals, seeds, of_prompts)
+    spread = sum(part**2 / freedom for part, freedom in [*found.seeds, *found.prompts, *found.residuals])
+    error, freedom = math.sqrt(variance), variance**2 / spread if spread else math.inf
+    difference = float(_of_seeds(strata).mean())
+    margin = _quantile((1 + LEVEL) / 2, freedom) * error
+    interval = Interval(difference, difference - margin, difference + margin)
+    return interval, _p_value(difference, error, freedom), _detectable(error, freedom)
+
+
+@dataclass(frozen=True)
+class _Components:
+    """The mean squares A, B and C of `crossed`, as pairs of the variance of the mean and its degrees of freedom.
+
+    `prompts` and `residuals` have a pair for each data set with two or more prompts.
+    """
+
+    seeds: Sequence[tuple[float, int]]
+    prompts: Sequence[tuple[float, int]]
+    residuals: Sequence[tuple[float, int]]
+
+    @property
+    def variance(self) -> Variance:
+        """The variance by source; a negative estimate of a part is replaced by 0."""
+        seeds, prompts, residual = (sum(part for part, _ in parts) for parts in (self.seeds, self.prompts, self.residuals))
+        return Variance(max(seeds - residual, 0.0), max(prompts - residual, 0.0), residual)
+
+
+def _of_seeds(strata: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean difference [data sets, training seeds]."""
+    return np.array([stratum.mean(axis=1) for stratum in strata])
+
+
+def _components(strata: Sequence[np.ndarray]) -> _Components:
+    num_seeds, of_seed = len(strata[0]), _of_seeds(strata).mean(axis=0)
+    prompts, residuals = [], []
     for stratum in strata:
         size = stratum.shape[1]
         if size > 1:
@@ -112,14 +177,7 @@ def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None
             freedom, scale = (num_seeds - 1) * (size - 1), num_seeds * size * len(strata) ** 2
             prompts.append((float(of_prompt.var(ddof=1)) / (size * len(strata) ** 2), size - 1))
             residuals.append((float((rest**2).sum()) / freedom / scale, freedom))
-    of_prompts, of_residuals = (sum(variance for variance, _ in part) for part in (prompts, residuals))
-    variance = max(seeds + of_prompts - of_residuals, seeds, of_prompts)
-    spread = sum(part**2 / freedom for part, freedom in [(seeds, num_seeds - 1), *prompts, *residuals])
-    error, freedom = math.sqrt(variance), variance**2 / spread if spread else math.inf
-    difference = float(means_KS.mean())
-    margin = _quantile((1 + LEVEL) / 2, freedom) * error
-    interval = Interval(difference, difference - margin, difference + margin)
-    return interval, _p_value(difference, error, freedom), _detectable(error, freedom)
+    return _Components([(float(of_seed.var(ddof=1)) / num_seeds, num_seeds - 1)], prompts, residuals)
 
 
 def _error_of_prompts(strata: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, float]:

@@ -13,7 +13,7 @@ from redistill.reports.folders import RunFolder, at, mapping, read_object, read_
 from redistill.storage import files
 
 SWEEP_FILE = "sweep.json"
-_NOT_THE_METHOD = {"seed", "out", "name"}  # settings that may differ between runs of one label
+NOT_THE_METHOD = {"seed", "out", "name"}  # settings that may differ between runs of one label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ def _labels(kinds: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]
 def _settings(run: RunFolder) -> str:
     """Return the recipe of a run as JSON, without seed, output folder and name."""
     config = mapping(at(run.description, "config"))
-    return json.dumps({name: value for name, value in config.items() if name not in _NOT_THE_METHOD}, sort_keys=True)
+    return json.dumps({name: value for name, value in config.items() if name not in NOT_THE_METHOD}, sort_keys=True)
 
 
 def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:

@@ -1,11 +1,13 @@
 """Renders templates: escapes all values, and formats numbers and texts.
 
-Model text is untrusted: all values are escaped, control characters are removed, and the Content-Security-Policy of each HTML
-page forbids loading resources and running scripts.
+Model text is untrusted: all values are escaped, and control characters are removed.  The Content-Security-Policy of each HTML
+page forbids loading resources.  It allows only the scripts that are inserted from the folder `templates/`, by their hashes.
 """
 
+import base64
+import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,25 +19,31 @@ from redistill.storage.redaction import plain, plain_line
 
 MAX_TEXT = 2000
 NOTHING = "–"
+_POLICY = ("style-src 'unsafe-inline'", "img-src data:", "base-uri 'none'", "form-action 'none'")
 
 
-def render(template: str, page: Mapping[str, object], escaped: Callable[[str], str] = plain) -> str:
+def render(
+    template: str, page: Mapping[str, object], escaped: Callable[[str], str] = plain, scripts: Sequence[str] = ()
+) -> str:
     """Fill in a template of the folder `templates/`, and return the text.
 
-    Every value is escaped; None is shown as a dash.
+    Every value is escaped; None is shown as a dash.  In addition to `page`, a template has the variables `policy` (the
+    Content-Security-Policy of an HTML page) and `scripts` (the texts of the scripts).
 
     Args:
         template: File name of the template.
         page: Variables of the template, by name.
         escaped: Function that escapes a text for the output format. A result of type `Markup` is inserted unchanged; any other
             result is also HTML-escaped.
+        scripts: File names of the page's own scripts in the folder `templates/`.  The policy allows only these scripts.
     """
 
     def finalize(value: object) -> str:
         return value if isinstance(value, Markup) else escaped(NOTHING if value is None else str(value))
 
+    loader = PackageLoader("redistill.reports")
     environment = Environment(
-        loader=PackageLoader("redistill.reports"),
+        loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
         finalize=finalize,
@@ -44,7 +52,24 @@ def render(template: str, page: Mapping[str, object], escaped: Callable[[str], s
     )
     filters = (score, difference, fixed, percent, large, short, visible, plain_line, files.slug)
     environment.filters |= {function.__name__: function for function in filters}
-    return environment.get_template(template).render(page)
+    texts = [loader.get_source(environment, script)[0] for script in scripts]
+    inserted = {"policy": Markup(policy(texts)), "scripts": list(map(Markup, texts))}
+    return environment.get_template(template).render({**page, **inserted})
+
+
+def policy(scripts: Sequence[str]) -> str:
+    """Return the Content-Security-Policy of a page that runs only these scripts.
+
+    Args:
+        scripts: The text of each inline script.
+
+    Example:
+        >>> policy(["start()"]).split("; ")[1]
+        "script-src 'sha256-DIm7WJS6ZKDYe5qFLPy+h4JFI9Bol5QmYC57mt3Fb00='"
+    """
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = " ".join(["script-src", *(f"'sha256-{found}'" for found in hashes)])
+    return "; ".join(["default-src 'none'", *([allowed] if scripts else []), *_POLICY])
 
 
 def markdown_text(text: str) -> Markup:

@@ -1,26 +1,23 @@
-"""Curves of a run as SVG.
+"""Curves of a run as SVG."""
 
-Text inherits its colour from the page, for light and dark mode. Output is deterministic: it contains no date and no random
-ids.  matplotlib is imported when the first curve is plotted.
-"""
-
-import io
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from redistill.records import ACCEPTANCE, FRACTION, PROPOSALS
+from redistill.reports.drawing import COLOURS, INK, drawn
 from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES, Measure
 from redistill.reports.logs import RunLog
 from redistill.reports.thinning import Bins, Curve
 from redistill.storage.redaction import plain
 
-INK = "#010203"  # placeholder, replaced by currentColor in the SVG
-COLOURS = ("#3b82c4", "#d97a2b", "#3f9b6a", "#b0569b", "#8a8f98")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MAX_LABEL = 40
-SIZE_INCHES = (4.0, 2.3)
 LEGEND_CHARACTERS = 32  # maximum length of all labels together for a legend in one row
 
 TRAINING = {
@@ -52,11 +49,12 @@ VALIDATION = {
     "eos_rate": "Responses that end with an end token, fraction",
 }
 _NOT_METRICS = ("kind", "step", "distinct_1", "distinct_2", *ACCEPTANCE)
-CLIPPING = {"kept_mass": "kept mass", "recovered": "recovered", "upper": "u", "lower": "l", "target_only": "target only"}
+CLIPPING = {"kept_mass": "kept mass", "recovered": "recovered", "target_only": "target only"}
+BOUNDS = {"upper": "u", "lower": "l"}
 
 KEPT_CLASSES = "kept_classes"
 MASSES = ("kept_mass", "top_mass", "dropped_above")  # inputs of `_mass_parts`
-TRAINING_NAMES = (*TRAINING, *dict.fromkeys((*CLIPPING, *MASSES)), KEPT_CLASSES)
+TRAINING_NAMES = (*TRAINING, *dict.fromkeys((*CLIPPING, *BOUNDS, *MASSES)), KEPT_CLASSES)
 """Names of the training metrics that have a chart."""
 
 
@@ -72,36 +70,56 @@ class Panel:
 
     group: str
     title: str
-    svg: str
+    svg: Markup
 
 
-def panels(log: RunLog, validated: Sequence[Measure] = ()) -> list[Panel]:
+def panels(log: RunLog, validated: Sequence[Measure] = (), baseline: tuple[str, str, RunLog] | None = None) -> list[Panel]:
     """Return the charts of all quantities in the log of a run.
 
     Args:
         log: The log, as `read_log` returns it for the names `TRAINING_NAMES`.
         validated: Metrics that validation may have logged; if empty, they are inferred from the log.
+        baseline: Labels of the run and of the baseline, and the log of the baseline.  Each chart with a single curve of the run
+            also has that of the baseline.
     """
+    own, other, theirs = baseline or ("", "", RunLog())
     scores = {measure.name: _title(measure) for measure in validated or _undescribed(log.validation)}
     charts = []
-    for group, curves, titles in (("training", log.train, TRAINING), ("validation", log.validation, scores | VALIDATION)):
-        charts += [
-            Panel(group, title, _plot([(title, curves[name].bins())])) for name, title in titles.items() if name in curves
-        ]
-    kept = [(label, log.train[name].bins()) for name, label in CLIPPING.items() if name in log.train]
-    if kept:
-        charts.append(Panel("clipping", "Clipping by DAC-KL, probabilities and fractions", _plot(kept, limits=(0, 1.02))))
-    if parts := _mass_parts(log.train):
-        title = "Kept and whole distribution of the teacher, probability mass"
-        charts.append(Panel("clipping", title, _plot(parts, limits=(0, 1), stacked=True)))
-    if KEPT_CLASSES in log.train:
-        bins = log.train[KEPT_CLASSES].bins()
-        logarithmic = bool(bins.highs.max() > 20 * bins.lows.min() > 0)
-        classes = [("kept classes", bins)]
-        charts.append(Panel("clipping", "Classes kept per token", _plot(classes, log=logarithmic)))
+    groups = (
+        ("training", log.train, theirs.train, TRAINING),
+        ("validation", log.validation, theirs.validation, scores | VALIDATION),
+    )
+    for group, curves, others, titles in groups:
+        for name in (name for name in titles if name in curves):
+            overlaid = [(plain(other)[:MAX_LABEL], others[name].bins())] if name in others else []
+            binned = [(plain(own)[:MAX_LABEL] if overlaid else titles[name], curves[name].bins()), *overlaid]
+            charts.append(Panel(group, titles[name], _plot(titles[name], binned)))
+    charts += _clipping(log.train)
     if log.origins:
         origins = [(plain(name)[:MAX_LABEL], log.origins[name].bins()) for name in sorted(log.origins)]
-        charts.append(Panel("training", "Origin of sequences, fraction", _plot(origins, limits=(0, 1), stacked=True)))
+        title = "Origin of sequences, fraction"
+        charts.append(Panel("training", title, _plot(title, origins, limits=(0, 1), stacked=True)))
+    return charts
+
+
+def _clipping(train: Mapping[str, Curve]) -> list[Panel]:
+    """Return the charts of the window of DAC-KL."""
+    charts = []
+    if kept := [(label, train[name].bins()) for name, label in CLIPPING.items() if name in train]:
+        title = "Mass that DAC-KL keeps, fraction"
+        charts.append(Panel("clipping", title, _plot(title, kept, limits=(0, 1.02))))
+    if bounds := [(label, train[name].bins()) for name, label in BOUNDS.items() if name in train]:
+        title = "Bounds u and l of the kept probabilities"
+        is_positive = all(bins.lows.min() > 0 for _, bins in bounds)
+        charts.append(Panel("clipping", title, _plot(title, bounds, log=is_positive)))
+    if parts := _mass_parts(train):
+        title = "Kept and whole distribution of the teacher, probability mass"
+        charts.append(Panel("clipping", title, _plot(title, parts, limits=(0, 1), stacked=True)))
+    if KEPT_CLASSES in train:
+        bins = train[KEPT_CLASSES].bins()
+        logarithmic = bool(bins.highs.max() > 20 * bins.lows.min() > 0)
+        title = "Classes kept per token"
+        charts.append(Panel("clipping", title, _plot(title, [("kept classes", bins)], log=logarithmic)))
     return charts
 
 
@@ -146,26 +164,21 @@ def _title(measure: Measure) -> str:
 
 
 def _plot(
-    binned: Sequence[tuple[str, Bins]], *, limits: tuple[float, float] | None = None, log: bool = False, stacked: bool = False
-) -> str:
-    """Plot curves, and return the <svg> element.
-
-    `binned` has the bins of each curve with its label.
+    title: str,
+    binned: Sequence[tuple[str, Bins]],
+    *,
+    limits: tuple[float, float] | None = None,
+    log: bool = False,
+    stacked: bool = False,
+) -> Markup:
+    """Plot curves, given as labelled bins, and return the <svg> element.
 
     A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
     means are plotted as stacked areas instead.  `limits` are the ends of the vertical axis; the axis is logarithmic if `log` is
     True.
     """
-    import matplotlib.style
-    from matplotlib.figure import Figure
 
-    # Keep text as text, and derive the ids of clip paths from the content.
-    style: dict[str, object] = {"svg.fonttype": "none", "svg.hashsalt": "redistill", "font.size": 9, "axes.linewidth": 0.6}
-    style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.style.context(["default", style]):
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
+    def paint(axes: "Axes") -> None:
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
         axes.set_xlabel("update")
         if stacked:
@@ -185,17 +198,5 @@ def _plot(
             position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
             for text in axes.legend(frameon=False, fontsize=8, ncols=columns, **position).get_texts():
                 text.set_parse_math(False)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(out.getvalue())
 
-
-def _inline(document: str) -> str:
-    """Return the <svg> element of a document, without its size and text colour.
-
-    The page sets the size and the text colour.
-    """
-    svg = document[document.index("<svg") :]
-    svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
-    svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    return svg.replace(INK, "currentColor").strip()
+    return drawn(paint, f"{title}, by update")

@@ -1,26 +1,35 @@
-"""The HTML report of a run: self-contained, without JavaScript, deterministic."""
+"""The HTML report of a run: one file, deterministic, readable without scripts."""
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
-from redistill.records import ACCEPTANCE, PROPOSALS, Json
+from redistill.records import ACCEPTANCE, Json
 from redistill.reports import plots
-from redistill.reports.comparison import GENERATED, Row, dataset_names, evaluations, measures_of, report_rows
-from redistill.reports.folders import Evaluation, RunFolder, at, decoding_title, log_lines, mapping, number, read_run
-from redistill.reports.logs import read_log, read_revisions
+from redistill.reports.answers import answers_section
+from redistill.reports.budgets import check_budgets
+from redistill.reports.categories import has_categories
+from redistill.reports.comparison import Column, Row, dataset_names, evaluations, measures_of, report_rows
+from redistill.reports.costs import machines, teacher_cost
+from redistill.reports.facts import command_of, cost_of, lineup_of
+from redistill.reports.folders import Measure, RunFolder, distinct_labels, log_lines, mapping, read_run
+from redistill.reports.lineup import Entry
+from redistill.reports.logs import Line, RunLog, read_log, read_revisions
+from redistill.reports.overview import overview_of
 from redistill.reports.pages import render
-from redistill.reports.statistics import deviation, mean, spread
+from redistill.reports.results import results_section
+from redistill.reports.settings import different_settings
+from redistill.reports.sizes import model_sizes, size_table
+from redistill.reports.tables import Table, cost_table
+from redistill.reports.thinning import Spaced
+from redistill.reports.tokens import tokens_section
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
 
-NUM_ANSWERS = 12
 NUM_REVISIONS = 8
 NUM_EVENTS = 20
-FIGURES = ("parameters", "bytes", "tokens_per_s")
 
 
 def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | None = None) -> Path:
@@ -42,7 +51,8 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
         OutputError: the page cannot be written.
     """
     path = run_folder / "report.html" if out is None else out
-    files.write_text(path, render("report.html", _page(read_run(run_folder), [read_run(folder) for folder in baselines])))
+    page = _page(read_run(run_folder), [read_run(folder) for folder in baselines])
+    files.write_text(path, render("report.html", page, scripts=["responses.js"]))
     return path
 
 
@@ -97,37 +107,86 @@ def _flat(row: Row) -> dict[str, object]:
 
 def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
     """Return the variables for the template of the report, by name."""
-    models, own = evaluations(run, baselines), [found for found in (run.student, run.before) if found is not None]
+    models, rows = evaluations(run, baselines), report_rows(evaluations(run, baselines))
+    overall = report_rows(models, overall=True)
+    versus = next((row.versus for row in overall if row.role == "student"), None)
+    labels = distinct_labels([run, *baselines])
+    lineup = lineup_of([run, *baselines], labels) if baselines else None
     log = read_log(log_lines(run.path / "metrics.jsonl"), plots.TRAINING_NAMES)
     revisions = read_revisions(log_lines(run.path / "revisions.jsonl"))
-    rows = report_rows(models)
-    drafts = [row for row in rows if row.scores["acceptance"] is not None]
-    data = _data(mapping(run.description.get("data")))
+    tokens = tokens_section(run)
     needed = {
         "scores of this run (scores.json)": run.student,
         "scores of the teacher (teacher/scores.json)": run.teacher,
         "scores of the student before training (before/scores.json)": run.before,
+        "categories of test rows (responses/*.jsonl)": run.student is None or has_categories(run.student),
+        "latency (scores.json)": run.student is None or run.student.scores.get("latency"),
         "training metrics (metrics.jsonl)": log,
+        "cost of training (run.json)": run.description.get("cost"),
         "corrections (revisions.jsonl; only methods with SCRG record them)": revisions.count,
+        "divergences by token (positions.jsonl; only with a local teacher)": tokens,
         **{f"scores of the baseline {baseline.name}": baseline.student for baseline in baselines},
     }
     return {
         "name": run.name,
-        "run": {key: run.description.get(key) for key in ("method", "status", "created", "commit", "command")},
-        "qualities": list(_qualities(rows)),
-        "decodings": [] if run.student is None else list(_decodings(run.student)),
-        "drafts": [list(found) for _, found in itertools.groupby(drafts, key=lambda row: row.column)],
-        "proposals": range(1, PROPOSALS + 1),
-        "datasets": [list(found) for _, found in itertools.groupby(rows, key=lambda row: row.column)],
-        "primaries": list(dict.fromkeys(row.measures[0].heading for row in rows)),
-        "answers": list(_answers(models)),
-        "charts": plots.panels(log, measures_of(dataset_names(own), own)),
+        "run": {key: run.description.get(key) for key in ("method", "status", "created", "commit")},
+        "overview": overview_of([run, *baselines], models, rows, overall, log, revisions, lineup),
+        **results_section(models, rows),
+        "answers": answers_section(models, versus),
+        "charts": plots.panels(log, _validated(run), _baseline_log(labels, baselines)),
+        **_logged(log, revisions),
+        "sizes": model_sizes(run),
+        "size_table": size_table(run, models, [row for row in overall if row.measures == overall[0].measures])
+        if overall
+        else None,
+        "cost_table": _cost_table([run, *baselines], labels, overall),
+        "changes": [] if lineup is None else different_settings(lineup),
+        "budgets": None if lineup is None else check_budgets(lineup),
+        "tokens": tokens,
+        **_setup(run),
+        "missing": [what for what, found in needed.items() if not found],
+    }
+
+
+def _validated(run: RunFolder) -> tuple[Measure, ...]:
+    """Return the metrics that validation may have logged."""
+    own = [found for found in (run.student, run.before) if found is not None]
+    return measures_of(dataset_names(own), own)
+
+
+def _baseline_log(labels: Sequence[str], baselines: Sequence[RunFolder]) -> tuple[str, str, RunLog] | None:
+    """Return the labels of the run and of its first baseline, and the log of the baseline; None if it has no log."""
+    if not baselines:
+        return None
+    log = read_log(log_lines(baselines[0].path / "metrics.jsonl"), plots.TRAINING_NAMES)
+    return (labels[0], labels[1], log) if log else None
+
+
+def _logged(log: RunLog, revisions: Spaced[Line]) -> dict[str, object]:
+    """Return the variables for events and corrections."""
+    return {
         "events": log.events.items(NUM_EVENTS),
         "kinds": sorted(log.kinds.items()),
         "num_events": log.events.count,
         "revisions": revisions.items(NUM_REVISIONS),
         "num_revisions": revisions.count,
-        "sizes": _sizes(run),
+    }
+
+
+def _cost_table(runs: Sequence[RunFolder], labels: Sequence[str], overall: Sequence[Row]) -> Table | None:
+    """Return the training cost of the run and its baselines beside their scores; None if nothing was recorded."""
+    costs = {label: cost_of(run) for label, run in zip(labels, runs, strict=True)}
+    if not overall or all(cost.figures["seconds"] is None for cost in costs.values()):
+        return None
+    entries = [Entry(label=label, seed=0, run=run) for label, run in zip(labels, runs, strict=True)]
+    column = Column(overall[0].column, (overall[0].column,), overall[0].measures)
+    return cost_table(costs, teacher_cost(entries), column, overall, machines(entries))
+
+
+def _setup(run: RunFolder) -> dict[str, object]:
+    """Return the variables for data, recipe, machine and versions."""
+    data = _data(mapping(run.description.get("data")))
+    return {
         "data": data,
         "columns": list(dict.fromkeys(key for about in data.values() for key in about)),
         "spans": mapping(run.description.get("spans")),
@@ -137,49 +196,8 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         ),
         "machine": mapping(run.description.get("machine")),
         "versions": mapping(run.description.get("versions")),
-        "missing": [what for what, found in needed.items() if not found],
+        "command": command_of(run),
     }
-
-
-def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
-    """Yield one dict per primary metric, with the mean scores of student and teacher.
-
-    Means are taken over the data sets with this primary metric.  The value of "gain" is the mean difference between the student
-    and the reference model: the first baseline, or the student before training if there is no baseline.
-    """
-    for primary in dict.fromkeys(row.measures[0] for row in rows if row.role == "student"):
-        scored = [row for row in rows if row.measures[0] == primary]
-        student = [row for row in scored if row.role == "student"]
-        compared = [row for row in student if row.interval is not None]
-        yield {
-            "primary": primary,
-            "num_datasets": len(student),
-            "student": mean(row.primary.mean for row in student if row.primary.mean is not None),
-            "teacher": mean(row.primary.mean for row in scored if row.role == "teacher" and row.primary.mean is not None),
-            "compared": compared,
-            "gain": mean(row.interval.difference for row in compared if row.interval is not None),
-            "num_ahead": sum(row.tone > 0 for row in compared),
-        }
-
-
-def _decodings(student: Evaluation) -> Iterator[dict[str, object]]:
-    """Yield one dict for each data set with further decodings.
-
-    A dict has the scores of the student for each decoding; the main decoding is the first.
-    """
-    for dataset in student.datasets:
-        if not (titles := student.decodings(dataset)):
-            continue
-        measures, rows = student.measures(dataset), []
-        main = decoding_title(student.settings.get("sampling"))
-        names = dict[str | None, str]({None: f"main ({main})"}) | titles
-        for name, title in names.items():
-            scores = (*(measure.name for measure in measures), *GENERATED)
-            found = {each: list(student.seed_scores(dataset, each, name).values()) for each in scores}
-            means = {each: mean(values) for each, values in found.items()}
-            primary = found[measures[0].name]
-            rows.append({"title": title, "means": means, "deviation": deviation(primary), "num_seeds": len(primary)})
-        yield {"dataset": dataset, "measures": measures, "rows": rows}
 
 
 def _data(manifest: Mapping[str, Json]) -> dict[str, dict[str, Json]]:
@@ -191,42 +209,3 @@ def _data(manifest: Mapping[str, Json]) -> dict[str, dict[str, Json]]:
     for role, counts in mapping(manifest.get("templates")).items():
         data.setdefault(role, {})["templates"] = ", ".join(f"{count} {name}" for name, count in mapping(counts).items())
     return data
-
-
-def _sizes(run: RunFolder) -> dict[str, dict[str, object]]:
-    """Return the name, the sizes and the speed of the models "teacher" and "student".
-
-    The sizes are the number of parameters and the memory in bytes; the speed is in tokens per second.  A value that the
-    evaluation measured takes precedence over the value in run.json.
-    """
-    sizes: dict[str, dict[str, object]] = {}
-    for role, evaluation in (("teacher", run.teacher), ("student", run.student)):
-        recorded = mapping(at(run.description, "models", role))
-        measured = {} if evaluation is None else evaluation.scores
-        figures = {
-            key: number(found[key]) for found in (recorded, measured) for key in FIGURES if number(found.get(key)) is not None
-        }
-        if recorded or measured:
-            sizes[role] = {"name": str(recorded.get("name") or measured.get("model") or role), **figures}
-    return sizes
-
-
-def _answers(models: Sequence[Evaluation]) -> Iterator[dict[str, object]]:
-    """Yield prompts of each data set, with the responses of all models.
-
-    The prompts are evenly spaced in the ranking by the score of the last model; the prompt with the worst score is first. The
-    responses are those for the lowest evaluation seed.
-    """
-    first: dict[str, list[tuple[Evaluation, Mapping[str, Mapping[str, Json]]]]] = {}
-    for dataset in dataset_names(models):
-        for model in models:
-            seeds = model.answers.get(dataset)
-            if seeds and (lines := seeds[min(seeds, key=int)]):
-                first.setdefault(dataset, []).append((model, lines))
-    for index, (dataset, found) in enumerate(first.items()):
-        ranked, lines = found[-1]
-        primary = ranked.measures(dataset)[0]
-        goodness = {prompt: primary.sign * (number(line.get(primary.name)) or 0.0) for prompt, line in lines.items()}
-        for prompt in spread(goodness, NUM_ANSWERS // len(first) + (index < NUM_ANSWERS % len(first))):
-            answers = [(model, answered[prompt]) for model, answered in found if prompt in answered]
-            yield {"dataset": dataset, "id": prompt, "primary": primary, "line": lines[prompt], "answers": answers}

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from redistill.errors import CheckpointError
 from redistill.records import ACCEPTANCE
 from redistill.reports.budgets import Budgets, check_budgets
 from redistill.reports.comparison import (
@@ -14,16 +12,14 @@ from redistill.reports.comparison import (
     Entrant,
     Row,
     by_primary,
-    columns,
-    comparison_rows,
     decodings_of,
-    entrants,
     estimate,
 )
-from redistill.reports.costs import PEAK, SUMMED, Cost, machines, method_cost, teacher_cost
+from redistill.reports.costs import PEAK, SUMMED, Cost, machines, teacher_cost
 from redistill.reports.inference import Contrast
-from redistill.reports.lineup import read_lineup
-from redistill.reports.published import Published, read_published
+from redistill.reports.measured import Measured
+from redistill.reports.published import Published
+from redistill.reports.ranking import conclusions
 from redistill.reports.statistics import FLIPS, RESAMPLES, TIE
 from redistill.reports.tables import (
     Table,
@@ -57,6 +53,7 @@ class Comparison:
     Args:
         name: Title of the comparison.
         baseline: Label of the runs that the others are compared with.
+        verdict: The main results as sentences, one list for each primary metric.
         tables: Scores, differences, decodings, other scores, acceptance, costs and published values, in this order.  Scores,
             other scores and acceptance have one table per primary metric; differences and decodings have one table per column.
         budgets: Budgets and settings that are equal in all runs, and budgets and settings that differ.
@@ -69,6 +66,7 @@ class Comparison:
 
     name: str
     baseline: str
+    verdict: Sequence[Sequence[str]]
     tables: Sequence[Table]
     budgets: Budgets
     tests: str
@@ -77,25 +75,15 @@ class Comparison:
     fields: Sequence[str]
 
 
-def comparison_of(
-    folders: Sequence[Path], *, baseline: str | None = None, labels: Sequence[str] = (), published: Sequence[str] = ()
-) -> Comparison:
-    """Return the comparison of finished runs, without writing files.
+def comparison_of(measured: Measured, published: Mapping[str, Published] | None = None) -> Comparison:
+    """Build the comparison of runs, independent of the output format.
 
-    The arguments and errors are those of `build_comparison`.
+    Args:
+        measured: The runs, as `measure` returns them.
+        published: Published tables of the MGSR paper (arXiv 2407.10068) to include, by name.
     """
-    tables = {name: read_published(name) for name in published}
-    lineup = read_lineup(folders, baseline, labels)
-    models = entrants(lineup)
-    over = columns(models)
-    if not over:
-        raise CheckpointError(
-            f"{', '.join(map(str, folders))}: no test set was evaluated; list at least one in data.tests of the recipe"
-        )
-    rows = comparison_rows(models, over, [model for model in models if model.label == lineup.baseline and model.is_method])
-    costs = {label: method_cost(lineup.of(label)) for label in lineup.labels}
-    teacher = teacher_cost(lineup.entries)
-    groups = by_primary(over)
+    lineup, models, over, rows = measured.lineup, measured.models, measured.columns, measured.rows
+    tables, groups = published or {}, by_primary(over)
     contrasts = [
         contrast_table(column, rows, lineup.baseline, is_detail=column is not group[-1])
         for group in groups
@@ -107,23 +95,25 @@ def comparison_of(
         for column in (group[-1], *group[:-1])
     ]
     drafts = [acceptance_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)]
+    used = machines(lineup.entries)
     return Comparison(
         name=lineup.name,
         baseline=lineup.baseline,
+        verdict=conclusions(measured),
         tables=[
             *(score_table(models, group, rows, apart=index > 0) for index, group in enumerate(groups)),
             *(table for table in contrasts if table is not None),
             *(table for table in decodings if table is not None),
             *(other_scores_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)),
             *(table for table in drafts if table is not None),
-            cost_table(costs, teacher, groups[0][-1], rows, machines(lineup.entries)),
+            cost_table(measured.costs, teacher_cost(lineup.entries), groups[0][-1], rows, used),
             *(published_table(name, table) for name, table in tables.items()),
         ],
         budgets=check_budgets(lineup),
         tests=TESTS,
         left_out=lineup.left_out,
         records=[
-            *_records(rows, costs),
+            *_records(rows, measured.costs),
             *_decoding_records(models, over),
             *(line for name, table in tables.items() for line in _published_records(name, table)),
         ],

@@ -13,8 +13,9 @@ from rich.text import Text
 from redistill.processes.streams import console
 from redistill.records import FRACTION, PROPOSALS, Json
 from redistill.reports.comparison import Row
-from redistill.reports.folders import Evaluation
+from redistill.reports.folders import Evaluation, at, number
 from redistill.reports.judgements import Judgement
+from redistill.reports.pages import large
 from redistill.reports.report import summary_rows
 from redistill.reports.sheet import Comparison
 from redistill.reports.statistics import deviation, mean
@@ -60,7 +61,8 @@ def _summary(rows: Sequence[Row]) -> Table:
 def print_scores(scores: Mapping[str, object]) -> None:
     """Print the scores of one model, as means over evaluation seeds.
 
-    The primary metric of a data set is printed with its standard deviation over seeds.
+    The primary metric of a data set is printed with its standard deviation over seeds.  Below the table are the latency and the
+    memory of answers that were generated one at a time, if they were measured.
 
     Args:
         scores: Content of scores.json.
@@ -77,7 +79,14 @@ def print_scores(scores: Mapping[str, object]) -> None:
             over = deviation(found) if measure == model.measures(dataset)[0] else None
             cells.append(_spread(mean(found), over, measure.unit))
         table.add_row(*map(_text, (*cells, _shown(length, "{:.0f} tokens"), _shown(ended, "{:.0%}"))))
-    console().print(table)
+    page = console()
+    page.print(table)
+    median, tail = (number(at(model.scores, "latency", name)) for name in ("p50_s", "p95_s"))
+    if median is not None:
+        size = number(model.scores.get("peak_bytes"))
+        memory = "" if size is None else f"; peak memory {large(size, 'G')}B"
+        latency = f"median {median:.3g} s, 95th percentile {_shown(tail, '{:.3g}')} s"
+        page.print(_text(f"latency of one answer at a time: {latency}{memory}"))
 
 
 def print_acceptance(scores: Mapping[str, object]) -> None:
@@ -127,12 +136,16 @@ def print_judgements(found: Sequence[Judgement]) -> None:
 
 
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:
-    """Print the tables of a comparison, its unequal settings and unfinished runs.
+    """Print the verdict and the tables of a comparison.
+
+    Unequal settings and unfinished runs are listed below the tables.
 
     No table is printed if `tables` is False. Tables whose attribute `is_detail` is True are too wide for a terminal and are
     never printed.
     """
     page = console()
+    for sentences in comparison.verdict:
+        page.print(_text(" ".join(sentences)))
     for table in (table for table in comparison.tables if tables and not table.is_detail):
         shown = _table(table.columns, texts=table.columns[:1])
         shown.title, shown.title_justify = _text(table.title), "left"

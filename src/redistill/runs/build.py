@@ -18,20 +18,25 @@ from redistill.data.spans.extract import SpanExtractor
 from redistill.data.spans.mark import SpanMarker
 from redistill.data.tokenize import TokenizeConfig
 from redistill.evaluation.evaluator import Evaluator, build_local_engine
+from redistill.evaluation.measurements import MeasureConfig
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.generation.prefix import PrefixReader
 from redistill.generation.vllm import VllmEngine, VllmEngineConfig
 from redistill.interfaces import Tokenizer
+from redistill.models.activations import activation_bytes, token_limit
 from redistill.models.families import head
+from redistill.models.load import parameter_bytes
 from redistill.policies import GoldBatches, Policy, PolicyTools, Revision, Scorer, Shuffled
 from redistill.policies.ahead import AheadSource
 from redistill.policies.legacy import legacy_sequence
 from redistill.policies.revised import revises
 from redistill.policies.source import Source
+from redistill.processes.memory import device_bytes
 from redistill.runs.external import SOURCE, built
 from redistill.runs.opened import OpenRun
-from redistill.runs.revisions import log_revision
+from redistill.runs.revisions import RevisionLog
+from redistill.teachers.local import LocalTeacher
 from redistill.training.curriculum import Curriculum
 from redistill.training.guards import CollapseMonitor, EarlyStopping, Event, UpdateGuard
 from redistill.training.optimiser import parameter_groups
@@ -59,6 +64,7 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
         objective=objective,
         teacher=run.teacher,
         curriculum=Curriculum(objective.divergence, run.schedule.updates),
+        max_tokens=max_tokens(run),
     )
     held_out = (run.data.validation, run.data.validation_examples)
     return Parts(
@@ -75,6 +81,24 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
         end_ids=run.models.end_ids,
         seed=config.seed,
     )
+
+
+def max_tokens(run: OpenRun) -> int | None:
+    """Return how many tokens of a micro-batch fit into memory.
+
+    The result is None on a CPU.  It is estimated from the sizes of weights, gradients, optimiser state and activations, so it
+    is the same in a resumed run.
+    """
+    memory, config, models = device_bytes(run.accelerator.device), run.config, run.models
+    if memory is None:
+        return None
+    trained = sum(parameter.nbytes for parameter in run.student.parameters() if parameter.requires_grad)
+    student = parameter_bytes(run.student) + 3 * trained  # gradients, and two moments of AdamW
+    if run.placement.passes_communicate:  # each process has a part
+        student //= run.processes.world
+    occupied = student + (0 if models.teacher is None else parameter_bytes(models.teacher))
+    is_bf16 = config.training.precision == "bf16" or config.student.dtype == "bfloat16"
+    return token_limit(memory, occupied, activation_bytes(models.student, 2 if is_bf16 else 4))
 
 
 def _guards(run: OpenRun) -> Guards:
@@ -113,7 +137,9 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
         run: The run, with loaded models and data.
         model: The language model of the student.
     """
-    models, config = run.models, replace(run.config.evaluation, decodings=())  # further decodings are for the trained student
+    models = run.models
+    # Further decodings and measurements are for the trained student.
+    config = replace(run.config.evaluation, decodings=(), measure=MeasureConfig(prompts=0))
     return Evaluator(
         model=model,
         tokenizer=models.tokenizer,
@@ -181,9 +207,8 @@ def build_policy(run: OpenRun) -> Policy:
     """
     config, models = run.config, run.models
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
-    on_revision = partial(log_revision, config, models.tokenizer) if run.processes.is_main else lambda revision: None
-    tools = build_policy_tools(run, gold, on_revision)
     marker = None if run.spans is None else build_marker(config, run.spans, models.tokenizer, models.end_ids)
+    tools = build_policy_tools(run, gold, _revision_log(run, marker) if run.processes.is_main else lambda revision: None)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
     drawing = partial(remembering, run) if revises(node) else nullcontext
     source: Source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
@@ -251,6 +276,20 @@ def build_marker(config: Run, spans: SpanExtractor, tokenizer: Tokenizer, end_id
     return SpanMarker(spans, tokenizer, (*end_ids, *tokenizer.all_special_ids), random_seed)
 
 
+def _revision_log(run: OpenRun, marker: SpanMarker | None) -> RevisionLog:
+    """Return the log of the corrections of student text.
+
+    It reads the student and a local teacher without prefix memory, so that logging has no effect on the text or the losses of
+    training.
+    """
+    models, device, scorer = run.models, run.accelerator.device, None
+    if models.teacher is not None:
+        teacher = LocalTeacher(models.teacher, vocabulary=models.vocabulary, device=device)
+        reader = student_reader(run, remembers=False)
+        scorer = Scorer(reader, teacher, pad_id=models.pad_id, batch_size=2, device=device)
+    return RevisionLog(run.config, models.tokenizer, run.schedule.updates, scorer, marker)
+
+
 def _weights_step(engine: Engine, step: int) -> int:
     """Return the number of updates after which the engine's weights were copied.
 
@@ -290,19 +329,20 @@ def remembering(run: OpenRun) -> Iterator[None]:
         yield
 
 
-def student_reader(run: OpenRun) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
+def student_reader(run: OpenRun, *, remembers: bool = True) -> Callable[[Batch], tuple[torch.Tensor, Head]]:
     """Return a function that computes the student's hidden states for a batch.
 
     The returned function runs the student in evaluation mode and without gradient.  Its results are the hidden states at
-    the positions `batch.position_N`, of shape [N, width], and the student's head.  If the engine has a prefix memory
-    (stored states of earlier texts), the function reuses these states, and adds the states of the batch to the memory.
+    the positions `batch.position_N`, of shape [N, width], and the student's head.  If `remembers` is True and the engine
+    has a prefix memory (stored states of texts), the function reuses these states, and adds the states of the batch to the
+    memory.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 
     @torch.no_grad()
     def read(batch: Batch) -> tuple[torch.Tensor, Head]:
         run.student.eval()
-        memory = engine.memory if isinstance(engine, LocalEngine) else None
+        memory = engine.memory if remembers and isinstance(engine, LocalEngine) else None
         with run.accelerator.autocast():
             inputs = (batch.input_ids_BT, batch.attention_mask_BT, batch.position_N)
             hidden_ND = reader.rows(*inputs, memory, remember=memory is not None)

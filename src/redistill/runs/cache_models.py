@@ -60,6 +60,11 @@ def streamed_files(config: Run) -> Iterator[LayerFiles]:
                 f"--stream-layers: {source.model}: a GGUF file, an adapter, a multimodal model, and dtype auto cannot be read "
                 "layer by layer; leave out --stream-layers, or merge the adapter and set teacher.dtype"
             )
+        if source.quantise is not None:
+            raise ConfigError(
+                f"--stream-layers: teacher.quantise = {source.quantise!r}: single layers cannot be quantised; leave out "
+                "--stream-layers, or remove teacher.quantise"
+            )
         yield layers
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from redistill.errors import CheckpointError, ConfigError
 from redistill.evaluation.folder import RESPONSES, SETTINGS
+from redistill.evaluation.positions import POSITIONS
 from redistill.evaluation.scores import SCORES
 from redistill.records import Json
 from redistill.reports.folders import at, mapping
@@ -21,7 +22,7 @@ from redistill.training.optimiser import OptimiserConfig, set_learning_rates
 from redistill.training.parts import Parts
 from redistill.training.saving import planned_updates
 
-RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS)
+RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS, POSITIONS)
 """Files with results of a run, without its model.  They are removed from the run folder when the run is extended."""
 
 

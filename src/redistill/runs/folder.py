@@ -64,7 +64,8 @@ def check_owner(config: Run) -> bool:
 def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], dict[str, Json]]:
     """Return the settings of a run, and the settings in a run folder, to compare them.
 
-    If the recipe sets no date for the chat template, the date is that of the run folder.
+    If the recipe sets no date for the chat template, the date is that of the run folder.  The placement of both is that of the
+    run, since a run may resume with another placement.
 
     Args:
         config: The run.
@@ -72,7 +73,7 @@ def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], 
     """
     stored = mapping(held.get("config"))
     config = with_template_date(config, at(stored, "data", "tokens", "template_date"))
-    return encode_run(config), up_to_date(stored)
+    return encode_run(config), {**up_to_date(stored), "placement": config.placement}
 
 
 def is_extension(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:

@@ -6,6 +6,7 @@ A run resumes only from checkpoints of the same identity.  All ranks of a job mu
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from redistill.models.load import ModelConfig
 from redistill.models.model_hashes import model_hashes
 from redistill.processes import signals
 from redistill.processes.watch import RanksDifferError
-from redistill.records import Record
+from redistill.records import Json, Record
 from redistill.runs.opened import OpenRun
 from redistill.runs.record import versions
 from redistill.runs.served import same_model
@@ -24,6 +25,9 @@ from redistill.runs.stages import student_source, teacher_source
 from redistill.storage.file_hash import file_hash
 from redistill.teachers.served import ServedTeacher
 from redistill.training import checkpoint
+
+LATER = frozenset({"attention", "quantise"})
+"""Names of settings that were added to recipes after runs had been made; None means that the setting is not set."""
 
 
 def checked_identity(run: OpenRun) -> dict[str, str]:
@@ -87,7 +91,9 @@ def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tu
 
 def _identity(run: OpenRun) -> dict[str, str]:
     config, note = run.config, run.output.progress.note
-    settings = json.dumps(without_length(without_outputs(encode_run(config))), sort_keys=True)
+    any_placement = replace(config, placement="auto")  # a run may resume with another placement
+    tree = _without_unset(without_length(without_outputs(encode_run(any_placement))))
+    settings = json.dumps(tree, sort_keys=True)
     found = {"settings": hashlib.sha256(settings.encode()).hexdigest()}
     for role, source in _sources(config).items():
         hashes = model_hashes(source, partial(file_hash, report=note, poll=signals.poll))
@@ -102,6 +108,15 @@ def _identity(run: OpenRun) -> dict[str, str]:
     }
     found |= {name: digest_of(sequences) for name, sequences in read.items()}
     return found | {"pre-training data": _corpus_hash(run)}
+
+
+def _without_unset(tree: Mapping[str, Json]) -> dict[str, Json]:
+    """Return a copy of a configuration without those of the fields `LATER` that are not set.
+
+    Runs of earlier versions, which did not have these fields, keep their identity.
+    """
+    kept = {name: item for name, item in tree.items() if item is not None or name not in LATER}
+    return {name: _without_unset(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
 
 
 def _corpus_hash(run: OpenRun) -> str:

@@ -1,19 +1,17 @@
-"""Runs commands in parallel, each in its own process and with its own log file."""
+"""Schedules jobs: commands that run in parallel, each with its own log file.
 
-import contextlib
-import os
-import signal
-import subprocess
+This module decides when a job starts and when it must stop.  An executor (redistill.runs.executors) decides where it runs.
+"""
+
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import DEVNULL, STDOUT
+from typing import Protocol
 
 from rich.console import Console
 
 from redistill.processes import signals, streams
-from redistill.storage import files
 from redistill.training.progress import TerminalBar, duration
 
 _POLL_S = 0.1
@@ -38,10 +36,26 @@ class Job:
     needs: Sequence[str] = ()
 
 
+class Child(Protocol):
+    """A job that has started; it may run on another machine."""
+
+    def poll(self) -> int | None:
+        """Return the exit code of the job, or None if the job has not ended."""
+        ...
+
+    def terminate(self) -> None:
+        """Request that the job saves its state and ends; return immediately."""
+        ...
+
+    def kill(self) -> None:
+        """End the job without saving its state."""
+        ...
+
+
 @dataclass(frozen=True)
-class _Child:
+class _Running:
     job: Job
-    process: subprocess.Popen[bytes]
+    child: Child
     started: float
 
 
@@ -90,24 +104,22 @@ def run_jobs(
     jobs: Sequence[Job],
     limit: int,
     *,
-    environment: Mapping[str, str],
+    start: Callable[[Job], Child],
     on_start: Callable[[Job], None],
     on_end: Callable[[Job, int, float], None],
-    keep_open: Sequence[int] = (),
 ) -> dict[str, int]:
     """Run all jobs, at most `limit` at a time.
 
     Jobs start in the given order, except that a job waits for the jobs that it needs.  If a job fails, the jobs that need
-    it are not started, but all other jobs are.  When Ctrl-C, SIGTERM or SIGHUP arrives, the running jobs receive SIGTERM.
+    it are not started, but all other jobs are.  When Ctrl-C, SIGTERM or SIGHUP arrives, the running jobs are terminated.
     They are killed at a second signal, or if they are still running after 60 seconds.
 
     Args:
         jobs: The jobs.
         limit: Maximum number of running jobs, >= 1.
-        environment: Environment variables of the processes.
+        start: Function that starts a job.
         on_start: Function that is called with each job that starts.
         on_end: Function that is called with each job that has ended, its exit code, and its duration in seconds.
-        keep_open: File descriptors that the processes inherit.
 
     Returns:
         Exit codes by name of the job.  A job that was not started, because a job that it needs failed, is left out.
@@ -117,7 +129,7 @@ def run_jobs(
         OutputError: a log cannot be written.
     """
     assert len({job.name for job in jobs}) == len(jobs)
-    waiting, running, codes = list(jobs), list[_Child](), dict[str, int]()
+    waiting, running, codes = list(jobs), list[_Running](), dict[str, int]()
     # Without `at_once`: an exception just after a start would leave a child that is not in `running` and is never stopped.
     with signals.handled(with_children=True):
         try:
@@ -126,13 +138,13 @@ def run_jobs(
                 ready = [job for job in waiting if all(codes.get(need) == 0 for need in job.needs)]
                 for job in ready[: limit - len(running)]:
                     waiting.remove(job)
-                    running.append(_start(job, environment, keep_open))
+                    running.append(_Running(job, start(job), time.monotonic()))
                     on_start(job)
-                ended = [child for child in running if child.process.poll() is not None]
-                for child in ended:
-                    running.remove(child)
-                    codes[child.job.name] = child.process.returncode
-                    on_end(child.job, child.process.returncode, time.monotonic() - child.started)
+                ended = [(each, code) for each in running if (code := each.child.poll()) is not None]
+                for each, code in ended:
+                    running.remove(each)
+                    codes[each.job.name] = code
+                    on_end(each.job, code, time.monotonic() - each.started)
                 if not ended and not running:
                     break  # the waiting jobs need failed jobs
                 if not ended:
@@ -153,31 +165,17 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _start(job: Job, env: Mapping[str, str], keep_open: Sequence[int]) -> _Child:
-    with files.open_log(job.log) as log:
-        # A new session: Ctrl-C in a terminal signals only this process, which then stops each child once.
-        process = subprocess.Popen(
-            job.command, stdin=DEVNULL, stdout=log, stderr=STDOUT, env=env, start_new_session=True, pass_fds=keep_open
-        )
-    return _Child(job, process, time.monotonic())
-
-
-def _stop(children: Sequence[_Child]) -> None:
-    """Send SIGTERM to all children, and wait until they have ended.
+def _stop(running: Sequence[_Running]) -> None:
+    """Terminate all jobs, and wait until they have ended.
 
     Children that still run are killed after a timeout, or when this process receives another signal.
     """
     signals_before = min(signals.num_arrived(), 1)
-    for child in children:
-        _signal(child, signal.SIGTERM)
+    for each in running:
+        each.child.terminate()
     deadline = time.monotonic() + _STOP_S
-    while any(child.process.poll() is None for child in children):
+    while any(each.child.poll() is None for each in running):
         if signals.num_arrived() > signals_before or time.monotonic() > deadline:
-            for child in children:
-                _signal(child, signal.SIGKILL)
+            for each in running:
+                each.child.kill()
         time.sleep(_POLL_S)
-
-
-def _signal(child: _Child, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.process.pid, number)  # the first process of a session is the leader of its process group

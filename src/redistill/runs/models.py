@@ -1,7 +1,8 @@
-"""Loads teacher and student on the CPU, and checks that their vocabularies match."""
+"""Loads teacher and student, and checks that their vocabularies match."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,14 +15,13 @@ from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models import vocabulary
+from redistill.models.attention import use_attention
 from redistill.models.chat_templates import check_chat_templates
 from redistill.models.families import head, position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
 from redistill.models.layer_files import student_from_files
 from redistill.models.load import (
     ModelConfig,
-    checkpoint_activations,
-    compatibility_warnings,
     end_token_ids,
     load_model,
     load_tokenizer,
@@ -29,6 +29,9 @@ from redistill.models.load import (
     parameter_count,
 )
 from redistill.models.lora import add_lora, lora_notes
+from redistill.models.quantised import is_quantised
+from redistill.models.recompute import checkpoint_activations
+from redistill.models.tokenizers import compatibility_warnings
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source
@@ -70,9 +73,10 @@ class Models:
 def load_models(
     config: Run,
     report: Callable[[str], None] = lambda line: None,
-    load_teacher: Callable[[ModelConfig], tuple[CausalModel, Tokenizer]] = load_model,
+    load_teacher: Callable[[TeacherConfig], tuple[CausalModel, Tokenizer]] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Models:
-    """Load the models of a run on the CPU.
+    """Load the models of a run.
 
     If the run fine-tunes a model before distillation, the fine-tuned model is loaded.  For a cached teacher, the store is
     opened, and the teacher model is loaded only if the recipe sets `teacher.cache_new_text`.
@@ -80,8 +84,9 @@ def load_models(
     Args:
         config: The run.
         report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
-        load_teacher: Function that loads the teacher.  It returns a model with only some of the layers if the layers are
-            read one after another.
+        load_teacher: Function that loads the teacher; if the teacher's layers are read one after another, it returns
+            a model of only a part of them.  None for the usual function.
+        device: Device to which weights are read; see `load_model`.  Some models are on the CPU in any case.
 
     Raises:
         ConfigError: a model has too few positions for the length limits, or the folder of a cached teacher has no complete
@@ -93,13 +98,10 @@ def load_models(
     source, taught_by = student_source(config), teacher_source(config)
     states = None if config.teacher_cache is None else TeacherStore.open(config.teacher_cache, report=report, poll=signals.poll)
     is_loaded = states is None or (isinstance(config.teacher, TeacherConfig) and config.teacher.is_loaded)
-    taught = load_teacher(taught_by) if taught_by is not None and is_loaded else None
-    student, tokenizer = _load_student(source, taught_by, taught)
-    if source.lora is not None:
-        student = add_lora(student, source.lora, config.seed)
+    load = partial(_load_teacher, device=device) if load_teacher is None else load_teacher
+    taught = load(taught_by) if taught_by is not None and is_loaded else None
+    student, tokenizer = _load_student(source, taught_by, taught, device, config.seed)
     notes = [] if source.lora is None else lora_notes(student)
-    if source.gradient_checkpointing:
-        checkpoint_activations(student)
     check_positions(student, config.data.tokens, "student")
     check_chat_templates("student", tokenizer, config.data.tokens.template_arguments)
     size, manifest = head(student).num_classes, {"student": _about(student, config.student.model)}
@@ -128,26 +130,39 @@ def load_models(
     )
 
 
-def _load_student(
-    source: StudentConfig, taught_by: ModelConfig | None, taught: tuple[CausalModel, Tokenizer] | None
-) -> tuple[CausalModel, Tokenizer]:
-    """Return the student without adapters, and its tokenizer.
+def _load_teacher(source: TeacherConfig, device: torch.device | str) -> tuple[CausalModel, Tokenizer]:
+    return load_model(source, source.quantise or "none", device)
 
-    The student has the dtype of the recipe.
+
+def _load_student(
+    source: StudentConfig,
+    taught_by: ModelConfig | None,
+    taught: tuple[CausalModel, Tokenizer] | None,
+    device: torch.device | str,
+    seed: int,
+) -> tuple[CausalModel, Tokenizer]:
+    """Return the student with its adapters, in the dtype of the recipe, and its tokenizer.
 
     Args:
         source: The student.
         taught_by: The teacher; None without a teacher.
         taught: The teacher's model and tokenizer; None if they are not loaded.
+        device: Device to which weights are read.
+        seed: Seed of the run, for the initial values of the adapters.
     """
     if source.model == "teacher":
         assert taught_by is not None and source.initialise is not None
         student, tokenizer = _teacher_layers(taught_by, taught, source.initialise.layers)
     else:
-        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise)
+        student, tokenizer = load_model(source, "none" if source.lora is None else source.lora.quantise, device)
         if source.initialise is not None:
             student = student_from_layers(student, source.initialise.layers)
     cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
+    use_attention(student, source.attention, "student")
+    if source.lora is not None:
+        student = add_lora(student, source.lora, seed)
+    if source.gradient_checkpointing:
+        checkpoint_activations(student)
     return student, tokenizer
 
 
@@ -158,10 +173,12 @@ def _teacher_layers(
 
     Args:
         source: The teacher.
-        loaded: The teacher's model and tokenizer; None if they are not in memory.  If None, only the layers of the student
+        loaded: The teacher's model and tokenizer; None if the teacher is cached.  If it is None or quantised, only these layers
             are read, unless the format of the files requires that the whole teacher is loaded.
         layers: Number or indices of the layers.
     """
+    if loaded is not None and is_quantised(loaded[0]):
+        loaded = None  # the student gets the weights of the files, which are not quantised
     if loaded is None and (student := student_from_files(source, layers)) is not None:
         return student, load_tokenizer(source)
     teacher, tokenizer = load_model(source) if loaded is None else loaded

@@ -36,6 +36,7 @@ from redistill.runs.launcher import check_launcher, launcher_note
 from redistill.runs.load import DataSets, load_data, read_corpus
 from redistill.runs.models import Models, load_models
 from redistill.runs.revisions import FILE as REVISIONS
+from redistill.runs.revisions import POSITIONS
 from redistill.runs.served import open_served
 from redistill.teachers.appended import AppendedStates
 from redistill.teachers.cached import CachedTeacher, CachedTeacherConfig
@@ -116,7 +117,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
     with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
             with progress.phase("loading models", in_log=True):
-                models = load_models(config, progress.note)
+                models = load_models(config, progress.note, device=accelerator.device)
             rejected = config.folder / "rejected.jsonl" if is_main else None
             with progress.phase("tokenising", in_log=True):
                 data = load_data(
@@ -158,7 +159,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     Args:
         config: The run.
         accelerator: The accelerator of the job.
-        models: The models, on the CPU; they are moved in place.
+        models: The models, on any device; they are moved in place.
         data: The tokenised data.
         progress: Progress and messages on the terminal.
 
@@ -172,7 +173,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     folder, meter = config.folder, Meter()
     output = Output(
         log=MetricsLog(folder / "metrics.jsonl"),
-        revisions=MetricsLog(folder / REVISIONS),
+        policy_logs=(MetricsLog(folder / REVISIONS), MetricsLog(folder / POSITIONS)),
         progress=progress,
         meter=meter,
         checkpoints=folder / "checkpoints",
@@ -237,7 +238,9 @@ def _build_teacher(config: Run, models: Models, tools: EngineTools, accelerator:
         if models.states is not None:
             folder = config.folder / "teacher-states" / models.states.digest[:16] / f"rank-{accelerator.process_index}"
             states = AppendedStates(models.states, folder, keeps=has_buffer(config.resolved_method.policy))
-        return LocalTeacher(tools.teacher, vocabulary=vocabulary, device=device, engine=engine, states=states)
+        return LocalTeacher(
+            tools.teacher, vocabulary=vocabulary, device=device, engine=engine, states=states, note=output.progress.note
+        )
     if models.states is not None:
         return CachedTeacher(models.states, vocabulary=vocabulary, device=device)
     if node is None or isinstance(node, TeacherConfig | CachedTeacherConfig):
@@ -258,10 +261,23 @@ def notes(config: Run) -> Iterator[str]:
     for name, usual in method(config.method).optimiser.items():
         if (value := getattr(config.optimiser, name)) != usual:
             yield f"optimiser.{name} is {value} in the recipe; the method's default is {usual}"
+    if torch.cuda.is_available():
+        yield from _precision_notes(config)
     policy = config.resolved_method.policy
     if isinstance(policy, Adaptive) and policy.threshold == 0 and not config.training.evaluate_every:
         when = "only after a validation loss has risen, and training.evaluate_every is 0"
         yield f"policy adaptive uses student text {when}; set training.evaluate_every"
+
+
+def _precision_notes(config: Run) -> Iterator[str]:
+    """Yield a sentence for each precision that is slow on a GPU, or needs more memory than necessary."""
+    teacher, student, is_bf16 = config.teacher, config.student, config.training.precision == "bf16"
+    if config.training.precision == "fp32":
+        yield "training.precision is fp32, which is slow on a GPU; bf16 or tf32 is faster"
+    if is_bf16 and isinstance(teacher, TeacherConfig) and teacher.is_loaded and teacher.dtype == "float32":
+        yield "teacher.dtype is float32, and precision bf16 does not change it; bfloat16 needs half the memory and is faster"
+    if is_bf16 and student.lora is not None and student.lora.quantise == "none" and student.dtype == "float32":
+        yield "the frozen base of student.lora is float32; with student.dtype=bfloat16 it needs half the memory"
 
 
 def _unscorable(config: Run, data: DataSets) -> Iterator[str]:
@@ -280,19 +296,21 @@ def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Plac
     return Single() if num_processes == 1 else Replicated()
 
 
-def make_accelerator(precision: Literal["fp32", "bf16"]) -> Accelerator:
+def make_accelerator(precision: Literal["fp32", "tf32", "bf16"]) -> Accelerator:
     """Create an accelerator on the GPU if there is one, else on the CPU.
 
-    The precision "bf16" enables autocast.  Accelerate stores the precision in a global state.  This function resets that
-    state, since a second run in the same process would otherwise fail, or would have the precision of the first run.  The
-    process group is not changed.
+    The precision "bf16" enables autocast.  The precision "tf32" rounds the factors of fp32 matrix products on a GPU.
+
+    Accelerate keeps the precision in a global state.  Without a reset, a second run in the same process would fail or have the
+    precision of the first run.  So this function resets that state.  The process group stays unchanged.
 
     Raises:
         ConfigError: `accelerate launch` requests something that is not supported (see `check_launcher`).
     """
     check_launcher()
     AcceleratorState._reset_state(reset_partial_state=False)
-    autocast, handlers = "no" if precision == "fp32" else precision, [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    autocast, handlers = "bf16" if precision == "bf16" else "no", [InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=autocast, kwargs_handlers=handlers)
     if (note := launcher_note(accelerator.num_processes)) is not None:
         report(f"note: {note}")

@@ -1,21 +1,22 @@
 """Runs every row of a sweep recipe with every seed, and compares the runs.
 
 A row is a label with settings, such as a method or an ablation.  The settings of all runs are validated before the first run
-starts.  Each run is a separate process, so that a crash ends only that run.  The same command resumes the sweep.
+starts.  Each run is a separate process, so that a crash ends only that run.  An executor runs these processes on this machine
+or on a cluster.  The same command resumes the sweep.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGINT, SIGTERM
+from typing import NamedTuple
 
-import torch
 import yaml
 
 from redistill.config.run import Run, encode_run
 from redistill.config.schema import SCHEMA
 from redistill.errors import ConfigError, TrainingError
-from redistill.processes.children import child_environment, python_module
+from redistill.processes.children import python_module
 from redistill.reports.compare import build_comparison
 from redistill.reports.folders import Evaluation, mapping
 from redistill.reports.lineup import SWEEP_FILE
@@ -23,9 +24,9 @@ from redistill.reports.pages import score
 from redistill.reports.statistics import mean
 from redistill.reports.terminal import print_comparison
 from redistill.runs.demo import toy_world
+from redistill.runs.executors import Executor, Outcome, make_executor
 from redistill.runs.folder import FINISHED, RUN_FILE, TRAINED, check_run_schema, compared, differences, is_extension
-from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
-from redistill.runs.record import cores
+from redistill.runs.jobs import Job, JobProgress, last_line
 from redistill.runs.served import check_hosts
 from redistill.runs.sweep_recipe import Entry, Sweep, expand, read_sweep, settings_of
 from redistill.servers.address import allowed_hosts
@@ -85,6 +86,19 @@ class Plan:
             raise ConfigError(f"{self.folder}: contains the sweep '{held}', not '{self.sweep.name}'; choose another --out")
         return {config.folder: _status(config) for config in runs}
 
+    def executor(self, on: str, jobs: int | None = None) -> Executor:
+        """Create the executor of the runs.
+
+        Args:
+            on: The executor, as in `run_sweep`.
+            jobs: Maximum number of parallel runs; if None, the executor chooses it.
+
+        Raises:
+            ConfigError: there is no such executor, a package that it needs is not installed, or it cannot provide the
+                resources of a run.
+        """
+        return make_executor(on, folder=self.folder, limit=jobs, resources=self.sweep.resources)
+
     def describe(self) -> list[str]:
         """Return one line of text per run: folder, status, and its rows and seeds."""
         statuses, rows = self.statuses(), dict[Path, list[str]]()
@@ -123,41 +137,52 @@ def plan_sweep(
     return Plan(sweep=sweep, folder=folder, entries=entries, only=rows, allow_code=tuple(allow_code))
 
 
-def run_sweep(plan: Plan, *, jobs: int | None = None) -> list[Path]:
-    """Run the unfinished runs of a sweep, several at once, and compare all runs.
+class SweepResult(NamedTuple):
+    """The files of a sweep, and the commands that submit its runs to a cluster.
+
+    Args:
+        pages: Paths of the comparisons.  Each comparison table is written as HTML, Markdown, LaTeX and CSV.
+        commands: Shell commands that the user must run to start the runs.  If empty, the runs have been executed.
+    """
+
+    pages: list[Path]
+    commands: list[str]
+
+
+def run_sweep(plan: Plan, *, jobs: int | None = None, on: str = "local") -> SweepResult:
+    """Run the unfinished runs of a sweep, and compare all finished runs.
 
     Args:
         plan: The sweep.
-        jobs: Number of parallel runs, >= 1.  If None, it is 1 on a machine with an accelerator, such as a GPU, and otherwise
-            the number of processor cores.
-
-    Returns:
-        Paths of the comparisons.  Each comparison table is written as HTML, Markdown, LaTeX and CSV.
+        jobs: Number of parallel runs, >= 1.  If None, the executor chooses it: on this machine, it is 1 if there is an
+            accelerator, such as a GPU, and otherwise the number of processor cores.
+        on: The executor, as NAME or NAME=ADDRESS: "local" (processes on this machine), "ray", "ray=ADDRESS", or "slurm".  Slurm
+            jobs are written and not submitted.
 
     Raises:
         BusyError: another process uses the folder of the sweep.
-        ConfigError: the folder contains another sweep or other runs, or the server of a teacher is not allowed.
-        TrainingError: at least one run failed.  The finished runs are compared before the error is raised.  The attribute
-            `exit_code` of the error is 75 if all failed runs can be retried.
+        ConfigError: the folder contains another sweep or other runs, the server of a teacher is not allowed, or the executor
+            cannot be used.
+        TrainingError: at least one run failed.  The finished runs are compared before the error is raised.  Its attribute
+            `exit_code` is 75 if all failed runs can be retried.
         Interrupted: a signal arrived and the runs were stopped; the same call resumes them.
     """
-    statuses = plan.statuses()
+    executor, statuses = plan.executor(on, jobs), plan.statuses()
     for entry in plan.selected:
         check_hosts(entry.run)
     with locked(plan.folder) as lock:  # the runs inherit the lock, so that the runs of a killed sweep keep the folder locked
         todo = _jobs(plan, statuses)
         if todo and plan.sweep.world == "toy":
             toy_world()
-        limit = jobs or (1 if torch.accelerator.is_available() else cores())  # an accelerator is not shared
-        failed, codes = _run(plan, todo, statuses, limit, lock)
+        failed, outcome = _run(plan, todo, statuses, executor, lock)
         pages = _write_comparisons(plan, statuses)
     if failed:
         which = f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}"
         error = TrainingError(f"{plan.folder}: {which}; fix the cause and repeat the command")
-        if codes - {0} <= RETRYABLE:
+        if set(outcome.codes.values()) - {0} <= RETRYABLE:
             error.exit_code = files.TRY_AGAIN
         raise error
-    return pages
+    return SweepResult(pages, list(outcome.commands))
 
 
 # --- status -------------------------------------------------------------------------------------------------------------
@@ -210,19 +235,19 @@ def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
 
 
 def _run(
-    plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], limit: int, lock: Sequence[int]
-) -> tuple[list[str], set[int]]:
+    plan: Plan, todo: Sequence[Job], statuses: dict[Path, str], executor: Executor, lock: Sequence[int]
+) -> tuple[list[str], Outcome]:
     """Run the jobs of a sweep.
 
     Args:
         plan: The sweep.
         todo: The jobs.
         statuses: Status of each run by its folder; updated in place when a job starts or ends.
-        limit: Maximum number of parallel jobs.
-        lock: File descriptors that hold the lock on the folder of the sweep; the jobs inherit them.
+        executor: The executor of the jobs.
+        lock: File descriptors that hold the lock on the folder of the sweep; jobs on this machine inherit them.
 
     Returns:
-        A phrase for each job that failed or was not started, and the set of all exit codes.
+        A phrase for each job that failed or was not started, and the result of the executor.
     """
     failed: list[str] = []
 
@@ -242,9 +267,12 @@ def _run(
 
     _write_sweep(plan, statuses)
     with JobProgress(len(todo)) as progress:
-        codes = run_jobs(todo, limit, environment=_environment(limit), on_start=started, on_end=ended, keep_open=lock)
-    failed += [f"{job.name}: not started, since a job that it needs failed" for job in todo if job.name not in codes]
-    return failed, set(codes.values())
+        outcome = executor.execute(todo, lock=lock, on_start=started, on_end=ended)
+    if not outcome.commands:
+        failed += [
+            f"{job.name}: not started, since a job that it needs failed" for job in todo if job.name not in outcome.codes
+        ]
+    return failed, outcome
 
 
 def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
@@ -263,16 +291,6 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
         "runs": runs,
     }
     files.write_json(plan.folder / SWEEP_FILE, held)
-
-
-def _environment(limit: int) -> dict[str, str]:
-    """Return the environment variables of a run.
-
-    `limit` is the maximum number of parallel runs.  If it is greater than 1, OMP_NUM_THREADS is set to the number of cores
-    divided by `limit`, unless this variable is already set.
-    """
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
-    return child_environment(threads)
 
 
 def _score(folder: Path) -> str:

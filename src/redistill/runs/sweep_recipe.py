@@ -21,6 +21,7 @@ from redistill.errors import ConfigError
 from redistill.records import Json
 from redistill.reports.published import published_names
 from redistill.runs.demo import student_tree, world_folder
+from redistill.runs.executors import Resources
 from redistill.runs.stages import stages
 from redistill.storage import files
 
@@ -68,6 +69,7 @@ class Sweep:
         baseline: Label of the row that the others are compared with; if None, it is the first row.
         published: Names of tables in the MGSR paper (arXiv 2407.10068) to show beside the measured tables.
         groups: Comparison tables by name; if empty, there is one table of all rows.
+        resources: What one run needs on a Ray or Slurm cluster.
 
     Raises:
         ConfigError: there are no rows or seeds; a name cannot be part of a file name; a label is unknown; or a row sets the
@@ -82,6 +84,7 @@ class Sweep:
     baseline: str | None = None
     published: tuple[str, ...] = ()
     groups: dict[str, Group] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
         _check_table(self)

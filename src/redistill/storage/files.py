@@ -270,6 +270,11 @@ def open_log(path: Path) -> io.FileIO:
         raise write_failed(path, error) from error
 
 
+def line_size(value: object) -> int:
+    """Return the number of bytes that `value` takes as one line of JSON."""
+    return len(_lines([value]))
+
+
 def _lines(values: Sequence[object]) -> bytes:
     text = "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
     return text.encode("utf-8", errors="backslashreplace")

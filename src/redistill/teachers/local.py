@@ -6,7 +6,7 @@ in memory. A revised sequence shares its first tokens with its draft, the versio
 these tokens are computed once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,7 @@ from redistill.contracts import (
     TeacherTarget,
     TokenSequence,
 )
-from redistill.generation.prefix import PrefixMemory, PrefixReader
+from redistill.generation.prefix import PrefixMemory, PrefixReader, memory_limit
 from redistill.models.families import head
 from redistill.teachers.appended import AppendedStates
 from redistill.teachers.head_rows import HeadRows
@@ -41,8 +41,8 @@ class LocalTeacher:
             this size.
         device: Device of the model.
         engine: Generates the teacher's text; None if no policy uses teacher text.
-        states: Stored hidden states.  The model runs only on batches with a sequence that is not stored.  If None, nothing
-            is stored.
+        states: Stored hidden states.  The model runs only on batches with a sequence that is not stored.  None without a cache.
+        note: Function that prints one line to the user.  It is called once if the prefix memory was too small.
 
     Example:
         >>> from redistill.contracts import items_of
@@ -65,9 +65,10 @@ class LocalTeacher:
         device: torch.device | str,
         engine: Engine | None = None,
         states: AppendedStates | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         model.to(device).eval().requires_grad_(False)
-        self._device, self._engine, self._states = torch.device(device), engine, states
+        self._device, self._engine, self._states, self._note = torch.device(device), engine, states, note
         self._reader = PrefixReader(model)
         self._memory: PrefixMemory | None = None
         self._remembers = self._in_autocast = False
@@ -117,7 +118,9 @@ class LocalTeacher:
         return self._rows.faults()
 
     def release(self) -> None:
-        """Free the states of texts that were stored inside the context `remembering`."""
+        """Free the states of texts that `rows` stored in the context `remembering`."""
+        if self._memory is not None and self._note is not None and self._memory.report("teacher", self._note):
+            self._note = None
         self._memory = None
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
@@ -129,11 +132,12 @@ class LocalTeacher:
     def remembering(self) -> Iterator[None]:
         """Context in which `rows` stores the states of texts for reuse.
 
-        The states are keys, values and hidden states, which a later text with the same first tokens reuses.  States are
-        stored only inside this context, but are reused until `release` is called.  They need at most 1 GiB
-        (`prefix.MEMORY_BYTES`).
+        The states are keys, values and hidden states; a later text with the same first tokens reuses them.  They are stored
+        inside this context only, and are reused until `release` is called, also after the context.  Their maximum size is
+        `prefix.memory_limit`.
         """
-        self._memory, self._remembers, self._in_autocast = PrefixMemory(), True, self._autocasts()
+        memory = PrefixMemory(memory_limit(self._device))
+        self._memory, self._remembers, self._in_autocast = memory, True, self._autocasts()
         try:
             yield
         finally:

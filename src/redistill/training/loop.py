@@ -21,6 +21,7 @@ from redistill.contracts import Batch, Draw
 from redistill.data.collate import collate, empty_batch
 from redistill.data.grouping import grouped, read_cost
 from redistill.errors import Interrupted, ServerError
+from redistill.models.recompute import recomputing
 from redistill.processes import signals
 from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
@@ -96,7 +97,8 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     signals are not checked until the update is complete.
     """
     learner = parts.learner
-    started, before, logged = time.perf_counter(), parts.policy.state_dict(), parts.output.revisions.num_bytes()
+    started, before = time.perf_counter(), parts.policy.state_dict()
+    logged = [(log, log.num_bytes()) for log in parts.output.policy_logs]
     if learner.teacher is not None:
         learner.teacher.faults()  # discards the faults that were counted in validation
     try:
@@ -105,8 +107,8 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
         batches, counts, sums = gradients(draw, parts, state.step)
     except (Interrupted, ServerError):
         parts.policy.load_state_dict(before)  # a buffer may have changed already
-        if parts.accelerator.is_main_process:
-            parts.output.revisions.truncate_after(state.step, logged)  # its text will be generated again
+        for log, size in logged if parts.accelerator.is_main_process else ():
+            log.truncate_after(state.step, size)  # its text will be generated again
         parts.output.meter.read()  # discards the counts: the text will be generated again
         parts.output.meter.read_requests()
         learner.optimizer.zero_grad(set_to_none=True)
@@ -148,12 +150,13 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
     """Return this process's sequences as micro-batches of similar lengths.
 
     A micro-batch has at most `micro_batch_size` gold sequences and at most `micro_batch_size` sampled sequences.  If
-    `micro_batch_size` is None, the number of tokens including padding is limited instead (see `grouping.grouped`).
+    `micro_batch_size` is None, the number of tokens including padding is limited instead (see `grouping.grouped`), by the cost
+    of the device and by the memory of an accelerator.
     """
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
     corpus = () if objective.pretraining is None else corpus_items(draw, objective.pretraining)
-    cost, collated = read_cost(device), partial(collate, pad_id=parts.pad_id, device=device)
+    cost, collated = read_cost(device).limited(parts.learner.max_tokens), partial(collate, pad_id=parts.pad_id, device=device)
     return [
         *(collated(items, role="pretraining") for items in grouped(corpus, micro_batch_size, cost)),
         *(collated(items, span_config=span_config) for items in grouped(draw.items, micro_batch_size, cost)),
@@ -240,7 +243,7 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts, progress: 
         if not learner.placement.passes_communicate:  # otherwise the `gather` after the passes reports signals
             signals.poll()
         target = teacher.rows(batch) if teacher is not None and objective.uses_teacher and batch.num_sampled else None
-        with parts.accelerator.autocast():
+        with parts.accelerator.autocast(), recomputing(learner.student):
             own = terms(objective, counts, batch, learner.divergence, progress)
             total, batch_sums = learner.student(batch, target, own)
         parts.accelerator.backward(total)

@@ -72,6 +72,7 @@ class Learner:
         objective: The terms of the loss, with their weights.
         teacher: The teacher; None if neither objective nor policy uses one.
         curriculum: Provides the training progress, which is passed to the divergence.
+        max_tokens: Number of tokens of a micro-batch whose activations fit into the memory of the accelerator; None on a CPU.
     """
 
     student: StudentModule
@@ -80,6 +81,7 @@ class Learner:
     objective: Objective
     teacher: Teacher | None
     curriculum: Curriculum
+    max_tokens: int | None = None
 
     @property
     def divergence(self) -> DivergenceCall | nn.Module | None:
@@ -133,25 +135,26 @@ class Output:
 
     Args:
         log: metrics.jsonl.
-        revisions: revisions.jsonl, in which the policy logs its corrections of student text.
+        policy_logs: Logs that the policy writes while it returns the sequences of an update: revisions.jsonl, and the
+            divergences of corrections by token.
         progress: Progress and messages on the terminal.
         meter: The counter of the tokens that this process generates for training.
         checkpoints: The folder of the checkpoints.
     """
 
     log: MetricsLog
-    revisions: MetricsLog
+    policy_logs: tuple[MetricsLog, ...]
     progress: Progress
     meter: Meter
     checkpoints: Path
 
     @property
-    def logs(self) -> tuple[MetricsLog, MetricsLog]:
+    def logs(self) -> tuple[MetricsLog, ...]:
         """The logs.
 
         A resumed run removes those lines of the logs that are newer than its checkpoint.
         """
-        return self.log, self.revisions
+        return self.log, *self.policy_logs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,13 @@ class TrainingConfig:
     Args:
         updates: Duration of training: a number of updates (optimiser steps), >= 1, or of epochs, such as "20 epochs".
         batch_size: Number of sequences in one update over all processes, >= 1.
-        micro_batch_size: Maximum number of sequences in one forward and backward pass on one process, >= 1.  Gold and
-            sampled sequences are counted separately.  If None, the number of tokens is limited instead, to a number above
-            which the time per token does not decrease.
-        precision: "fp32", or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
-        evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after
-            the last.  The best checkpoint is the one with the best validation.
+        micro_batch_size: Maximum number of sequences in one forward and backward pass on one process, >= 1; gold and sampled
+            sequences are counted separately.  If None, a micro-batch has at most as many tokens as saturate the device: with
+            more tokens, the time per token would not decrease.
+        precision: "fp32"; "tf32", which rounds the factors of fp32 matrix products to TensorFloat-32 on a GPU, and is "fp32" on
+            a CPU; or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
+        evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after the
+            last.  The best checkpoint is chosen among the validations.
         choose_by: The metric by which the best checkpoint is chosen: a name in `evaluation.metrics`, "cross_entropy", or
             "acceptance" if `evaluation.teacher_forced` lists it.  If values are equal, the checkpoint with the lower cross
             entropy is chosen.  If these are equal as well, the later checkpoint is chosen.
@@ -50,7 +51,7 @@ class TrainingConfig:
     updates: int | str = 1000
     batch_size: int = 8
     micro_batch_size: int | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     evaluate_every: int | str = 0
     choose_by: str = "rouge_l"
     save_every: int | str = 0

@@ -13,12 +13,13 @@ several chunks.  `dense_reference` returns the results of `vocab_pass`, computed
 """
 
 from redistill.vocab_pass.core import Compile, compiles
+from redistill.vocab_pass.cutting import chunk_budget
 from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.phrases import with_phrases
 from redistill.vocab_pass.sampling import NUCLEUS, NUMBERS_PER_DRAW, check_sampled, nucleus, sample_rows
 from redistill.vocab_pass.statistics import Statistic, row_statistics
 from redistill.vocab_pass.terms import CrossEntropyTerm, DivergenceTerm, PhraseTerm, PolicyGradientTerm, SpanTerm, Term
-from redistill.vocab_pass.walk import chunk_budget, dense_reference, vocab_pass
+from redistill.vocab_pass.walk import dense_reference, vocab_pass
 
 __all__ = [
     "NUCLEUS",

@@ -10,6 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from redistill.tensors import loss_dtype
+from redistill.vocab_pass.cutting import cuts
+
+PART_BYTES = 64 * 2**20
+"""Maximum size of a product with bf16 operands that is added to a gradient; larger products are computed in parts."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Products:
     def accumulate(self, total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
         """Add left @ right to `total` in place; the sum has the dtype `self.result`."""
         if self.storage == torch.bfloat16:
-            total.add_(self(left, right))
+            for rows in cuts(slice(0, len(total)), PART_BYTES // total[:1].nbytes):
+                total[rows].add_(self(left[rows], right))
         else:
             with self._precision():
                 total.addmm_(left.to(self.storage), right.to(self.storage))

@@ -15,10 +15,10 @@ from torch import Tensor
 from redistill.contracts import SampledClasses, TeacherTarget
 from redistill.losses.phrase import phrase_rows
 from redistill.tensors import loss_dtype
+from redistill.vocab_pass.cutting import chunk_budget, cuts
 from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.rules import TargetRows
 from redistill.vocab_pass.terms import PhraseTerm, Term
-from redistill.vocab_pass.walk import chunk_budget, cuts
 
 LIVE_TENSORS = 4  # [rows, V] tensors at once: logits and log-probabilities of both models
 
@@ -51,7 +51,7 @@ def _prepared(
 ) -> PhraseTerm:
     assert target is not None, "a span loss needs a teacher"
     head = head.prepared(hidden_ND)
-    chunk_bytes = chunk_budget(head.num_bytes) if chunk_bytes is None else chunk_bytes
+    chunk_bytes = chunk_budget(head.num_bytes, head.weight_VD.device) if chunk_bytes is None else chunk_bytes
     row_bytes = head.num_classes * loss_dtype(hidden_ND).itemsize
     pieces: list[Tensor] = []
     for rows in cuts(slice(0, len(term.token_N)), chunk_bytes // (LIVE_TENSORS * row_bytes)):

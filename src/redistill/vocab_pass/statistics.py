@@ -13,10 +13,10 @@ import torch
 
 from redistill.contracts import TeacherTarget
 from redistill.tensors import loss_dtype
+from redistill.vocab_pass.cutting import chunk_budget, cuts
 from redistill.vocab_pass.head import Head
 from redistill.vocab_pass.rules import whole
 from redistill.vocab_pass.sampling import NUCLEUS, check_sampled, nucleus, sample_rows
-from redistill.vocab_pass.walk import chunk_budget, cuts
 
 _OfBoth = Literal["forward_kl", "reverse_kl", "agreement", "acceptance", "top_overlap"]
 _OfStudent = Literal["cross_entropy", "student_entropy", "student_argmax", "student_logprob", "student_confidence"]
@@ -78,7 +78,7 @@ def row_statistics(
     unknown, known = sorted(set(names) - set(_STATISTICS)), ", ".join(_STATISTICS)
     assert not unknown, f"row_statistics: no such statistic: {', '.join(unknown)}; must be one of {known}"
     head = student_head.prepared(student_hidden_ND)
-    chunk_bytes = chunk_budget(head.num_bytes) if chunk_bytes is None else chunk_bytes
+    chunk_bytes = chunk_budget(head.num_bytes, head.weight_VD.device) if chunk_bytes is None else chunk_bytes
     row_bytes = head.num_classes * loss_dtype(student_hidden_ND).itemsize
     found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     # Without rows there is one empty chunk, so that the results have the right types.

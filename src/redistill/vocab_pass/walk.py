@@ -15,21 +15,10 @@ from torch.autograd.function import once_differentiable
 from redistill.contracts import TeacherTarget
 from redistill.tensors import loss_dtype
 from redistill.vocab_pass.core import Core, Sums, Tensors, Tile, of_rows, visit
+from redistill.vocab_pass.cutting import CutRows, chunk_budget, cut_rows, cuts, padded_rows
 from redistill.vocab_pass.head import Head, Products
 from redistill.vocab_pass.rules import TargetRows
 from redistill.vocab_pass.terms import DivergenceTerm, SpanTerm, Term
-
-LEAST_CHUNK_BYTES = 192 * 2**20
-MOST_CHUNK_BYTES = 2**30
-
-# The rows are divided into large blocks for the matrix products, since each product reads the whole head.  Each block is
-# divided into small tiles, for which autograd stores the tensors of the terms.  Blocks get three quarters of the budget, and
-# tiles a quarter of the smallest budget (small tiles fit the cache better).  *_TENSORS are numbers of [rows, vocabulary]
-# tensors alive at once.
-BLOCK_TENSORS = 2  # logits (later their gradient), and the teacher's logits
-TILE_TENSORS = 10  # log q, p, their products, and the gradients of these tensors
-COMPILED_TENSORS = 7  # the same tensors, if the terms are compiled
-ALIGNED_ROWS = 8  # rows of a compiled tile are a multiple of this, so that each tile starts at a multiple of 16 bytes
 
 
 def vocab_pass(
@@ -58,7 +47,7 @@ def vocab_pass(
         target: Function that returns the teacher's logits of a slice of rows; None without divergence and span terms.
         terms: The terms of the objective; at most one of each class, each with its own name.
         chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together; a chunk has at least one row.  If
-            None, `chunk_budget` computes it from the size of the head.
+            None, `chunk_budget` computes it from the head and the device.
         compiled: Whether the loss terms and their gradients are compiled with torch.compile.
         into_grad: Whether the forward pass adds the gradient of the head's weight directly to `weight.grad`, to save
             memory. This is done only if the weight is an autograd leaf of dtype float32 or float64.  The backward pass must
@@ -84,8 +73,8 @@ def vocab_pass(
     """
     assert student_hidden_ND.ndim == 2, f"hidden states of shape {tuple(student_hidden_ND.shape)}: pick the rows [N, D] first"
     one_of_each = len({type(term) for term in terms}) == len({term.name for term in terms}) == len(terms)
-    assert one_of_each, "vocab_pass: two terms have the same class or name"
-    budget = chunk_budget(student_head.num_bytes) if chunk_bytes is None else chunk_bytes
+    assert one_of_each, "vocab_pass: at most one term of each kind, each with its own name"
+    budget = chunk_budget(student_head.num_bytes, student_hidden_ND.device) if chunk_bytes is None else chunk_bytes
     task = _Task(student_hidden_ND, student_head, target, terms, Products.like(student_hidden_ND), budget, compiled)
     inputs = (student_hidden_ND, student_head.weight_VD, student_head.bias_V, *task.parameters)
     sums: Sums = {}
@@ -127,64 +116,6 @@ def dense_reference(
     return objective.to(raw_NV.dtype), {name: total.detach() for name, total in sums.items()}
 
 
-def chunk_budget(head_bytes: int) -> int:
-    """Return the default memory limit of all [rows, vocabulary] tensors together.
-
-    The limit is the size of the head in bytes, but at least 192 MiB and at most 1 GiB.  Rows are processed in blocks, and
-    each block reads the whole head and its gradient.  A larger head gets larger blocks, so that the head is read less
-    often.
-
-    Args:
-        head_bytes: Bytes of the head's weight in float32.
-
-    Returns:
-        The limit, in bytes.
-
-    Example:
-        >>> chunk_budget(4 * 50257 * 768) // 2**20  # MiB, for a head of 50,257 classes and width 768
-        192
-        >>> chunk_budget(4 * 262144 * 2048) // 2**20
-        1024
-    """
-    return min(max(LEAST_CHUNK_BYTES, head_bytes), MOST_CHUNK_BYTES)
-
-
-class CutRows(NamedTuple):
-    """Maximum numbers of rows of a block and of a tile.
-
-    A block is the rows of one matrix product; it is divided into tiles, on which the loss terms are computed.
-    """
-
-    block: int
-    tile: int
-
-
-def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool) -> CutRows:
-    """Return how many rows a block and a tile may have, at least one each.
-
-    A block is the rows of one matrix product; it is divided into tiles, on which the loss terms are computed.
-
-    Args:
-        chunk_bytes: Approximate memory limit of all [rows, vocabulary] tensors together.
-        row_bytes: Bytes of one row of one such tensor.
-        compiled: Whether the terms are compiled; if so, a tile has a multiple of 8 rows.
-    """
-    block = 3 * (chunk_bytes // (4 * row_bytes)) // BLOCK_TENSORS
-    rows = min(chunk_bytes, LEAST_CHUNK_BYTES) // (4 * row_bytes)
-    tile = max(1, rows // COMPILED_TENSORS // ALIGNED_ROWS) * ALIGNED_ROWS if compiled else rows // TILE_TENSORS
-    return CutRows(max(1, block), max(1, tile))
-
-
-def cuts(rows: slice, num_rows: int) -> list[slice]:
-    """Return the fewest slices of at most max(1, num_rows) rows that cover `rows`.
-
-    All slices have about the same length.
-    """
-    total = rows.stop - rows.start
-    size = -(-total // max(1, -(-total // max(1, num_rows))))
-    return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, max(1, size))]
-
-
 @dataclass(frozen=True, eq=False)
 class _Task:
     """The arguments of one call of `vocab_pass`, and values derived from them."""
@@ -217,7 +148,8 @@ class _Task:
 
     @property
     def cut_rows(self) -> CutRows:
-        return cut_rows(self.chunk_bytes, self.head.num_classes * loss_dtype(self.hidden_ND).itemsize, self.compiled)
+        row_bytes = self.head.num_classes * loss_dtype(self.hidden_ND).itemsize
+        return cut_rows(self.chunk_bytes, row_bytes, self.compiled, self.hidden_ND.device)
 
     def with_halo(self, rows: slice) -> slice:
         """Return `rows`, extended by the next row (the halo row) if a span term needs it.
@@ -386,7 +318,10 @@ def _visit(
             return core(tile.raw_CV, tile.target_rows, tensors), None
         if not core.rules:
             return {}, torch.zeros_like(tile.raw_CV)
-        fill = (task.cut_rows.tile, int(is_distilled and task.has_pairs)) if task.compiled else None
+        fill = None
+        if task.compiled:
+            num_rows = padded_rows(rows.stop - rows.start, task.cut_rows.tile, logits_CV.device)
+            fill = num_rows, int(is_distilled and task.has_pairs)
         sums, gradient_CV, others = visit(core, tile, coefficients, task.parameters, fill)
     for total, other in zip(gradients.parameters, others, strict=True):
         if other is not None:

@@ -96,6 +96,24 @@ def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Coll
     return text, [(0, 0) if token in special else next(offsets) for token in ids]
 
 
+def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """Return the text of each token, so that all texts joined are the decoded text.
+
+    Special tokens are included.  If several tokens are parts of one character, the first of them has the character, and the
+    others have the text "".
+
+    Args:
+        ids: Token ids as a model generated them.
+        tokenizer: Decodes the ids.
+    """
+    text, offsets = offsets_from_ids(ids, tokenizer)
+    texts, covered = [], 0
+    for start, end in offsets:
+        texts.append(text[max(start, covered) : end])
+        covered = max(covered, end)
+    return texts
+
+
 def _decode_incrementally(ids: list[int], tokenizer: Tokenizer) -> tuple[str, list[Offset]]:
     def decode(first: int, stop: int) -> str:
         return tokenizer.decode(ids[first:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False)

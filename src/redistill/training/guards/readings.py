@@ -11,8 +11,8 @@ import torch
 from redistill.contracts import Batch, SampledClasses, Teacher, TopClasses
 from redistill.interfaces import Autocast
 from redistill.models.student import StudentModule
+from redistill.vocab_pass.cutting import cuts
 from redistill.vocab_pass.rules import TargetRows, whole
-from redistill.vocab_pass.walk import cuts
 
 ROWS_AT_ONCE = 64
 

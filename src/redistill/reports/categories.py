@@ -1,0 +1,165 @@
+"""Scores by category of the test rows, and where a student is weakest."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from redistill.reports.folders import Evaluation, Measure
+from redistill.reports.pages import NOTHING, difference, score
+from redistill.reports.statistics import Interval, paired_bootstrap, prompt_means
+from redistill.reports.tables import Cell, Line, Table
+from redistill.storage.redaction import plain_line
+
+MAX_CATEGORIES = 40
+"""A table has the weakest categories of a data set, and at most this number of them."""
+MAX_NAME = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryScore:
+    """Scores of the models on the prompts of one category.
+
+    Args:
+        name: The category.
+        num_prompts: Number of its prompts.
+        scores: Mean score of each model over prompts and evaluation seeds, by label.
+        interval: Difference of the student to the reference model, with its 95 % interval; None if they are not compared.
+    """
+
+    name: str
+    num_prompts: int
+    scores: Mapping[str, float]
+    interval: Interval | None
+
+
+def category_table(dataset: str, models: Sequence[Evaluation], versus: str | None) -> Table | None:
+    """Build the table of scores by category for one data set.
+
+    The weakest category is the first.
+
+    Args:
+        dataset: Name of the data set.
+        models: The evaluations; the last one is the student of the run.
+        versus: Label of the reference model; None if there is none.
+
+    Returns:
+        The table; None if the answers have fewer than two categories.
+    """
+    found = category_scores(dataset, models, versus)
+    if len(found) < 2:
+        return None
+    labels = [model.label for model in models if any(model.label in each.scores for each in found)]
+    measure, versus = models[-1].measures(dataset)[0], versus or "a reference model"
+    omitted = f" The {MAX_CATEGORIES} weakest of {len(found)} categories." if len(found) > MAX_CATEGORIES else ""
+    return Table(
+        key=f"categories-{dataset}",
+        title=f"{dataset} by category",
+        caption=f"{measure.heading}, mean over prompts and evaluation seeds. The difference is that of {models[-1].label} to "
+        f"{versus}, with the 95 % interval of a bootstrap over the prompts of the category. Intervals are not corrected for "
+        f"the number of categories.{omitted}",
+        columns=["", "prompts", *labels, "difference", "95 % interval"],
+        lines=[Line(each.name, "method", list(_cells(each, labels, measure))) for each in found[:MAX_CATEGORIES]],
+    )
+
+
+def category_scores(dataset: str, models: Sequence[Evaluation], versus: str | None) -> list[CategoryScore]:
+    """Return the scores by category, the weakest category of the last model first.
+
+    The arguments are those of `category_table`.  A prompt belongs to the category that is recorded with the last model's
+    answers; answers without a category are omitted.
+    """
+    student, name = models[-1], models[-1].measures(dataset)[0].name
+    groups: dict[str, list[str]] = {}
+    for prompt, category in _categories(student, dataset).items():
+        groups.setdefault(category, []).append(prompt)
+    means = {model.label: _means(model, dataset, name) for model in models}
+    found = []
+    for category, prompts in groups.items():
+        scores = {
+            label: float(np.mean([of[each] for each in prompts])) for label, of in means.items() if of.keys() >= set(prompts)
+        }
+        if student.label in scores:
+            pairs = [means[student.label][each] - means[versus][each] for each in prompts] if versus in scores else []
+            interval = paired_bootstrap([np.array([pairs])]) if len(pairs) > 1 else None
+            found.append(CategoryScore(name=category, num_prompts=len(prompts), scores=scores, interval=interval))
+    sign = student.measures(dataset)[0].sign
+    return sorted(found, key=lambda each: (sign * each.scores[student.label], each.name))
+
+
+def has_categories(model: Evaluation) -> bool:
+    """Return whether any answer of a model has a category."""
+    return any(_categories(model, dataset) for dataset in model.datasets)
+
+
+def weakest_sentence(models: Sequence[Evaluation], versus: str | None) -> str:
+    """Return a sentence that names where the last model scores lowest.
+
+    The sentence has the weakest category, or the weakest data set if the answers have no categories.  It also has the number of
+    prompts on which the model scores lower than the teacher, or else than the reference model.
+
+    Args:
+        models: The evaluations; may be empty.
+        versus: Label of the reference model; None if there is none.
+    """
+    weakest = []
+    for student, dataset in ((model, dataset) for model in models[-1:] for dataset in model.datasets):
+        measure, groups = student.measures(dataset)[0], category_scores(dataset, models, versus)
+        means = _means(student, dataset, measure.name)
+        places = [(f"category {each.name} of {dataset}", each.num_prompts, each.scores[student.label]) for each in groups]
+        places = places if len(places) > 1 else [(dataset, len(means), float(np.mean([*means.values()])))] if means else []
+        weakest += [(measure.sign * value, place, number, measure, value) for place, number, value in places]
+    if not weakest:
+        return "The run folder has no scored answers, so it is unknown where the student fails."
+    _, place, number, measure, value = min(weakest, key=lambda each: each[:2])
+    lowest = "lowest" if measure.sign > 0 else "highest (worst)"
+    return (
+        f"The {lowest} {measure.title} of {models[-1].label} is on {place}: {score(value, measure.unit)} on {number} prompts"
+        f"{_behind(models, versus)}."
+    )
+
+
+def _behind(models: Sequence[Evaluation], versus: str | None) -> str:
+    """Return on how many prompts the last model scores lower than the teacher or the reference model."""
+    student = models[-1]
+    other = next((m for m in models[:-1] if m.role == "teacher"), None) or next((m for m in models if m.label == versus), None)
+    if other is None:
+        return ""
+    lower, common = 0, 0
+    for dataset in student.datasets:
+        measure = student.measures(dataset)[0]
+        ours, theirs = (_means(model, dataset, measure.name) for model in (student, other))
+        shared = ours.keys() & theirs.keys()
+        common += len(shared)
+        lower += sum(measure.sign * (ours[prompt] - theirs[prompt]) < 0 for prompt in shared)
+    return f"; it is worse than {other.label} on {lower} of {common} prompts" if common else ""
+
+
+def _categories(model: Evaluation, dataset: str) -> dict[str, str]:
+    """Return the category of each prompt that has one; an answer file is untrusted."""
+    found = {}
+    for lines in model.answers.get(dataset, {}).values():
+        for prompt, line in lines.items():
+            category = line.get("category")
+            if isinstance(category, str) and (name := plain_line(category)[:MAX_NAME].strip()):
+                found[prompt] = name
+    return found
+
+
+def _means(model: Evaluation, dataset: str, name: str) -> dict[str, float]:
+    """Return the mean score of each prompt that every evaluation seed has answered."""
+    seeds = model.prompt_scores(dataset, name)
+    common = set.intersection(*(set(seed) for seed in seeds)) if seeds else set()
+    return prompt_means([{prompt: seed[prompt] for prompt in sorted(common)} for seed in seeds])
+
+
+def _cells(found: CategoryScore, labels: Sequence[str], measure: Measure) -> Iterator[Cell]:
+    yield Cell(f"{found.num_prompts:,}")
+    yield from (Cell(score(found.scores.get(label), measure.unit)) for label in labels)
+    if found.interval is None:
+        yield from (Cell(NOTHING), Cell(NOTHING))
+        return
+    lower, upper = found.interval.lower, found.interval.upper
+    side = 1 if lower > 0 else -1 if upper < 0 else 0
+    yield Cell(difference(found.interval.difference, measure.unit), tone=side * measure.sign)
+    yield Cell(f"{difference(lower, measure.unit)} to {difference(upper, measure.unit)}")

@@ -1,0 +1,139 @@
+"""Sentences about a run: its cost, its corrections, and what DAC-KL kept."""
+
+from collections.abc import Sequence
+
+from redistill.reports.costs import Cost, method_cost
+from redistill.reports.folders import RunFolder, at, mapping, number
+from redistill.reports.lineup import Entry, Lineup
+from redistill.reports.logs import Line, RunLog
+from redistill.reports.pages import fixed, large, percent
+from redistill.reports.settings import different_settings
+from redistill.reports.statistics import mean
+from redistill.reports.thinning import MAX_ITEMS, Curve, Spaced
+
+MIN_RECOVERED = 0.1
+"""Limit of a collapse if the recipe does not set `guards.min_recovered`."""
+MAX_TARGET_ONLY = 0.9
+"""Limit of a collapse for logs without `recovered`: the fraction of tokens for which only the arg max is kept."""
+LAST = 0.1
+"""Fraction of the updates at the end of a run that is averaged."""
+MAX_NAMED = 6
+
+
+def lineup_of(runs: Sequence[RunFolder], labels: Sequence[str]) -> Lineup:
+    """Return the runs of a report as a comparison; the last run is the baseline."""
+    entries = [Entry(label=label, seed=0, run=run) for run, label in zip(runs, labels, strict=True)]
+    return Lineup(name=labels[0], entries=entries, baseline=labels[-1], left_out=())
+
+
+def cost_of(run: RunFolder) -> Cost:
+    """Return the training cost of a run, with a fine-tuning of its student before it."""
+    return method_cost([Entry(label="", seed=0, run=run)])
+
+
+def cost_sentence(run: RunFolder, baseline: RunFolder | None, versus: str | None) -> str:
+    """Return a sentence about updates, tokens, seconds and peak memory of a run.
+
+    Args:
+        run: The run.
+        baseline: The run whose time is compared; None if there is none.
+        versus: Label of the baseline.
+    """
+    found = cost_of(run).figures
+    if found["seconds"] is None:
+        return "The run has not recorded what its training cost (run.json: cost)."
+    parts = [f"{found['seconds']:,.0f} seconds"]
+    for name, text in (("updates", "updates"), ("trained_tokens", "trained tokens"), ("generated_tokens", "generated tokens")):
+        parts += [] if found[name] is None else [f"{large(found[name])} {text}"]
+    parts += [] if found["peak_bytes"] is None else [f"a peak memory of {large(found['peak_bytes'], 'G')}B"]
+    other = None if baseline is None else cost_of(baseline).figures["seconds"]
+    ratio = f", {found['seconds'] / other:.1f} times the time of {versus}" if other else ""
+    return f"Training took {', '.join(parts[:-1])} and {parts[-1]}{ratio}." if len(parts) > 1 else f"Training took {parts[0]}."
+
+
+def scrg_sentence(log: RunLog, revisions: Spaced[Line]) -> str:
+    """Return a sentence about what SCRG changed in the student's text."""
+    if not revisions.count and "revised" not in log.origins:
+        return "No text of the student was corrected: the run has no corrections by SCRG (revisions.jsonl)."
+    shown = revisions.items(MAX_ITEMS)
+    divergences, places = (
+        [value for line in shown if (value := number(line.get(key))) is not None] for key in ("kl", "position")
+    )
+    several = f"{len(shown):,} of the {revisions.count:,}" if len(shown) < revisions.count else f"the {revisions.count:,}"
+    about = (
+        f"in {several} logged corrections the replaced token is on average at position {fixed(mean(places), 1)} of the answer, "
+        f"with a divergence of {fixed(mean(divergences))} nats"
+        if revisions.count
+        else "no correction was logged"
+    )
+    if "revised" not in log.origins:
+        return f"SCRG corrected text of the student: {about}."
+    return f"SCRG corrected {percent(_mean(log.origins['revised']))} of the sampled sequences: {about}."
+
+
+def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
+    """Return a sentence that states whether the window of DAC-KL collapsed.
+
+    It collapsed if at the end of training it keeps almost no mass of the teacher outside the arg max: `recovered` is below
+    `guards.min_recovered`, as a mean over the last tenth of the updates.  Logs of earlier versions have no `recovered`; for
+    them, it collapsed if it keeps only the arg max for 90 % of the tokens.
+    """
+    if "kept_mass" not in log.train:
+        return "The run does not use DAC-KL, so there is no window that could collapse (metrics.jsonl has no kept_mass)."
+    ends = {name: _end(log.train[name]) for name in ("kept_mass", "recovered", "target_only") if name in log.train}
+    limit = number(at(run.description, "config", "guards", "min_recovered"))
+    limit = MIN_RECOVERED if limit is None else limit
+    has_collapsed = ends["recovered"] < limit if "recovered" in ends else ends.get("target_only", 0.0) > MAX_TARGET_ONLY
+    parts = [f"{percent(ends['kept_mass'])} of the teacher's probability mass"]
+    parts += [f"{percent(ends['recovered'])} of the mass outside the arg max"] if "recovered" in ends else []
+    only = f"; only the arg max is kept for {percent(ends['target_only'])} of the tokens" if "target_only" in ends else ""
+    verdict = "DAC-KL collapsed" if has_collapsed else "DAC-KL did not collapse"
+    return f"{verdict}: in the last tenth of the updates it keeps {' and '.join(parts)}{only}."
+
+
+def changes_sentence(lineup: Lineup | None) -> str:
+    """Return a sentence about the settings that differ between a run and baselines.
+
+    `lineup` has the run and its baselines; it is None without baselines.
+    """
+    if lineup is None:
+        return "No baseline was given, so no settings are compared; `redistill report RUN --baseline RUN` compares two runs."
+    names = [setting.name for setting in different_settings(lineup)]
+    who = " and ".join([", ".join(lineup.labels[:-1]), lineup.labels[-1]]) if len(lineup.labels) > 1 else lineup.labels[0]
+    if not names:
+        return f"The recipes of {who} have the same settings."
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"The recipes of {who} differ in {_counted(len(names))}: {', '.join(names[:MAX_NAMED])}{more}."
+
+
+def command_of(run: RunFolder) -> str:
+    """Return the command that started a run; "" if it is not recorded."""
+    command = run.description.get("command")
+    return " ".join(map(str, command)) if isinstance(command, list) else str(command or "")
+
+
+def repeat_sentence(run: RunFolder) -> str:
+    """Return a sentence with the command that repeats a run, and with its versions."""
+    command, commit = command_of(run), run.description.get("commit")
+    if not command:
+        return "The run has not recorded its command (run.json: command)."
+    version = mapping(run.description.get("versions")).get("redistill")
+    needs = [*([f"redistill {version}"] if version else []), *([f"commit {str(commit)[:12]}"] if commit else [])]
+    needed = f" with {', '.join(needs)}" if needs else ""
+    return f"To repeat the run{needed}: {command}"
+
+
+def _counted(count: int) -> str:
+    return "1 setting" if count == 1 else f"{count} settings"
+
+
+def _mean(curve: Curve) -> float:
+    bins = curve.bins()
+    return float((bins.counts * bins.means).sum() / bins.counts.sum())
+
+
+def _end(curve: Curve) -> float:
+    """Return the mean of the bins in the last tenth of the updates."""
+    bins = curve.bins()
+    is_last = bins.steps >= bins.steps[0] + (1 - LAST) * (bins.steps[-1] - bins.steps[0])
+    return float((bins.counts * bins.means)[is_last].sum() / bins.counts[is_last].sum())

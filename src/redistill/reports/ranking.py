@@ -1,0 +1,130 @@
+"""The result of a comparison in words.
+
+The sentences name the best method, its lead, and whether the lead is settled.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from redistill.reports.comparison import Column, Row, by_primary, comparison_rows
+from redistill.reports.inference import POWER
+from redistill.reports.measured import Measured
+from redistill.reports.pages import difference, large, score
+from redistill.reports.speeds import figures_of
+from redistill.reports.tables import p_value
+from redistill.reports.verdict import difference_sentence, is_settled, kept_sentence
+
+_SIGNIFICANT = 0.05
+
+
+def conclusions(measured: Measured) -> list[list[str]]:
+    """Return the main results as sentences, one list for each primary metric.
+
+    The sentences are about the average over data sets, or about the data set if there is only one.  They name the best method
+    and its score; its difference to the baseline and to the second best method, and whether these differences are settled; the
+    smallest difference that the comparison could detect; the teacher's quality that the best method keeps; and what its
+    training cost.
+
+    Args:
+        measured: The compared runs.
+    """
+    return [list(_sentences(measured, group[-1])) for group in by_primary(measured.columns)]
+
+
+def ranked(rows: Sequence[Row], column: Column) -> list[Row]:
+    """Return the rows of the methods in one column, the best method first.
+
+    A method without a score is left out.  Methods with equal scores keep their order.
+
+    Args:
+        rows: Rows of the comparison.
+        column: A data set or an average.
+    """
+    found = [(row, row.primary.mean) for row in rows if row.column == column.name and row.is_method]
+    known = [(row, value) for row, value in found if value is not None]
+    return [row for row, _ in sorted(known, key=lambda pair: -column.primary.sign * pair[1])]
+
+
+def _sentences(measured: Measured, column: Column) -> Iterator[str]:
+    methods = ranked(measured.rows, column)
+    if not methods:
+        yield f"No method was evaluated on all data sets of {column.name}."
+        return
+    best, others = methods[0], methods[1:]
+    yield _leader(best, len(methods), column)
+    if others:
+        yield from _differences(measured, column, best, others[0])
+    yield from _kept(measured, column, best)
+    yield from _training(measured, best, others)
+
+
+def _leader(best: Row, count: int, column: Column) -> str:
+    """Return the sentence that names the best method and its score."""
+    measure = column.primary
+    where = f"averaged over {len(column.datasets)} data sets" if column.is_average else f"on {column.name}"
+    value = score(best.primary.mean, measure.unit)
+    if count == 1:
+        return f"{best.model} is the only method: {measure.title} {value}, {where}."
+    rank = "highest" if measure.sign > 0 else "lowest (best)"
+    return f"{best.model} has the {rank} {measure.title} of {count} methods: {value}, {where}."
+
+
+def _differences(measured: Measured, column: Column, best: Row, second: Row) -> Iterator[str]:
+    """Yield the sentences about the differences to the baseline and to the second best method."""
+    to_baseline = second if best.role == "baseline" else best
+    if to_baseline.versus is not None:
+        yield difference_sentence(to_baseline)
+        yield from _limits(measured, column, to_baseline)
+    if "baseline" not in (best.role, second.role):
+        methods = {model.label: model for model in measured.models if model.is_method}
+        (row,) = comparison_rows([methods[best.model]], [column], [methods[second.model]])
+        yield f"Against the second best method: {difference_sentence(row)}"
+
+
+def _limits(measured: Measured, column: Column, row: Row) -> Iterator[str]:
+    """Yield what the difference to the baseline does not show: effects of many methods, few seeds, and small differences."""
+    found = row.contrast
+    if found is None:
+        return
+    count = sum(each.column == column.name and each.is_method and each.contrast is not None for each in measured.rows)
+    if is_settled(row) and found.p_holm is not None and found.p_holm >= _SIGNIFICANT:
+        p = p_value(found.p_holm)
+        yield f"Holm's correction for {count} methods gives p = {p}, so the difference may be due to chance."
+    if found.about == "students":
+        yield (
+            f"This is about the trained students: {row.model} and {row.versus} have fewer than two training seeds in common. "
+            "A statement about the methods needs two or more."
+        )
+    if found.detectable is not None:
+        smallest = difference(found.detectable, column.primary.unit).removeprefix("+")
+        yield (
+            f"The smallest true difference between {row.model} and {row.versus} that this comparison finds with a probability "
+            f"of {100 * POWER:.0f} % is {smallest}."
+        )
+
+
+def _kept(measured: Measured, column: Column, best: Row) -> Iterator[str]:
+    """Yield the sentence about the teacher's quality that the best method keeps, at what size and speed."""
+    teachers = [row for row in measured.rows if row.column == column.name and row.role == "teacher"]
+    if len(teachers) != 1:
+        return
+    ours, theirs = (
+        figures_of(model)
+        for row in (best, teachers[0])
+        for model in measured.models
+        if (model.is_method, model.label) == (row.is_method, row.model)
+    )
+    ratios = {name: mine / theirs[name] for name, mine in ours.items() if name in theirs}
+    yield kept_sentence(best, teachers[0], ratios)
+
+
+def _training(measured: Measured, best: Row, others: Sequence[Row]) -> Iterator[str]:
+    """Yield the sentence about the training cost of the best method, beside that of the baseline or else the second best."""
+    baseline = [row for row in others if row.role == "baseline"]
+    spent = [(row.model, measured.costs[row.model].figures) for row in (best, *(baseline or others)[:1])]
+    texts = [
+        f"{large(figures['seconds'])} seconds and {large(figures['trained_tokens'])} trained tokens for {label}"
+        for label, figures in spent
+        if figures["seconds"] is not None and figures["trained_tokens"] is not None
+    ]
+    if texts:
+        yield f"Training took {', and '.join(texts)}."

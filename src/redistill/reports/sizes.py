@@ -1,0 +1,179 @@
+"""Size, speed and memory of the models of a report, beside their quality."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from redistill.records import FRACTION, Json
+from redistill.reports.comparison import METHOD_ROLES, Row
+from redistill.reports.drawing import COLOURS, INK, drawn
+from redistill.reports.folders import Evaluation, RunFolder, at, mapping, number
+from redistill.reports.pages import NOTHING, fixed, large, percent, score
+from redistill.reports.tables import Cell, Line, Table
+from redistill.storage.redaction import plain_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FIGURES = {
+    "parameters": ("parameters",),
+    "bytes": ("bytes",),
+    "tokens_per_s": ("tokens_per_s",),
+    "p50_s": ("latency", "p50_s"),
+    "p95_s": ("latency", "p95_s"),
+    "peak_bytes": ("peak_bytes",),
+}
+"""Name of each figure, with the path of its key in scores.json."""
+RECORDED = {"parameters", "bytes", "tokens_per_s"}
+"""Figures that run.json may have for the teacher and the student; scores.json takes precedence."""
+COLUMNS = ("parameters", "size", "tokens/s", "latency p50, s", "latency p95, s", "peak memory")
+"""Headings of the figures in tables, in the order of `FIGURES`."""
+_MAX_LABEL = 30
+
+Figures = dict[str, float]
+
+
+def figures_of(model: Evaluation, run: RunFolder) -> Figures:
+    """Return the figures of a model by name; unknown figures are missing.
+
+    Args:
+        model: The evaluation of the model.
+        run: The run of the report.  Its run.json has figures of its own teacher and student.
+    """
+    role = model.role if model.role in ("teacher", "student") else ""
+    recorded = at(run.description, "models", role)
+    found = {name: number(at(recorded, name)) for name in RECORDED}
+    return {name: value for name, value in found.items() if value is not None and value > 0} | measured_figures(model)
+
+
+def measured_figures(model: Evaluation) -> Figures:
+    """Return the figures in a model's scores.json by name; unknown ones are missing."""
+    found = {name: number(at(model.scores, *path)) for name, path in FIGURES.items()}
+    return {name: value for name, value in found.items() if value is not None and value > 0}
+
+
+def model_sizes(run: RunFolder) -> dict[str, dict[str, object]]:
+    """Return the name and the figures of the models "teacher" and "student".
+
+    A value that the evaluation measured takes precedence over the value in run.json.
+    """
+    sizes: dict[str, dict[str, object]] = {}
+    for role, evaluation in (("teacher", run.teacher), ("student", run.student)):
+        recorded = mapping(at(run.description, "models", role))
+        measured: Mapping[str, Json] = {} if evaluation is None else evaluation.scores
+        if recorded or measured:
+            held = evaluation or Evaluation(label=role, role=role, scores={}, answers={})
+            sizes[role] = {"name": str(recorded.get("name") or measured.get("model") or role), **figures_of(held, run)}
+    return sizes
+
+
+def ratios(run: RunFolder) -> Figures:
+    """Return the figures of the student divided by those of the teacher, by name."""
+    sizes = model_sizes(run)
+    ours, theirs = ({name: number(value) for name, value in sizes.get(role, {}).items()} for role in ("student", "teacher"))
+    pairs = {name: (ours.get(name), theirs.get(name)) for name in FIGURES}
+    return {name: own / other for name, (own, other) in pairs.items() if own is not None and other}
+
+
+def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Table:
+    """Build the table of quality, size, speed, latency and memory of each model.
+
+    Args:
+        run: The run of the report.
+        models: The evaluations.
+        rows: Scores with one primary metric, one row per model, averaged over data sets.
+    """
+    primary = rows[0].measures[0]
+    scores = {(row.role, row.model): row.primary.mean for row in rows}
+    teacher = next((value for (role, _), value in scores.items() if role == "teacher"), None)
+    drafts = {(row.role, row.model): value for row in rows if (value := row.scores.get("acceptance")) is not None}
+    lines = []
+    for model in models:
+        own = scores.get((model.role, model.label))
+        kept = own / teacher if own is not None and teacher and teacher > 0 and primary.sign > 0 else None
+        cells = [score(own, primary.unit), percent(kept), *figure_texts(figures_of(model, run))]
+        cells += [percent(drafts.get((model.role, model.label)))] if drafts else []
+        lines.append(Line(model.label, "method" if model.role in METHOD_ROLES else "reference", [Cell(text) for text in cells]))
+    return Table(
+        key="size",
+        title="Size and speed",
+        caption=f"{primary.title} ({rows[0].column}), and its fraction of the teacher's score. Tokens per second are those of "
+        "the evaluation in batches; the latency is that of an answer that is generated alone; both depend on the machine. Peak "
+        "memory has the weights and what one answer at a time adds."
+        + (" Acceptance is the probability that the teacher accepts a token that the model proposes." if drafts else ""),
+        columns=["", primary.heading, "of the teacher", *COLUMNS, *(["acceptance"] if drafts else [])],
+        lines=lines,
+    )
+
+
+def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Markup | None:
+    """Draw quality against size; return None for fewer than two models.
+
+    The arguments are those of `size_table`.
+    """
+    primary = rows[0].measures[0]
+    scores = {(row.role, row.model): row.primary.mean for row in rows}
+    points = list(_points(run, models, scores))
+    if len(points) < 2:
+        return None
+    scale = 100 if primary.unit == FRACTION else 1
+
+    def paint(axes: "Axes") -> None:
+        top, label_at = 1.1 * scale * max(quality for *_, quality in points), math.inf
+        for label, role, size, quality in sorted(points, key=lambda point: -point[-1]):
+            label_at = min(scale * quality, label_at - 0.08 * top)  # labels of similar scores are moved apart
+            colour = {"teacher": INK, "student": COLOURS[0]}.get(role, COLOURS[4])
+            axes.scatter([size], [scale * quality], color=colour, s=34, zorder=3)
+            text = axes.annotate(
+                label,
+                (size, scale * quality),
+                xytext=(8, label_at),
+                textcoords=("offset points", "data"),
+                va="center",
+                fontsize=8,
+            )
+            text.set_parse_math(False)
+        if primary.sign > 0:
+            axes.set_ylim(0, top)
+        axes.set_xscale("log")
+        axes.set_xlim(min(size for _, _, size, _ in points) / 2, max(size for _, _, size, _ in points) * 4)
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+        axes.set_xlabel("parameters")
+        axes.set_ylabel(f"{primary.title}, %" if primary.unit == FRACTION else primary.heading).set_parse_math(False)
+
+    label = f"{primary.title} of {len(points)} models by number of parameters; the table of size and speed has the numbers"
+    return drawn(paint, label, size_inches=(5.2, 3.4))
+
+
+def figure_texts(figures: Figures) -> Iterator[str]:
+    """Yield the text of each figure, in the order of `FIGURES`.
+
+    The text of an unknown figure is a dash.
+
+    Args:
+        figures: Figures of a model by name.
+
+    Example:
+        >>> list(figure_texts({"parameters": 1.2e8, "bytes": 2.4e8, "p50_s": 0.25}))
+        ['120 M', '240 MB', '–', '0.250', '–', '–']
+    """
+    for name in FIGURES:
+        value = figures.get(name)
+        if value is None:
+            yield NOTHING
+        elif name.endswith("bytes"):
+            yield f"{large(value, 'G')}B"
+        else:
+            yield fixed(value, 3) if name.endswith("_s") and name.startswith("p") else large(value)
+
+
+def _points(
+    run: RunFolder, models: Sequence[Evaluation], scores: Mapping[tuple[str, str], float | None]
+) -> Iterator[tuple[str, str, float, float]]:
+    """Yield label, role, size and quality of the models for which both are known."""
+    for model in models:
+        size, quality = figures_of(model, run).get("parameters"), scores.get((model.role, model.label))
+        if size is not None and quality is not None:
+            yield plain_line(model.label)[:_MAX_LABEL], model.role, size, quality

@@ -1,0 +1,60 @@
+"""Size and speed of the models of a comparison, beside the quality that they keep."""
+
+from redistill.reports.comparison import Column, Entrant
+from redistill.reports.measured import Measured
+from redistill.reports.pages import percent, score
+from redistill.reports.sizes import COLUMNS, FIGURES, Figures, figure_texts, measured_figures
+from redistill.reports.statistics import mean
+from redistill.reports.tables import Cell, Kind, Line, Table
+
+
+def figures_of(model: Entrant) -> Figures:
+    """Return the figures of a model by name, as means over its training seeds.
+
+    The names are those of `sizes.FIGURES`.  A figure is missing if no evaluation has recorded it.
+    """
+    found = [measured_figures(each) for each in model.trainings.values()]
+    means = {name: mean(held[name] for held in found if name in held) for name in FIGURES}
+    return {name: value for name, value in means.items() if value is not None}
+
+
+def kept_quality(measured: Measured, column: Column) -> dict[str, float]:
+    """Return the fraction of the teacher's score that each method reaches, by label.
+
+    The result is empty if there is no single teacher with a positive score, or if lower scores are better.
+    """
+    rows = [row for row in measured.rows if row.column == column.name]
+    teachers = [row.primary.mean for row in rows if row.role == "teacher"]
+    if len(teachers) != 1 or teachers[0] is None or teachers[0] <= 0 or column.primary.sign < 0:
+        return {}
+    scores = {row.model: row.primary.mean for row in rows if row.is_method}
+    return {label: value / teachers[0] for label, value in scores.items() if value is not None}
+
+
+def size_table(measured: Measured, column: Column) -> Table:
+    """Build the table of quality, size and speed of teachers and methods.
+
+    Args:
+        measured: The compared runs.
+        column: A data set or an average, whose primary metric is the quality.
+    """
+    measure, kept = column.primary, kept_quality(measured, column)
+    scores = {(row.is_method, row.model): row.primary.mean for row in measured.rows if row.column == column.name}
+    lines = []
+    for model in measured.models:
+        if model.role == "before":
+            continue
+        part = kept.get(model.label) if model.is_method else None
+        quality = [score(scores.get((model.is_method, model.label)), measure.unit), percent(part)]
+        kind: Kind = "method" if model.is_method else "reference"
+        lines.append(Line(model.label, kind, [Cell(text) for text in (*quality, *figure_texts(figures_of(model)))]))
+    where = "averaged over data sets" if column.is_average else f"on {column.name}"
+    return Table(
+        key="size",
+        title="Size and speed",
+        caption=f"{measure.title} {where}, and its fraction of the teacher's score. Tokens per second are those of the "
+        "evaluation in batches; the latency is that of an answer that is generated alone; both depend on the machine. Figures "
+        "are means over training seeds.",
+        columns=["", measure.heading, "of the teacher", *COLUMNS],
+        lines=lines,
+    )

@@ -1,0 +1,84 @@
+// Filters, sorts and steps through the responses of a page. Without this script, all of them can be read.
+// The children of #answer-list are the prompts; their data attributes have the values to filter and to sort by.
+"use strict";
+(() => {
+  const tools = document.getElementById("answer-tools");
+  const list = document.getElementById("answer-list");
+  if (!tools || !list) return;
+  const field = (name) => document.getElementById("answer-" + name);
+  const [text, dataset, category, key, order, count, more] = ["text", "dataset", "category", "key", "order", "count", "more"].map(field);
+  const items = Array.from(list.children, (element, index) => ({ element, index, text: element.textContent.toLowerCase() }));
+  const PAGE = 20; // prompts that are visible at first, and that a click adds
+  let matching = items;
+  let limit = PAGE;
+
+  // The number to sort an item by; NaN if it has none.
+  const number = (item) => parseFloat(item.element.dataset[key.value]);
+
+  const compare = (a, b) => {
+    const [left, right] = key.value === "" ? [a.index, b.index] : [number(a), number(b)];
+    if (Number.isNaN(left) || Number.isNaN(right)) return Number.isNaN(left) - Number.isNaN(right) || a.index - b.index;
+    return (key.value === "" ? 1 : Number(order.value)) * (left - right) || a.index - b.index;
+  };
+
+  // Hide the prompts that do not match, and on the screen also those after the first `limit`.
+  const show = () => {
+    for (const item of items) item.element.classList.add("unmatched");
+    matching.forEach((item, place) => {
+      item.element.classList.remove("unmatched");
+      item.element.classList.toggle("later", place >= limit);
+    });
+    more.hidden = matching.length <= limit;
+    count.textContent = matching.length + " of " + items.length + " prompts match, " + Math.min(limit, matching.length) + " visible";
+  };
+
+  const update = () => {
+    const wanted = text.value.trim().toLowerCase();
+    const chosen = (choice, name, item) => !choice || choice.value === "" || item.element.dataset[name] === choice.value;
+    const matches = (item) => item.text.includes(wanted) && chosen(dataset, "dataset", item) && chosen(category, "category", item);
+    matching = items.filter(matches).sort(compare);
+    list.append(...matching.map((item) => item.element));
+    order.disabled = key.value === "";
+    limit = PAGE;
+    show();
+  };
+
+  // Close the open prompt, and open the next or the previous one.
+  const step = (by) => {
+    const open = matching.findIndex((item) => item.element.open);
+    const place = open < 0 ? 0 : open + by;
+    const next = matching[place];
+    if (!next) return;
+    limit = Math.max(limit, place + 1);
+    show();
+    for (const item of matching) item.element.open = item === next;
+    next.element.scrollIntoView({ block: "nearest" });
+  };
+
+  // Move the focus from the summary of a prompt to that of the next or the previous one.
+  const moveFocus = (event) => {
+    const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    const now = matching.findIndex((item) => item.element.firstElementChild === event.target);
+    const next = matching[now + by];
+    if (by === undefined || now < 0 || !next) return;
+    event.preventDefault();
+    limit = Math.max(limit, now + by + 1);
+    show();
+    next.element.firstElementChild.focus();
+  };
+
+  text.addEventListener("input", update);
+  for (const choice of [dataset, category, key, order]) if (choice) choice.addEventListener("change", update);
+  more.addEventListener("click", () => {
+    const next = matching[limit];
+    limit += PAGE;
+    show();
+    if (!next) return;
+    next.element.tabIndex = -1;
+    next.element.focus();
+  });
+  for (const [name, by] of [["next", 1], ["previous", -1]]) field(name)?.addEventListener("click", () => step(by));
+  list.addEventListener("keydown", moveFocus);
+  tools.hidden = false;
+  update();
+})();

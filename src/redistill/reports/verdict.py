@@ -1,0 +1,146 @@
+"""The verdict on a model in words, and how many prompts or seeds would settle it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from redistill.records import FRACTION, PERCENT
+from redistill.reports.comparison import Row
+from redistill.reports.pages import difference, score
+
+MOST = 100_000
+"""The largest number of prompts or seeds that a verdict recommends."""
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The sample that would settle a difference.
+
+    Args:
+        count: Number of prompts or training seeds in all, two significant digits.
+        unit: What is counted.
+    """
+
+    count: int
+    unit: Literal["prompts", "training seeds"]
+
+
+def is_settled(row: Row) -> bool:
+    """Return whether the 95 % interval of the difference excludes 0."""
+    return row.tone != 0
+
+
+def needed(row: Row) -> Needed | None:
+    r"""Compute how many prompts or training seeds would settle a difference.
+
+    .. math:: V_s + k\,(V_p + V_r) = \Bigl( \frac{d}{D} \Bigr)^2 V, \qquad n' = n / k
+
+    d is the present difference, and D is the smallest difference that the present n prompts detect (`Contrast.detectable`).
+    V_s, V_p and V_r are the parts of its variance V that are due to training seeds, to prompts and to the residual
+    (`inference.Variance`).  If d is the true difference, the interval of n' prompts excludes 0 with a probability of 80 %.  For
+    a claim about trained students V_s is 0, so that n' = n (D / d)^2, where D is 2.8 times the standard error.
+
+    If training seeds contribute more to the variance than prompts, the formula gives the number of training seeds instead:
+    V_s and V_p change places.
+
+    Returns:
+        The number of prompts or of training seeds, each in all, not in addition; None if the row is not compared, if it is
+        settled, or if no number up to 100,000 (`MOST`) is sufficient.
+    """
+    found = row.contrast
+    if found is None or is_settled(row) or not found.detectable or found.variance is None or not found.interval.difference:
+        return None
+    parts = found.variance
+    target = (found.interval.difference / found.detectable) ** 2 * parts.total
+    unit: Literal["prompts", "training seeds"] = "training seeds" if parts.seeds > parts.prompts else "prompts"
+    present, larger, other = (
+        (found.num_seeds, parts.seeds, parts.prompts)
+        if parts.seeds > parts.prompts
+        else (row.num_prompts, parts.prompts, parts.seeds)
+    )
+    factor = (target - other) / (larger + parts.residual)
+    if factor <= present / MOST:
+        return None
+    return Needed(_rounded_up(max(present / factor, present + 1)), unit)
+
+
+def difference_sentence(row: Row) -> str:
+    """Return the verdict: better or worse, by how much, and whether it is settled.
+
+    The difference is settled if its 95 % interval excludes 0.  If it is not settled, the sentence has the number of prompts or
+    training seeds that would settle it (`needed`).  If the models are not compared, the sentence has the reason.
+
+    Args:
+        row: Scores of the model, with the difference to its reference model.
+    """
+    primary, other = row.measures[0], row.versus or "a reference model"
+    where = f" on {row.column}" if row.column else ""
+    if row.interval is None:
+        return f"{row.model} is not compared with {other}{where}: {row.note or 'there is no other model'}."
+    shown, sample = amount(row), _sample(row)
+    if is_settled(row):
+        return f"{row.model} is {'better' if row.tone > 0 else 'worse'} than {other}{where}: {shown}, settled with {sample}."
+    enough = needed(row)
+    if enough is not None:
+        outlook = f"about {enough.count:,} {enough.unit} would settle it"
+    elif row.contrast is not None and row.contrast.about == "methods":
+        outlook = "both more prompts and more training seeds are needed"
+    else:
+        outlook = f"not even {MOST:,} prompts would settle it"
+    tendency = "worse" if row.interval.difference * primary.sign < 0 else "better"
+    return f"{row.model} may be {tendency} than {other}{where}: {shown}, not settled with {sample}; {outlook}."
+
+
+def amount(row: Row) -> str:
+    """Return the difference to the reference model with its interval.
+
+    Raises:
+        ValueError: the row has no interval.
+    """
+    if row.interval is None:
+        raise ValueError("the row has no difference to a reference model")
+    primary = row.measures[0]
+    lower, middle, upper = (
+        difference(value, primary.unit) for value in (row.interval.lower, row.interval.difference, row.interval.upper)
+    )
+    unit = (
+        " percentage points of" if primary.unit == FRACTION else "" if primary.unit in (PERCENT, "") else f" {primary.unit} of"
+    )
+    return f"{middle}{unit} {primary.title} (95 % interval {lower} to {upper})"
+
+
+def kept_sentence(student: Row, teacher: Row, ratios: Mapping[str, float]) -> str:
+    """Return the fraction of the teacher's quality that a student keeps, in words.
+
+    The sentence also has the size and the speed of the student, relative to those of the teacher.
+
+    Args:
+        student: Scores of the student.
+        teacher: Scores of the teacher in the same column.
+        ratios: Student's figure divided by the teacher's: "parameters", "bytes", "tokens_per_s" (measured by `evaluate`); a
+            figure that is unknown is missing.
+    """
+    primary = student.measures[0]
+    ours, theirs = student.primary.mean, teacher.primary.mean
+    at = [f"{100 * ratios['parameters']:.0f} % of its size"] if "parameters" in ratios else []
+    at += [f"{ratios['tokens_per_s']:.1f} times its speed"] if "tokens_per_s" in ratios else []
+    if ours is None or theirs is None:
+        kept = f"an unknown fraction of the teacher's quality ({primary.title})"
+    elif primary.better == "lower" or theirs <= 0:
+        kept = f"{primary.heading} {score(ours, primary.unit)} (teacher: {score(theirs, primary.unit)})"
+    else:
+        kept = f"{100 * ours / theirs:.0f} % of the teacher's quality ({primary.title})"
+    return f"{student.model} has {kept}{' at ' if at else ''}{' and '.join(at)}."
+
+
+def _sample(row: Row) -> str:
+    seeds = row.contrast.num_seeds if row.contrast is not None else 0
+    prompts = f"{row.num_prompts:,} {'prompt' if row.num_prompts == 1 else 'prompts'}"
+    return f"{prompts} and {seeds} training seeds" if seeds > 1 else prompts
+
+
+def _rounded_up(number: float) -> int:
+    """Round up to two significant digits."""
+    scale = int(10 ** max(0, math.floor(math.log10(number)) - 1))
+    return math.ceil(number / scale) * scale

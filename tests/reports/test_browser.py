@@ -1,0 +1,107 @@
+"""The report in headless Chromium: two widths, two colour schemes, paper, mouse, keyboard, accessibility."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from redistill.reports.report import build_report
+from tests.faults.chromium import Browser, browser
+from tests.reports.browser import SCHEMES, WIDTHS, faults, kept_screenshot, needs_chromium, violations, visible_text
+from tests.reports.fabricated import PROMPTS, write_lines, write_run
+from tests.reports.test_report import SECTIONS
+
+pytestmark = needs_chromium
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    baseline = write_run(folder / "sft", "plain-sft", role="baseline", updates=40)
+    return build_report(write_run(folder / "run", "mine", updates=40), [baseline], folder / "report.html")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_is_complete_and_accessible(tab, report, width, scheme):
+    seen = tab.open(report, width=width, scheme=scheme)
+    assert tab.run("[...document.querySelectorAll('h2')].map(each => each.id)") == [*SECTIONS[:-2], "changes", *SECTIONS[-2:]]
+    assert violations(tab) == []
+    assert faults(tab, seen) == []
+    kept_screenshot(tab, f"report-{width}-{scheme}")
+
+
+def long_answer(name: str, number: int) -> dict:
+    text = " ".join(f"word{(number * 31 + each) % 997}" for each in range(110))
+    fields = {"id": f"{name}:{number}", "prompt": f"Question {number}?", "references": [text[:400]], "rouge_l": float(number)}
+    return {**fields, "response": text, "tokens": 200, "finished": True}
+
+
+VISIBLE = "[...document.querySelectorAll('.answer')].filter(each => each.offsetParent !== null)"
+SCORES = f"{VISIBLE}.map(each => Number(each.dataset.score))"
+CHOOSE = "(() => {{const e = document.getElementById('answer-{name}'); e.value = '{value}'; "
+CHOOSE += "e.dispatchEvent(new Event('change'))}})()"
+
+
+def test_responses_are_filtered_and_sorted_by_mouse(tab, report):
+    seen = tab.open(report)
+    assert tab.run(f"{VISIBLE}.length") == 20 and "40 of 40 prompts match, 20 visible" in visible_text(tab, "#answer-count")
+    tab.click("#answer-more")
+    assert tab.run(f"{VISIBLE}.length") == 2 * PROMPTS
+    tab.run(CHOOSE.format(name="key", value="score"))
+    ascending = tab.run(SCORES)
+    tab.run(CHOOSE.format(name="order", value="-1"))
+    assert ascending == sorted(ascending) and tab.run(SCORES) == sorted(tab.run(SCORES), reverse=True)
+    tab.run(CHOOSE.format(name="category", value="0"))
+    heads = tab.run(f"{VISIBLE}.map(each => each.querySelector('.head').textContent)")
+    assert heads and all("closed_qa" in head for head in heads)
+    assert faults(tab, seen) == []
+
+
+def test_responses_are_filtered_and_sorted_by_keyboard(tab, report):
+    seen = tab.open(report)
+    tab.run("document.querySelector('#answer-text').focus()")
+    tab.press("Question 11?")
+    assert tab.run(f"{VISIBLE}.length") == 2 and "2 of 40 prompts match" in visible_text(tab, "#answer-count")
+    focused = []
+    for _ in range(3):
+        tab.press("Tab")
+        focused.append(tab.run("document.activeElement.id"))
+    assert focused == ["answer-dataset", "answer-category", "answer-key"]
+    tab.press("ArrowDown", "ArrowDown")
+    assert tab.run("document.getElementById('answer-key').value") == "teacher" and len(tab.run(SCORES)) == 2
+    assert faults(tab, seen) == []
+
+
+def test_everything_is_readable_without_scripts(tab, report):
+    tab.open(report, scripts=False)
+    assert tab.run(f"{VISIBLE}.length") == 2 * PROMPTS
+    assert tab.run("document.getElementById('answer-tools').offsetParent === null")
+
+
+def test_paper_has_all_matching_responses_and_no_controls(tab, report, tmp_path):
+    seen = tab.open(report, media="print")
+    assert tab.run(f"{VISIBLE}.length") == 2 * PROMPTS
+    assert tab.run("document.getElementById('answer-tools').offsetParent === null")
+    tab.pdf(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF") and faults(tab, seen) == []
+
+
+def test_five_models_with_200_responses_each_fit_into_three_megabytes(tab, tmp_path):
+    """Texts of 800 characters, which is 200 tokens; longer ones are thinned, and the page states how many are shown."""
+    run = write_run(tmp_path / "run", "mine", updates=200)
+    baselines = [write_run(tmp_path / name, name, role="baseline") for name in ("sft", "kd")]
+    for folder in (run, run / "teacher", run / "before", *baselines):
+        for path in (folder / "responses").glob("*.jsonl"):
+            write_lines(path, [long_answer(path.stem, number) for number in range(100)])
+    page = build_report(run, baselines)
+    assert page.stat().st_size <= 3_000_000
+    seen = tab.open(page)
+    assert tab.run("document.querySelectorAll('.answer .answers > div').length") == 6 * 200
+    assert "200 of 200 prompts match" in visible_text(tab, "#answer-count") and faults(tab, seen) == []

@@ -1,0 +1,131 @@
+"""The comparison page in headless Chromium: two widths, two colour schemes, paper, mouse, keyboard, no scripts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from redistill.reports.compare import build_comparison
+from tests.faults.chromium import Browser, browser
+from tests.reports.browser import SCHEMES, WIDTHS, faults, kept_screenshot, needs_chromium, violations, visible_text
+from tests.reports.fabricated import write_sweep
+
+pytestmark = needs_chromium
+GAINS = {"sft": 0.0, "kd": 2.0, "mgsr": 9.0}
+PROMPTS = 15  # of each of two data sets
+SECTIONS = ["verdict", "charts", "table-1", "table-2", "table-6", "size", "responses", "settings", "tests", "repeat"]
+VISIBLE = "[...document.querySelectorAll('.response')].filter(each => each.offsetParent !== null)"
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
+    sweep = write_sweep(folder / "sweep", GAINS, seeds=(10, 20), prompts=PROMPTS)
+    path = sweep / "mgsr-seed20" / "run.json"
+    described = json.loads(path.read_text())
+    path.write_text(json.dumps({**described, "command": "redistill run x.yaml", "cost": {**described["cost"], "updates": 7}}))
+    build_comparison([sweep], [folder / "compare.html"])
+    return folder / "compare.html"
+
+
+def visible_ids(tab: Browser) -> list[str]:
+    return tab.run(f"{VISIBLE}.map(each => each.querySelector('.scores').textContent.split(' · ')[1])")
+
+
+def open_ids(tab: Browser) -> list[str]:
+    return tab.run(
+        f"{VISIBLE}.filter(each => each.open).map(each => each.querySelector('.scores').textContent.split(' · ')[1])"
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_is_complete_and_accessible(tab, page, width, scheme):
+    """axe-core needs seconds, so it checks each width and each scheme once."""
+    seen = tab.open(page, width=width, scheme=scheme)
+    assert tab.run("[...document.querySelectorAll('h2')].map(each => each.id)") == SECTIONS
+    tab.click("#answer-next")
+    if (width, scheme) in zip(WIDTHS, SCHEMES, strict=True):
+        assert violations(tab) == []
+    assert faults(tab, seen) == []
+    kept_screenshot(tab, f"compare-{width}-{scheme}")
+
+
+def test_every_link_of_the_page_leads_to_a_visible_place(tab, page):
+    tab.open(page)
+    script = "[...document.querySelectorAll('a')].filter(each => !document.querySelector(each.hash)?.offsetParent).length"
+    assert tab.run(script) == 0
+
+
+def test_all_sections_are_printed(tab, page, tmp_path):
+    seen = tab.open(page, media="print", width=800)
+    assert tab.run("[...document.querySelectorAll('h2')].filter(each => each.offsetParent).map(each => each.id)") == SECTIONS
+    assert tab.run(f"{VISIBLE}.length") == 0 and "open on the screen are printed" in visible_text(tab, "main")
+    tab.open(page)
+    tab.click("#answer-next")
+    tab.pdf(tmp_path / "compare.pdf")
+    assert (tmp_path / "compare.pdf").read_bytes().startswith(b"%PDF") and faults(tab, seen) == []
+
+
+def test_responses_are_filtered_by_text_and_data_set(tab, page):
+    tab.open(page)
+    assert len(visible_ids(tab)) == 20 and "30 of 30 prompts match, 20 visible" in visible_text(tab, "#answer-count")
+    tab.run("document.querySelector('#answer-text').focus()")
+    tab.press("KD ANSWERS 7 ")
+    assert sorted(visible_ids(tab)) == ["dolly:7", "vicuna:7"]
+    tab.run("document.querySelector('#answer-dataset').focus()")
+    tab.press("ArrowDown", "ArrowDown")
+    assert visible_ids(tab) == ["vicuna:7"]
+
+
+def test_responses_are_sorted_by_a_score_in_both_orders(tab, page):
+    tab.open(page)
+    names = tab.run("[...document.querySelectorAll('#answer-key option')].map(each => each.textContent)")
+    assert names == [
+        "data set and disagreement",
+        "disagreement",
+        "mean score of the methods",
+        *(f"score of {m}" for m in GAINS),
+    ]
+    tab.run("document.querySelector('#answer-key').focus()")
+    tab.press(*["ArrowDown"] * names.index("score of mgsr"))
+    scores = tab.run(f"{VISIBLE}.map(each => Number(each.dataset.score2))")
+    assert scores == sorted(scores, reverse=True) and len(set(scores)) > 9
+    tab.run("document.querySelector('#answer-order').focus()")
+    tab.press("ArrowDown")
+    lowest = tab.run(f"{VISIBLE}.map(each => Number(each.dataset.score2))")
+    assert lowest == sorted(lowest) and lowest[0] < scores[-1]
+
+
+def test_prompts_are_stepped_through_by_mouse_and_by_keyboard(tab, page):
+    tab.open(page)
+    ids = visible_ids(tab)
+    tab.click("#answer-next")
+    tab.click("#answer-next")
+    assert open_ids(tab) == [ids[1]]
+    tab.run("document.querySelector('#answer-previous').focus()")
+    tab.press("Enter")
+    assert open_ids(tab) == [ids[0]]
+    tab.run("document.querySelector('.response summary').focus()")
+    tab.press("ArrowDown", "ArrowDown", "Enter")
+    assert open_ids(tab) == [ids[0], ids[2]]
+    tab.press("ArrowUp", "ArrowUp", "Enter")
+    assert open_ids(tab) == [ids[2]]
+    tab.click("#answer-more")
+    assert len(visible_ids(tab)) == 30
+
+
+def test_without_scripts_every_response_can_be_read(tab, page):
+    seen = tab.open(page, scripts=False)
+    assert tab.run("document.querySelector('#answer-tools').offsetParent") is None
+    assert len(visible_ids(tab)) == 2 * PROMPTS
+    tab.click(".response summary")
+    assert "kd answers" in visible_text(tab, ".response[open]") and "mgsr answers" in visible_text(tab, ".response[open]")
+    assert faults(tab, seen) == []

@@ -1,0 +1,120 @@
+"""Numbers on the report equal those of the files of the run, to the printed digit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from redistill.reports.report import build_report
+from tests.reports.fabricated import PROMPTS, write_run
+from tests.reports.page import Page
+
+CATEGORIES = ("open_qa", "closed_qa", "summarization")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("numbers")
+    write_run(folder / "mine", "mine", updates=40)
+    write_run(folder / "sft", "plain-sft", role="baseline")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return Page(build_report(folder / "mine", [folder / "sft"]).read_text(encoding="utf-8"))
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def lines(folder: Path, dataset: str) -> list[list[dict]]:
+    """The answers of each evaluation seed."""
+    paths = sorted((folder / "responses").glob(f"{dataset}-seed*.jsonl"))
+    return [[json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] for path in paths]
+
+
+MODELS = {"teacher": "mine/teacher", "before training": "mine/before", "plain-sft": "sft", "mine": "mine"}
+
+
+@pytest.mark.parametrize("dataset", ["dolly", "vicuna"])
+def test_scores_of_a_data_set(folder, page, dataset):
+    (found,) = [
+        block for block in page.tables if block[0][0] == "Model" and f"{mean(folder / 'mine', dataset):.2f}" in str(block)
+    ]
+    for label, part in MODELS.items():
+        (cells,) = [row for row in found if row[0] == label]
+        seeds = read(folder / part / "scores.json")["datasets"][dataset]["seeds"]
+        values = [seed["rouge_l"] for seed in seeds.values()]
+        assert cells[1] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+        assert cells[3] == "12.5 %" and cells[4] == "41.5" and cells[6] == "0.812"
+
+
+def mean(folder: Path, dataset: str) -> float:
+    return float(np.mean([seed["rouge_l"] for seed in read(folder / "scores.json")["datasets"][dataset]["seeds"].values()]))
+
+
+def test_scores_by_category(folder, page):
+    tables = [table for table in page.tables if table and table[0][1:2] == ["prompts"]]
+    assert len(tables) == 2
+    for dataset, table in zip(("dolly", "vicuna"), tables, strict=True):
+        for label, part in MODELS.items():
+            column = table[0].index(label)
+            for row in table[1:]:
+                chosen = [each for each in range(PROMPTS) if CATEGORIES[each % 3] == row[0]]
+                scores = [[seed[each]["rouge_l"] for each in chosen] for seed in lines(folder / part, dataset)]
+                assert (row[1], row[column]) == (str(len(chosen)), f"{np.mean(scores):.2f}")
+
+
+def test_size_speed_latency_and_memory(folder, page):
+    table = page.table("latency p50, s", "peak memory")
+    teacher = np.mean([mean(folder / "mine/teacher", dataset) for dataset in ("dolly", "vicuna")])
+    for label, part in MODELS.items():
+        scores = read(folder / part / "scores.json")
+        quality = np.mean([mean(folder / part, dataset) for dataset in ("dolly", "vicuna")])
+        cells = table[label]
+        assert cells["ROUGE-L"] == f"{quality:.2f}" and cells["of the teacher"] == f"{100 * quality / teacher:.1f} %"
+        assert cells["tokens/s"] == f"{scores['tokens_per_s']:.3g}"
+        assert cells["latency p50, s"] == f"{scores['latency']['p50_s']:.3f}"
+        assert cells["latency p95, s"] == f"{scores['latency']['p95_s']:.3f}"
+        assert cells["peak memory"] == f"{scores['peak_bytes'] / 1e9:.3g} GB"
+    assert table["mine"]["parameters"] == "120 M" and table["teacher"]["size"] == "3 GB"
+
+
+def test_cost_of_training(folder, page):
+    cost, cells = read(folder / "mine" / "run.json")["cost"], page.table("updates", "peak memory")["mine"]
+    assert cells["seconds"] == f"{cost['seconds']:,.0f}" and cells["updates"] == f"{cost['updates']}"
+    assert cells["trained tokens"] == f"{cost['trained_tokens'] / 1e3:.3g} k"
+    assert cells["generated tokens"] == f"{cost['generated_tokens'] / 1e3:.3g} k"
+    assert cells["peak memory"] == f"{cost['peak_bytes'] / 1e9:.3g} GB"
+
+
+def test_the_verdict(folder, page):
+    ours, theirs = (np.mean([mean(folder / part, each) for each in ("dolly", "vicuna")]) for part in ("mine", "mine/teacher"))
+    scores = [read(folder / part / "scores.json") for part in ("mine", "mine/teacher")]
+    size, speed = (scores[0][name] / scores[1][name] for name in ("parameters", "tokens_per_s"))
+    assert page.answer("quality \\(ROUGE-L\\)") == (
+        f"mine has {100 * ours / theirs:.0f} % of the teacher's quality (ROUGE-L) at {100 * size:.0f} % of its size "
+        f"and {speed:.1f} times its speed."
+    )
+
+
+def test_scores_of_answers(folder, page):
+    """Every answer of the lowest evaluation seed is on the page with its score."""
+    shown = " ".join(page.blocks)
+    for part in MODELS.values():
+        for dataset in ("dolly", "vicuna"):
+            for line in lines(folder / part, dataset)[0]:
+                assert line["response"].strip() in shown and f"ROUGE-L {line['rouge_l']:.1f}" in shown
+
+
+def test_corrections(folder, page):
+    with (folder / "mine" / "revisions.jsonl").open() as file:
+        logged = [json.loads(line) for line in file]
+    assert page.answer("of 30 logged corrections").startswith("8 of 30 ")
+    heads = [block for block in page.blocks if block.startswith("update ")]
+    assert heads[0].startswith(f"update {logged[0]['step']} · sample {logged[0]['sample']}")
+    assert f"token {logged[0]['position']} · disagreement {logged[0]['kl']:.2f} nats" in heads[0]

@@ -1,0 +1,79 @@
+"""The result of a comparison in words."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from redistill.reports.measured import read_measured
+from redistill.reports.ranking import conclusions
+from tests.reports.fabricated import write_method, write_sweep
+
+PERPLEXITY = {"dolly": {"ppl": {"title": "perplexity", "unit": "", "better": "lower"}}}
+EXACT = {"dolly": {"exact": {"title": "exact match", "unit": "fraction", "better": "higher"}}}
+
+
+def sentences(folders: list[Path], **options) -> list[str]:
+    (found,) = conclusions(read_measured(folders, **options))
+    return found
+
+
+def constant(folder: Path, method: str, value: float, **written) -> Path:
+    return write_method(folder / method, {"dolly": {10: [value, value, value]}}, method, **written)
+
+
+def test_a_method_that_leads_by_a_wide_margin_is_named_with_its_settled_differences(tmp_path):
+    found = sentences([write_sweep(tmp_path, {"sft": 0.0, "kd": 4.0, "mgsr": 20.0}, prompts=30)])
+    assert found[0].startswith("mgsr has the highest ROUGE-L of 3 methods: ") and found[0].endswith(
+        "averaged over 2 data sets."
+    )
+    assert found[1].startswith("mgsr is better than sft") and "settled with 60 prompts and 3 training seeds" in found[1]
+    assert found[2].startswith("The smallest true difference between mgsr and sft")
+    assert found[3].startswith("Against the second best method: mgsr is better than kd")
+    assert found[4].startswith("mgsr has ") and "of its size and 4.5 times its speed" in found[4]
+
+
+def test_a_small_lead_is_not_settled_and_has_the_sample_that_would_settle_it(tmp_path):
+    noise = np.random.default_rng(3).normal(0, 5, (2, 20))
+    runs = [
+        write_method(tmp_path / method, {"dolly": {10: 30 + gain + row}}, method)
+        for (method, gain), row in zip((("sft", 0.0), ("kd", 2.0)), noise, strict=True)
+    ]
+    found = sentences(runs)
+    assert "not settled with 20 prompts; about" in found[1] and "prompts would settle it" in found[1]
+    assert found[2].startswith("This is about the trained students: kd and sft have fewer than two training seeds in common.")
+
+
+def test_the_order_of_the_methods_is_that_of_their_scores_and_directions(tmp_path):
+    low = [constant(tmp_path, method, value, metrics=PERPLEXITY) for method, value in (("sft", 30.0), ("kd", 20.0))]
+    assert sentences(low)[0] == "kd has the lowest (best) perplexity of 2 methods: 20.00, on dolly."
+    high = [constant(tmp_path, method, value, metrics=EXACT) for method, value in (("gkd", 0.25), ("mgsr", 0.5))]
+    assert sentences(high)[0] == "mgsr has the highest exact match of 2 methods: 50.0 %, on dolly."
+
+
+def test_a_baseline_that_is_best_is_compared_with_the_closest_method(tmp_path):
+    runs = [constant(tmp_path, method, value) for method, value in (("sft", 30.0), ("kd", 20.0), ("gkd", 25.0))]
+    found = sentences(runs)
+    assert found[0].startswith("sft has the highest") and found[1].startswith("gkd is worse than sft")
+    assert not any("second best" in sentence for sentence in found)
+
+
+def test_a_single_method_is_not_compared(tmp_path):
+    found = sentences([constant(tmp_path, "sft", 30.0)])
+    assert found[0] == "sft is the only method: ROUGE-L 30.00, on dolly." and not any("than" in each for each in found)
+
+
+def test_methods_with_different_prompts_are_not_compared(tmp_path):
+    found = sentences([constant(tmp_path, "sft", 30.0), constant(tmp_path, "kd", 40.0, text="other")])
+    assert "kd is not compared with sft" in found[1] and "different prompts" in found[1]
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_a_difference_that_holms_correction_does_not_confirm_is_reported(count, tmp_path):
+    """10 wins of 12 prompts by equal amounts: p = 0.039 alone, more with the correction for 11 methods."""
+    gains = {"sft": 0.0, **{f"m{i:02}": float(i == 1) for i in range(1, count)}}
+    signs = np.array([1.0] * 10 + [-1.0] * 2)
+    runs = [write_method(tmp_path / method, {"dolly": {10: 30 + gain * signs}}, method) for method, gain in gains.items()]
+    found = " ".join(sentences(runs))
+    assert "m01 is better than sft" in found
+    assert ("Holm's correction for 11 methods gives p = 0.4" in found) == (count == 12)

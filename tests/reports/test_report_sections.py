@@ -1,0 +1,117 @@
+"""Categories, responses, sizes and sentences of a report, from their own numbers."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from redistill.reports import facts
+from redistill.reports.answers import answers_section
+from redistill.reports.categories import category_scores, category_table, weakest_sentence
+from redistill.reports.comparison import evaluations
+from redistill.reports.folders import read_run
+from redistill.reports.logs import read_log, read_revisions
+from redistill.reports.plots import TRAINING_NAMES
+from redistill.reports.sizes import ratios
+from redistill.reports.statistics import paired_bootstrap
+from redistill.storage import files
+from tests.reports.fabricated import PROMPTS, write_json, write_lines
+
+
+def change_answers(folder: Path, change) -> None:
+    for path in sorted(folder.rglob("responses/*.jsonl")):
+        write_lines(path, [change(line) for line in files.read_lines(path)])
+
+
+# --- categories ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_of_a_category_is_that_of_its_prompts(run_folder, baseline_folder):
+    rng = np.random.default_rng(3)
+    change_answers(run_folder, lambda line: {**line, "rouge_l": float(rng.uniform(0, 100))})
+    models = evaluations(read_run(run_folder), [read_run(baseline_folder)])
+    found = category_scores("dolly", models, "plain-sft")
+    assert [each.scores["mine"] for each in found] == sorted(each.scores["mine"] for each in found)
+    means = {
+        model.label: {
+            i: np.mean([seed[f"dolly:{i}"] for seed in model.prompt_scores("dolly", "rouge_l")]) for i in range(PROMPTS)
+        }
+        for model in models
+    }
+    chosen = range(1, PROMPTS, 3)  # closed_qa
+    expected = paired_bootstrap([np.array([[means["mine"][i] - means["plain-sft"][i] for i in chosen]])])
+    (closed,) = [each for each in found if each.name == "closed_qa"]
+    assert closed.num_prompts == len(chosen)
+    assert closed.interval.difference == pytest.approx(expected.difference)
+    assert closed.interval.lower < closed.interval.difference < closed.interval.upper
+
+
+@pytest.mark.parametrize("category", [None, "", 7, "one"])
+def test_fewer_than_two_categories_give_no_table(run_folder, category):
+    change_answers(run_folder, lambda line: {**line, "category": category})
+    models = evaluations(read_run(run_folder), [])
+    assert category_table("dolly", models, "before training") is None
+    assert " on dolly: " in weakest_sentence(models, "before training")
+
+
+def test_without_scores_it_is_unknown_where_the_student_fails():
+    assert "unknown where the student fails" in weakest_sentence([], None)
+
+
+# --- responses ----------------------------------------------------------------------------------------------------------
+
+
+def test_all_prompts_are_shown_if_they_fit_and_evenly_spaced_ones_otherwise(run_folder):
+    models = evaluations(read_run(run_folder), [])
+    everything = answers_section(models, "before training")
+    assert len(everything.prompts) == everything.num_prompts == 2 * PROMPTS
+    some = answers_section(models, "before training", max_bytes=25_000)
+    assert 4 < len(some.prompts) < 2 * PROMPTS and some.num_prompts == 2 * PROMPTS
+    for dataset in ("dolly", "vicuna"):
+        shown, ranked = ([each.id for each in section.prompts if each.dataset == dataset] for section in (some, everything))
+        assert (shown[0], shown[-1]) == (ranked[0], ranked[-1])
+        gaps = {ranked.index(after) - ranked.index(before) for before, after in itertools.pairwise(shown)}
+        assert max(gaps) - min(gaps) <= 1
+    assert some == answers_section(models, "before training", max_bytes=25_000)
+
+
+def test_numbers_to_sort_by_are_higher_for_better_answers(run_folder):
+    """The teacher's score is higher by 2 everywhere, and that of the student before training lower by 6."""
+    section = answers_section(evaluations(read_run(run_folder), []), "before training")
+    assert section.sort_keys == ["score", "teacher", "baseline", "length"]
+    for prompt in section.prompts:
+        assert prompt.sort_keys["teacher"] == pytest.approx(-2) and prompt.sort_keys["baseline"] == pytest.approx(6)
+        assert prompt.sort_keys["score"] == prompt.line["rouge_l"] and prompt.sort_keys["length"] == 12
+    assert section.categories == ["closed_qa", "open_qa", "summarization"]
+
+
+# --- sizes and sentences ------------------------------------------------------------------------------------------------
+
+
+def test_measured_figures_take_precedence_and_unknown_ones_are_left_out(run_folder):
+    scores = files.read_json(run_folder / "scores.json")
+    write_json(run_folder / "scores.json", {**scores, "parameters": None, "tokens_per_s": "fast", "latency": 7})
+    described = files.read_json(run_folder / "run.json")
+    described["models"]["student"] = {"parameters": 300_000_000, "bytes": 1}
+    write_json(run_folder / "run.json", described)
+    found = ratios(read_run(run_folder))
+    assert found.keys() == {"parameters", "bytes", "peak_bytes"}
+    assert found["parameters"] == pytest.approx(0.2) and found["bytes"] == pytest.approx(2.4e8 / 3e9)
+
+
+def test_a_window_collapses_below_the_limit_of_the_recipe(run_folder):
+    lines = [{"kind": "train", "step": step, "kept_mass": 0.9, "recovered": 0.3} for step in range(1, 21)]
+    log = read_log(lines, TRAINING_NAMES)
+    assert facts.dac_kl_sentence(log, read_run(run_folder)).startswith("DAC-KL did not collapse: ")
+    described = files.read_json(run_folder / "run.json")
+    write_json(run_folder / "run.json", {**described, "config": {"guards": {"min_recovered": 0.5}}})
+    assert facts.dac_kl_sentence(log, read_run(run_folder)).startswith("DAC-KL collapsed: ")
+    early = read_log([{"kind": "train", "step": 1, "kept_mass": 0.2, "target_only": 0.95}], TRAINING_NAMES)
+    assert facts.dac_kl_sentence(early, read_run(run_folder)).startswith("DAC-KL collapsed: ")
+
+
+def test_means_of_corrections_ignore_damaged_lines():
+    revisions = read_revisions([{"kl": 1.0, "position": 2}, {"kl": "x", "position": None}, {"kl": 2.0, "position": 5}])
+    sentence = facts.scrg_sentence(read_log([], TRAINING_NAMES), revisions)
+    assert "in the 3 logged corrections" in sentence and "position 3.5" in sentence and "1.50 nats" in sentence
