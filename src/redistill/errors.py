@@ -109,7 +109,7 @@ class CheckpointError(RedistillError):
 class OutputError(RedistillError, OSError):
     """A file cannot be written.
 
-    Permission or disk space is missing, or the path is outside of the run folder.
+    The process has no permission, the disk is full, or the path is outside of the run folder.
 
     Example:
         >>> from pathlib import Path
@@ -133,7 +133,7 @@ class TrainingError(RedistillError):
         >>> check_sampled(int(token_N.min()))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        redistill.errors.TrainingError: generation: the student's probabilities are not finite:...
+        redistill.errors.TrainingError: generation: no token can be sampled, because...
     """
 
     exit_code = 1
@@ -149,7 +149,7 @@ class ServerError(RedistillError):
 
 
 class ServerUnavailableError(ServerError):
-    """A server did not reply in time, or reported temporary failures only.
+    """A server did not reply in time, or all attempts of a request failed temporarily.
 
     Example:
         >>> issubclass(ServerUnavailableError, ServerError), ServerUnavailableError.exit_code

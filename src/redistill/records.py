@@ -311,7 +311,7 @@ class Metric:
         return self._computed(lambda: self.aggregate(scores), f"the aggregate of {len(scores)} scores")
 
     def can_score_record(self, record: Record) -> bool:
-        """Return the result of `can_score`.
+        """Return whether an answer to `record` can get more than the worst score.
 
         Raises:
             DataError: `can_score` raised an exception or returned a value that is neither True nor False.

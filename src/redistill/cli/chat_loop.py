@@ -23,10 +23,12 @@ HELP = "/reset starts a new conversation, /quit ends the chat"
 
 
 def chat_loop(options: argparse.Namespace, speakers: "list[Speaker]", config: "ChatConfig") -> None:
-    """Answer the prompts of standard input until its end, /quit or Ctrl-C.
+    """Read prompts from standard input, and print the answers of the models.
 
-    On a terminal, the prompts form one conversation.  Otherwise each line is a separate conversation.  Answers are printed
-    while they are generated.  With --json, all answers are printed at the end as one JSON document.
+    The loop ends at the end of standard input, at a line "/quit", and at Ctrl-C.
+
+    If standard input is a terminal, all prompts form one conversation.  If it is not, each line is a separate conversation.
+    Answers are printed while they are generated.  With --json, all answers are printed at the end as one JSON document.
 
     Args:
         options: The options of the command.
@@ -67,7 +69,7 @@ def chat_loop(options: argparse.Namespace, speakers: "list[Speaker]", config: "C
 
 
 def _answered(speaker: "Speaker", turns: tuple[Turn, ...], config: "ChatConfig", *, named: bool, shown: bool) -> str | None:
-    """Generate and return the answer of a model; return None if the prompt cannot be answered.
+    """Generate and return an answer; return None if the prompt cannot be answered.
 
     If `shown` is True, the answer is printed while it is generated. If `named` is True, the name of the model is printed before
     it.
@@ -89,7 +91,7 @@ def _answered(speaker: "Speaker", turns: tuple[Turn, ...], config: "ChatConfig",
 
 
 def _prompts(is_terminal: bool) -> Iterator[str]:
-    """Yield the non-empty lines of standard input, until its end or a line /quit."""
+    """Yield the non-empty lines of standard input up to its end or to a line "/quit"."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - editing of the line, by `input`
     while True:
@@ -106,7 +108,7 @@ def _prompts(is_terminal: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _quiet_interrupt() -> Iterator[None]:
-    """Context that exits without an error on Ctrl-C (SIGINT)."""
+    """Context in which Ctrl-C (SIGINT) ends the enclosed code without an error."""
     try:
         yield
     except KeyboardInterrupt as error:

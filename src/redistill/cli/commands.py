@@ -305,7 +305,10 @@ def chat(options: argparse.Namespace) -> None:
 
 
 def _print(options: argparse.Namespace, document: dict[str, object], *lines: object) -> None:
-    """Print the result of a command: `document` if --json is set, otherwise `lines`."""
+    """Print the result of a command: as JSON if --json is set, otherwise as text.
+
+    `document` is the result as JSON values, and `lines` are the lines of the text.
+    """
     if options.json:
         print_json(options, document)
     else:

@@ -99,7 +99,7 @@ def inspect_revision(options: argparse.Namespace) -> None:
     if options.live == (options.step is not None):
         raise ConfigError("inspect revision: needs either --step N, for logged corrections, or --live, for new ones")
     if not options.live and (options.prompts is not None or options.checkpoint is not None):
-        raise ConfigError("inspect revision: --prompts and --checkpoint need --live; add it, or leave them out")
+        raise ConfigError("inspect revision: --prompts and --checkpoint need --live; add --live, or leave out both")
     from redistill.inspection import revision, terminal
 
     if options.live:
@@ -117,7 +117,7 @@ def inspect_revision(options: argparse.Namespace) -> None:
 
 
 def inspect_clip(options: argparse.Namespace) -> None:
-    """Show the classes that DAC-KL keeps when it predicts one token."""
+    """Show the classes that DAC-KL keeps for one token of an answer."""
     from redistill.inspection import clip, terminal
 
     found = clip.inspect_clip(_subject(options), options.row, options.position, top=options.top, step=options.checkpoint)

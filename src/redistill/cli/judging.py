@@ -38,7 +38,7 @@ def add_judge(group: Group) -> None:
 
 
 def judge(options: argparse.Namespace) -> None:
-    """Compare answers with other answers by a chat model."""
+    """Let a chat model compare a model's answers with other answers."""
     from redistill.runs.judge import JudgeConfig, judge_answers
     from redistill.training.progress import report
 

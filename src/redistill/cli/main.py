@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run the command and return its exit code."""
+    """Run the command that `options` contains, and return its exit code."""
     os.environ["PYTHONSAFEPATH"] = "1"  # of child processes that libraries start: no imports from the current folder
     set_compiler_cache()
     if getattr(options, "private", False):
@@ -85,7 +85,8 @@ def _output_code(options: argparse.Namespace) -> int:
     """Return the exit code of a command that raised no error.
 
     The code is 0 if all writes to standard output succeeded, or if the reading process closed the pipe. It is also 0 if the
-    command has an output folder, because this folder contains the results. Otherwise it is the exit code of OutputError.
+    command has an output folder, because this folder contains the results. In all other cases, it is the exit code of
+    OutputError.
     """
     found = sys.stdout
     if not isinstance(found, streams.TolerantStream) or found.error is None or found.is_closed_pipe:

@@ -133,8 +133,8 @@ def named_task(text: str) -> tuple[str, str | None]:
 def with_lengths(tokens: "TokenizeConfig", options: argparse.Namespace) -> "TokenizeConfig":
     """Return a copy of `tokens` with the values that are given on the command line.
 
-    The options --template, --prompt-tokens and --response-tokens give these values. If one of the options is missing, the copy
-    has the value of `tokens`.
+    The options --template, --prompt-tokens and --response-tokens give these values. If one of these options is not given,
+    the copy has the same value as `tokens`.
     """
     given = {name: getattr(options, name) for name in ("template", "prompt_tokens", "response_tokens")}
     return dataclasses.replace(tokens, **{name: value for name, value in given.items() if value is not None})

@@ -18,8 +18,8 @@ SCHEMA = 1
 def reserved_stdout(options: argparse.Namespace) -> Iterator[None]:
     """Context that reserves standard output for `print_json` if --json is set.
 
-    In the context, all other output is redirected to standard error, including the output of libraries. Without --json nothing
-    is redirected. In both cases, `options.stdout` is set to the stream that `print_json` writes to.
+    With --json, all other output in the context is redirected to standard error, including the output of libraries. Without
+    --json, nothing is redirected. In both cases, `options.stdout` is set to the stream that `print_json` writes to.
 
     Args:
         options: The options of the command.

@@ -48,7 +48,8 @@ def watch(options: argparse.Namespace) -> None:
 def _follow(run: "LiveRun", interval: float) -> None:
     """Show the state of a run repeatedly.
 
-    On a terminal, each frame replaces the previous one.  Otherwise each changed frame is printed below the previous one.
+    If the output is a terminal, each frame replaces the previous one.  If it is not, each changed frame is printed below
+    the previous one.
     """
     from rich.live import Live
 

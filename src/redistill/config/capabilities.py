@@ -89,7 +89,10 @@ def _mismatches(row: Method, needs: Needs, teacher: TeacherCapabilities | None, 
 def _text_mismatches(
     row: Method, needs: Needs, teacher: TeacherCapabilities | None, engine: EngineCapabilities
 ) -> Iterator[str]:
-    """Yield one message for each feature of text generation that the method needs and that is not supported."""
+    """Yield a message for each unsupported feature of text generation.
+
+    Only features that the method needs are examined.
+    """
     policy, sampling = f"policy {kind_of(type(row.policy))}", row.policy.sampling
     if needs.teacher_text and teacher is not None and not teacher.generates:
         yield (
@@ -152,15 +155,17 @@ def sharding_fault(student: StudentConfig, engine: object, training: TrainingCon
 
 
 def why_gold(row: Method) -> str:
-    """Return why a method cannot train on prompts alone, with a remedy.
+    """Return why a method cannot train on prompts alone, with alternatives.
 
-    Gold answers are the answers in the data. A method whose policy and objective do not need them trains on prompts alone.
+    Gold answers are the answers in the data. A method whose policy and objective do not need gold answers can train on
+    prompts alone.
 
     Args:
         row: The method.
 
     Returns:
-        The part of the method that needs gold answers, as one line of text; "" if no part does.
+        One line of text that names the part of the method that needs gold answers, and methods without such a part; "" if
+        the method has no such part.
 
     Example:
         >>> why_gold(METHODS["kd"])  # doctest: +ELLIPSIS
@@ -182,7 +187,10 @@ def _needing_gold(row: Method) -> str | None:
 
 
 def _part_with_remedy(objective: Objective) -> tuple[str, str]:
-    """Return the setting that needs teacher logits of the whole vocabulary, and an alternative without this need."""
+    """Return the setting that needs teacher logits of the whole vocabulary.
+
+    The second result is an alternative that works without these logits.
+    """
     kind, remedy = kind_of(type(objective.divergence)), "a method without DAC-KL and span loss, such as gkd"
     if objective.uses_spans and objective.span.needs.full_vocabulary:
         return "objective.span_weight", remedy

@@ -233,7 +233,8 @@ def _decode_tuple(args: tuple[object, ...], value: object, path: str, context: _
 def _members(expected: object) -> list[type]:
     """Return the dataclasses that a field of the type `expected` accepts.
 
-    For a union, the result has all dataclasses of the union. For a dataclass, it has only this class. Otherwise it is empty.
+    For a union, the result has all dataclasses of the union. For a dataclass, it has only this class. For any other type,
+    the result is empty.
     """
     options = get_args(expected) if get_origin(expected) in {Union, types.UnionType} else (expected,)
     return [option for option in options if isinstance(option, type) and is_dataclass(option)]
@@ -242,8 +243,8 @@ def _members(expected: object) -> list[type]:
 def kind_of(cls: type) -> str:
     """Return the value of the key `kind` that selects a class in a recipe.
 
-    If the class itself defines an attribute `kind`, the result is its value. Otherwise it is the class name in snake case,
-    without the suffix "Config".
+    If the class itself defines an attribute `kind`, the result is the value of this attribute. Otherwise, the result is the
+    class name in snake case, without the suffix "Config".
     """
     if kind := _default_kind(cls):
         return kind

@@ -13,7 +13,7 @@ EngineConfig = LocalEngineConfig | VllmEngineConfig
 
 @dataclass(frozen=True, kw_only=True)
 class _Section:
-    """The section `engine` of a recipe."""
+    """A recipe that has only the section `engine`."""
 
     engine: EngineConfig
 

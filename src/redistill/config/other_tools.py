@@ -1,4 +1,4 @@
-"""Settings, options and values of other tools, and what redistill has instead.
+"""Settings, options and values of other tools, and their equivalents in redistill.
 
 The tools are TRL, transformers' Trainer, axolotl, LLaMA-Factory and lm-evaluation-harness. This module imports no module that
 takes long to import, because the command line imports it.
@@ -104,8 +104,8 @@ def setting_hint(name: str, known: Collection[str] = ()) -> str | None:
 
     Args:
         name: The name in the other tool; case and hyphens are ignored.
-        known: Names of the fields in the section where `name` was found. If the setting to use is one of them, its section is
-            omitted from the result.
+        known: Names of the fields in the section where `name` was found. If the setting to use is one of these fields, the
+            result does not name the section.
 
     Returns:
         A phrase that begins with a verb; None if no other tool uses the name.
@@ -125,8 +125,8 @@ def setting_hint(name: str, known: Collection[str] = ()) -> str | None:
 def value_hint(value: object, allowed: Sequence[object]) -> str:
     """Return the end of an error message for a value that other tools use.
 
-    The text names the allowed value with the same meaning. It is "" if there is no such value, or if no other tool uses
-    `value`.
+    The text names the allowed value with the same meaning. The result is "" if there is no such value, or if no other tool
+    uses `value`.
 
     Example:
         >>> value_hint("bfloat16", ["fp32", "bf16"]), value_hint("fp16", ["fp32", "bf16"]), value_hint("x", ["fp32"])

@@ -164,9 +164,11 @@ def _copied(tree: Mapping[str, object]) -> dict[str, object]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A YAML loader that limits the number of aliases, rejects duplicate keys and reads no numbers in base 60.
+    """A YAML loader with strict rules for aliases, keys and numbers.
 
-    YAML 1.1 reads 1:30 as the integer 90. Here it is the text "1:30", as in YAML 1.2.
+    The number of aliases is limited, duplicate keys are an error, and numbers in base 60 are not supported.
+
+    In YAML 1.1, 1:30 is the integer 90. This loader returns the text "1:30", as YAML 1.2 requires.
     """
 
     def __init__(self, stream: bytes | str) -> None:

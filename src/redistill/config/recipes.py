@@ -52,7 +52,7 @@ def packaged_recipes() -> dict[str, PackagedRecipe]:
 
 
 def packaged_recipe(name: str) -> PackagedRecipe:
-    """Return the recipe with a name.
+    """Return the recipe of the package that has this name.
 
     Raises:
         ConfigError: no recipe of the package has this name.

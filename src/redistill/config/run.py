@@ -193,7 +193,7 @@ class Run:
         """The method that the run uses.
 
         `policy` and `objective` of the recipe replace those of the method, if they are set. If `compat` is set, the method
-        follows DistiLLM's public code; otherwise it follows its paper.
+        follows DistiLLM's public code; otherwise, it follows the paper that introduced it.
         """
         row = method(self.method) if self.compat is None else as_in_reference(self.method)
         return dataclasses.replace(row, policy=self.policy or row.policy, objective=self.objective or row.objective)
@@ -371,7 +371,7 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
     """Return the configuration of a stored run, with defaults for missing fields.
 
     A configuration that an earlier version of redistill stored lacks the fields that were added later. `tree` is the stored
-    configuration, as in run.json. If it cannot be decoded, the result is an unchanged copy.
+    configuration, as in run.json. If `tree` cannot be decoded, the result is an unchanged copy.
     """
     try:
         return encode_run(decode_run(tree, "stored run"))

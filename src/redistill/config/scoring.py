@@ -144,7 +144,8 @@ def check_forced(names: Sequence[str], teacher: TeacherCapabilities | None) -> N
         teacher: Capabilities of the teacher; None if there is no teacher.
 
     Raises:
-        ConfigError: a score is listed twice, or it needs teacher probabilities of all classes and no teacher provides them.
+        ConfigError: a score is listed twice; or a score needs teacher probabilities of all classes, and no teacher provides
+            them.
     """
     for name in names:
         if names.count(name) > 1:

@@ -27,16 +27,16 @@ class FinetuneConfig:
     """Supervised fine-tuning of a model before the run, on the run's own data.
 
     The fine-tuning is a separate training, called a stage, with its own run folder. It uses no setting of the sections
-    `training` and `optimiser` except `training.precision`. Runs that differ in other settings of these sections can therefore
-    have the same teacher and initial student. A finished stage is not trained again.
+    `training` and `optimiser` except `training.precision`. Runs that differ in other settings of `training` and `optimiser`
+    can therefore have the same teacher and initial student. A finished stage is not trained again.
 
     Args:
         updates: Number of updates, or of epochs in the form "3 epochs"; >= 1.
         learning_rate: Initial learning rate of the cosine schedule, > 0.
         batch_size: Sequences per update over all processes, >= 1.
         micro_batch_size: Maximum number of sequences in one forward and backward pass, >= 1; see `training.micro_batch_size`.
-        evaluate_every: Number of updates between validations, or of epochs in the form "1 epoch"; >= 0. If 0, the only
-            validations are those before the first update and after the last.
+        evaluate_every: Number of updates between validations, or of epochs in the form "1 epoch"; >= 0. If 0, the model is
+            validated only before the first update and after the last one.
         seed: Seed of data order and dropout. If None, a student has the seed of the run, and a teacher has the seed 10. Runs
             with different seeds can then share one teacher.
         choose_by: The score that chooses the best checkpoint; see `training.choose_by`. If None, it is rouge_l for a teacher,
@@ -88,14 +88,14 @@ class TeacherConfig(ModelConfig):
         finetune: Fine-tuning of the teacher before the run. If None, the model is used unchanged.
         cache: Folder of the teacher's stored hidden states. The first run creates the folder, as `redistill cache-teacher`
             does. Training then reads the folder and does not load the model. If None, the model is loaded.
-        cache_dtype: dtype of the stored states: "float32", "bfloat16" or "float16". With "auto" it is the dtype in which the
-            teacher computes them, so that nothing is rounded.
+        cache_dtype: dtype of the stored states: "float32", "bfloat16" or "float16". With "auto", they are stored in the
+            dtype in which the teacher computes them, so that nothing is rounded.
         cache_new_text: Whether the teacher model is loaded in addition to the cache. The model then computes the hidden states
             of text that the cache lacks, such as text of the student. If the policy has a replay buffer, these states are
             stored in the folder `teacher-states` of the run and reused. Requires `cache`, with the form "full".
-        cache_form: What is stored of the teacher. "full": its hidden states, from which all logits are computed. "top_k": its
-            most probable classes (token ids), and the total probability of the others. "sampled": classes that were sampled
-            from its distributions.
+        cache_form: What is stored of the teacher. "full": the teacher's hidden states, from which all logits are computed.
+            "top_k": the teacher's most probable classes (token ids), and the total probability of all other classes.
+            "sampled": classes that were sampled from the teacher's distributions.
         quantise: "nf4" or "int8" stores the weights of the linear layers in 4 or 8 bits. If None, they are not quantised.
 
     Raises:
@@ -217,9 +217,10 @@ class DataConfig:
         tests: Maps the name of each test set to its source. If the source is null, the data set is read from the hub.
             `redistill methods` lists the known test sets. `module:NAME` is an external test set. Any other name defines a new
             test set, which needs a file.
-        columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations, system, history,
-            tools) to columns with other names, as in `{prompt: question, completion: answer}`. It applies to all sources that
-            have no `columns` of their own. A row without any of these columns is read unchanged.
+        columns: Maps keys of rows (prompt, completion, instruction, input, output, messages, conversations, system,
+            history, tools) to columns with other names, as in `{prompt: question, completion: answer}`. This mapping
+            applies to all sources that have no `columns` of their own. A row without any of these columns is read
+            unchanged.
         max_train_rows: Maximum number of training rows, >= 1; the first rows are used. If None, all rows are used.
         corpus: Plain text for the pre-training term of the objective: files (.txt, or .jsonl with a "text" key) or hub names.
             If empty, the term is disabled.

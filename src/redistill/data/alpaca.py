@@ -1,7 +1,7 @@
 """The Alpaca template: as Python for data, and as Jinja for exported students.
 
-Both versions render the same text.  The template is that of Stanford Alpaca, which MiniLLM, DistiLLM and MGSR (its Table 8) use
-for all model families except Qwen.
+Both versions render the same text.  The template is that of Stanford Alpaca, which MiniLLM, DistiLLM and MGSR (Table 8 of
+its paper) use for all model families except Qwen.
 """
 
 import json
@@ -87,8 +87,8 @@ def _blocks(turns: Sequence[Turn], header: str) -> str:
 def alpaca_jinja(tokenizer: Tokenizer) -> str:
     r"""Return the Alpaca template in Jinja, for the folder of an exported student.
 
-    The template renders messages exactly as `alpaca_prompt` does.  It also writes special tokens: those that the tokenizer puts
-    before a text, and the end token after the last answer.  A user message may have the form "INSTRUCTION\n\n###
+    The template renders messages exactly as `alpaca_prompt` does.  It also writes the special tokens that the tokenizer
+    puts before a text, and the end token after the last answer.  A user message may have the form "INSTRUCTION\n\n###
     Input:\nINPUT".
 
     Args:

@@ -40,7 +40,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """What a chat template gets in addition to the messages.
+    """Arguments and date that a chat template receives in addition to the messages.
 
     Args:
         arguments: Template arguments by name, such as {"enable_thinking": False}.
@@ -73,7 +73,7 @@ class Dialogue:
 
 @dataclass(frozen=True)
 class _Support:
-    """What a chat template renders, and the form of the values that are passed to it.
+    """What a chat template renders, and the form of the values that it receives.
 
     Args:
         tools: Whether the template renders tool definitions.
@@ -214,16 +214,16 @@ class Chat:
         return _Support(tools=tools, reasoning=reasoning)
 
     def _attempt(self, messages: list[Message], tools: list[object]) -> str:
-        """Render messages; return "" if the template rejects them."""
+        """Render messages with the chat template; return "" if the template rejects them."""
         try:
             return self._applied(messages, tools, False)
         except Exception:  # noqa: BLE001 - a template raises whatever its expressions do
             return ""
 
     def _applied(self, messages: Sequence[Message], tools: object, prompts: bool) -> str:
-        """Return the same text as the tokenizer's method `apply_chat_template`, with a fixed date.
+        """Return the text that `tokenizer.apply_chat_template` returns for a fixed date.
 
-        This function is four times as fast as that method, mostly because the method copies its arguments.
+        This function is four times as fast as `apply_chat_template`, which copies its arguments.
         """
         tokenizer, settings = self._tokenizer, self._settings
         if getattr(tokenizer.apply_chat_template, "__func__", None) is not PreTrainedTokenizerBase.apply_chat_template:
@@ -265,7 +265,10 @@ def _messages(turns: Sequence[Turn], support: _Support) -> list[Message]:
 
 
 def _names_in(value: object) -> list[str]:
-    """Return all names in tool definitions and calls: keys, and values of the keys name, id and type."""
+    """Return all names in tool definitions and calls.
+
+    These are all keys, and the values of the keys `name`, `id` and `type`.
+    """
     if isinstance(value, ToolCall):
         return [value.name, *([value.call_id] if value.call_id else []), *_names_in(json.loads(value.arguments))]
     if isinstance(value, Mapping):
@@ -278,7 +281,7 @@ def _names_in(value: object) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> tuple[jinja2.Template, Mapping[str, object]]:
-    """Compile a chat template, and return it with the functions that its expressions may call.
+    """Compile a chat template; return it with the functions that it may call.
 
     The template runs in the sandbox of transformers, an environment that restricts what its expressions can do.
     """
@@ -306,7 +309,7 @@ def prints_date(tokenizer: Tokenizer) -> bool:
 
 
 def chat_notes(tokenizer: Tokenizer, settings: ChatSettings) -> Iterator[str]:
-    """Yield notes on template arguments without effect, and on a printed date."""
+    """Yield notes on template arguments without effect, and on a date in the template."""
     variables = _variables(tokenizer)
     for name in sorted(settings.arguments.keys() - variables):
         known = ", ".join(sorted(variables.difference(GIVEN, tokenizer.special_tokens_map))) or "no others"

@@ -94,7 +94,7 @@ class TokenCheck:
 
     Args:
         prompts: Lengths of the prompts.
-        answers: Lengths of the answers before truncation; each includes its end token.
+        answers: Lengths of the answers before truncation, including the end token.
         prompts_left_out: Number of rows that a run leaves out because their prompt is too long.
         answers_cut: Number of answers that a run truncates.
     """
@@ -302,7 +302,10 @@ def _training_rows(source: Source, split: str, require_answer: bool | None) -> t
 def _with_counts(
     check: SourceCheck, records: Sequence[Record], tokenizer: Tokenizer | None, limits: TokenizeConfig
 ) -> SourceCheck:
-    """Add the number of special tokens, and the number of rows by template, to the check of a test set."""
+    """Return the check of a test set with two counts added.
+
+    The counts are the number of special tokens in the prompts, and the number of rows by template.
+    """
     if tokenizer is None:
         return check
     special, counts = SpecialTokens(tokenizer), SpecialTokenCounts()
@@ -325,7 +328,9 @@ def _rendered(
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
-    """Find the first test row that has the prompt of `record`, and return it as a `Repeat`.
+    """Find the first test row that has the prompt of `record`.
+
+    The row is returned as a `Repeat`.
 
     `origins` maps each test prompt to its row, written as "SOURCE:LINE". Its keys are pairs: the kind of comparison, "exact" or
     "normalised", and the prompt in the form that is compared. An "exact" match takes precedence over a "normalised" match. The

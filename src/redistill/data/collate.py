@@ -36,7 +36,8 @@ def collate(
         role: "pretraining" if only the pre-training term of the objective uses the batch; "task" if the other terms use it.
 
     Returns:
-        The batch.  Its row n is the prediction of the n-th target, counted over all sequences in their order in the batch.
+        The batch.  Row n of the batch is the prediction of the n-th target.  Targets are counted over all sequences, in the
+        order of the sequences in the batch.
     """
     ordered = sorted(items, key=lambda item: "distillation" not in item.roles)
     sequences = [item.sequence for item in ordered]
@@ -81,7 +82,10 @@ def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
 
 
 def _phrases(sampled: Sequence[TokenSequence], span_config: SpanConfig) -> tuple[tuple[int, int, float], ...]:
-    """Return `Batch.phrases`: the range of rows and the weight of each span that the span loss uses."""
+    """Return the spans that the span loss uses, in the form of `Batch.phrases`.
+
+    Each span is a tuple: the first row, the row after the last one, and the weight.
+    """
     found: list[tuple[int, int, float]] = []
     first = 0
     for sequence in sampled:

@@ -99,7 +99,10 @@ class TextEncoder:
         return self._known
 
     def _encoded(self, texts: Sequence[str], split: bool) -> list[list[int]]:
-        """Return the token ids of each text; if `split` is True, special tokens are encoded as plain text."""
+        """Return the token ids of each text.
+
+        If `split` is True, special tokens in the texts are encoded as plain text.
+        """
         if self._backend is None:
             return [self._alone(text, split) for text in texts]
         found: list[list[int]] = []
@@ -113,9 +116,10 @@ class TextEncoder:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=split, verbose=False)["input_ids"]
 
     def _with_literals(self, texts: Sequence[Text]) -> list[list[int]]:
-        """Return the token ids of texts that have literal ranges, in the order of the texts.
+        """Return the token ids of texts that have literal ranges.
 
-        Special tokens in the literal ranges (`Text.literal`) are encoded as plain text, and all others as special tokens.
+        The results are in the order of the texts.  Special tokens in the literal ranges (`Text.literal`) are encoded as
+        plain text, and all others as special tokens.
         """
         if not texts:
             return []
@@ -124,7 +128,7 @@ class TextEncoder:
         return [self._stand_ins.encode(text) or self._apart(text) for text in texts]
 
     def _apart(self, text: Text) -> list[int]:
-        """Encode the parts of a text separately, and return the token ids of the whole text.
+        """Return the token ids of a text whose parts are encoded separately.
 
         The text is split at the special tokens outside its literal ranges (ranges of special tokens that are encoded as plain
         text).  Each part between these special tokens is encoded as plain text.
@@ -140,14 +144,14 @@ class TextEncoder:
 
 
 class _StandIns:
-    """Encodes texts in which only some of the special tokens are encoded as plain text.
+    """Encodes texts in which some special tokens are encoded as plain text.
 
-    The ranges of these tokens are the literal ranges of the text.
+    The character ranges of these special tokens are called the literal ranges of the text.
 
     The tokenizer's backend (its implementation in Rust) encodes either all special tokens of a text as plain text, or none.
-    Here, it encodes all of them as plain text. Therefore each special token outside the literal ranges is replaced before
-    encoding by a stand-in: an added token that is not special. After encoding, the id of each stand-in is replaced by the id of
-    its special token.
+    This class lets the backend encode all of them as plain text. Therefore each special token outside the literal ranges is
+    replaced before encoding by a stand-in: an added token that is not special. After encoding, the id of each stand-in is
+    replaced by the id of its special token.
 
     Args:
         tokenizer: The tokenizer.

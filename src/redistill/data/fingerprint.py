@@ -42,7 +42,10 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 
 @cache
 def _code() -> str:
-    """Return the library versions and the hashes of the modules on which cached data depends, as one string."""
+    """Return a text that identifies the code by which cached data is computed.
+
+    The text contains the versions of libraries, and the hashes of the modules.
+    """
     versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2", "numpy", "pyarrow")]
     shared = [Path(__file__).parents[1] / name for name in ("records.py", "randomness.py")]
     modules = [*shared, *sorted(Path(__file__).parent.glob("*.py"))]

@@ -65,7 +65,7 @@ def file_rows(path: Path, name: str) -> Iterator[FileRow]:
 
     Args:
         path: The file.
-        name: Its name in messages.
+        name: Name of the file in messages.
 
     Raises:
         DataError: the file cannot be read; or the whole file has a fault, such as another format, another encoding or a
@@ -142,7 +142,10 @@ def _json_rows(file: BinaryIO, ending: str, name: str) -> Iterator[FileRow]:
 
 
 def _is_array(file: BinaryIO) -> bool:
-    """Return whether a file begins with a JSON array, after a byte order mark and white space."""
+    """Return whether a file begins with a JSON array.
+
+    A byte order mark and white space before the array are ignored.
+    """
     start = file.read(len(BOM))
     rest = start.removeprefix(BOM).lstrip()
     while not rest and (block := file.read(4096)):
@@ -229,7 +232,10 @@ def _not_utf8(error: UnicodeDecodeError) -> BadRow:
 
 
 class _TextLines(Iterator[str]):
-    """Decodes the lines of a CSV file; `fault` is set if a line of the current row is not UTF-8."""
+    """Decodes the lines of a CSV file.
+
+    The attribute `fault` is set if a line of the current row is not UTF-8.
+    """
 
     def __init__(self, lines: Iterator[tuple[int, bytes]]) -> None:
         self._lines = lines
@@ -331,7 +337,10 @@ def _parquet_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
 
 
 def _arrow_batches(path: Path) -> Iterator["pyarrow.RecordBatch"]:
-    """Yield the batches of an Arrow file, or of an Arrow stream (the format that `Dataset.save_to_disk` writes)."""
+    """Yield the batches of an Arrow file or of an Arrow stream.
+
+    `Dataset.save_to_disk` writes Arrow streams.
+    """
     import pyarrow as pa
 
     with path.open("rb") as file:

@@ -27,9 +27,9 @@ MAX_CATEGORY = 60
 class ParsedRow:
     """The form, prompt and references of a row.
 
-    The form names the keys of the row, such as "prompt/completion". The references are its answers, all of which are correct. A
-    row without an answer has no references. `used` contains the keys whose values the prompt or the references contain.
-    `answer` and `category` are the same as the fields of `Record` with these names.
+    The form names the keys of the row, such as "prompt/completion". The references are the answers of the row, all of which
+    are correct. A row without an answer has no references. `used` contains the keys whose values the prompt or the
+    references contain. `answer` and `category` are the same as the fields of `Record` with these names.
     """
 
     form: Form
@@ -221,7 +221,7 @@ def _keys(*keys: str | None) -> tuple[str, ...]:
 
 
 def _beyond_text(turn: Turn | None) -> Turn | None:
-    """Return a turn that has reasoning or tool calls, and None for any other turn."""
+    """Return `turn` if it has reasoning or tool calls, and None if it has neither."""
     return turn if turn is not None and (turn.reasoning or turn.calls) else None
 
 

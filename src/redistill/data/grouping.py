@@ -21,8 +21,8 @@ class ReadCost:
     Args:
         overhead_tokens: The part of the cost that does not depend on the number of tokens. It is caused by the launch of
             kernels and by the accumulation of gradients.
-        max_tokens: The number of tokens that uses the device fully. A larger micro-batch needs more memory for activations, and
-            is not faster per token.
+        max_tokens: The number of tokens in a micro-batch with which the device is fully used. A larger micro-batch needs
+            more memory for activations, and is not faster per token.
     """
 
     overhead_tokens: int

@@ -19,7 +19,9 @@ _ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("tool", "function", "observation", "tool_response", "function_response", "ipython"), "tool"),
     **dict.fromkeys(_CALLS := ("function_call", "tool_call"), "assistant"),
 }
-"""Maps the name of a role in data to the role of a turn. With a name in `_CALLS`, the content of the message is a tool call."""
+"""Maps the name of a role in data to the role of a turn. If the name is also in `_CALLS`, the content of the message is a tool
+call.
+"""
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _TOOL_CALLS = ("tool_calls", "function_call")
@@ -30,9 +32,9 @@ def turns_of_messages(value: object, name: str) -> tuple[Turn, ...]:
     """Convert a list of messages to turns.
 
     Args:
-        value: The list. A message is an object with the keys role and content, or from and value. An assistant message may also
-            have `tool_calls`; its content may then be null. Its reasoning may be under `reasoning_content`, `reasoning` or
-            `thinking`.
+        value: The list. A message is an object with the keys role and content, or from and value. An assistant message may
+            also have `tool_calls`, and its content may then be null. The reasoning of an assistant message may be under
+            `reasoning_content`, `reasoning` or `thinking`.
         name: Name of the list in error messages.
 
     Raises:
@@ -88,7 +90,10 @@ def keys_of_message(message: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _joined(content: object, where: str) -> object:
-    """Join the texts of a content that is a list of parts; return any other content unchanged."""
+    """Join the parts of a message's content to one text.
+
+    A content that is not a list of parts is returned unchanged.
+    """
     if not isinstance(content, list) or not all(isinstance(part, dict) and "type" in part for part in content):
         return content
     kinds = [part["type"] for part in content if part["type"] != "text"]
@@ -150,7 +155,10 @@ def tools_of(value: object) -> tuple[str, ...]:
 
 
 def _decoded(value: object, where: str, name: str) -> object:
-    """Return the JSON value of a text; a value that is not a text is returned unchanged."""
+    """Return the JSON value of a text.
+
+    A `value` that is not a text is returned unchanged.
+    """
     if not isinstance(value, str):
         return value
     try:

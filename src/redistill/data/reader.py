@@ -168,7 +168,10 @@ def _places(source: str | Path | Source, split: str, hub_file: str | None) -> li
 
 
 def _joined(name: str, found: list[tuple[Rows, ReadReport]]) -> tuple[Rows, ReadReport]:
-    """Join the rows and the reports of the files of one source, which is called `name`."""
+    """Join the rows and the reports of the files of one source.
+
+    `name` is the name of the source.
+    """
     if len(found) == 1:
         return found[0]
     reports = [report for _, report in found]
@@ -327,7 +330,9 @@ def line_of(record: Record) -> int:
 
 
 def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None, why_answer: str) -> None:
-    """Raise DataError if a file has no usable row, or more than `max_bad_rows` unusable rows.
+    """Raise DataError if a file has too many unusable rows, or no usable row.
+
+    At most `max_bad_rows` rows may be unusable.
 
     `rejected` is the file that lists the unusable rows, for the message; None if there is no such file.  `why_answer` is the
     reason why answers are required.

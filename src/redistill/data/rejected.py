@@ -1,7 +1,7 @@
 """Writing of rejected.jsonl, the list of the rows that training leaves out.
 
-Each line of the file describes one row: its source (a file or hub data set), its line number there, and the reason. The number
-of lines per source is limited.
+Each line of the file describes one row: its source (a file or hub data set), its line number in this source, and the reason
+why it is left out. The number of lines per source is limited.
 """
 
 from collections.abc import Sequence

@@ -180,7 +180,7 @@ class Rows(Sequence[Record]):
         return Rows(self.tables, self.table_N[indices], self.row_N[indices])
 
     def where(self, index: int) -> tuple[str, int]:
-        """Return the source of the record with this index, and its line number there."""
+        """Return the source of the record with this index, and its line in the source."""
         table = self._table(index)
         return table.source, int(table.lines[self.row_N[index]])
 

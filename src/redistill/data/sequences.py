@@ -91,8 +91,8 @@ class SequenceEncoder:
     def spelled(self, records: Sequence[Record], seed: int, sample: int) -> Iterator["Spelled | DataError"]:
         """Encode each record with one of its answers; yield its ids or a DataError.
 
-        The error is yielded and not raised. Its reasons are: the record has no answer; the chat template rejects the record; or
-        there is no target (a token that the student is trained to predict).
+        An error is yielded and not raised. It states that the record has no answer, that the chat template rejects the
+        record, or that there is no target (a token that the student is trained to predict).
 
         Args:
             records: A batch of records.
@@ -192,15 +192,16 @@ class SequenceEncoder:
         return rendering_of(type(record.prompt), self.config.template)
 
     def _with_front(self, record: Record, ids: list[int]) -> list[int]:
-        """Add the special tokens that the tokenizer puts before a text, if they are missing.
+        """Add missing special tokens at the start of a record's token ids.
 
-        Nothing is added to the text of a chat template, which writes its own special tokens.
+        These are the tokens that the tokenizer puts before a text.  Nothing is added to the text of a chat template, which
+        contains its own special tokens.
         """
         front = [] if self._rendering(record) == "chat" else self._front
         return ids if ids[: len(front)] == front else front + ids
 
     def _text(self, record: Record, text: str, literal: tuple[Range, ...] = ()) -> Text:
-        """Create the `Text` to encode for `text`, which is a part of the rendered record.
+        """Return `text`, a part of the rendered record, as a `Text` to encode.
 
         With the Alpaca template, all special tokens are encoded as plain text. With a chat template, the special tokens in the
         ranges `literal` are encoded as plain text. Ranges that extend beyond `text` are ignored.

@@ -1,7 +1,7 @@
 """Sources of data: files, folders, and data sets of the Hugging Face hub.
 
 This module finds the files of a source, and `formats` reads their rows.  A source that looks like a path is never requested
-from the hub. Otherwise, a mistyped path could load a data set that a stranger has registered under this name.
+from the hub, since a stranger could have registered a data set under the name of a mistyped path.
 """
 
 import dataclasses
@@ -265,7 +265,10 @@ def _found_in(folder: Path, split: str) -> list[Path]:
 
 
 def _data_files(folder: Path) -> list[tuple[Path, str]]:
-    """Return the data files of a folder, each with its name in lower case and without its ending."""
+    """Return the data files of a folder with their names.
+
+    A name is in lower case, and has no ending.
+    """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     endings = {path: file_format(path) for path in files}
     return [(path, path.name[: -len(ending) - 1].lower()) for path, ending in endings.items() if ending is not None]

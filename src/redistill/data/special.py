@@ -165,7 +165,7 @@ class SpecialTokenCounts:
 
 
 def _any_of(letters: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that matches any one of the letters; it matches nothing if there are no letters."""
+    """Return a pattern that matches any of the letters, and nothing if there are none."""
     return re.compile("|".join(map(re.escape, sorted(set(letters)))) or "(?!)")
 
 
@@ -174,13 +174,19 @@ def _rows(count: int) -> str:
 
 
 def _named(tokens: Counter[str]) -> str:
-    """Return the five most frequent tokens with their counts, and the number of other tokens, as text."""
+    """Return a text with the five most frequent tokens and their counts.
+
+    The text also has the number of other tokens.
+    """
     shown = ", ".join(f"{token} ({count})" for token, count in tokens.most_common(5))
     return shown + (f" and {len(tokens) - 5} others" if len(tokens) > 5 else "")
 
 
 def _contents(value: object) -> Iterator[str]:
-    """Yield all strings in messages, except the values of the keys in `_NAMES`, such as "role"."""
+    """Yield all strings in messages, except the values of certain keys.
+
+    `_NAMES` lists these keys, such as "role".
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -200,7 +206,9 @@ def _marked(
     *,
     edges: bool = True,
 ) -> list[bool] | None:
-    """Find the characters of `text` that come from a message and may belong to one of `tokens`.
+    """Find the characters of `text` that may belong to a special token of a message.
+
+    These are the characters that come from a message, and are part of one of `tokens`.
 
     If `edges` is True, a part of a token at the start or end of a message counts too. The template may write the rest of the
     token. The characters are marked in the messages, and the messages are rendered again. The mark is an unused character

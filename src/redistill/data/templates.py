@@ -153,7 +153,7 @@ def render_prompt(prompt: Prompt, template: Template, tokenizer: Tokenizer | Non
 
 
 def _check_alpaca(dialogue: Dialogue) -> None:
-    """Raise DataError if a dialogue has a part that the Alpaca template does not render."""
+    """Raise DataError if the Alpaca template does not render a part of a dialogue."""
     for is_lost, what in (
         (any(turn.calls or turn.role == "tool" for turn in dialogue.turns), "tool calls and their results"),
         (bool(dialogue.tools), "the tool definitions of the key tools"),
@@ -254,7 +254,10 @@ def _chat_answer(dialogue: Dialogue, text: str, chat: Chat, tokenizer: Tokenizer
 
 
 def _is_ended(text: str, answer: Turn, tokenizer: Tokenizer) -> bool:
-    """Return whether a rendered conversation ends with an end-of-turn marker after the answer."""
+    """Return whether a rendered conversation ends with an end-of-turn marker.
+
+    The marker must be after the answer.
+    """
     if not answer.calls:
         return not text.endswith(answer.content.strip())
     return text.endswith(tuple(SpecialTokens(tokenizer).texts) or ("\0",))

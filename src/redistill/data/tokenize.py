@@ -251,7 +251,10 @@ def _tokenized(records: Sequence[Record], encoder: SequenceEncoder, end_id: int,
 
 
 def _prompt_alone(ids: list[int] | DataError) -> Spelled | DataError:
-    """Convert the token ids of a prompt to a sequence without an answer; return an error unchanged."""
+    """Return the token ids of a prompt as a sequence without an answer.
+
+    If `ids` is an error, the error is returned unchanged.
+    """
     if isinstance(ids, DataError):
         return ids
     if not ids:

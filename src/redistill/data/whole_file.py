@@ -90,7 +90,10 @@ def _has_cr_lines(start: bytes, kind: str) -> bool:
 
 
 def _json_layout(start: bytes, is_whole: bool, kind: str) -> str | None:
-    """Return the fault of JSON objects that span lines, are wrapped in one object, or are followed by commas."""
+    """Return the fault of a file whose JSON objects are not one per line.
+
+    The objects may span several lines, be wrapped in one object, or be followed by commas.
+    """
     text = start.decode("utf-8", "replace")
     first, _, rest = text.partition("\n")
     if first.rstrip().endswith(",") and _is_object(first.rstrip()[:-1]):
@@ -139,7 +142,10 @@ def _wrapped(text: str, value: object) -> str | None:
 
 
 def _is_table(columns: Mapping[str, object]) -> bool:
-    """Return whether an object has at least two columns: lists of equal length with texts."""
+    """Return whether an object has at least two columns of equal length.
+
+    A column is a list of texts.
+    """
     lists = [value for value in columns.values() if isinstance(value, list) and value]
     lengths = [len(texts) for texts in lists if all(isinstance(text, str) for text in texts)]
     return len(lengths) > 1 and len(set(lengths)) == 1

@@ -131,7 +131,9 @@ def word_splitter(described: str, special: SpecialTokens) -> WordSplitter | None
 
 
 def _is_byte_level(normalizer: Json, before: Json) -> bool:
-    """Return whether a tokenizer is a byte-level BPE that divides texts with known regular expressions.
+    """Return whether a tokenizer is a byte-level BPE that this module supports.
+
+    The pre-tokenizer must divide texts with regular expressions in `_PATTERNS`.
 
     `normalizer` and `before` are the normalizer and the pre-tokenizer of the tokenizer.
     """
@@ -161,7 +163,9 @@ def _is_known(step: Mapping[str, Json]) -> bool:
 
 
 def _prefix(model: Mapping[str, Json], normalizer: Json, before: Json) -> Prefix | None:
-    """Return where a tokenizer that encodes a space as "▁" inserts a space; None for other tokenizers.
+    """Return where a tokenizer inserts a space, if it encodes a space as "▁".
+
+    The result is None for other tokenizers.
 
     `model`, `normalizer` and `before` are the model, the normalizer and the pre-tokenizer of the tokenizer.
     """

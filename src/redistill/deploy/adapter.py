@@ -45,7 +45,7 @@ def write_adapter(source: Source, folder: Path, allow_code: Sequence[str] = ()) 
 
 
 def _write_files(source: Source, adapter: Adapter, folder: Path) -> str:
-    """Copy an adapter from its own folder to `folder`, and return the name of its base model."""
+    """Copy an adapter to `folder`, and return the name of its base model."""
     import peft  # takes a second
 
     settings = peft.LoraConfig(
@@ -64,7 +64,7 @@ def _write_files(source: Source, adapter: Adapter, folder: Path) -> str:
 
 
 def _from_checkpoint(source: Source, folder: Path, allow_code: Sequence[str]) -> str:
-    """Write the adapters of a run's best checkpoint, and return the name of their base model."""
+    """Write the adapters of a run's best checkpoint; return their base model's name."""
     student = None if source.run is None else student_source(load_config(source.run / RUN_FILE, (), allow_code))
     if source.run is None or student is None or student.lora is None:
         raise ModelError(f"{source.name}: has no LoRA adapters; set student.lora in the recipe, or use --to transformers")

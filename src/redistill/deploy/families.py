@@ -27,7 +27,9 @@ def _unchanged(name: str, weight: torch.Tensor, config: ModelSettings) -> torch.
 
 
 def _interleaved(name: str, weight: torch.Tensor, config: ModelSettings) -> torch.Tensor:
-    """Reorder the rows of the query and key weights for the rotary embedding of llama.cpp.
+    """Reorder the rows of the query and key weights as llama.cpp needs them.
+
+    The order depends on the rotary embedding.
 
     transformers rotates row i of a head together with row i + head_dim / 2, and llama.cpp rotates adjacent rows.
     """
@@ -39,7 +41,10 @@ def _interleaved(name: str, weight: torch.Tensor, config: ModelSettings) -> torc
 
 
 def _transposed(name: str, weight: torch.Tensor, config: ModelSettings) -> torch.Tensor:
-    """Transpose the weights of GPT-2's layers (Conv1D), which are stored as inputs x outputs."""
+    """Transpose the weights of GPT-2's layers (Conv1D).
+
+    These weights are stored with the shape [inputs, outputs].
+    """
     is_conv1d = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
     return weight.T.contiguous() if is_conv1d else weight
 
@@ -183,7 +188,7 @@ def _head_dim(config: ModelSettings) -> int:
 
 
 def _write_scaling(writer: "GGUFWriter", rope: Mapping[str, object]) -> None:
-    """Write how positions are scaled by the rotary embeddings "linear" and "yarn"."""
+    """Write the position scaling of the rotary embeddings "linear" and "yarn"."""
     import gguf
 
     kind = rope.get("rope_type")
@@ -204,7 +209,10 @@ def _write_scaling(writer: "GGUFWriter", rope: Mapping[str, object]) -> None:
 
 
 def _llama3_factors(config: ModelSettings) -> torch.Tensor:
-    """Return the factor by which Llama 3 divides each frequency of its rotary embedding, [head_dim / 2]."""
+    """Return factors [head_dim / 2] of the rotary embedding of Llama 3.
+
+    Llama 3 divides each frequency of the embedding by its factor.
+    """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaled: torch.Tensor = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]

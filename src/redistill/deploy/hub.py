@@ -12,7 +12,7 @@ from redistill.storage.redaction import plain_line
 
 
 class HubApi(Protocol):
-    """The part of `huggingface_hub.HfApi` that is used."""
+    """The methods of `huggingface_hub.HfApi` that redistill uses."""
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> object: ...
 

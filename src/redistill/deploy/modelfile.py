@@ -133,7 +133,10 @@ def modelfile(file: str, pieces: Pieces | None, stops: Sequence[str]) -> str:
 
 
 def _parts(text: str, *contents: str) -> list[str]:
-    """Divide `text` at `contents`, which must occur once each and in this order."""
+    """Divide a rendered conversation at the texts of its messages.
+
+    Each text in `contents` must occur exactly once in `text`, in the given order.
+    """
     found, rest = [], text
     for content in contents:
         if text.count(content) != 1 or content not in rest:
@@ -144,7 +147,9 @@ def _parts(text: str, *contents: str) -> list[str]:
 
 
 def _go(text: str) -> str:
-    """Return an action of Go's template language that prints `text`; "" for an empty text.
+    """Return an action of Go's template language that prints `text`.
+
+    The result is "" for an empty text.
 
     The text is written as a JSON string literal, which Go accepts.  Double quotes are escaped, so the literal cannot contain
     the three double quotes that end a TEMPLATE.

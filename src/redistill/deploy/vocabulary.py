@@ -173,7 +173,10 @@ def _type(
 
 
 def _rule(described: Mapping[str, Any]) -> str:
-    """Return llama.cpp's name of the rule by which a byte-level tokenizer divides a text into words."""
+    """Return llama.cpp's name of the rule that divides a text into words.
+
+    `described` is a byte-level tokenizer as JSON.
+    """
     normalizer = described["normalizer"]
     if normalizer is not None and normalizer["type"] != "NFC":  # llama.cpp reads the text as it is, which is mostly NFC
         raise UnsupportedError(f"its tokenizer normalises texts with {normalizer['type']}, and llama.cpp does not")
@@ -186,7 +189,10 @@ def _rule(described: Mapping[str, Any]) -> str:
 
 
 def _step(step: Mapping[str, Any]) -> str:
-    """Return a description of one step of a rule; "" for a step that does not divide a text."""
+    """Return a description of one step of a rule that divides texts.
+
+    The result is "" for a step that does not divide a text.
+    """
     match step:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": uses_words}:
             return _WORDS[0] if uses_words else ""

@@ -115,7 +115,7 @@ def last_target(example: Example) -> int:
 def end_masked(subject: Subject) -> Findings:
     """Check 3: end tokens must not be masked when sequences are combined to a batch.
 
-    The check fails if the batch has fewer end tokens among its targets than the sequences. It also fails if the attention mask
+    The check fails if fewer end tokens are targets in the batch than in the sequences. It also fails if the attention mask
     of the batch leaves out tokens of the sequences. A cause may be a padding token with the id of an end token.
     """
     models = subject.loaded.opened.models

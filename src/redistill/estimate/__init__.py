@@ -1,8 +1,8 @@
 """Estimates the parameters, memory and time of a run without loading weights.
 
-The estimate executes one update and one validation of the run on this machine.  Its models have the widths of the run's models,
-but only one or three layers, and random weights.  The measured costs are extrapolated to the run's numbers of layers.  The
-estimate reads only model configs, the tokenizer and local data files.
+The estimate executes one update and one validation of the run on this machine.  In these two steps, the models have the
+widths of the run's models, but only one or three layers, and random weights.  The measured costs are extrapolated to the
+run's numbers of layers.  The estimate reads only model configs, the tokenizer and local data files.
 """
 
 import tempfile
@@ -25,7 +25,8 @@ PARTS = ("write", "revise", "teacher reads", "student learns", "vocabulary pass"
 ANSWERS = ("answer", "validate")
 PHASES = {"write": PARTS[:2], "learn": PARTS[2:], "validate": ANSWERS}
 HEAP_GAPS = 0.18
-"""On a CPU, the C library keeps freed memory. Its size is estimated as this fraction of the peak memory of all tensors.
+"""On a CPU, the C library keeps freed memory.  The size of the kept memory is estimated as this fraction of the peak memory
+of all tensors.
 
 Measured values were between 0.11 and 0.3 (docs/performance.md).
 """
@@ -36,12 +37,12 @@ class Memory:
     """Estimated memory of one process, in bytes.
 
     Args:
-        parts: Bytes by name. "process" is the memory of the process without models. "weights", "gradients" and "optimiser" are
-            the sizes of these tensors. Each other name is a part of an update, such as "vocabulary pass" (the LM head and the
-            loss). Its value is the peak memory of the part, without weights and optimiser state.
+        parts: Bytes by name. "process" is the memory of the process without models. "weights", "gradients" and "optimiser"
+            are the sizes of these tensors. Each other name is a part of an update, such as "vocabulary pass" (the LM head
+            and the loss). The value of such a part is its peak memory, without weights and optimiser state.
         phases: Peak bytes by phase: "write" (generation of text), "learn" and "validate".  On a CPU, a peak includes freed
-            memory that the C library keeps. Its size is assumed to be a constant fraction (`HEAP_GAPS`) of the size of the
-            tensors.
+            memory that the C library keeps. The size of this freed memory is assumed to be a constant fraction
+            (`HEAP_GAPS`) of the size of the tensors.
     """
 
     parts: Mapping[str, int]
@@ -49,7 +50,7 @@ class Memory:
 
     @property
     def peak_bytes(self) -> int:
-        """Largest peak of all phases, in bytes."""
+        """Largest peak memory of all phases, in bytes."""
         return max(self.phases.values())
 
 
@@ -117,9 +118,9 @@ class Estimate:
 def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     """Estimate the parameters, memory and time of `run` on this machine.
 
-    The function executes one update and one validation. Its models have the widths of the run's models, but only one or three
-    layers. The measured costs are extrapolated to the run's numbers of layers.  The fine-tuning of teacher or student before
-    the run is not included.
+    The function executes one update and one validation. In these two steps, the models have the widths of the run's models,
+    but only one or three layers. The measured costs are extrapolated to the run's numbers of layers.  The fine-tuning of
+    teacher or student before the run is not included.
 
     Args:
         run: The run, as `load_config` returns it.

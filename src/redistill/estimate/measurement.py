@@ -73,9 +73,9 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
         recorder: Records the seconds and the peak bytes.
 
     Returns:
-        Sizes by name: numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved"). "saved"
-        is the number of bytes that the weights take in this measurement, but not in the run. The run may quantise the student,
-        or have no teacher in this process. Seconds and peak bytes are in `recorder.costs`.
+        Sizes by name: numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").
+        "saved" is the number of bytes by which the weights are larger in this measurement than in the run: the run may
+        quantise the student, or have no teacher in this process. Seconds and peak bytes are in `recorder.costs`.
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None

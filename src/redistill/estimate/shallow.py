@@ -42,7 +42,7 @@ class Blueprint(NamedTuple):
     def shallow(self, layers: int, seed: int) -> CausalModel:
         """Build the model with this number of layers and random weights, on the CPU.
 
-        Its dtype, LoRA and activation checkpointing are those that `runs.models.load_models` sets.
+        The model has the dtype, the LoRA adapters and the activation checkpointing that `runs.models.load_models` sets.
 
         Raises:
             ModelError: transformers cannot create a model from the config with this number of layers.

@@ -11,7 +11,7 @@ from redistill.records import PROPOSALS
 
 
 def accepted(alpha_N: torch.Tensor, sequence_N: torch.Tensor, position_N: torch.Tensor) -> dict[str, torch.Tensor]:
-    r"""Return acceptance probabilities and expected accepted lengths of each row.
+    r"""Return acceptance probabilities and expected accepted lengths at each target.
 
     .. math:: A_i(t) = \prod_{j=0}^{i-1} \alpha_{t+j}, \qquad L_k(t) = \sum_{i=1}^{k} A_i(t), \qquad
               \alpha_t = \sum_v \min(p_t(v), q_t(v))
@@ -27,9 +27,10 @@ def accepted(alpha_N: torch.Tensor, sequence_N: torch.Tensor, position_N: torch.
     later proposals follow tokens that the student has proposed.
 
     Args:
-        alpha_N: alpha of each row.  The rows are ordered by sequence and position.
-        sequence_N: Index of the sequence of each row.
-        position_N: Position of each row in the padded batch.  A gap between positions separates two answers of a sequence.
+        alpha_N: alpha at each of N targets (tokens of answers).  The targets are ordered by sequence and position.
+        sequence_N: For each target, the index of its sequence.
+        position_N: For each target, its position in the padded sequence.  A gap between the positions of two targets
+            separates two answers of a sequence.
 
     Returns:
         Tensors [N] by name: "acceptance" is alpha, "acceptance_i" is A_i, and "accepted_length_k" is L_k, for i and k from

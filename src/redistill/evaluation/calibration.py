@@ -14,7 +14,7 @@ _GAPS = tuple(f"calibration_gap_{index}" for index in range(NUM_BINS))
 def calibration_gaps(confidence_N: torch.Tensor, is_right_N: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the contribution of each row to the calibration gap of each bin.
 
-    Rows are divided into `NUM_BINS` bins of equal width by their confidence.
+    A row is the prediction of one token.  Rows are divided into 15 bins (`NUM_BINS`) of equal width by their confidence.
 
     Args:
         confidence_N: Probability of the most probable token, in [0, 1].  Bin b has the values in [b / 15, (b + 1) / 15), and
@@ -22,9 +22,9 @@ def calibration_gaps(confidence_N: torch.Tensor, is_right_N: torch.Tensor) -> di
         is_right_N: Whether the most probable token is the gold token.
 
     Returns:
-        For each bin, by its name, a tensor [N].  For a row in the bin, the value is 1 - confidence if the token is right,
-        and -confidence if the token is wrong.  For other rows it is 0.  `calibration_error` needs the sums of these
-        tensors.
+        For each bin, by the name of the bin, a tensor with one value for each of the N rows.  For a row in the bin, the
+        value is 1 - confidence if the most probable token is right, and -confidence if it is wrong.  For a row in another
+        bin, the value is 0.  `calibration_error` needs the sums of these tensors.
 
     Example:
         >>> gaps = calibration_gaps(torch.tensor([0.95, 0.5]), torch.tensor([True, False]))

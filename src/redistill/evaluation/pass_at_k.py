@@ -11,7 +11,7 @@ from typing import Any
 from redistill.records import Metric
 
 BUDGETS = (2, 5, 10, 20, 50, 100)
-"""Values of k.  Those above the number of seeds are left out; the number of seeds is added."""
+"""Values of k.  Values above the number of seeds are left out, and the number of seeds is added as a further value."""
 
 
 def pass_at_k(correct: int, samples: int, k: int) -> float:
@@ -47,7 +47,8 @@ def pass_scores(by_seed: Sequence[Sequence[Mapping[str, Any]]], metrics: Sequenc
         metrics: The metrics of the answers.
 
     Returns:
-        For each binary metric, pass@k by k as text.  The dict is empty if there are fewer than two seeds.
+        For each binary metric, a dict that maps k, as text, to pass@k.  The result is empty if there are fewer than two
+        seeds.
 
     Example:
         >>> from redistill.evaluation.metrics import METRICS

@@ -46,7 +46,8 @@ class Clip:
         lower, upper: The interval of scores, l and u of Eq. 6.
         kept_classes: Number of kept classes.
         kept_mass: The teacher's probability of all kept classes.
-        recovered: Fraction of the teacher's probability outside its arg max that is kept; 1 if there is none outside.
+        recovered: Teacher's probability of the kept classes, divided by that of all classes; the teacher's most probable
+            class is left out of both.  1 if the divisor is 0.
         divergence: The value of DAC-KL at this target, in nats.
         classes: The kept classes and the most probable other ones, in descending order of the teacher's probability.
     """

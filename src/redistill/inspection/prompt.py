@@ -103,7 +103,7 @@ def inspect_prompt(
 
 
 def _record(folder: Path, text: str) -> Record:
-    """Return the prompt in the form of most training rows, so that it is rendered with the same template."""
+    """Return a record with the prompt, to be rendered as most training rows were."""
     templates = mapping(at(files.read_json(folder / RUN_FILE), "data", "templates"))
     trained = trained_templates(cast("Mapping[str, Mapping[str, int]]", templates))
     most = max(trained, key=lambda name: trained[name], default="alpaca")

@@ -82,7 +82,8 @@ class Draft:
         sample: Index of the training example.
         prompt: The prompt.
         tokens: The tokens of the draft.
-        revisions: The corrections, one for each round that replaced a token, in the form of revisions.jsonl.
+        revisions: The corrections, one for each round that replaced a token; each has the keys of a line of
+            revisions.jsonl.
     """
 
     sample: int
@@ -116,9 +117,9 @@ class LiveRevisions:
 def live_revisions(subject: Subject, prompts: int | None = None, step: int | None = None) -> LiveRevisions:
     """Generate drafts with the present student, and correct them.
 
-    Prompts, random numbers and settings are those of the next update.  With the checkpoint before an update, the result
-    therefore contains the corrections that the run logged for this update, up to rounding.  It also has a draft for each prompt
-    for which a policy such as `mixed` uses the gold answer instead.
+    The prompts, random numbers and settings are the ones that the next update would use.  With the checkpoint before an
+    update, the result therefore contains the corrections that the run logged for this update, up to rounding.  If a policy
+    such as `mixed` trains on the gold answer of a prompt, the result has a draft for this prompt nevertheless.
 
     Args:
         subject: The run or recipe.
@@ -169,14 +170,17 @@ def _revised(found: Opened, prompts: int | None) -> LiveRevisions:
 
 
 def _revision_policy(policy: object) -> Revised:
-    """Return the policy `revised` of a run; its default settings if the run does not use it."""
+    """Return the settings of a run's policy `revised`, or the default settings.
+
+    The default settings are returned if the run does not use the policy `revised`.
+    """
     while policy is not None and not isinstance(policy, Revised):
         policy = getattr(policy, "source", None)
     return Revised() if policy is None else replace(policy, chunk_tokens=None, mode="replace")
 
 
 class _Given(Stateless):
-    """A source that returns given sequences."""
+    """A source of sequences that returns the sequences given to its constructor."""
 
     def __init__(self, sequences: Sequence[TokenSequence]) -> None:
         self._sequences = list(sequences)
@@ -186,7 +190,7 @@ class _Given(Stateless):
 
 
 class _RecordedScores:
-    """Scores drafts, and keeps the scores of each round."""
+    """Scores drafts with another scorer, and stores the scores of each round."""
 
     def __init__(self, scores: ScoresDrafts) -> None:
         self._scores, self.rounds = scores, list[Scores]()

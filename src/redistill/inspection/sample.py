@@ -17,7 +17,7 @@ class Token:
     """A token of a training example.
 
     Args:
-        token_id: The token id.
+        token_id: The id of the token.
         text: The text of the token alone.
         target: Index among the targets (the tokens that the student is trained to predict); None for a token of the prompt.
     """

@@ -1,6 +1,7 @@
 """The run or recipe that `redistill inspect` examines, and its models.
 
-The models of a run have the weights of a checkpoint, or else those of the trained student.  Those of a recipe are untrained.
+For a run, the student has the weights of a checkpoint or, without a checkpoint, the exported weights.  For a recipe, the
+student is untrained.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -97,9 +98,9 @@ def _missing(config: Run) -> list[str]:
 
 
 def _without_stages(config: Run, missing: Sequence[str]) -> Run:
-    """Return settings that load the fine-tuned teacher and student directly, and a teacher that is not cached.
+    """Return settings that load the fine-tuned teacher and student directly.
 
-    The fine-tunings in `missing` are removed.
+    In these settings, the teacher is not cached.  The fine-tunings in `missing` are removed.
     """
     teacher, student = config.teacher, config.student
     if isinstance(teacher, TeacherConfig):
@@ -118,7 +119,7 @@ class Opened:
 
     Args:
         run: The run, whose output folder is a temporary folder.
-        step: Number of updates of the student, as far as it is known; else 0.
+        step: Number of updates with which the student's weights were trained; 0 if it is unknown.
         student: Where the student's weights come from, such as "checkpoint step-40".
     """
 
@@ -131,8 +132,8 @@ class Opened:
 def opened(subject: Subject, data: tuple[Run, DataSets], step: int | None = None) -> Iterator[Opened]:
     """Context in which the models of a run or recipe are loaded.
 
-    The weights of the student are those of the newest checkpoint.  Without a checkpoint they are those of the trained student,
-    and without a trained student those before training.
+    The student has the weights of the newest checkpoint.  Without a checkpoint, it has the weights of the exported student.
+    Without an exported student, it has the weights before training.
 
     Args:
         subject: The run or recipe.
@@ -184,14 +185,14 @@ def _with_trained_student(config: Run, folder: Path) -> Run:
 
 
 def _load_checkpoint(run: OpenRun, found: checkpoint.Checkpoint) -> None:
-    """Load the weights of the student, and those of the network of DAC-KL, from a checkpoint."""
+    """Load the weights of the student and of DAC-KL's network from a checkpoint."""
     load_trainable_state(run.student.model, found.tensors["model"])
     if run.student.clip_network is not None and "clip_network" in found.tensors:
         load_trainable_state(run.student.clip_network, found.tensors["clip_network"])
 
 
 def _updates(folder: Path | None) -> int:
-    """Return the number of updates in run.json; 0 if it is missing."""
+    """Return the number of updates that run.json states; 0 if it states none."""
     updates = None if folder is None else number(at(files.read_json(folder / RUN_FILE), "cost", "updates"))
     return 0 if updates is None else int(updates)
 

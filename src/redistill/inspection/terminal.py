@@ -33,7 +33,7 @@ def quoted(text: object) -> str:
 
 
 def print_sample(sample: Sample) -> None:
-    """Print the tokens of a training example, and its spans."""
+    """Print the tokens of a training example, and the spans of its answer."""
     number = sum(token.target is not None for token in sample.tokens)
     _print(f"row {sample.row}: {sample.record}, {len(sample.tokens)} tokens, of which {number} are targets")
     table = _table("position", "id", "token", "target", "spans")
@@ -56,7 +56,7 @@ def print_sample(sample: Sample) -> None:
 
 
 def print_revisions(lines: Sequence[Mapping[str, Json]]) -> None:
-    """Print corrections in the form of revisions.jsonl."""
+    """Print corrections of student text; `lines` are lines of revisions.jsonl."""
     for line in lines:
         score = line.get("kl")
         shown = f"{score:.4f}" if isinstance(score, float) else str(score)
@@ -68,7 +68,7 @@ def print_revisions(lines: Sequence[Mapping[str, Json]]) -> None:
 
 
 def print_live(found: LiveRevisions) -> None:
-    """Print drafts with the disagreement at each token, and their corrections."""
+    """Print the student's drafts with the disagreement at each token, and corrections."""
     _print(f"student: {found.student}; drafts of update {found.step}; disagreement: {found.detection}, in nats")
     for draft in found.drafts:
         _print(f"sample {draft.sample}: {quoted(_shortened(draft.prompt))}")
@@ -88,7 +88,7 @@ def _draft(draft: Draft) -> Table:
 
 
 def print_clip(clip: Clip) -> None:
-    """Print the interval of DAC-KL, the kept classes and some other classes."""
+    """Print the interval of DAC-KL at one target, the kept classes and some others."""
     _print(f"student: {clip.student}; row {clip.row}, target {clip.position}: {quoted(clip.target)}")
     _print(f"after: {quoted(_shortened(clip.context))}")
     _print(f"interval: l = {clip.lower:.4g}, u = {clip.upper:.4g}; {clip.kept_classes} classes are kept")
@@ -107,7 +107,7 @@ def print_clip(clip: Clip) -> None:
 
 
 def print_answers(found: Answers) -> None:
-    """Print the answers of both models, with log-probabilities of their tokens."""
+    """Print the answers of student and teacher, with the tokens' log-probabilities."""
     _print(f"student: {found.student}")
     _print(f"prompt: {quoted(found.prompt)}")
     for role, tokens in found.answers.items():

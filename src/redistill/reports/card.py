@@ -72,7 +72,7 @@ def _metadata(run: RunFolder | None, target: str, licences: Mapping[str, str]) -
 
 
 def _models(run: RunFolder) -> Iterator[tuple[str, str, Json]]:
-    """Yield role, name and number of parameters of the models in run.json."""
+    """Yield the role, name and number of parameters of each model in run.json."""
     for role in ("teacher", "student"):
         about = mapping(at(run.description, "models", role))
         if about:
@@ -82,7 +82,7 @@ def _models(run: RunFolder) -> Iterator[tuple[str, str, Json]]:
 
 
 def _data(run: RunFolder) -> Iterator[tuple[str, str, Json]]:
-    """Yield use, source and number of rows of each data set in run.json."""
+    """Yield the use, source and number of rows of each data set in run.json."""
     for use, about in mapping(run.description.get("data")).items():
         source = mapping(about).get("source") or mapping(about).get("path")
         if source:
@@ -99,5 +99,8 @@ def _command(run: RunFolder) -> str:
 
 
 def _place(name: str) -> str:
-    """Return a name without the folders of an absolute path, which describe the machine of the author."""
+    """Return the last part of an absolute path; return any other name unchanged.
+
+    The folders of a path are left out, because they describe the author's machine.
+    """
     return Path(name).name if Path(name).is_absolute() else name

@@ -27,7 +27,7 @@ from redistill.reports.statistics import (
 GENERATED = ("length_tokens", "eos_rate", "distinct_2")
 TEACHER_FORCED = ("cross_entropy", "kl", "agreement")
 FORCED = frozenset((*TEACHER_FORCED, *ACCEPTANCE))
-"""Teacher-forced scores on the references, which do not depend on an evaluation seed."""
+"""Names of the teacher-forced scores.  They are computed on the references, and do not depend on an evaluation seed."""
 METHOD_ROLES = ("baseline", "student")
 """Roles of the models that are ranked and tested.  The teacher and the student before training are only shown."""
 
@@ -90,7 +90,8 @@ class Estimate:
         deviation: Sample standard deviation over training or evaluation seeds (see `over`); None for fewer than two seeds.
         over: Seeds of the standard deviation: "training seeds" if there are two or more of them, else "evaluation seeds".
         num_trainings: Number of training seeds.
-        num_seeds: Number of evaluation seeds per training seed; the largest such number if they differ.
+        num_seeds: Number of evaluation seeds per training seed; if this number differs between training seeds, the largest
+            one.
     """
 
     mean: float | None
@@ -180,7 +181,7 @@ def report_rows(models: Sequence[Evaluation], *, overall: bool = False) -> list[
 
 
 def dataset_names(models: Sequence[Evaluation]) -> list[str]:
-    """List the data sets of all evaluations, those of the last model first."""
+    """List the data sets of all evaluations; data sets of the last model come first."""
     return list(dict.fromkeys(name for model in reversed(models) for name in model.datasets))
 
 
@@ -222,17 +223,18 @@ def columns(models: Sequence[Entrant]) -> list[Column]:
 
 
 def by_primary(over: Sequence[Column]) -> list[list[Column]]:
-    """Return one list of columns per primary metric; a column of means is the last."""
+    """Group columns by primary metric; the last column of a group has the means."""
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 
 def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], references: Sequence[Entrant]) -> list[Row]:
-    """Build one row for each column and each model evaluated on its data sets.
+    """Build one row for each column and each model that has scores in this column.
 
     Args:
         models: Models to compare, in the order of the rows.
         over: Columns to compare on.
-        references: Candidates for the reference model. In each column, the first one that was evaluated on it is used.
+        references: Candidates for the reference model. In each column, the first candidate that was evaluated on all data
+            sets of the column is used.
     """
     return [row for column in over for row in _corrected(list(_rows(column, models, references)))]
 
@@ -302,7 +304,10 @@ def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) 
 
 
 def _difference(column: Column, model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
-    """Return (contrast, ""), or (None, reason) if the models cannot be compared."""
+    """Return the contrast of two models, or the reason why there is none.
+
+    The result is (contrast, "") or, if the models cannot be compared, (None, reason).
+    """
     ours, theirs = model.measured_on(column.datasets), reference.measured_on(column.datasets)
     metric = column.primary.name
     obstacles = (_obstacle(name, metric, [*theirs.values(), *ours.values()]) for name in column.datasets)
@@ -327,7 +332,9 @@ def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
 def _strata(
     datasets: Sequence[str], metric: str, ours: Mapping[int, Evaluation], theirs: Mapping[int, Evaluation]
 ) -> tuple[list[np.ndarray], int]:
-    """Return the score differences on each data set, and the number of common training seeds.
+    """Return the score differences of two models on each data set.
+
+    The second result is the number of common training seeds.
 
     Arrays have the shape [common training seeds, prompts]. If no seed is common, an array has one row: the difference between
     the models' scores, each averaged over all training seeds of the model.
@@ -384,6 +391,6 @@ def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> li
 
 
 def _distinct(trainings: Mapping[int, Evaluation]) -> dict[int, Evaluation]:
-    """Return one evaluation for each distinct model: that of its first training seed."""
+    """Return the evaluation of each distinct model, for its first training seed."""
     first = {found.identity: seed for seed, found in reversed(list(trainings.items()))}
     return {seed: found for seed, found in trainings.items() if first[found.identity] == seed}

@@ -74,7 +74,10 @@ def machines(entries: Sequence[Entry]) -> list[str]:
 
 
 def _stages(run: RunFolder) -> dict[str, Json]:
-    """Return the costs of the stages (fine-tunings of the student before the run), by name."""
+    """Return the costs of the stages of a run, by name.
+
+    A stage is a fine-tuning of the student before the run.
+    """
     recorded = mapping(at(run.description, "stages"))
     return {name: at(stage, "cost") for name, stage in recorded.items() if name != TEACHER_STAGE}
 

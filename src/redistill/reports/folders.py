@@ -65,8 +65,8 @@ BEFORE_METRICS_HAD_NAMES = (
 def measures(scores: Json) -> tuple[Measure, ...]:
     """Return the metrics of one data set, the primary metric first.
 
-    `scores` is the value of the data set in scores.json.  Older files do not list metrics; for them, return the metrics that
-    were computed then (`BEFORE_METRICS_HAD_NAMES`).
+    `scores` is the value of the data set in scores.json.  Older files do not list metrics; for such a file, the result has
+    the metrics of that version (`BEFORE_METRICS_HAD_NAMES`).
     """
     found = []
     for name, described in mapping(at(scores, "metrics")).items():

@@ -1,8 +1,8 @@
 """Differences between two methods or two students, with intervals and p-values.
 
-A claim about a method must hold for training seeds that were not run, so training seeds are its unit.  With two or more common
-training seeds, `contrast` makes such a claim from a crossed model of seeds and prompts.  With fewer, it makes a claim about the
-students that were trained, and only prompts are a random sample.
+A claim about a method must hold for training seeds that were not run, so training seeds are the unit of such a claim.  With
+two or more common training seeds, `contrast` makes such a claim from a crossed model of seeds and prompts.  With fewer, it
+makes a claim about the students that were trained, and only prompts are a random sample.
 """
 
 import math
@@ -52,8 +52,9 @@ class Contrast:
         p_holm: `p` corrected for multiple tests by Holm's method, over all trained students that are compared on these prompts;
             None for the teacher and for the student before training.
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
-        num_seeds: Number of training seeds that both models have.  With 2 or more, interval and p are about the methods.
-            Otherwise they are about the trained students.  With 0, each score is first averaged over all training seeds.
+        num_seeds: Number of training seeds that both models have.  With 2 or more, `interval` and `p` are about the
+            methods; with fewer, they are about the trained students.  With 0, each score is first averaged over all
+            training seeds.
         detectable: The smallest true difference that a test at the 5 % level detects with a power of 80 %, in the metric's
             unit.  It is computed for the same numbers of seeds and prompts, and the same variance; None with a single prompt.
         variance: Variance of the difference, by source; None with a single prompt.  For a claim about the trained students, it
@@ -72,7 +73,7 @@ class Contrast:
 
     @property
     def about(self) -> Literal["methods", "students"]:
-        """What interval and p refer to: the methods, or only the trained students."""
+        """Whether `interval` and `p` are about the methods, or only the trained students."""
         return "methods" if self.num_seeds > 1 else "students"
 
 
@@ -109,10 +110,10 @@ def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None
               \nu = V^2 \Bigl/ \Bigl( \frac{A^2}{S - 1} + \sum_k \frac{B_k^2}{P_k - 1} + \sum_k \frac{C_k^2}{(S - 1)(P_k - 1)}
               \Bigr)
 
-    d_si is the difference on prompt i with training seed s, and V estimates the variance of its mean.  With one data set of P
-    prompts and S seeds, A, B and C are the mean squares of seeds, of prompts and of the residual, each divided by S P.  With
-    several data sets k, A is computed from the means of the seeds over all data sets, and B and C are sums over data sets.
-    The interval and p are those of a t distribution with nu degrees of freedom (Satterthwaite).
+    d_si is the difference on prompt i with training seed s, and V estimates the variance of its mean.  With one data set of
+    P prompts and S seeds, A, B and C are the mean squares of seeds, of prompts and of the residual, each divided by S P.
+    With several data sets k, A is computed from the means of the seeds over all data sets, and B and C are sums over data
+    sets. The confidence interval and the p-value come from a t distribution with nu degrees of freedom (Satterthwaite).
 
     Source: the quasi-F ratio of Clark, Journal of Verbal Learning and Verbal Behavior 12 (1973) 335-359.  The maximum replaces
     estimates of V that are too small by chance.  benchmarks/seed_inference.py simulates the error rates.
@@ -180,7 +181,10 @@ def _components(strata: Sequence[np.ndarray]) -> _Components:
 
 
 def _error_of_prompts(strata: Sequence[np.ndarray]) -> tuple[float, float] | tuple[None, float]:
-    """Return the standard error of the mean over prompts, with training seeds averaged, and its degrees of freedom."""
+    """Return the standard error of the mean over prompts, and its degrees of freedom.
+
+    The differences are first averaged over training seeds.
+    """
     means = [stratum.mean(axis=0) for stratum in strata]
     if min(map(len, means)) < 2:
         return None, math.inf
@@ -189,7 +193,10 @@ def _error_of_prompts(strata: Sequence[np.ndarray]) -> tuple[float, float] | tup
 
 
 def _detectable(error: float | None, freedom: float) -> float | None:
-    """Return the difference that is found with probability `POWER`, by the t approximation of the power."""
+    """Return the true difference that a test detects with the power `POWER`.
+
+    It is computed by the t approximation of the power.
+    """
     return None if error is None else (_quantile((1 + LEVEL) / 2, freedom) + _quantile(POWER, freedom)) * error
 
 

@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineup:
-    """The runs of a comparison in the order of its rows.
+    """The runs of a comparison, in the order of the table rows.
 
     Args:
         name: Title of the comparison.
@@ -51,7 +51,7 @@ class Lineup:
 
     @property
     def labels(self) -> list[str]:
-        """Distinct labels, in the order of the rows."""
+        """The distinct labels of the runs, in the order of the table rows."""
         return list(dict.fromkeys(entry.label for entry in self.entries))
 
     def of(self, label: str) -> list[Entry]:

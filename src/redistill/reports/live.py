@@ -68,7 +68,7 @@ class LogTail:
                     yield value
 
     def _block(self) -> bytes:
-        """Return the next complete lines; b"" if there are none."""
+        """Return the next complete lines of the file; b"" if there are none."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -85,11 +85,11 @@ class LogTail:
 
 @dataclass
 class _Read:
-    """What the lines of metrics.jsonl so far contain.
+    """The content of those lines of metrics.jsonl that have been read.
 
     Args:
         log: The curves, and the events.
-        train, validation: The last line of each kind; empty if there is none.
+        train, validation: The last line about an update, and the last one about a validation; empty if there is none.
         seconds: Durations of the last updates.
         events: The last events, the newest last.
     """
@@ -101,7 +101,7 @@ class _Read:
     events: deque[str] = field(default_factory=lambda: deque(maxlen=_EVENTS))
 
     def add(self, line: Line) -> None:
-        """Keep what is shown of a line."""
+        """Store the values of a line that `redistill watch` shows."""
         if line.get("kind") == "train":
             self.train = line
             if (seconds := number(line.get("seconds"))) is not None:
@@ -121,11 +121,12 @@ class LiveState:
         phase: "waiting" (there is no run.json yet), "training", "evaluating" or "finished".  If no process uses the folder and
             the run is not finished, it is "trained" after training, and "stopped" before the end of training.
         name: Name of the run.
-        method: Its method.
+        method: Name of the run's method.
         step: Number of updates done.
         updates: Number of updates of the run; None if it is unknown.
         left_s: Estimate of the remaining seconds of training; None if it is unknown.
-        train, validation: The last line of metrics.jsonl of each kind; empty if there is none.
+        train, validation: The last line of metrics.jsonl about an update, and the last one about a validation; empty if
+            there is none.
         events: The last events, the newest last.
         answers: Number of test answers of the student.
         curves: Values of the curves, by name.
@@ -218,7 +219,7 @@ class LiveRun:
         return "trained" if status == "trained" else "stopped"
 
     def _num_answers(self) -> int:
-        """Return the number of lines of the responses files."""
+        """Return the number of lines in the responses files of the student."""
         total = 0
         for path in (self._folder / "responses").glob("*.jsonl"):
             try:

@@ -113,7 +113,10 @@ def _add(log: RunLog, keys: Sequence[str], chunk: _Chunk) -> None:
 
 
 def _numbers(rows: Sequence[Sequence[Json]]) -> np.ndarray:
-    """Convert N rows of K values to a float64 array [N, K]; NaN where a value is not a finite number."""
+    """Convert N rows of K values to a float64 array [N, K].
+
+    A value that is not a finite number becomes NaN.
+    """
     try:
         if set(map(type, chain.from_iterable(rows))) <= QUICK:
             return np.array(rows, dtype=np.float64)  # None becomes NaN
@@ -133,7 +136,9 @@ def _extend(curves: dict[str, Curve], keys: Sequence[str], numbers_NK: np.ndarra
 
 
 def _extend_origins(curves: dict[str, Curve], steps: np.ndarray, origins: Sequence[Mapping[str, Json]]) -> None:
-    """Append to the curve of each origin the fraction of sequences that have this origin, in place.
+    """Append a batch of updates to the curve of each origin, in place.
+
+    The curve of an origin shows the fraction of sequences that have this origin.
 
     An origin, such as "student", states how a sequence was created.  `origins` has one mapping per update, from origin to
     number of sequences; the fraction is 0 for an origin that the mapping lacks.

@@ -98,7 +98,7 @@ def score(value: object, unit: str, digits: int = 2) -> str:
 
 
 def difference(value: object, unit: str) -> str:
-    """Format a difference of a metric with its sign; a dash if it is not a number.
+    """Format a difference of two scores with its sign; a dash if it is not a number.
 
     If `unit` is "fraction", the result is in percentage points.
 

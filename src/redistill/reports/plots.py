@@ -148,7 +148,10 @@ def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
 
 
 def _undescribed(names: Iterable[str]) -> Iterator[Measure]:
-    """Yield the metrics of a validation log, inferred from `names`, the names of its curves."""
+    """Yield metrics for the validation curves of a log that describes no metrics.
+
+    `names` are the names of the curves.
+    """
     known = {measure.name: measure for measure in BEFORE_METRICS_HAD_NAMES}
     for name in names:
         if name not in VALIDATION and name not in _NOT_METRICS:
@@ -168,7 +171,7 @@ def _plot(
     log: bool = False,
     stacked: bool = False,
 ) -> Markup:
-    """Plot curves, given as bins with a label for each curve; return the <svg> element.
+    """Plot curves, given as labelled bins, and return the <svg> element.
 
     A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
     means are plotted as stacked areas instead.  `limits` are the ends of the vertical axis; the axis is logarithmic if `log` is

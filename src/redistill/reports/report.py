@@ -39,8 +39,8 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
 
     Args:
         run_folder: Folder of the run.
-        baselines: Run folders to compare with.  Differences are to the student of the first of these runs; without baselines,
-            they are to the student before training.
+        baselines: Run folders to compare with.  The reference model is the student of the first of these runs; without
+            baselines, it is the student before training.
         out: File to write; if None, it is `report.html` in the run folder.
 
     Returns:
@@ -71,8 +71,8 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
 
     Args:
         run_folder: Folder of the run.
-        baselines: Run folders to compare with.  Differences are to the student of the first of these runs; without baselines,
-            they are to the student before training.
+        baselines: Run folders to compare with.  The reference model is the student of the first of these runs; without
+            baselines, it is the student before training.
 
     Returns:
         One dict per row.  Its keys are dataset, model, role, metric (name of the data set's primary metric), title (heading of
@@ -201,7 +201,10 @@ def _setup(run: RunFolder) -> dict[str, object]:
 
 
 def _data(manifest: Mapping[str, Json]) -> dict[str, dict[str, Json]]:
-    """Return the descriptions of the data sets in run.json; "templates" has the numbers of rows by template as text."""
+    """Return the descriptions of the data sets in run.json, by name.
+
+    The value of the key "templates" is the number of rows by template, as text.
+    """
     data = {role: dict(about) for role, about in manifest.items() if isinstance(about, Mapping) and role != "templates"}
     for role, counts in mapping(manifest.get("templates")).items():
         data.setdefault(role, {})["templates"] = ", ".join(f"{count} {name}" for name, count in mapping(counts).items())

@@ -56,7 +56,7 @@ class Comparison:
         verdict: The main results as sentences, one list for each primary metric.
         tables: Scores, differences, decodings, other scores, acceptance, costs and published values, in this order.  Scores,
             other scores and acceptance have one table per primary metric; differences and decodings have one table per column.
-        budgets: Budgets and settings that are equal in all runs, and those that are not.
+        budgets: Budgets and settings that are equal in all runs, and budgets and settings that differ.
         tests: Text that explains how confidence intervals and p-values of the differences were computed.
         left_out: One phrase for each unfinished run of the sweeps.
         records: The lines of the CSV file, with numbers in full precision: one per model and column of the tables, one per
@@ -168,7 +168,10 @@ def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[st
 
 
 def _decoding_records(models: Sequence[Entrant], over: Sequence[Column]) -> Iterator[dict[str, object]]:
-    """Yield one record per method, column and further decoding; the field "decoding" has the title of the decoding."""
+    """Yield one record per method, column and further decoding.
+
+    The field "decoding" of a record has the title of the decoding.
+    """
     for column in over:
         metric = column.primary.name
         for name, title in decodings_of(models, column.datasets).items():
@@ -187,7 +190,7 @@ def _decoding_records(models: Sequence[Entrant], over: Sequence[Column]) -> Iter
 def _published_records(name: str, table: Published) -> Iterator[dict[str, object]]:
     """Yield one record per value of a published table.
 
-    Its field "role" is "published", followed by the name of the table.
+    The field "role" of a record is "published", followed by the name of the table.
     """
     for label, figures in table.rows.items():
         for column, figure in zip(table.columns, figures, strict=True):

@@ -116,7 +116,7 @@ def decoding_table(column: Column, models: Sequence[Entrant], *, is_detail: bool
 
     Args:
         column: The column of the comparison.
-        models: The models; those that are not methods have no row.
+        models: The models; models that are not methods have no row.
         is_detail: As in `contrast_table`.
     """
     titles, measure = decodings_of(models, column.datasets), column.primary
@@ -324,7 +324,7 @@ def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
 
 
 def _estimate_cell(found: Estimate, measure: Measure, mark: Mark) -> Cell:
-    """Return a cell with a mean and its standard deviation, or with a dash if there is no mean."""
+    """Return a cell with a mean and its standard deviation; a dash without a mean."""
     if found.mean is None:
         return Cell(NOTHING)
     detail = "" if found.deviation is None else f"± {score(found.deviation, measure.unit, DIGITS)}"
@@ -382,7 +382,7 @@ def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
 
 
 def _over(found: Estimate) -> str:
-    """Return what the standard deviation is over, such as "over 5 evaluation seeds"; "" for one seed."""
+    """Return a phrase such as "over 5 evaluation seeds"; "" for one seed."""
     each = "one evaluation seed" if found.num_seeds == 1 else f"{found.num_seeds} evaluation seeds"
     if found.num_trainings > 1:
         return f"over {found.num_trainings} training seeds, each the mean of {each}"

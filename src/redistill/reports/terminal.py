@@ -44,7 +44,7 @@ def print_summary(run: Path, baselines: Sequence[Path] = ()) -> None:
 
 
 def _summary(rows: Sequence[Row]) -> Table:
-    """Build the table of scores and differences; all rows have the same primary metric."""
+    """Build the table of scores and differences for rows with one primary metric."""
     title, unit = (rows[0].measures[0].heading, rows[0].measures[0].unit) if rows else ("score", "")
     versus = next((f"difference to {row.versus}" for row in rows if row.versus), "difference")
     table = _table(("data set", "model", title, versus, "95 % interval"), texts=("data set", "model"))

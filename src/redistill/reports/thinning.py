@@ -75,29 +75,32 @@ class Curve:
             self._inner = _merged(self._inner, self._width)
 
     def zeros(self) -> "Curve":
-        """A series with the same steps, whose values are 0."""
+        """Return a new series with the same steps, in which all values are 0."""
         other = copy(self)
         other._inner, other._ends = self._inner.copy(), self._ends.copy()
         other._inner[2:] = other._ends[2:] = 0.0
         return other
 
     def bins(self) -> Bins:
-        """The bins of all points so far."""
+        """Return the bins of all points that have been appended."""
         bins = np.concatenate([self._ends[:, :1], self._inner, self._ends[:, 1:]], axis=1)
         counts, steps, values, lows, highs = bins
         return Bins(counts, steps / counts, values / counts, lows, highs)
 
 
 def _as_bins(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Bins of one point each [5, N]: count, sum of steps, sum of values, minimum, maximum."""
+    """Return bins [5, N] of one point each.
+
+    The five numbers of a bin are: count, sum of steps, sum of values, minimum and maximum.
+    """
     return np.stack([np.ones_like(values), steps, values, values, values])
 
 
 def _merged(bins: np.ndarray, width: int) -> np.ndarray:
-    """Merge neighbouring bins into bins of `width` points, the last of which may have fewer.
+    """Merge neighbouring bins into bins of `width` points.
 
-    Points are counted from 0; each of the new bins begins with point number 0, `width`, 2 * `width` and so on.  One of the old
-    bins must begin at each of these points.
+    The last of the new bins may have fewer points.  Points are counted from 0; each of the new bins begins with point number 0,
+    `width`, 2 * `width` and so on.  One of the old bins must begin at each of these points.
     """
     first = np.cumsum(bins[0]) - bins[0]  # number of the first point of each bin
     starts = np.flatnonzero(first % width == 0)
@@ -135,7 +138,7 @@ class Spaced(Generic[Item]):
         self.count += 1
 
     def items(self, number: int) -> Sequence[Item]:
-        """At most `number` items, evenly spaced from the first to the last."""
+        """Return at most `number` of the kept items, evenly spaced from first to last."""
         is_kept = (self.count - 1) % self._stride == 0
         found = self._kept if is_kept else self._kept + self._last
         return [found[index] for index in evenly(len(found), number)]

@@ -194,7 +194,7 @@ def build_test_engine(
 def build_gold(run: OpenRun) -> GoldBatches:
     """Return the training examples with their reference answers, as shuffled batches.
 
-    The result returns the batch of each update, which is divided among the processes.
+    The returned object has one batch for each update.  Each process gets a part of this batch.
     """
     config = run.config
     return GoldBatches(run.data.train, batch_size=config.training.batch_size, seed=config.seed, processes=run.processes)
@@ -232,7 +232,7 @@ def build_policy(run: OpenRun) -> Policy:
 
 
 def build_policy_tools(run: OpenRun, gold: GoldBatches, on_revision: Callable[[Revision], None]) -> PolicyTools:
-    """Return the objects with which a policy creates sequences.
+    """Return the objects that a policy needs to create sequences, such as the engine.
 
     Args:
         run: The run, with loaded models and data.
@@ -263,13 +263,14 @@ def build_policy_tools(run: OpenRun, gold: GoldBatches, on_revision: Callable[[R
 
 
 def build_marker(config: Run, spans: SpanExtractor, tokenizer: Tokenizer, end_ids: Sequence[int]) -> SpanMarker:
-    """Return the object that adds the spans of phrases to sequences.
+    """Return the object that finds phrases in sequences and adds their token spans.
 
     Args:
         config: The run.
-        spans: Extracts phrases from text.
+        spans: The object that finds phrases in a text.
         tokenizer: The student's tokenizer.
-        end_ids: Ids of the end tokens.  Like all special tokens, they are left out of the text in which phrases are found.
+        end_ids: Ids of the end tokens.  These tokens, like all special tokens, are left out of the text in which phrases
+            are found.
     """
     random_seed = config.seed if config.resolved_method.objective.span.placement == "random" else None
     return SpanMarker(spans, tokenizer, (*end_ids, *tokenizer.all_special_ids), random_seed)
@@ -290,9 +291,9 @@ def _revision_log(run: OpenRun, marker: SpanMarker | None) -> RevisionLog:
 
 
 def _weights_step(engine: Engine, step: int) -> int:
-    """Return how many updates were finished when the engine received its weights.
+    """Return the number of updates after which the engine's weights were copied.
 
-    `step` is the number of updates that are finished now.
+    `step` is the current number of finished updates.  It is returned if the engine always uses the current weights.
     """
     synced = engine.synced_step if isinstance(engine, VllmEngine) else None
     return step if synced is None else synced
@@ -308,7 +309,8 @@ def _unwrapped(engine: Engine) -> Engine:
 class _Remembering(Protocol):
     """A teacher or engine with a prefix memory.
 
-    A prefix memory stores keys, values and hidden states of texts.  A later text with the same first tokens reuses them.
+    A prefix memory stores the keys, values and hidden states of earlier texts.  They are reused for a later text with the
+    same first tokens.
     """
 
     def remembering(self) -> AbstractContextManager[None]: ...
@@ -318,7 +320,7 @@ class _Remembering(Protocol):
 def remembering(run: OpenRun) -> Iterator[None]:
     """Context in which teacher and engine use their prefix memories, if they have any.
 
-    A prefix memory has stored states of texts.
+    A prefix memory stores the keys, values and hidden states of earlier texts.
     """
     with ExitStack() as stack:
         for part in (run.teacher, _unwrapped(run.engine)):
@@ -331,8 +333,9 @@ def student_reader(run: OpenRun, *, remembers: bool = True) -> Callable[[Batch],
     """Return a function that computes the student's hidden states for a batch.
 
     The returned function runs the student in evaluation mode and without gradient.  Its results are the hidden states at
-    the positions `batch.position_N`, of shape [N, width], and the student's head.  If `remembers` is True and the engine has
-    a prefix memory (stored states of texts), the states in this memory are reused, and those of the batch are added.
+    the positions `batch.position_N`, of shape [N, width], and the student's head.  If `remembers` is True and the engine
+    has a prefix memory (stored states of texts), the function reuses these states, and adds the states of the batch to the
+    memory.
     """
     reader, engine = PrefixReader(run.models.student), _unwrapped(run.engine)
 

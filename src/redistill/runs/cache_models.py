@@ -1,4 +1,4 @@
-"""Loads the models from which the store of a cached teacher is filled.
+"""Loads the models that compute the stored hidden states of a cached teacher.
 
 The teacher is loaded as a whole, or its layers are read from disk one after another.
 """
@@ -24,12 +24,12 @@ from redistill.runs.stages import teacher_source
 
 
 class SourceModels(NamedTuple):
-    """The teacher, and the properties of the student that determine the stored data.
+    """The teacher, and those properties of the student on which the store depends.
 
     The weights of the student are not kept in memory.
 
     Args:
-        teacher: The whole model, or the body that reads its layers one after another.
+        teacher: The whole model; or an object that reads the layers of the teacher from disk one after another.
         tokenizer, vocabulary, end_ids, pad_id: Properties of the student; see `runs.models.Models`.
     """
 
@@ -69,7 +69,7 @@ def streamed_files(config: Run) -> Iterator[LayerFiles]:
 
 
 def source_models(config: Run, layers: LayerFiles | None, device: torch.device) -> SourceModels:
-    """Load the models from which the cache of a run is filled.
+    """Load the models that compute the cached hidden states of a run.
 
     Args:
         config: The run.
@@ -94,9 +94,9 @@ def source_models(config: Run, layers: LayerFiles | None, device: torch.device) 
 
 
 def _own_vocabulary(config: Run, body: StreamedBody) -> SourceModels:
-    """Return the models of a run whose student consists of layers of its teacher.
+    """Return the models of a run whose student consists of layers of the teacher.
 
-    Vocabulary and tokenizer of the student are then those of the teacher.
+    Such a student has the vocabulary and the tokenizer of the teacher.
     """
     source = teacher_source(config)
     assert source is not None
@@ -107,8 +107,5 @@ def _own_vocabulary(config: Run, body: StreamedBody) -> SourceModels:
 
 
 def _first_layer(body: StreamedBody, source: ModelConfig) -> tuple[CausalModel, Tokenizer]:
-    """Return the model of the teacher's first layer, and the tokenizer.
-
-    This model has the head of the whole teacher.
-    """
+    """Return a model with the teacher's first layer and head, and the tokenizer."""
     return body.first, load_tokenizer(source)

@@ -1,4 +1,4 @@
-"""Describes what the rows of a cached teacher depend on, by hashes and settings."""
+"""Hashes and settings on which the stored states of a cached teacher depend."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def source_of(
     corpus: Sequence[TokenSequence],
     note: Report,
 ) -> dict[str, Json]:
-    """Describe what the hidden states of a run's cached teacher depend on.
+    """Return hashes and settings on which the states of a cached teacher depend.
 
     Args:
         config: The run.
@@ -44,8 +44,8 @@ def source_of(
 
     Returns:
         Hashes and settings by name.  The hashes of the teacher's files are included if the recipe names the teacher's
-        model. Causes come before effects, since errors name the first difference: another tokenizer also changes the hash
-        of the data.
+        model. The hash of the tokenizer is before those of the data: an error names only the first difference, and another
+        tokenizer also changes the hashes of the data.
     """
     found: dict[str, Json] = {}
     teacher, tokens = teacher_source(config), config.data.tokens
@@ -71,13 +71,13 @@ def source_of(
 
 
 def distils_corpus(config: Run) -> bool:
-    """Return whether the pre-training term of a run uses the teacher."""
+    """Return whether the pre-training term of a run's loss uses the teacher."""
     pretraining = config.resolved_method.objective.pretraining
     return pretraining is not None and pretraining.divergence_share > 0 and bool(config.data.corpus)
 
 
 def text_node(config: Run) -> TeacherGenerated | None:
-    """Return the policy that uses the teacher's answers; None if no policy does.
+    """Return the policy of a run that trains on answers of the teacher, if any.
 
     Raises:
         ConfigError: an external policy uses the teacher's text.

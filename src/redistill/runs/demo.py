@@ -1,8 +1,8 @@
 """The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
 MGSR is the distillation method of arXiv 2407.10068; SFT is supervised fine-tuning.  Both students have the same number of
-updates, batch size, data and learning rate.  Of three learning rates, this value has the best validation score for both
-methods.  docs/results/toy-world.md has the results, and the commands that reproduce them.
+updates, batch size, data and learning rate.  Three learning rates were compared; the one that is used has the best
+validation score for both methods.  docs/results/toy-world.md has the results, and the commands that reproduce them.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def demo(out: Path, *, fresh: bool = False) -> RunResult:
 def _distilled(method: str, world: Path, out: Path, baselines: list[Path], *, fresh: bool) -> RunResult:
     """Train, evaluate and report the student of one method.
 
-    If another version of the demo wrote the run folder, it is replaced.
+    A run folder that another version of the demo wrote is replaced.
 
     Args:
         method: "sft" or "mgsr".

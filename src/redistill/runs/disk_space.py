@@ -38,8 +38,8 @@ class Space:
     def peak_bytes(self) -> int:
         """Largest total size in bytes at any time of the run.
 
-        The size is largest either when a checkpoint is saved, or when the student is exported and the checkpoints are still
-        on disk.
+        The peak is reached either when a checkpoint is saved, or when the student is exported while the checkpoints are
+        still on disk.
         """
         return max(self.while_saving * self.checkpoint_bytes, self.afterwards * self.checkpoint_bytes + self.student_bytes)
 

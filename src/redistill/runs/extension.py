@@ -23,7 +23,7 @@ from redistill.training.parts import Parts
 from redistill.training.saving import planned_updates
 
 RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS, POSITIONS)
-"""Results of a run other than its model, which are removed from the run folder when the run is extended."""
+"""Files with results of a run, without its model.  They are removed from the run folder when the run is extended."""
 
 
 def extend(run: OpenRun) -> list[Json]:
@@ -82,7 +82,7 @@ def extend(run: OpenRun) -> list[Json]:
 
 
 def extensions(held: Json) -> list[Json]:
-    """Return the extensions that the content of a run.json lists."""
+    """Return the extensions of a run; `held` is the content of run.json."""
     found = mapping(held).get("extended")
     return list(found) if isinstance(found, list) else []
 

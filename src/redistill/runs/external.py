@@ -46,6 +46,6 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
     if capabilities is not None and getattr(found, "capabilities", None) != capabilities:
         raise ConfigError(
             f"{where}: the built {type(found).__name__} has other capabilities than the class declares; set its attribute "
-            "capabilities to the value that the class declares"
+            "`capabilities` to the value that the class declares"
         )
     return found

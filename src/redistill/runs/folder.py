@@ -26,7 +26,7 @@ RUN_FILE = "run.json"
 TRAINED, FINISHED = "trained", "finished"
 """Values of "status" in run.json: the student is trained but not evaluated, or both trained and evaluated."""
 WORTH_KEEPING = (RUN_FILE, "rejected.jsonl")
-"""The folder of a failed run is removed unless it contains one of these files."""
+"""Names of files.  The run folder of a failed run is removed, unless the folder contains one of them."""
 
 
 def check_owner(config: Run) -> bool:
@@ -62,7 +62,7 @@ def check_owner(config: Run) -> bool:
 
 
 def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Return the settings of a run and those of a run folder, for comparison.
+    """Return the settings of a run, and the settings in a run folder, to compare them.
 
     If the recipe sets no date for the chat template, the date is that of the run folder.  The placement of both is that of the
     run, since a run may resume with another placement.
@@ -176,7 +176,7 @@ def _held(folder: Path) -> Mapping[str, object] | None:
 
 
 def of_run(model: ModelConfig) -> ModelConfig:
-    """Return the student of a run if `model` names a run folder; otherwise `model`."""
+    """Return `model`; if it names a run folder, return the student of this run."""
     is_run = (Path(model.model) / RUN_FILE).is_file()
     return replace(model, model=str(Path(model.model) / "model")) if is_run else model
 
@@ -196,8 +196,8 @@ def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Ite
     Args:
         folder: The output folder.
         accelerator: The accelerator of the job; it determines the main process.
-        worth_keeping: Names of files.  A new folder is removed if the context ends with a RedistillError, unless it
-            contains one of these files.
+        worth_keeping: Names of files.  If the context ends with a RedistillError, a folder that the context created is
+            removed, unless the folder contains one of these files.
 
     Raises:
         BusyError: another job holds the lock.

@@ -38,7 +38,7 @@ def evaluate_harness(
 
     The scores are written to `harness.json` in the output folder.
 
-    The package `lm_eval` must be installed (the extra `eval` of redistill).  It downloads the data of its own tasks.
+    The package `lm_eval` must be installed (the extra `eval` of redistill).  It downloads the data of the tasks it defines.
 
     Args:
         model: The model.  If it names a run folder, the student of this run is loaded.
@@ -129,6 +129,6 @@ def _name(path: Path) -> str:
 def _numbers(values: Mapping[str, object]) -> dict[str, Json]:
     """Return the metrics of a task as JSON values.
 
-    For a standard error that is not computed, the harness has the text "N/A", which is kept.
+    A value is a number, or the text "N/A" if the harness does not compute a standard error.
     """
     return {name: cast("Json", value if isinstance(value, int | float | str) else str(value)) for name, value in values.items()}

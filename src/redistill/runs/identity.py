@@ -81,9 +81,9 @@ def check_ranks(ranks: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) ->
 
 
 def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the names whose values differ, each with both values.
+    """Return the names that have different values in two mappings, with both values.
 
-    "none" stands for a missing value.
+    The text "none" replaces the value of a name that a mapping lacks.
     """
     both = {name: (ours.get(name, "none"), theirs.get(name, "none")) for name in {**ours, **theirs}}
     return {name: values for name, values in both.items() if values[0] != values[1]}
@@ -122,7 +122,7 @@ def _without_unset(tree: Mapping[str, Json]) -> dict[str, Json]:
 def _corpus_hash(run: OpenRun) -> str:
     """Return a hash of the files of the corpus, and of the first blocks of text.
 
-    Only the blocks of one update are included.  A longer run reads more blocks, and must have the same hash.
+    Only the blocks of one update are included: a run with more updates reads more blocks, and its hash must be the same.
     """
     note, sources = run.output.progress.note, [Path(source) for source in run.config.data.corpus if run.corpus]
     hashes = [file_hash(source, report=note, poll=signals.poll) for source in sources if source.is_file()]

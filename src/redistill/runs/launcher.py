@@ -1,6 +1,7 @@
-"""Checks of what `accelerate launch` requests through environment variables.
+"""Checks of the settings that `accelerate launch` passes in the environment.
 
-`accelerate launch` starts processes as torchrun does.  Its plugins for sharding are not used: `placement` shards the student.
+`accelerate launch` starts processes as torchrun does.  Its plugins for sharding are not supported: the setting `placement`
+shards the student.
 """
 
 import os
@@ -16,7 +17,7 @@ _PLUGINS = {
 
 
 def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
-    """Check that `accelerate launch` requests nothing that redistill does not use.
+    """Check that `accelerate launch` has no option that redistill does not support.
 
     Raises:
         ConfigError: DeepSpeed, FSDP, Megatron-LM or gradient accumulation is requested.

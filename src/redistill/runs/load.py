@@ -34,7 +34,9 @@ from redistill.storage import files
 from redistill.storage.paths import expanded
 
 MAX_CORPUS_BLOCKS = 200_000
-"""Maximum number of blocks of a corpus.  With 512 tokens per block, it has 100 million tokens: 400 MB in every process."""
+"""Maximum number of blocks of a corpus.  With 512 tokens per block, a corpus then has 100 million tokens, which take 400 MB of
+memory in every process.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +75,9 @@ def load_data(
 ) -> DataSets:
     """Read and tokenise the data of a run.
 
-    A training or validation row is removed if a test row has the same prompt.  Duplicates of training rows are kept.  Both
-    kinds of rows are counted.  Validation rows have an answer, and are selected after tokenisation, so that each of them
-    can be used.
+    A training or validation row is removed if a test row has the same prompt.  Duplicates of training rows are kept.  The
+    numbers of removed rows and of duplicates are stored in the manifest.  Validation rows have an answer, and are selected
+    after tokenisation, so that each of them can be used.
 
     Args:
         config: The data section of the recipe: paths of the data, test sets and length limits.
@@ -319,7 +321,7 @@ class _ExampleBuilder(NamedTuple):
     def _list_left_out(
         self, rows: Rows, rejected: Sequence[RejectedRecord], too_long: Sequence[RejectedRecord], role: str
     ) -> None:
-        """List rows that tokenisation left out; raise a DataError if there are too many."""
+        """Add rows without an example to rejected.jsonl; raise DataError if too many."""
         if self.rejected is not None:
             unused = sorted((*rejected, *too_long), key=lambda found: found.index)
             list_unlearned(self.rejected, [(*rows.where(found.index), found.reason) for found in unused])
@@ -362,7 +364,7 @@ class _ExampleBuilder(NamedTuple):
 
 
 def _not_used(report: ReadReport) -> dict[str, Json]:
-    """Return the unused columns and the number of rows without answer, if any."""
+    """Return nonzero counts: values in unused columns, and rows without an answer."""
     found: dict[str, Json] = {"unused columns": report.unused, "prompts alone": report.prompts_alone}
     return {name: value for name, value in found.items() if value}
 

@@ -188,7 +188,7 @@ def _teacher_layers(
 def shared_vocabulary(
     teacher: nn.Module, teacher_tokenizer: Tokenizer, student: nn.Module, tokenizer: Tokenizer
 ) -> vocabulary.VocabularyMatch:
-    """Return the number of classes that the heads of teacher and student share.
+    """Return the number of classes that the output heads of both models share.
 
     The result also has the number of classes of each head.
 

@@ -90,7 +90,7 @@ class OpenRun:
 
     @property
     def schedule(self) -> Schedule:
-        """Number of updates: of the run, between validations, and between checkpoints."""
+        """Numbers of updates: of the run, between validations, and between checkpoints."""
         return self.config.training.schedule(len(self.data.train))
 
 
@@ -289,7 +289,7 @@ def _unscorable(config: Run, data: DataSets) -> Iterator[str]:
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
     """Return the object that distributes the student's parameters over processes.
 
-    With several processes, the parameters are sharded if `kind` is "sharded", and replicated otherwise.
+    With several processes, the parameters are sharded if `kind` is "sharded", and else replicated.
     """
     if kind == "sharded" and num_processes > 1:
         return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])

@@ -81,8 +81,8 @@ def cost(config: Run, state: TrainingState) -> dict[str, float]:
     """Return the cost of training: updates, sequences, tokens, seconds, peak bytes.
 
     Numbers of tokens are sums over all processes, and the peak memory is the maximum over all processes.  With a served
-    teacher, the result also has the number of requests, and the number of tokens that were sent and generated.  If the
-    recipe sets a price, the price of these tokens is included.
+    teacher, the result also has the number of requests, the number of tokens that were sent to the server, and the number
+    that it generated.  If the recipe sets a price per token, the price of these tokens is included.
     """
     teacher, served = config.teacher, dict[str, float]()
     if isinstance(teacher, ServedTeacherConfig):

@@ -316,8 +316,8 @@ def evaluate_model(
         evaluation_config: How texts are sampled and scored.
         tokens: Prompt template and length limits; `tokens_of(model)` returns those of the model's training.
         out: The output folder.
-        teacher: Teacher for two scores on the reference answers: KL, and agreement (whether both models have the same most
-            probable token); of a run folder, its student.  If None, these scores are omitted.
+        teacher: Teacher model, or a run folder whose student is the teacher, for two scores on the reference answers: KL,
+            and agreement (equal most probable tokens).  If None, these scores are omitted.
         allow_code: Modules that may be imported for metrics and test sets with names of the form `module:NAME`.
         engine: Settings of the engine that generates the answers; if None, the model generates them in this process.
 

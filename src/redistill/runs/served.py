@@ -79,7 +79,7 @@ def open_served(config: Run, settings: ServedTeacherConfig, tools: EngineTools, 
 
     Args:
         config: The run.
-        settings: Its teacher.
+        settings: The settings of the served teacher.
         tools: Tools of the student's engine.
         meter: Object that counts generated tokens and requests.
         note: Function that is called with one line when a request is tried again.
@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[str, Json] | None:
 
 
 def _difference(stored: Mapping[str, Json], found: Mapping[str, Json], tolerance: float) -> str | None:
-    """Return a phrase that describes how the model of a server has changed, or None.
+    """Return a phrase that describes how a server's model has changed; None if equal.
 
     `stored` are the values at the first start of the run, and `found` the present values.
     """

@@ -16,7 +16,7 @@ from redistill.training.schedule import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
-    """Return the fine-tunings that must be done before a run, as runs.
+    """Return the runs that must fine-tune the teacher or the student before a run.
 
     The keys are "teacher" for the fine-tuning of the teacher, and "start" for the fine-tuning of the student.  If both exist,
     "teacher" is first and must be trained first.
@@ -78,14 +78,14 @@ def _start_stage(config: Run, finetune: FinetuneConfig) -> Run:
 def _tuning(config: Run, finetune: FinetuneConfig, name: str, student: StudentConfig, teacher: TeacherConfig | None) -> Run:
     """Return the configuration of a supervised fine-tuning.
 
-    Its data and its precision are those of `config`.
+    The fine-tuning has the data and the precision of `config`.
 
     Args:
         config: The run that needs the fine-tuned model.
         finetune: Settings of the fine-tuning.
         name: "teacher" or "start" (the student).
         student: The model to fine-tune.
-        teacher: The teacher, if `student` is made of its layers; otherwise None.
+        teacher: The teacher, if `student` is made of layers of the teacher; None for any other student.
     """
     seed, choose_by = (Run.seed, TrainingConfig.choose_by) if name == "teacher" else (config.seed, CROSS_ENTROPY)
     choose_by = finetune.choose_by or choose_by

@@ -119,7 +119,7 @@ def plan_sweep(
 
     Args:
         recipe: The sweep recipe, a YAML file.  It lists rows; a row is a label with settings.
-        overrides: Settings of every run, as `section.field=value`; they override those of the rows.
+        overrides: Settings of every run, as `section.field=value`; they override the settings of the rows.
         out: The folder of the sweep; if None, it is runs/NAME, where NAME is the name in the recipe.
         only: Labels of the rows to run; if empty, all rows are run.
         allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
@@ -213,7 +213,7 @@ def _status(config: Run) -> str:
 
 
 def _jobs(plan: Plan, statuses: Mapping[Path, str]) -> list[Job]:
-    """Write a recipe for each unfinished run and fine-tuning; return their jobs."""
+    """Write a recipe for each unfinished run and fine-tuning; return a job for each."""
     found: dict[Path, Job] = {}
     allowed = [f"--allow-code={module}" for module in plan.allow_code]
     allowed += [f"--allow-host={host}" for host in allowed_hosts()]

@@ -1,7 +1,7 @@
 """Reads sweep recipes, and builds a run for each row and seed.
 
-The base of a sweep has the settings of all its runs.  A row is a label with the settings that replace those of the base in
-the runs of the row.  This module neither writes files nor starts runs; sweep.py does.
+The base of a sweep has the settings of all its runs.  A row is a label with settings; in the runs of the row, they replace
+settings of the base.  This module neither writes files nor starts runs; sweep.py does.
 """
 
 import hashlib
@@ -37,7 +37,8 @@ class Group:
         rows: Labels of the rows, in the order of the table.
         baseline: Label of the row that the others are compared with.  If None, this is the baseline of the sweep, or the
             first row if the table does not contain that baseline.
-        published: Names of tables in the MGSR paper (arXiv 2407.10068) to show beside this table; if empty, those of the sweep.
+        published: Names of tables in the MGSR paper (arXiv 2407.10068) to show beside this table; if empty, the tables in
+            `published` of the sweep are shown.
 
     Raises:
         ConfigError: `rows` is empty, `baseline` is not in `rows`, or the paper has no table with a name in `published`.
@@ -182,7 +183,7 @@ def cells(sweep: Sweep, world: Mapping[str, Json] | None = None) -> Iterator[Cel
 
     Args:
         sweep: The sweep; its `base` must be a mapping, as `read_sweep` returns it.
-        world: Default settings, which those of `base` override; None if there are none.
+        world: Default settings, which the settings of `base` override; None if there are no default settings.
     """
     assert isinstance(sweep.base, dict), "the base must be a mapping, as read_sweep returns it"
     base = merged(world or {}, sweep.base)
@@ -220,7 +221,7 @@ def expand(
         sweep: The sweep, as `read_sweep` returns it.
         recipe: Path of the sweep recipe, for error messages.
         folder: Folder of the sweep, in which each run has its own folder.
-        overrides: Settings of every run, as `section.field=value`; they override those of the rows.
+        overrides: Settings of every run, as `section.field=value`; they override the settings of the rows.
         allow_code: Modules that may be imported for external components, such as `my_module:MyDivergence`.
 
     Returns:
@@ -246,7 +247,9 @@ def settings_of(tree: Mapping[str, Json]) -> dict[str, Json]:
 
 
 def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]]:
-    """Set the output folders of the stages of a run: its fine-tunings of models.
+    """Set the output folders of the stages of a run.
+
+    A stage is a fine-tuning of the teacher or the student before the run.
 
     The folders are in `folder`.  The name of each contains a hash of the settings of the stage.  Therefore a stage that
     several runs need is trained only once.

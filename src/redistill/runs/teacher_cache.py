@@ -1,4 +1,4 @@
-"""Makes the store of a cached teacher."""
+"""Creates the store of a cached teacher: a folder with its hidden states."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ STREAMED_BYTES = 1_000_000_000
 
 
 def make_cache(config: Run, accelerator: Accelerator) -> None:
-    """Make the store in the folder `teacher.cache`, if the recipe sets it.
+    """Create the teacher's store in the folder `teacher.cache`, if the recipe sets it.
 
     A complete store is not changed.
 
@@ -59,7 +59,7 @@ def make_cache(config: Run, accelerator: Accelerator) -> None:
         return
     if accelerator.num_processes > 1:
         raise ConfigError(
-            f"teacher.cache = {config.teacher.cache!r}: is not complete, and a job of several processes cannot make it; "
+            f"teacher.cache = {config.teacher.cache!r}: is not complete, and a job of several processes cannot create it; "
             f"first run `redistill cache-teacher RECIPE --out {folder}` in one process"
         )
     while not is_complete(folder):
@@ -127,7 +127,7 @@ class _Read(NamedTuple):
 
 
 def _read(config: Run, models: SourceModels, note: Report) -> _Read:
-    """Return the models together with the data of the run."""
+    """Read the data of a run, and return them together with the models."""
     why = why_gold(config.resolved_method)
     data = load_data(config.data, models.tokenizer, config.seed, why_gold=why, rejected=None, report=note)
     updates = config.training.schedule(len(data.train)).updates
@@ -135,7 +135,10 @@ def _read(config: Run, models: SourceModels, note: Report) -> _Read:
 
 
 def _fill(config: Run, writer: StoreWriter, folder: Path, read: _Read, accelerator: Accelerator, note: Report) -> None:
-    """Generate the answers if they are needed, and store the states of all sequences."""
+    """Store the teacher's hidden states of all sequences of a run.
+
+    If the policy trains on answers of the teacher, they are generated and stored first.
+    """
     settings, teacher = config.training, config.teacher
     assert isinstance(teacher, TeacherConfig)
     examples = [read.data.train, read.data.validation_examples]
@@ -193,8 +196,10 @@ def reader_of(
 
     Args:
         config: The teacher, with the form of the store and the dtype of the stored states.
-        model: Its model, in eval mode and on its device, or the body that reads its layers one after another.
-        vocabulary: Number of classes that the student has as well, from class 0 on; a compact form has only these classes.
+        model: The teacher's model, in eval mode and on its device; or an object that reads its layers from disk one after
+            another.
+        vocabulary: Number of classes that teacher and student share, from class 0 on; a compact form of the store has only
+            these classes.
         pad_id: Padding token.
         batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited instead.
     """
@@ -214,14 +219,14 @@ def reader_of(
 
 @torch.no_grad()
 def _read_batches(hidden_states: BodyCall, batches: Sequence[Batch], tick: Callable[[float], None]) -> Iterator[torch.Tensor]:
-    """Yield the last hidden states of the rows of each batch."""
+    """Yield the last hidden states at the positions `position_N` of each batch."""
     for index, batch in enumerate(batches):
         tick(index / len(batches))
         yield hidden_states(batch.input_ids_BT, batch.attention_mask_BT).flatten(0, 1)[batch.position_N]
 
 
 def _announce(plan: Plan, teacher: Reader, folder: Path, note: Report) -> None:
-    """Report the size of the cache and the time to fill it; check the disk space.
+    """Report the size of the store and the time to fill it; check the disk space.
 
     Raises:
         DiskFullError: there is too little free space.

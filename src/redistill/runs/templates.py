@@ -1,4 +1,4 @@
-"""The prompt template of a run: its date, and its settings for exported students."""
+"""The prompt templates of runs, with their dates, and of exported students."""
 
 import copy
 import dataclasses
@@ -106,8 +106,8 @@ def write_tokens(folder: Path, tokens: TokenizeConfig) -> None:
 def tokens_of(model: str) -> TokenizeConfig:
     """Return the prompt template and the length limits for a model.
 
-    If `model` is a run folder, or the folder of a student that redistill exported, the values of its training are returned;
-    otherwise, the default values.
+    If `model` is a run folder, or the folder of a student that redistill exported, the result has the values with which the
+    student was trained. For any other model, it has the default values.
 
     Raises:
         ConfigError: run.json or redistill.json has no valid settings of tokenisation.

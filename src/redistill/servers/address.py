@@ -66,7 +66,7 @@ class Address:
 
     @property
     def label(self) -> str:
-        """The server in messages, such as "server 127.0.0.1:8000"."""
+        """Name of the server in messages, such as "server 127.0.0.1:8000"."""
         return f"server {self.origin}"
 
     def __str__(self) -> str:
@@ -135,7 +135,10 @@ def _host(text: str, *, is_bracketed: bool) -> str:
 
 
 def _shown(url: str) -> str:
-    """Return a rejected URL for an error message, without user information and control characters."""
+    """Return a rejected URL for an error message.
+
+    User information and control characters are removed.
+    """
     return repr(re.sub(r"(?<=//)[^/]*@", f"{MASK}@", plain_line(url))[:_SHOWN])
 
 
@@ -238,7 +241,7 @@ def _as_option(address: Address) -> str:
 
 
 def _check_localhost() -> None:
-    """Raise a ConfigError if the name localhost resolves to an address of another machine."""
+    """Raise a ConfigError if the name localhost resolves to another machine."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo("localhost", None)}
     except OSError as error:

@@ -76,7 +76,7 @@ class Request(NamedTuple):
         max_bytes: Maximum size of the reply.
         server: Index of the server; an index beyond the last server starts again at the first one.
         is_pinned: True to send all attempts to this server; False to send later attempts to the other servers in turn.
-        has_json: True if the reply must be JSON.  If False, its content is ignored, and `Reply.value` is None.
+        has_json: True if the reply must be JSON.  If False, the content of the reply is ignored, and `Reply.value` is None.
     """
 
     path: str
@@ -203,7 +203,9 @@ class Client:
         return line if len(line) <= _REASON else f"{line[:_REASON]}..."
 
     def _run(self, requests: Sequence[Request]) -> list[_Content]:
-        """Send the requests in an event loop of another thread; poll for signals meanwhile.
+        """Send the requests in an event loop of another thread.
+
+        Meanwhile, this thread polls for signals.
 
         The caller may have an event loop of its own, as in a notebook.
         """
@@ -342,7 +344,10 @@ async def _body(reply: httpx2.Response, max_bytes: int, server: Address) -> byte
 
 
 def _message(text: str) -> str:
-    """Return the error message in a JSON body, as OpenAI and vLLM send it; return any other body unchanged."""
+    """Return the error message in a JSON body of OpenAI's or vLLM's format.
+
+    Any other body is returned unchanged.
+    """
     try:
         value = parse_json(text)
     except JsonError:

@@ -40,7 +40,7 @@ class ServerSettings(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """Addresses of servers, with what their clients need.
+    """Addresses of servers, with the API key and the limits of requests.
 
     Args:
         servers: The addresses.
@@ -111,7 +111,7 @@ def connection(settings: ServerSettings, role: str, report: Report) -> Connectio
 def destinations(settings: ServerSettings) -> str:
     """Return the end of a sentence that states where data are sent.
 
-    It names the servers, and the environment variable of the API key.  The sentence is printed before data are sent.
+    The text names the servers, and the environment variable of the API key.  The sentence is printed before data are sent.
     """
     servers = [parse_url(url) for url in settings.url]
     leaves = "on this machine" if all(server.is_loopback for server in servers) else "and leave this machine"

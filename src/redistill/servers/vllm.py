@@ -1,8 +1,8 @@
 """Transfer of a student's weights to vLLM servers.
 
-All calls whose form depends on the version of vLLM are in this file.  They need a server that was started with the environment
-variable VLLM_SERVER_DEV_MODE=1.  This variable opens routes that change the server, so other users must not be able to reach
-the server.
+All calls whose form depends on the version of vLLM are in this file.  These calls need a server that was started with the
+environment variable VLLM_SERVER_DEV_MODE=1.  This variable opens routes that change the server, so other users must not be
+able to reach the server.
 
 A reply with status 200 does not prove that a server uses the new weights.  When vLLM 0.32 on a CPU reloads weights, it keeps
 its prefix cache (stored states of earlier prompts). If the head of the model is tied to the input embedding, it also keeps the

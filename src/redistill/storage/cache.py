@@ -74,7 +74,10 @@ def cached(
 
 
 def _opened(folder: Path, key: str, report: Callable[[str], None], poll: Callable[[], None]) -> Stored | None:
-    """Return the cache entry in `folder`, with memory-mapped arrays; None if it is missing or damaged."""
+    """Return the cache entry in `folder`, with memory-mapped arrays.
+
+    The result is None if the entry is missing or damaged.
+    """
     from redistill.storage.file_hash import HASHES, file_hash  # here, since file_hash stores hashes in this cache
 
     if not (folder / MANIFEST).is_file():
@@ -119,9 +122,9 @@ def _made(
 
 
 def _remove_unused(current: Path) -> None:
-    """Remove cache entries that have not been used for 30 days (`KEPT_DAYS`), except `current`.
+    """Remove cache entries that have not been used for 30 days (`KEPT_DAYS`).
 
-    A process that has memory-mapped the arrays of a removed entry can still read them.
+    The entry `current` is kept.  A process that has memory-mapped the arrays of a removed entry can still read them.
     """
     oldest = time.time() - KEPT_DAYS * 86_400
     for folder in current.parent.iterdir():

@@ -93,7 +93,10 @@ _TOO_DEEP = f"a value is nested more than {MAX_DEPTH} levels deep"
 
 
 def _check_depth(value: object, num_brackets: int) -> None:
-    """Raise JsonError if `value`, whose text has `num_brackets` opening brackets, is nested too deeply."""
+    """Raise JsonError if a value is nested too deeply.
+
+    `num_brackets` is the number of opening brackets in the JSON text of `value`.
+    """
     level, depth = [value], 0
     while num_brackets > MAX_DEPTH and level:
         if depth >= MAX_DEPTH:

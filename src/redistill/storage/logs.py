@@ -60,6 +60,6 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def _step(line: Json) -> float:
-    """Return the number of the update that a log line belongs to; 0 if the line has none."""
+    """Return the number of the update that a log line belongs to; 0 without a number."""
     step = line.get("step") if isinstance(line, Mapping) else None
     return step if isinstance(step, int | float) else 0

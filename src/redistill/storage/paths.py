@@ -1,7 +1,7 @@
 """Check of paths before a command computes anything.
 
-Python accepts every path that the operating system accepts. Libraries that write and load models do not: those in Rust encode
-paths as UTF-8, and `from_pretrained` expands "~".
+Python accepts every path that the operating system accepts. Libraries that write and load models accept fewer paths:
+libraries in Rust encode paths as UTF-8, and `from_pretrained` expands "~".
 """
 
 import os
@@ -68,7 +68,10 @@ def check_path(path: Path) -> None:
 
 
 def _fault(text: str) -> str | None:
-    """Return the rule that a path violates, with the remedy; None if the path can be used."""
+    """Return the rule that a path violates, with the remedy.
+
+    The result is None if the path can be used.
+    """
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:

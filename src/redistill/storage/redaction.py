@@ -107,7 +107,7 @@ def plain(text: str) -> str:
 def plain_line(text: str) -> str:
     r"""Make `text` one line, without terminal escapes, and with secrets masked.
 
-    Control characters are removed as well (see `plain`).  Each run of white space is replaced by one space.
+    Control characters are removed as well (see `plain`).  Each sequence of white space is replaced by one space.
 
     Example:
         >>> plain_line("a\n\tb ")

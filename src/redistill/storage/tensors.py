@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _aliases(text: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tied tensors under their other names, which the metadata lists."""
+    """Return tied tensors by their additional names; `text` lists these names."""
     listed = parse_json(text)
     if not isinstance(listed, dict) or not all(isinstance(name, str) and name in tensors for name in listed.values()):
         raise ValueError("the metadata lists names of tensors that are not in the file")
@@ -101,7 +101,10 @@ def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tens
 
 
 def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return each tensor under the first of its names, and a map from its other names to the first."""
+    """Return each tensor under the first of its names, and its other names.
+
+    The second result maps each other name to the first name.
+    """
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in tensors.items():

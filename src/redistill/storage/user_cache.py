@@ -18,7 +18,7 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 def cache_folder() -> Path:
     """Return the folder of the cache: $REDISTILL_CACHE, by default ~/.cache/redistill.
 
-    Its files can be computed again, so the folder may be removed.
+    All files in the cache can be computed again, so the folder may be removed.
     """
     return Path(os.environ.get("REDISTILL_CACHE") or Path.home() / ".cache" / "redistill").expanduser().absolute()
 

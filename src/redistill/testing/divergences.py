@@ -223,7 +223,10 @@ def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 
 
 
 def _gradient(divergence: Divergence, logits_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:
-    """Return the gradient [N, V] of the summed divergence with respect to the student's logits."""
+    """Return the gradient [N, V] with respect to the student's logits.
+
+    The differentiated value is the sum of the divergence over all rows.
+    """
     leaf_NV = logits_NV.detach().requires_grad_()
     (gradient_NV,) = torch.autograd.grad(divergence(leaf_NV.log_softmax(-1), logp_NV).sum(), leaf_NV)
     return gradient_NV

@@ -40,8 +40,8 @@ Result = TypeVar("Result")
 class Fixture:
     """Random training examples, and the objects that policies use (`PolicyTools`).
 
-    The objects include an engine and a teacher, which generate text with two random models.  The objects are those of a run
-    with one process.
+    The objects include an engine and a teacher, which generate text with two random models.  The objects are created as in
+    a run with one process.
     """
 
     examples: tuple[Example, ...]

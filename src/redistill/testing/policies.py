@@ -190,7 +190,7 @@ def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
 
 
 def saved_and_loaded(state: Mapping[str, StateValue]) -> Mapping[str, StateValue]:
-    """The state of a policy after it was saved in a checkpoint and loaded."""
+    """Return the state of a policy after it was saved in a checkpoint and loaded."""
     stored = store(state)
     values, entries = json.loads(json.dumps([stored.values, stored.entries], allow_nan=False))
     return restore(replace(stored, values=values, entries=entries))

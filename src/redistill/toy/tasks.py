@@ -123,7 +123,7 @@ def arithmetic(random: np.random.Generator) -> Question:
 
 
 def story_sum(random: np.random.Generator) -> Question:
-    """Sample a question: how many things has a person who got or gave away some?"""
+    """Sample a question: how many things has a person after getting or giving some?"""
     person, other = _some(random, WORDS["people"], 2)
     things = _word(random, "countable")
     a, b = sorted(_some(random, range(2, 21), 2), reverse=True)
@@ -181,7 +181,7 @@ KINDS: Mapping[str, Callable[[np.random.Generator], Question]] = {task.__name__.
 
 
 def _question(kind: str, /, **parts: str | Verb) -> Question:
-    """Return the question that results when words are inserted into the templates of a task.
+    """Insert words into the templates of a task, and return the question.
 
     Args:
         kind: Name of the task in phrasings.yaml.
@@ -215,6 +215,9 @@ def _described(random: np.random.Generator) -> str:
 
 
 def _moved(random: np.random.Generator) -> dict[str, str | Verb]:
-    """Sample the words of a sentence in which a person moves a thing to a place; return them by placeholder."""
+    """Sample the words of a sentence in which a person moves a thing to a place.
+
+    The result maps placeholders of the sentence templates to words.
+    """
     person, verb, place = _word(random, "people"), _one(random, VERBS), _word(random, "places")
     return {"person": person, "verb": verb, "place": place, "thing": _described(random)}

@@ -106,6 +106,6 @@ def _record(seed: int, split: Split, index: int) -> Record:
 
 
 def _bucket(question: Question) -> int:
-    """Return a number from 0 to 99 that is a hash of the question and determines its split."""
+    """Return a hash from 0 to 99 of a question, which determines the question's split."""
     key = "\x1f".join(question.asks[0]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % 100

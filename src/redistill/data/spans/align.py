@@ -1,7 +1,7 @@
 """Conversion of character spans to token ranges.
 
 The conversion works for any tokenizer. The token ids may be generated, so they may differ from the ids that the tokenizer
-returns for their text.  This module uses a tokenizer only to decode ids.
+returns for the same text.  This module uses a tokenizer only to decode ids.
 """
 
 from bisect import bisect_left, bisect_right

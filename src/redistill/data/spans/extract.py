@@ -233,7 +233,10 @@ def _cut(text: str, start: int, end: int) -> int:
 
 
 def _object_end(preposition: "Token") -> int | None:
-    """Return the index of the token after a preposition's object, or None without an object."""
+    """Return the index of the token after the object of a preposition.
+
+    The result is None if the preposition has no object.
+    """
     while True:
         complement = next((child for child in preposition.rights if child.dep_ in {"pobj", "pcomp", "prep"}), None)
         if complement is None:
@@ -283,7 +286,10 @@ def _package_folder(package: str) -> Path | None:
 
 
 def _verified(folder: Path) -> Path:
-    """Check that the files in `folder` have the SHA-256 hashes listed in `REVIEWED`; return `folder`."""
+    """Check the SHA-256 hashes of the files in `folder`; return `folder`.
+
+    The constant `REVIEWED` lists the expected hashes.
+    """
     for line in REVIEWED.read_text(encoding="utf-8").splitlines():
         expected, name = line.split()
         path = folder / name

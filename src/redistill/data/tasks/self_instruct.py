@@ -3,7 +3,7 @@
     {"instruction": "Turn the notes into one polite sentence for a customer.", "input": "parcel late, storm, arrives Friday",
      "output": "We are sorry that your parcel is late because of the storm; it will arrive on Friday.", "category": "Gmail"}
 
-Source: Wang et al. 2023 (arXiv 2212.10560), its user-oriented evaluation; Apache-2.0.
+Source: the user-oriented evaluation of Wang et al. 2023 (arXiv 2212.10560); Apache-2.0.
 
 Example:
     >>> TASK.name, TASK.hub_name

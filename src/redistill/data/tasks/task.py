@@ -78,7 +78,10 @@ class Task:
 
 
 def _with_line_breaks(record: Record) -> Record:
-    """Return the record with a line break in place of each "<n>" in the instruction and its input."""
+    """Return the record with line breaks in place of "<n>" in its instruction.
+
+    In the input of the instruction, "<n>" is replaced as well.
+    """
     if not isinstance(record.prompt, Instruction):
         return record
     instruction, given = (text.replace("<n>", "\n") for text in (record.prompt.instruction, record.prompt.input))

@@ -18,8 +18,8 @@ def chrf(prediction: str, references: Sequence[str]) -> float:
 
     chrF is in percent, 0 <= chrF <= 100.  P (precision) is the fraction of the prediction's character n-grams that are in
     the reference.  R (recall) is the fraction of the reference's character n-grams that are in the prediction.  Both are
-    means over n = 1 to 6, without those n for which one of the texts has no n-gram.  White space is removed; case and
-    punctuation count. Source: Popović 2015 (chrF: character n-gram F-score for automatic MT evaluation).  The package
+    means over n = 1 to 6; values of n for which one of the texts has no n-gram are left out.  White space is removed; case
+    and punctuation count. Source: Popović 2015 (chrF: character n-gram F-score for automatic MT evaluation).  The package
     sacrebleu computes chrF with its default settings, for single sentences
     (`nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no`).
 

@@ -12,8 +12,8 @@ _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
 def exact_match(prediction: str, references: Sequence[str]) -> bool:
     """Return whether a text equals one of its references after normalisation.
 
-    Case, punctuation and differences of white space are ignored.  The normalisation of SQuAD also removes articles; here
-    they are kept.
+    Case, punctuation and differences of white space are ignored.  The normalisation of SQuAD also removes articles; this
+    function keeps them.
 
     Args:
         prediction: The text to score.

@@ -48,7 +48,7 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
 
 def _needs_any_script(reference: str) -> bool:
-    """Return whether `words` divides the texts, and not the package rouge-score."""
+    """Return whether texts are divided by `words` instead of the package rouge-score."""
     if reference.isascii():
         return False
     if not _LETTER_OR_DIGIT.search(reference.lower()):
