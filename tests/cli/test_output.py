@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_takes_json() -> None:
     leaves = [page for page in pages(build_parser()) if page.get_default("command") is not None]
-    assert len(leaves) == 20
+    assert len(leaves) == 26
     assert all("--json" in page._option_string_actions for page in leaves)
 
 

@@ -113,4 +113,4 @@ def test_a_finished_run_is_scored_with_decodings_and_shown_side_by_side(tmp_path
     (line,) = [each for each in comparison.records if each.get("decoding") == "T 0.8"]
     assert line["rouge_l"] == pytest.approx(expected, abs=1e-12)
     page = build_report(first.folder).read_text(encoding="utf-8")
-    assert "<th>greedy</th>" in page and f"<td>{expected:.2f}" in page
+    assert '<th scope="row">greedy</th>' in page and f"<td>{expected:.2f}" in page

@@ -204,7 +204,7 @@ CASES = (
     Case("one NaN", "values", tensors(lambda held: held[QUERY][3].__setitem__(5, float("nan"))), "1 of its 1,024 weights"),
     Case("huge", "values", tensors(lambda held: held[EMBEDDINGS].mul_(1e37)), EMBEDDINGS),
     Case("huge norm", "values", filled(HEAD, 3e38), HEAD),
-    Case("denormal", "values", filled(QUERY, 1e-40, everywhere=True), "denormal"),
+    Case("denormal", "values", filled(QUERY, 1e-40, everywhere=True), "so small that products are 0"),
     Case("denormal head", "values", filled(EMBEDDINGS, -1e-42), EMBEDDINGS),
     Case("integers", "weights", tensors(lambda held: held.update({QUERY: held[QUERY].to(torch.int64)})), "I64"),
     Case("booleans", "weights", tensors(lambda held: held.update({HEAD: held[HEAD].bool()})), "BOOL"),

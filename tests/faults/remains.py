@@ -5,7 +5,7 @@ from typing import Any
 
 from redistill.storage import files
 
-TIMES = {"seconds", "draw_seconds", "tokens_per_s", "peak_bytes", "log_bytes"}  # the size of a log with times varies
+TIMES = {"seconds", "draw_seconds", "tokens_per_s", "latency", "peak_bytes", "log_bytes"}  # the size of a log with times varies
 OF_THE_DAY = {"manifest.json", "manifest.sha256"}  # hashes of what holds times
 
 

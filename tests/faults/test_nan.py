@@ -138,7 +138,7 @@ def test_a_broken_teacher_in_the_draw_ends_the_run_or_skips_the_update_and_touch
     def broken(self, batch):
         asked.append(batch)
         whole = self._rows.head
-        self._rows.head = dataclasses.replace(whole, scale=math.nan if len(asked) > 4 else 1.0)
+        self._rows.head = dataclasses.replace(whole, scale=math.nan if len(asked) > 8 else 1.0)
         try:
             return rows(self, batch)
         finally:

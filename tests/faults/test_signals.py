@@ -30,7 +30,7 @@ from tests.worlds import tiny_run
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 LEFT_S = 5.0
-TIMES = ("seconds", "draw_seconds", "tokens_per_s", "peak_bytes")
+TIMES = ("seconds", "draw_seconds", "tokens_per_s", "latency", "peak_bytes")
 SECTIONS: dict[str, dict[str, Any]] = {  # a buffer that is drawn from, and a store of what the teacher wrote
     "mgsr": {"policy": BUFFERED},
     "seqkd": {},

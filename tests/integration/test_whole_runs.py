@@ -39,11 +39,21 @@ TERMS = {
     "skd": {"divergence"},
     "taid": {"divergence", "interpolation"},
     "mgsr": _MGSR,
-    "mgsr-robust": _MGSR,
+    "mgsr-robust": {"sft", "divergence", "span"},
     "draft": {"divergence"},
 }
 CONFIDENT = {**LLAMA, "initializer_range": 0.15}  # two random models that differ, so that there is something to learn
-PARTS = {"run.json", "metrics.jsonl", "checkpoints", "model", "responses", "settings.json", "scores.json", "report.html"}
+PARTS = {
+    "positions.jsonl",
+    "run.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "model",
+    "responses",
+    "settings.json",
+    "scores.json",
+    "report.html",
+}
 
 
 @pytest.fixture(scope="module", params=METHODS)

@@ -34,6 +34,7 @@ TRAINING = {"updates": UPDATES, "batch_size": 4, "log_every": 1, "save_every": U
 LORA = {"lora": {"rank": 2, "alpha": 4}, "gradient_checkpointing": True}
 TRIALS: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS},
+    "kd": {"method": "kd", "evaluation": {"measure": {"prompts": 0}}},  # its waits are those of one batch of answers
     "minillm": {"method": "minillm", "policy": {"kind": "rollouts", "source": "teacher_mixed", "num_rollouts": 8}},
     "lora": {"method": "mgsr", "student": LORA},
     "bf16": {"method": "mgsr", "training": {"precision": "bf16"}},

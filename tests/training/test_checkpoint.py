@@ -268,7 +268,7 @@ def test_nothing_is_pruned_when_the_new_checkpoint_cannot_be_read_back(tmp_path:
         return written(path, value)
 
     monkeypatch.setattr(files, "write_json", bad_disk)
-    with pytest.raises(OutputError, match=r"state\.json does not match its manifest right after"):
+    with pytest.raises(OutputError, match=r"state\.json does not match its manifest, although it was just written"):
         save(tmp_path, 4, keep=1)
     assert checkpoint.steps(tmp_path) == [3, 4]
 

@@ -51,10 +51,9 @@ def pass_scores(by_seed: Sequence[Sequence[Mapping[str, Any]]], metrics: Sequenc
         seeds.
 
     Example:
-        >>> from redistill.evaluation.metrics import METRICS
-        >>> seeds = [[{"id": "a", "exact_match": 0.0}], [{"id": "a", "exact_match": 1.0}]]
-        >>> pass_scores(seeds, [METRICS["exact_match"]])
-        {'exact_match': {'2': 1.0}}
+        >>> says_yes = Metric(name="yes", title="yes", score=lambda answer, record: answer == "yes", binary=True)
+        >>> pass_scores([[{"id": "a", "yes": 0.0}], [{"id": "a", "yes": 1.0}]], [says_yes])
+        {'yes': {'2': 1.0}}
     """
     samples = len(by_seed)
     budgets = sorted({k for k in BUDGETS if k < samples} | {samples}) if samples > 1 else []

@@ -208,7 +208,9 @@ def build_policy(run: OpenRun) -> Policy:
     config, models = run.config, run.models
     node, gold, settings = config.resolved_method.policy, build_gold(run), config.training
     marker = None if run.spans is None else build_marker(config, run.spans, models.tokenizer, models.end_ids)
-    tools = build_policy_tools(run, gold, _revision_log(run, marker) if run.processes.is_main else lambda revision: None)
+    writes_log = run.processes.is_main and revises(node)
+    log = _revision_log(run, marker) if writes_log else lambda revision: None
+    tools = build_policy_tools(run, gold, log)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
     drawing = partial(remembering, run) if revises(node) else nullcontext
     source: Source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)

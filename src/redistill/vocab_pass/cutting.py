@@ -78,7 +78,7 @@ def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool, device: torch.dev
 
     Example:
         >>> cut_rows(2**31, 4 * 151936, False), cut_rows(2**31, 4 * 151936, False, "cuda")
-        (CutRows(block=1323, tile=8), CutRows(block=294, tile=294))
+        (CutRows(block=1324, tile=8), CutRows(block=294, tile=294))
     """
     tensors = COMPILED_TENSORS if compiled else TILE_TENSORS
     if _is_cpu(device):
