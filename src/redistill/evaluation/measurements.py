@@ -1,7 +1,7 @@
 """Latency and memory of answers that are generated one at a time.
 
-They are measured on a small sample of the test prompts.  The answers are those of the first evaluation seed.
-`redistill.evaluation.positions` uses them for divergences by token.
+Latency and memory are measured on a small sample of the test prompts.  The answers are those of the first evaluation seed.
+`redistill.evaluation.positions` computes divergences by token for the same answers.
 """
 
 import time

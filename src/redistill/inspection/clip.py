@@ -98,8 +98,8 @@ def inspect_clip(subject: Subject, row: int, position: int, *, top: int, step: i
     with opened(subject, data, step) as found:
         if divergence.has_network and found.student == "trained student":
             raise ConfigError(
-                f"{subject.name}: has no checkpoint, and only a checkpoint has the network that predicts the interval; repeat "
-                "the run, or use its recipe"
+                f"{subject.name}: has no checkpoint, and only checkpoints contain DAC-KL's network; repeat the run, or give "
+                "its recipe in place of the run folder"
             )
         return _clip(found, row, position, top)
 

@@ -128,7 +128,7 @@ def layer_files(source: ModelConfig) -> Iterator[LayerFiles | None]:
 
 
 def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> CausalModel | None:
-    """Build a student from layers of a teacher, of which only these layers are read.
+    """Build a student from layers of a teacher, and read only these layers.
 
     Args:
         source: The teacher.

@@ -129,12 +129,12 @@ class _Reached(Exception):
 def _run_layer(
     model: CausalModel, ids_BT: torch.Tensor, mask_BT: torch.Tensor, before_BTE: torch.Tensor | None, is_last: bool
 ) -> torch.Tensor:
-    """Return the output of the only layer of a model.
+    """Return the output of one layer of a model.
 
-    For the last layer of the whole model, the output of the final norm is returned.
+    If the layer is the last one of the whole model, the output of the final norm is returned instead.
 
     Args:
-        model: The model of this layer alone.
+        model: A model that has only this layer.
         ids_BT, mask_BT: Token ids and mask of a batch.
         before_BTE: The output of the previous layer; None for the first layer, which reads the embeddings.
         is_last: Whether the layer is the last one of the whole model.

@@ -336,8 +336,8 @@ def _strata(
 
     The second result is the number of common training seeds.
 
-    Arrays have the shape [common training seeds, prompts]. If no seed is common, an array has one row: the difference between
-    the models' scores, each averaged over all training seeds of the model.
+    Arrays have the shape [common training seeds, prompts]. If no seed is common, the scores of each model are averaged over its
+    training seeds. Each array then has one row, the difference of these averages.
     """
     shared = sorted(ours.keys() & theirs.keys())
     strata = []

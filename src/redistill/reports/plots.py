@@ -128,7 +128,7 @@ def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
 
     The parts are the arg max, the other classes that DAC-KL keeps, dropped classes that are more probable than a kept one
     ("dropped above"), and the other dropped classes ("dropped below").  If the most probable classes are kept, "dropped above"
-    is 0.  Fig. 5 of MGSR (arXiv 2407.10068) compares the kept with the whole distribution, too; here it is shown over updates.
+    is 0.  Fig. 5 of MGSR (arXiv 2407.10068) compares the kept classes with all classes, but does not show them over updates.
     The result is empty if a metric is missing, or if the arg max is not always kept.
     """
     if any(name not in train for name in MASSES):

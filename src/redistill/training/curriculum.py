@@ -1,4 +1,4 @@
-"""The training progress of each update.
+"""Computes the training progress: a number in [0, 1] for each update.
 
 The progress is passed to divergences that depend on it (`contracts.RowContext`).
 """
@@ -12,7 +12,7 @@ from redistill.records import Json
 
 
 class Curriculum:
-    """The training progress of each update.
+    """Computes the training progress of each update.
 
     The progress is 0 at the first update and 1 at the last one, and increases by the same amount at each update.  For the
     divergence `Taid` with `adaptation` above 0, the progress may exceed this linear schedule, depending on earlier losses.
