@@ -90,7 +90,7 @@ class Threshold:
     """The largest difference between server and student that is accepted.
 
     An accepted difference is attributed to rounding.  The limit of the first difference is `tolerance`.  The limit of later
-    differences is `NOISE_FACTOR` times the first one, but at least `LEAST_NATS` and at most `tolerance`.  A server in
+    differences is `NOISE_FACTOR` times the first difference, but at least `LEAST_NATS` and at most `tolerance`.  A server in
     bfloat16 has a larger first difference than one in float32, and therefore a higher limit.
 
     Args:
