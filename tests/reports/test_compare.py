@@ -112,7 +112,7 @@ def test_unequal_budgets_are_reported_in_every_format(tmp_path, capsys):
     caption = latex[latex.index("\\caption") : latex.index("\\label{tab:scores}")]
     assert line in caption
     assert "<li>sequences per update 16</li>" in page
-    assert re.search(r"Budgets and settings: all \d+ are equal in all runs\.", build_page([runs[0]], tmp_path))
+    assert re.search(r"All \d+ compared budgets and settings are equal in all runs;", build_page([runs[0]], tmp_path))
 
 
 def build_page(runs: list[Path], folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Categories, responses, sizes and sentences of a report, from their own numbers."""
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,13 @@ def test_fewer_than_two_categories_give_no_table(run_folder, category):
     models = evaluations(read_run(run_folder), [])
     assert category_table("dolly", models, "before training") is None
     assert " on dolly: " in weakest_sentence(models, "before training")
+
+
+def test_metrics_with_other_units_are_not_compared(run_folder):
+    models = evaluations(read_run(run_folder), [])
+    sentence = weakest_sentence(models, "before training")
+    primaries = {models[-1].measures(name)[0].title for name in models[-1].datasets}
+    assert len(re.findall("lowest|highest", sentence)) == len(primaries) and all(title in sentence for title in primaries)
 
 
 def test_without_scores_it_is_unknown_where_the_student_fails():

@@ -75,6 +75,10 @@ def test_a_settled_difference_needs_nothing():
     assert needed(row(differences(5.0))) is None and needed(row(None)) is None
 
 
+def test_equal_scores_are_no_difference():
+    assert difference_sentence(row([np.zeros((1, 50))])).startswith("mgsr shows no difference to sft on dolly: +0.00 ROUGE-L")
+
+
 # --- sentences ----------------------------------------------------------------------------------------------------------
 
 

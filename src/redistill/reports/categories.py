@@ -95,28 +95,28 @@ def has_categories(model: Evaluation) -> bool:
 def weakest_sentence(models: Sequence[Evaluation], versus: str | None) -> str:
     """Return a sentence that names where the last model scores lowest.
 
-    The sentence has the weakest category, or the weakest data set if the answers have no categories.  It also has the number of
-    prompts on which the model scores lower than the teacher, or else than the reference model.
+    For each primary metric, the sentence has the weakest category, or the weakest data set if the answers have no categories.
+    It also has the number of prompts on which the model scores lower than the teacher, or else than the reference model.
 
     Args:
         models: The evaluations; may be empty.
         versus: Label of the reference model; None if there is none.
     """
-    weakest = []
+    weakest = dict[str, list[tuple[float, str, int, Measure, float]]]()
     for student, dataset in ((model, dataset) for model in models[-1:] for dataset in model.datasets):
         measure, groups = student.measures(dataset)[0], category_scores(dataset, models, versus)
         means = _means(student, dataset, measure.name)
         places = [(f"category {each.name} of {dataset}", each.num_prompts, each.scores[student.label]) for each in groups]
         places = places if len(places) > 1 else [(dataset, len(means), float(np.mean([*means.values()])))] if means else []
-        weakest += [(measure.sign * value, place, number, measure, value) for place, number, value in places]
-    if not weakest:
+        found = [(measure.sign * value, place, number, measure, value) for place, number, value in places]
+        weakest.setdefault(measure.name, []).extend(found)
+    if not any(weakest.values()):
         return "The run folder has no scored answers, so it is unknown where the student fails."
-    _, place, number, measure, value = min(weakest, key=lambda each: each[:2])
-    lowest = "lowest" if measure.sign > 0 else "highest (worst)"
-    return (
-        f"The {lowest} {measure.title} of {models[-1].label} is on {place}: {score(value, measure.unit)} on {number} prompts"
-        f"{_behind(models, versus)}."
-    )
+    texts = []
+    for _, place, number, measure, value in (min(found, key=lambda each: each[:2]) for found in weakest.values() if found):
+        lowest = f"{'lowest' if measure.sign > 0 else 'highest (worst)'} {measure.title}"
+        texts.append(f"the {lowest} of {models[-1].label} is on {place}: {score(value, measure.unit)} on {number} prompts")
+    return f"T{'; '.join(texts)[1:]}{_behind(models, versus)}."
 
 
 def _behind(models: Sequence[Evaluation], versus: str | None) -> str:

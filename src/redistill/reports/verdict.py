@@ -88,6 +88,8 @@ def difference_sentence(row: Row) -> str:
         outlook = "both more prompts and more training seeds are needed"
     else:
         outlook = f"not even {MOST:,} prompts would settle it"
+    if row.interval.lower == row.interval.upper == 0:
+        return f"{row.model} shows no difference to {other}{where}: {shown}, with {sample}."
     tendency = "worse" if row.interval.difference * primary.sign < 0 else "better"
     return f"{row.model} may be {tendency} than {other}{where}: {shown}, not settled with {sample}; {outlook}."
 
