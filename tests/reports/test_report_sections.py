@@ -14,6 +14,7 @@ from redistill.reports.comparison import evaluations
 from redistill.reports.folders import read_run
 from redistill.reports.logs import read_log, read_revisions
 from redistill.reports.plots import TRAINING_NAMES
+from redistill.reports.report import build_report
 from redistill.reports.sizes import ratios
 from redistill.reports.statistics import paired_bootstrap
 from redistill.storage import files
@@ -123,3 +124,19 @@ def test_means_of_corrections_ignore_damaged_lines():
     revisions = read_revisions([{"kl": 1.0, "position": 2}, {"kl": "x", "position": None}, {"kl": 2.0, "position": 5}])
     sentence = facts.scrg_sentence(read_log([], TRAINING_NAMES), revisions)
     assert "in the 3 logged corrections" in sentence and "position 3.5" in sentence and "1.50 nats" in sentence
+
+
+# --- judge --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_results_of_a_judge_are_a_table_of_the_report(run_folder):
+    assert 'id="judge"' not in build_report(run_folder).read_text(encoding="utf-8")
+    counts = {"prompts": 5, "wins": 2, "ties": 1, "losses": 1, "disagreements": 1, "unparsed": 1}
+    about = {**counts, "score": 0.625, "lower": 0.25, "upper": 0.875, "by_prompt": {}}
+    comparison = {"model": "judge-7b", "against": "<img src=x>", "datasets": {"dolly": about}}
+    files.write_json(run_folder / "judge.json", {"schema": 1, "comparisons": [comparison]})
+    page = build_report(run_folder).read_text(encoding="utf-8")
+    section = page[page.index('id="judge"') :]
+    row = re.search(r"<tr><th scope=\"row\">dolly</th>(.*?)</tr>", section, re.DOTALL)[1]
+    cells = re.findall(r"<td>(.*?)</td>", row)
+    assert cells == ["&lt;img src=x&gt;", "judge-7b", "5", "2", "1", "1", "0.625", "0.250 to 0.875", "1", "1"]
