@@ -77,7 +77,7 @@ class OptimiserConfig:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig, step: int, updates: int) -> dict[str, float]:
-    """Set the learning rates of `optimizer` for the next update; `step` updates are done.
+    """Set the learning rates for the next update; `step` updates are done.
 
     `updates` is the number of updates of the run.  Returns the rates by name, for the log.  The rates depend only on the
     arguments.
