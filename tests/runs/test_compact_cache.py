@@ -82,7 +82,7 @@ def test_another_form_or_setting_is_rejected_by_name(
             assert main(["train", str(recipe), *teacher, "--out", str(world / "other")]) == 2, other
             assert "was made with another cache_form" in capsys.readouterr().err.splitlines()[-1], other
     assert main(["train", str(recipe), f"teacher={{kind: cached, path: {store}}}", "--out", str(world / "other")]) == 2
-    assert f"another cache_form ({form} " in capsys.readouterr().err.splitlines()[-1]
+    assert f"another cache_form (cached teacher: {form} " in capsys.readouterr().err.splitlines()[-1]
     assert content(store) == before
 
 
