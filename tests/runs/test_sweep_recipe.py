@@ -165,12 +165,17 @@ def test_table_1_has_a_row_for_every_method(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("table2*.yaml")), ids=lambda path: path.stem)
 def test_table_2_adds_one_part_at_a_time(path: Path) -> None:
     rows = {entry.label: entry.run.resolved_method for entry in plan_sweep(path).entries}
-    none, scrg, dac, span, *_ = rows.values()
+    none, scrg, dac, span, *robust = rows.values()
     assert none.objective == scrg.objective and none.policy != scrg.policy
     assert scrg.policy == dac.policy == span.policy == METHODS["mgsr"].policy
     assert scrg.objective == dataclasses.replace(dac.objective, divergence=ForwardKL())
     assert dac.objective == dataclasses.replace(METHODS["mgsr"].objective, span_weight=0.0)
     assert span.objective == METHODS["mgsr"].objective
+    if robust:  # the toy table has two rows more
+        on_revised, on_mixed = robust
+        assert on_revised.policy == scrg.policy and on_revised.objective == METHODS["mgsr-robust"].objective
+        assert on_mixed.policy == none.policy
+        assert on_mixed.objective == dataclasses.replace(on_revised.objective, span_weight=0.0)
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("table3*.yaml")), ids=lambda path: path.stem)
