@@ -108,8 +108,8 @@ def _flat(row: Row) -> dict[str, object]:
 
 def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
     """Return the variables for the template of the report, by name."""
-    models, rows = evaluations(run, baselines), report_rows(evaluations(run, baselines))
-    overall = report_rows(models, overall=True)
+    models = evaluations(run, baselines)
+    rows, overall = report_rows(models), report_rows(models, overall=True)
     versus = next((row.versus for row in overall if row.role == "student"), None)
     labels = distinct_labels([run, *baselines])
     lineup = lineup_of([run, *baselines], labels) if baselines else None
