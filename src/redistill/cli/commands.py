@@ -273,7 +273,7 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Export a student for vLLM, Ollama and others, or export scores."""
+    """Export a student for vLLM, Ollama and others, or its scores."""
     from redistill.deploy.export import export
     from redistill.deploy.scores import export_scores
 
