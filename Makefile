@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FIRST_HOUR_ARGS ?=
 
-.PHONY: demo test faults golden families oldest first-hour ray nightly lint bench clean
+.PHONY: demo test faults golden families oldest first-hour ray nightly lint bench study-toy clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -58,6 +58,10 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.scrg --model $(MODEL) --prompts $(PROMPTS)
 	$(BIN)/python -m benchmarks.compact --model $(MODEL) --data $(PROMPTS)
 	$(BIN)/python -m benchmarks.chart
+
+# The tables of the study at toy size; docs/results/study.md has the command of the study itself.
+study-toy: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study --toy --jobs 2
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
