@@ -59,7 +59,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.compact --model $(MODEL) --data $(PROMPTS)
 	$(BIN)/python -m benchmarks.chart
 
-# The tables of the study at toy size; docs/results/study.md has the command of the study itself.
+# The tables of the study (python -m benchmarks.study) at toy size.
 study-toy: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study --toy --jobs 2
 
