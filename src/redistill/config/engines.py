@@ -7,6 +7,7 @@ from redistill.config import parse
 from redistill.errors import ConfigError
 from redistill.generation.local import LocalEngineConfig
 from redistill.generation.vllm import VllmEngineConfig
+from redistill.models.static_cache import DecoderKind
 
 EngineConfig = LocalEngineConfig | VllmEngineConfig
 
@@ -16,6 +17,16 @@ class _Section:
     """A recipe that has only the section `engine`."""
 
     engine: EngineConfig
+
+
+def decoder_of(engine: object) -> DecoderKind | None:
+    """Return `decoder` of the engine `local`; None for other engines.
+
+    Example:
+        >>> decoder_of(LocalEngineConfig(decoder="static"))
+        'static'
+    """
+    return engine.decoder if isinstance(engine, LocalEngineConfig) else None
 
 
 def decode_engine(text: str) -> EngineConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from redistill.config.capabilities import why_gold
+from redistill.config.engines import decoder_of
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Example, TokenSequence
@@ -104,7 +105,7 @@ def sample(run: Run, folder: Path) -> Sample:
         run,
         out=str(folder),
         policy=policy,
-        engine=LocalEngineConfig(),
+        engine=LocalEngineConfig(decoder=decoder_of(run.engine)),
         teacher=run.teacher and TeacherConfig(model="teacher"),
         data=replace(run.data, corpus=()),
         training=replace(settings, updates=1, compile="rows" if settings.compile == "all" else settings.compile),

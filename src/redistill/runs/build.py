@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from redistill.config.decode import kind_of
-from redistill.config.engines import EngineConfig
+from redistill.config.engines import EngineConfig, decoder_of
 from redistill.config.run import Run
 from redistill.contracts import Batch, Engine, EngineTools, TextTeacher
 from redistill.data.spans.extract import SpanExtractor
@@ -143,7 +143,7 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
     return Evaluator(
         model=model,
         tokenizer=models.tokenizer,
-        engine=build_local_engine(model, models.tokenizer, config, models.vocabulary),
+        engine=build_local_engine(model, models.tokenizer, config, models.vocabulary, decoder_of(run.config.engine)),
         config=config,
         tokens=run.config.data.tokens,
         teacher=run.teacher,

@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from redistill.config.engines import EngineConfig
+from redistill.config.engines import EngineConfig, decoder_of
 from redistill.config.plugins import External
 from redistill.config.run import Run, encode_run
 from redistill.config.scoring import ACCEPTED, load_external, metrics_of
@@ -383,7 +383,7 @@ def _evaluate(
                 teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
         data = dated_tests(data, tokenizer, folder, SETTINGS)
         report_tests(tests, tokenizer, data.tokens, bar.note)
-        local = build_local_engine(model.to(accelerator.device), tokenizer, config, size)
+        local = build_local_engine(model.to(accelerator.device), tokenizer, config, size, decoder_of(engine))
         evaluator = Evaluator(
             model=model,
             tokenizer=tokenizer,
