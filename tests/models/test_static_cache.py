@@ -105,9 +105,8 @@ def test_decoding_that_cannot_be_compiled_runs_uncompiled_with_one_warning(tiny,
     reader = StaticBody(model, compiled=True)
     for _ in range(2):
         torch.testing.assert_close(columns(reader, 3, 8), columns(CachedBody(model), 3, 8))
-    assert [str(each.message)[:70] for each in recwarn if "engine.decoder" in str(each.message)] == [
-        "engine.decoder: decoding cannot be compiled, and runs uncompiled: Back"
-    ]
+    messages = [str(each.message) for each in recwarn if str(each.message).startswith("engine.decoder: ")]
+    assert len(messages) == 1 and "cannot be compiled, and runs uncompiled: " in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +115,7 @@ def test_decoding_that_cannot_be_compiled_runs_uncompiled_with_one_warning(tiny,
         ("llama", "sdpa", "static", []),
         ("llama", "sdpa", "compiled", ["on a CPU, nothing is compiled"]),
         ("llama", "eager", "static", ["needs the attention implementation sdpa, not eager"]),
-        ("gemma2", "sdpa", "static", ["the gemma2_text family has layers without full attention"]),
+        ("gemma2", "eager", "static", ["the gemma2_text family has layers without full attention"]),
     ],
 )
 def test_the_engine_prints_once_what_it_cannot_do(tiny, family, attention, kind, expected):

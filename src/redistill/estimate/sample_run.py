@@ -157,6 +157,7 @@ def _notes(run: Run) -> list[str]:
     is_tuned = isinstance(teacher, TeacherConfig) and teacher.finetune is not None
     is_quantised = lora is not None and lora.quantise != "none"
     is_quantised |= isinstance(teacher, TeacherConfig) and teacher.quantise is not None
+    is_offloaded = isinstance(teacher, TeacherConfig) and teacher.offload is not None
     length = f"every generated text is assumed to have the maximum length, {run.data.tokens.response_tokens} tokens"
     found = {
         length: policy.sampling is not None or policy.needs.teacher_text,
@@ -164,6 +165,7 @@ def _notes(run: Run) -> list[str]:
         "the teacher does not run in this process; a model with one layer is timed in its place": not is_local,
         "the student is timed without the compilation of its body (training.compile = all)": run.training.compile == "all",
         "memory is estimated with quantised weights, time with weights that are not quantised": is_quantised,
+        "the estimate is that of a teacher whose layers are not offloaded, which needs more memory and less time": is_offloaded,
         "fine-tuning before the run (`finetune`) is not included": is_tuned or run.starts_finetuned,
     }
     return [note for note, applies in found.items() if applies]
