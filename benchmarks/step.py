@@ -27,8 +27,8 @@ from benchmarks import measuring
 from redistill.config.run import decode_run
 from redistill.contracts import Example
 from redistill.data.spans.mark import SpanMarker
+from redistill.models.families import body_module
 from redistill.models.initialise import student_from_layers
-from redistill.models.student import StudentModule
 from redistill.policies.revised import RevisedSource
 from redistill.records import RawPrompt, Record
 from redistill.runs.build import build_evaluator, build_parts
@@ -225,7 +225,7 @@ def breakdown(work: Work, method: str, steps: int) -> dict[str, float]:
         (RevisedSource, "_read", "detect"),
         (SpanMarker, "__call__", "spans"),
         (LocalTeacher, "rows", "teacher body"),
-        (StudentModule, "_rows", "student body, forward"),
+        (body_module(parts.learner.student.model), "forward", "student body, forward"),
         (redistill.models.student, "vocab_pass", "both heads and the terms"),
         (parts.accelerator, "backward", "student body, backward"),
         (training, "_clip", "clip and optimiser"),

@@ -115,7 +115,7 @@ def test_decoding_that_cannot_be_compiled_runs_uncompiled_with_one_warning(tiny,
         ("llama", "sdpa", "static", []),
         ("llama", "sdpa", "compiled", ["on a CPU, nothing is compiled"]),
         ("llama", "eager", "static", ["needs the attention implementation sdpa, not eager"]),
-        ("gemma2", "eager", "static", ["the gemma2_text family has layers without full attention"]),
+        ("gemma2", "eager", "static", ["the gemma2 family has layers without full attention"]),
     ],
 )
 def test_the_engine_prints_once_what_it_cannot_do(tiny, family, attention, kind, expected):

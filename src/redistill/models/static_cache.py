@@ -125,7 +125,7 @@ class StaticBody(CachedBody):
 
 
 class StaticBodies:
-    """The static bodies of the models of one engine, whose caches stay allocated between calls.
+    """The `StaticBody` of each model of one engine.  Their caches stay allocated between calls.
 
     Args:
         kind: "static" or "compiled".
