@@ -2,9 +2,9 @@
 
     python -m benchmarks.placements
 
-The table of docs/gpu.md is what this script prints, and recipes have a part of it as a comment.  Micro-batches and the limit of
-the vocabulary pass are those that a run chooses on such a GPU.  The lengths are those of a sequence of prompt and answer at their
-limits.
+The table of docs/gpu.md is what this script prints, and recipes have a part of it as a comment.  Micro-batches and the limit
+of the vocabulary pass are those that a run chooses on such a GPU.  The lengths are those of a sequence of prompt and answer
+at their limits.
 """
 
 from collections.abc import Iterator

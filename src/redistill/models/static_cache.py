@@ -34,13 +34,17 @@ class StaticBody(CachedBody):
         compiled: Whether the computation of one column is compiled with torch.compile. On a GPU it is also recorded as a CUDA
             graph, so that all its kernels are launched at once. If compilation fails, a warning is issued once, and the
             computation continues without it.
+
+    Raises:
+        ConfigError: `compiled` is True, and the folder of torch's compiler cache cannot be created, or other users could change
+            its files.
     """
 
     def __init__(self, model: nn.Module, *, compiled: bool) -> None:
         self._rows = self._columns = 0
-        self._step = torch.compile(self._column, dynamic=False, mode="reduce-overhead") if compiled else None
         if compiled:
             check_compiler_cache()
+        self._step = torch.compile(self._column, dynamic=False, mode="reduce-overhead") if compiled else None
         super().__init__(model)
 
     def start(self, rows: int = 1, columns: int = 1) -> None:
