@@ -29,7 +29,7 @@ from redistill.contracts import Example
 from redistill.data.spans.mark import SpanMarker
 from redistill.models.families import body_module
 from redistill.models.initialise import student_from_layers
-from redistill.policies.revised import RevisedSource
+from redistill.policies.draft_scores import DraftScores
 from redistill.records import RawPrompt, Record
 from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.load import DataSets
@@ -222,10 +222,11 @@ def breakdown(work: Work, method: str, steps: int) -> dict[str, float]:
     watch = Stopwatch()
     places = [
         (redistill.generation.local, "generate", "generate"),
-        (RevisedSource, "_read", "detect"),
+        (DraftScores, "of", "detect"),
         (SpanMarker, "__call__", "spans"),
         (LocalTeacher, "rows", "teacher body"),
         (body_module(parts.learner.student.model), "forward", "student body, forward"),
+        (redistill.models.student, "with_phrases", "phrases"),
         (redistill.models.student, "vocab_pass", "both heads and the terms"),
         (parts.accelerator, "backward", "student body, backward"),
         (training, "_clip", "clip and optimiser"),
