@@ -10,6 +10,7 @@ written, revised (SCRG) and written on, half are gold, all carry DAC-KL and the 
 """
 
 import contextlib
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -198,6 +199,7 @@ class Stopwatch:
         """While open, calls of `owner.name` count as `part`."""
         called = getattr(owner, name)
 
+        @functools.wraps(called)  # the signature is that of the function: a body is asked for the name of its cache
         def timed(*args: Any, **more: Any) -> Any:
             if self._running:
                 return called(*args, **more)

@@ -19,6 +19,16 @@ class _Section:
     engine: EngineConfig
 
 
+def own_engine(engine: object) -> LocalEngineConfig | None:
+    """Return `engine` if it is the engine `local`; None for other engines.
+
+    Example:
+        >>> own_engine(None) is None
+        True
+    """
+    return engine if isinstance(engine, LocalEngineConfig) else None
+
+
 def decoder_of(engine: object) -> DecoderKind | None:
     """Return `decoder` of the engine `local`; None for other engines.
 
@@ -26,7 +36,8 @@ def decoder_of(engine: object) -> DecoderKind | None:
         >>> decoder_of(LocalEngineConfig(decoder="static"))
         'static'
     """
-    return engine.decoder if isinstance(engine, LocalEngineConfig) else None
+    own = own_engine(engine)
+    return None if own is None else own.decoder
 
 
 def decode_engine(text: str) -> EngineConfig:
