@@ -59,22 +59,19 @@ def generate(
         sampling: Settings.  Repeated n-grams are banned first; then temperature, top-k and top-p apply, as in transformers.
         end_ids: End tokens.  A response ends with the first end token that is sampled, and includes this token.
         pad_id: Token id of padding.  All ids are valid, because the attention mask identifies padding.
-        batch_size: Sequences per batch.  A larger batch is faster if the KV cache fits; results change by rounding only.
+        batch_size: Sequences per batch.  `batch_size`, `memory` and `static` change results by rounding only.
         vocabulary: Only token ids below this number are sampled, since the head may have additional rows; None allows all ids.
-        teacher: The other model, on the same device.  Token ids below `vocabulary` must be the same tokens in both models.  The
-            teacher is not run if neither `sampling.teacher_share` nor `sampling.teacher_top_k` is above 0.
+        teacher: The other model, on the same device, with the same tokens below `vocabulary`.  It runs only if `sampling` uses it.
         memory: Stored states of texts that `model` has read with its present weights.  Prefixes in the memory are not read
-            again, and generated texts are added.  Results change by rounding only.  If None, every prompt is read.
-        static: KV caches of fixed size, which a later call uses again.  Results change by rounding only.  If None, the caches
-            grow with the text.
+            again, and generated texts are added.  If None, every prompt is read.
+        static: KV caches of fixed size, which stay allocated.  If None, the caches grow with the text.
 
     Returns:
         A `Generation` for each request, in the order of the requests.  If `max_new_tokens` of a request is 0, its
         `Generation` has no tokens.
 
     Raises:
-        ConfigError: a value is out of range; temperature 0 is combined with tokens of the teacher; a sequence is too long for
-            a model.
+        ConfigError: a value is out of range; temperature 0 is used with tokens of the teacher; a sequence is too long.
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
