@@ -104,7 +104,7 @@ def test_a_cluster_that_cannot_be_reached_is_an_error_of_one_line(
 
 def test_a_ray_that_starts_too_slowly_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**settings: object) -> None:
-        raise Exception("The current node timed out during startup.\nThis could happen because...")  # noqa: TRY002  # as Ray does
+        raise Exception("The current node timed out during startup.\nThis could happen because...")
 
     fake = SimpleNamespace(__spec__=object(), init=init, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", fake)

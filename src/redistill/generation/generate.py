@@ -61,7 +61,7 @@ def generate(
         pad_id: Token id of padding.  All ids are valid, because the attention mask identifies padding.
         batch_size: Sequences per batch.  `batch_size`, `memory` and `static` change results by rounding only.
         vocabulary: Only token ids below this number are sampled, since the head may have additional rows; None allows all ids.
-        teacher: The other model, on the same device, with the same tokens below `vocabulary`.  It runs only if `sampling` uses it.
+        teacher: The other model, on the same device, with the same tokens below `vocabulary`; run only if `sampling` uses it.
         memory: Stored states of texts that `model` has read with its present weights.  Prefixes in the memory are not read
             again, and generated texts are added.  If None, every prompt is read.
         static: KV caches of fixed size, which stay allocated.  If None, the caches grow with the text.

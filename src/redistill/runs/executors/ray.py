@@ -188,8 +188,6 @@ def _connected(address: str | None) -> Iterator[None]:
         try:
             with contextlib.chdir("/"):  # Ray adds the current folder to the import path of its workers
                 ray.init(log_to_driver=False, logging_level="ERROR", **where)
-        except Interrupted:
-            raise
         except Exception as error:  # Ray itself raises Exception, for example if its processes need more than 30 s to start
             what = "Ray cannot be started on this machine" if address is None else "the Ray cluster cannot be reached"
             raise TrainingError(f"--on ray: {what} ({first_line(error)})") from error
