@@ -1,7 +1,8 @@
-"""Offloading of a teacher's layers: their weights are outside of the device until a layer computes.
+"""Offloading of a teacher's layers to the machine's memory or to files.
 
-Accelerate copies the weights of one layer to the device when the layer is called, and frees them afterwards.  Embeddings, final
-norm and head stay on the device, since the pass over the vocabulary reads the weight of the head itself.
+The weights of a layer are on the device only while the layer computes.  Accelerate copies them to the device
+when the layer is called, and frees them afterwards.  Embeddings, final norm and head stay on the device, since the pass over
+the vocabulary reads the weight of the head itself.
 """
 
 import shutil
@@ -67,7 +68,7 @@ def is_offloaded(model: nn.Module) -> bool:
 
 
 def device_weights(model: nn.Module) -> int:
-    """Return the size in bytes of the weights that a model has on its device at once.
+    """Return the maximum size in bytes of a model's weights on its device.
 
     These are all weights, or for a model with offloaded layers, the largest layer and the weights outside of the layers.
 

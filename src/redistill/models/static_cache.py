@@ -1,4 +1,4 @@
-"""Decoding with a KV cache of fixed size, so that torch.compile and CUDA graphs can be used.
+"""Decoding with a KV cache of fixed size, for torch.compile and CUDA graphs.
 
 A growing cache has another shape at every token.  A compiled function is compiled for one shape, and a CUDA graph is recorded
 for one shape.  Therefore the cache of this module has a fixed number of rows and columns.  A row has the tokens of one
@@ -48,7 +48,7 @@ class StaticBody(CachedBody):
         super().__init__(model)
 
     def start(self, rows: int = 1, columns: int = 1) -> None:
-        """Start a new batch with an empty cache for at least this number of rows and columns."""
+        """Start a new batch with an empty cache, as in `CachedBody.start`."""
         shape = _power_of_two(rows), max(MIN_COLUMNS, _power_of_two(columns))
         if shape != (self._rows, self._columns):
             self._rows, self._columns = shape
@@ -59,7 +59,7 @@ class StaticBody(CachedBody):
         self._live_L: torch.Tensor | None = None  # the cache row of each sequence that was not removed
 
     def read(self, ids_LT: torch.Tensor, mask_LC: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Process T new columns, and return their hidden states hidden_LTD, as in `CachedBody.read`."""
+        """Process new columns, and return their hidden states, as in `CachedBody.read`."""
         columns, device = ids_LT.shape[1], ids_LT.device
         if self._mask_RC is None:
             self._mask_RC = torch.zeros((self._rows, self._columns), dtype=torch.bool, device=device)
@@ -80,7 +80,10 @@ class StaticBody(CachedBody):
         return hidden_RTD[self._live_L]
 
     def select(self, kept: torch.Tensor) -> None:
-        """Ignore all sequences from now on except those with the batch indices `kept`; the cache keeps its shape."""
+        """Ignore from now on all sequences except those with the batch indices `kept`.
+
+        The cache keeps its shape.
+        """
         assert self._live_L is not None, "a batch has been read"
         self._live_L = self._live_L[kept]
 
@@ -141,7 +144,10 @@ class StaticBodies:
         self._bodies: dict[nn.Module, CachedBody] = {}
 
     def of(self, model: nn.Module) -> CachedBody:
-        """Return the static body of a model, or a `CachedBody` if the model cannot have a cache of fixed size."""
+        """Return the `StaticBody` of a model.
+
+        If the model cannot have a cache of fixed size, the result is a `CachedBody`, and a note is printed at the first call.
+        """
         if model not in self._bodies:
             fault, effect, compiled = static_fault(model), "the KV cache grows with the text", self._kind == "compiled"
             is_static = fault is None
