@@ -132,7 +132,9 @@ class StaticBody(CachedBody):
 
 
 class StaticBodies:
-    """The `StaticBody` of each model of one engine.  Their caches stay allocated between calls.
+    """The `StaticBody` of each model of one engine.
+
+    The caches stay allocated between calls.
 
     Args:
         kind: "static" or "compiled".
