@@ -1,4 +1,4 @@
-"""The executor `ray`: runs on a Ray cluster, or on a Ray that is started on this machine.
+"""The executor `ray`: a Ray cluster, or a Ray that it starts on this machine.
 
 Each run is a child process of a Ray worker.  It has the same command and environment as a run on this machine.  All machines
 must have the same files under the same paths.  If a worker dies, Ray starts its run again, and the run resumes from its last
