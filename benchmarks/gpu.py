@@ -24,6 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks import loss, measuring
 from redistill.config.run import decode_run
 from redistill.contracts import Example, GenerationRequest, Sampling
+from redistill.generation.generate import generate
+from redistill.models.static_cache import DecoderKind, StaticBodies
 from redistill.records import RawPrompt, Record
 from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.load import DataSets
@@ -207,18 +209,23 @@ class Update:
         ]
         data = DataSets(train=examples, validation=(), validation_examples=(), tests={}, manifest={})
         run = assemble(config, accelerator, models, data, Progress(enabled=False))
-        self.models, self._engine = models, run.engine
+        self.models = models
+        self._static: dict[DecoderKind | None, StaticBodies | None] = {None: None, "compiled": StaticBodies("compiled")}
         parts = build_parts(run, build_evaluator(run, models.student))
         config.folder.mkdir(parents=True, exist_ok=True)
         self.step = partial(training._step, parts, config.optimiser, TrainingState())
         self._prompts = [example.prompt_ids for example in examples[: sizes.batch]]
 
-    def generate(self) -> None:
+    def generate(self, decoder: DecoderKind | None = None) -> None:
         requests = [
             GenerationRequest(prompt_ids=prompt, max_new_tokens=self._sizes.response, seed=1, stream=("gpu", index))
             for index, prompt in enumerate(self._prompts)
         ]
-        self._engine.generate(requests, Sampling())
+        student = self.models.student
+        generate(student, requests, Sampling(), end_ids=(-1,), pad_id=0, batch_size=len(requests), static=self._static[decoder])
+
+    def generate_compiled(self) -> None:
+        self.generate("compiled")
 
     def transformers_generate(self) -> None:
         model, count = self.models.student, self._sizes.response
@@ -251,9 +258,9 @@ def of_updates(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Result]]]:
         return found
 
     def generation(work: str) -> Result:
-        generate = getattr(update("MGSR"), work)
-        generate()
-        found: Result = measuring.spread([measuring.seconds_of(generate) for _ in range(sizes.repetitions)])
+        text = getattr(update("MGSR"), work)
+        text()
+        found: Result = measuring.spread([measuring.seconds_of(text) for _ in range(sizes.repetitions)])
         return {**found, "tokens per second": sizes.batch * sizes.response / found["median"]}
 
     def counts(method: str) -> Result:
@@ -270,6 +277,7 @@ def of_updates(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Result]]]:
         yield f"update: {method}", partial(steps, method)
         yield f"kernels: {method}", partial(counts, method)
     yield "generation: redistill", partial(generation, "generate")
+    yield "generation: redistill, compiled", partial(generation, "generate_compiled")
     yield "generation: transformers", partial(generation, "transformers_generate")
 
 

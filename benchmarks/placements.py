@@ -2,8 +2,9 @@
 
     python -m benchmarks.placements
 
-The table of docs/gpu.md is what this script prints.  Micro-batches and the limit of the vocabulary pass are those that a run
-chooses on such a GPU.  The lengths are those of a sequence of prompt and answer at their limits.
+The table of docs/gpu.md is what this script prints, and recipes have a part of it as a comment.  Micro-batches and the limit
+of the vocabulary pass are those that a run chooses on such a GPU.  The lengths are those of a sequence of prompt and answer
+at their limits.
 """
 
 from collections.abc import Iterator
@@ -142,6 +143,17 @@ def rows() -> Iterator[tuple[str, ...]]:
                 fits = "fits" if found.total <= USABLE * gigabytes * 10**9 else "does not fit"
                 cells.append(f"{found.total / 1e9:.0f}, {fits}")
             yield tuple(cells)
+
+
+def statement(pair: str) -> str:
+    """The comment of the pair's recipe: placement, precision and memory of each GPU."""
+    lines = [f"# Memory of each GPU, model only (docs/gpu.md), with precision {recipe(PAIRS[pair][0]).training.precision}:"]
+    for name, _, dtype, placement, *_, small, large in rows():
+        if name == pair:
+            totals = zip(GIGABYTES, (small, large), strict=True)
+            sizes = "; ".join(f"4 x {gigabytes} GB: {total.replace(',', ' GB,')}" for gigabytes, total in totals)
+            lines.append(f"#   student.dtype={dtype} placement={placement}: {sizes}")
+    return "\n".join(lines) + "\n"
 
 
 def table() -> str:

@@ -10,6 +10,7 @@ written, revised (SCRG) and written on, half are gold, all carry DAC-KL and the 
 """
 
 import contextlib
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +28,9 @@ from benchmarks import measuring
 from redistill.config.run import decode_run
 from redistill.contracts import Example
 from redistill.data.spans.mark import SpanMarker
+from redistill.models.families import body_module
 from redistill.models.initialise import student_from_layers
-from redistill.models.student import StudentModule
-from redistill.policies.revised import RevisedSource
+from redistill.policies.draft_scores import DraftScores
 from redistill.records import RawPrompt, Record
 from redistill.runs.build import build_evaluator, build_parts
 from redistill.runs.load import DataSets
@@ -198,6 +199,7 @@ class Stopwatch:
         """While open, calls of `owner.name` count as `part`."""
         called = getattr(owner, name)
 
+        @functools.wraps(called)  # the signature is that of the function: a body is asked for the name of its cache
         def timed(*args: Any, **more: Any) -> Any:
             if self._running:
                 return called(*args, **more)
@@ -222,10 +224,11 @@ def breakdown(work: Work, method: str, steps: int) -> dict[str, float]:
     watch = Stopwatch()
     places = [
         (redistill.generation.local, "generate", "generate"),
-        (RevisedSource, "_read", "detect"),
+        (DraftScores, "of", "detect"),
         (SpanMarker, "__call__", "spans"),
         (LocalTeacher, "rows", "teacher body"),
-        (StudentModule, "_rows", "student body, forward"),
+        (body_module(parts.learner.student.model), "forward", "student body, forward"),
+        (redistill.models.student, "with_phrases", "phrases"),
         (redistill.models.student, "vocab_pass", "both heads and the terms"),
         (parts.accelerator, "backward", "student body, backward"),
         (training, "_clip", "clip and optimiser"),

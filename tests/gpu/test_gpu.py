@@ -11,6 +11,7 @@ from redistill.generation.generate import generate
 from redistill.generation.prefix import PrefixMemory
 from redistill.losses.divergences import ForwardKL, JensenShannon
 from redistill.models.initialise import fresh_model
+from redistill.models.static_cache import StaticBodies
 from redistill.runs.run import train_student
 from redistill.vocab_pass import (
     NUMBERS_PER_DRAW,
@@ -81,18 +82,26 @@ def test_a_run_in_bf16_trains_on_the_device(tmp_path: Path) -> None:
     assert sum('"kind": "train"' in line for line in lines) == 3
 
 
-def test_generated_text_depends_on_neither_the_batch_nor_what_is_remembered() -> None:
+def test_generated_text_depends_on_neither_the_batch_nor_the_caches() -> None:
     config = {**LLAMA, "vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     model = fresh_model(config, 1).cuda()
     requests = [
         GenerationRequest(prompt_ids=tuple(range(5, 9 + i)), max_new_tokens=24, seed=3, stream=("test", i)) for i in range(8)
     ]
-    memory = PrefixMemory()
+    memory, static, compiled = PrefixMemory(), StaticBodies("static"), StaticBodies("compiled")
     texts = [
-        generate(model, requests, Sampling(), end_ids=(0,), pad_id=0, batch_size=size, memory=kept)
-        for size, kept in ((1, None), (3, None), (8, memory), (8, memory))
+        generate(model, requests, Sampling(), end_ids=(0,), pad_id=0, batch_size=size, memory=kept, static=bodies)
+        for size, kept, bodies in (
+            (1, None, None),
+            (3, None, None),
+            (8, memory, None),
+            (8, memory, None),
+            (8, None, static),
+            (8, None, compiled),
+            (8, None, compiled),
+        )
     ]
-    assert texts[0] == texts[1] == texts[2] == texts[3]
+    assert all(text == texts[0] for text in texts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

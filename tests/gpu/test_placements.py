@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks import placements
 
 PAGE = Path(__file__).parents[2] / "docs/gpu.md"
@@ -11,6 +13,13 @@ def test_the_page_has_the_calculated_table() -> None:
     table = placements.table()
     assert table in PAGE.read_text(encoding="utf-8")
     assert len(table.splitlines()) == 2 + 2 + 3 * 3  # two variants of all weights, three of adapters
+
+
+@pytest.mark.parametrize("pair", placements.PAIRS)
+def test_the_recipe_states_placement_precision_and_memory(pair: str) -> None:
+    name = placements.PAIRS[pair][0]
+    text = (placements.RECIPES / f"{'opt' if name == 'table1-opt' else name}.yaml").read_text(encoding="utf-8")
+    assert placements.statement(pair) in text
 
 
 def test_sharding_divides_weights_and_optimiser_state() -> None:

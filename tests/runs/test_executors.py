@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,18 @@ def test_a_cluster_that_cannot_be_reached_is_an_error_of_one_line(
         executor = make_executor("ray=" + address.format(port=unused.getsockname()[1]), folder=tmp_path)
         with pytest.raises(TrainingError, match=r"--on ray=127\.0\.0\.1:\d+: the Ray cluster cannot be reached"):
             executor.execute([job(tmp_path, "a")], lock=(), on_start=lambda job: None, on_end=lambda *ended: None)
+
+
+def test_a_ray_that_starts_too_slowly_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**settings: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because...")
+
+    fake = SimpleNamespace(__spec__=object(), init=init, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    executor = make_executor("ray=auto", folder=tmp_path)
+    with pytest.raises(TrainingError) as error:
+        executor.execute([job(tmp_path, "a")], lock=(), on_start=lambda job: None, on_end=lambda *ended: None)
+    assert str(error.value) == ("--on ray: the Ray cluster cannot be reached (The current node timed out during startup.)")
 
 
 def test_secrets_and_devices_are_not_sent_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:

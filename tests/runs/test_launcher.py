@@ -1,12 +1,16 @@
 """`accelerate launch` starts a job as torchrun does; what it requests beside that is rejected in one line."""
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from redistill.config.run import encode_run
 from redistill.errors import ConfigError
@@ -15,6 +19,7 @@ from redistill.storage import files
 from tests.training.test_trackers import FAKE_WANDB, calls
 from tests.worlds import tiny_run
 
+CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 CPU = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}
 
 
@@ -43,8 +48,7 @@ def test_accelerate_launch_trains_as_torchrun_and_rank_0_alone_has_trackers(tmp_
     (packages / "wandb.py").write_text(FAKE_WANDB, encoding="utf-8")
     config = tiny_run(tmp_path, "kd", training={"updates": 2}, tracking={"to": ["wandb"]})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
-    accelerate = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"]
-    accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu.yaml")]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     models = []
     for launcher in (accelerate, torchrun):
@@ -55,6 +59,30 @@ def test_accelerate_launch_trains_as_torchrun_and_rank_0_alone_has_trackers(tmp_
     assert models[0] == models[1]
     assert {call[-1] for call in calls(packages)} == {"0"}
     assert [call[2] for call in calls(packages) if call[0] == "log"] == [0, 1, 2, 2] * 2
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_packaged_configuration_starts_processes_and_sets_nothing_else(path: Path) -> None:
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "-m", "redistill"])
+    parsed, defaults, _ = _validate_launch_command(arguments)
+    assert parsed.multi_gpu and not parsed.use_cpu and defaults.num_processes % parsed.num_machines == 0
+    check_launcher(prepare_multi_gpu_env(parsed))
+    assert f"--config_file recipes/accelerate/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_two_machines_start_the_same_command_and_train_as_one(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, "kd", training={"updates": 2})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(encode_run(config)), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "two-machines.yaml"), "--num_processes", "2"]
+    command += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+    recipe = ["-m", "redistill", "train", str(tmp_path / "recipe.yaml"), "placement=sharded"]
+    with ThreadPoolExecutor() as both:
+        done = [both.submit(_launch, [*command, "--machine_rank", rank, *recipe], tmp_path) for rank in "10"]
+        assert [each.result() for each in done] == [None, None]
+    assert files.read_json(tmp_path / "run" / "run.json")["processes"] == 2
 
 
 def _launch(arguments: list[str], packages: Path) -> None:

@@ -12,6 +12,7 @@ from redistill.config.methods import METHODS, Method
 from redistill.config.sections import StudentConfig
 from redistill.contracts import EngineCapabilities, Needs, TeacherCapabilities
 from redistill.generation.local import LOCAL as LOCAL_ENGINE
+from redistill.generation.local import LocalEngineConfig
 from redistill.generation.vllm import VllmEngineConfig
 from redistill.losses.divergences import ByOrigin
 from redistill.teachers.forms import Full, Sampled
@@ -149,6 +150,8 @@ def sharding_fault(student: StudentConfig, engine: object, training: TrainingCon
         return "needs lora.quantise = 'none' and lora.export = 'merged'; set both, or set placement to auto"
     if training.compile == "all":
         return "cannot run with training.compile = 'all'; set training.compile to rows or auto"
+    if isinstance(engine, LocalEngineConfig) and engine.decoder == "compiled":
+        return "cannot run with engine.decoder = 'compiled'; set engine.decoder to static, or remove it"
     if isinstance(engine, VllmEngineConfig):
         return "the engine vllm cannot receive the weights of a sharded student; set placement to auto, or use the engine local"
     return None

@@ -7,6 +7,7 @@ from redistill.config import parse
 from redistill.errors import ConfigError
 from redistill.generation.local import LocalEngineConfig
 from redistill.generation.vllm import VllmEngineConfig
+from redistill.models.static_cache import DecoderKind
 
 EngineConfig = LocalEngineConfig | VllmEngineConfig
 
@@ -16,6 +17,27 @@ class _Section:
     """A recipe that has only the section `engine`."""
 
     engine: EngineConfig
+
+
+def own_engine(engine: object) -> LocalEngineConfig | None:
+    """Return `engine` if it is the engine `local`; None for other engines.
+
+    Example:
+        >>> own_engine(None) is None
+        True
+    """
+    return engine if isinstance(engine, LocalEngineConfig) else None
+
+
+def decoder_of(engine: object) -> DecoderKind | None:
+    """Return `decoder` of the engine `local`; None for other engines.
+
+    Example:
+        >>> decoder_of(LocalEngineConfig(decoder="static"))
+        'static'
+    """
+    own = own_engine(engine)
+    return None if own is None else own.decoder
 
 
 def decode_engine(text: str) -> EngineConfig:

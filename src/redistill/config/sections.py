@@ -17,6 +17,7 @@ from redistill.errors import ConfigError
 from redistill.models.initialise import InitialiseConfig
 from redistill.models.load import ModelConfig
 from redistill.models.lora import LoraConfig
+from redistill.models.offload import Offload
 from redistill.teachers.forms import Form, Full
 from redistill.teachers.local import LOCAL as LOCAL_TEACHER
 from redistill.training.lengths import check_length
@@ -97,11 +98,13 @@ class TeacherConfig(ModelConfig):
             "top_k": the teacher's most probable classes (token ids), and the total probability of all other classes.
             "sampled": classes that were sampled from the teacher's distributions.
         quantise: "nf4" or "int8" stores the weights of the linear layers in 4 or 8 bits. If None, they are not quantised.
+        offload: "cpu" keeps the layers in the machine's memory, and "disk" in files of the run folder. Each layer is copied to
+            the GPU when it computes. If None, the whole teacher is on the GPU. `redistill cache-teacher` ignores this setting.
 
     Raises:
         ConfigError: `model` is empty; the dtype is unknown; `cache` is empty; `cache_dtype` is set, but the form is not "full";
-            `cache_new_text` is set, but `cache` is not set or the form is not "full"; or `quantise` is set for a GGUF file or
-            with an adapter.
+            `cache_new_text` is set, but `cache` is not set or the form is not "full"; `quantise` is set for a GGUF file or
+            with an adapter; or both `quantise` and `offload` are set.
 
     Example:
         >>> TeacherConfig(model="openai-community/gpt2-large", dtype="bfloat16").capabilities.full_vocabulary
@@ -116,6 +119,7 @@ class TeacherConfig(ModelConfig):
     cache_new_text: bool = False
     cache_form: Form = field(default_factory=Full)
     quantise: Literal["nf4", "int8"] | None = None
+    offload: Offload | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,6 +128,10 @@ class TeacherConfig(ModelConfig):
                 f"quantise = {self.quantise!r}: needs a teacher without adapter that is no GGUF file; remove quantise, or save "
                 "the teacher with save_pretrained first"
             )
+        if self.quantise is not None and self.offload is not None:
+            raise ConfigError(
+                f"offload = {self.offload!r}: cannot be combined with quantise = {self.quantise!r}; remove one of them"
+            )
         if self.cache is not None and not self.cache.strip():
             raise ConfigError("cache = '': must be a folder, or null to load the model")
         if not isinstance(self.cache_form, Full) and self.cache_dtype != "auto":
@@ -131,7 +139,6 @@ class TeacherConfig(ModelConfig):
                 f"cache_dtype = {self.cache_dtype!r}: is the dtype of hidden states, which cache_form {self.cache_form.kind} "
                 "does not store; remove cache_dtype, or set cache_form to full"
             )
-
         if self.cache_new_text and (self.cache is None or not isinstance(self.cache_form, Full)):
             raise ConfigError(
                 "cache_new_text = True: needs cache (a folder) and cache_form full; set both, or remove cache_new_text"

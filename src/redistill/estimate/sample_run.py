@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from redistill.config.capabilities import why_gold
+from redistill.config.engines import decoder_of
 from redistill.config.run import Run
 from redistill.config.sections import TeacherConfig
 from redistill.contracts import Example, TokenSequence
@@ -104,7 +105,7 @@ def sample(run: Run, folder: Path) -> Sample:
         run,
         out=str(folder),
         policy=policy,
-        engine=LocalEngineConfig(),
+        engine=LocalEngineConfig(decoder=decoder_of(run.engine)),
         teacher=run.teacher and TeacherConfig(model="teacher"),
         data=replace(run.data, corpus=()),
         training=replace(settings, updates=1, compile="rows" if settings.compile == "all" else settings.compile),
@@ -156,6 +157,7 @@ def _notes(run: Run) -> list[str]:
     is_tuned = isinstance(teacher, TeacherConfig) and teacher.finetune is not None
     is_quantised = lora is not None and lora.quantise != "none"
     is_quantised |= isinstance(teacher, TeacherConfig) and teacher.quantise is not None
+    is_offloaded = isinstance(teacher, TeacherConfig) and teacher.offload is not None
     length = f"every generated text is assumed to have the maximum length, {run.data.tokens.response_tokens} tokens"
     found = {
         length: policy.sampling is not None or policy.needs.teacher_text,
@@ -163,6 +165,7 @@ def _notes(run: Run) -> list[str]:
         "the teacher does not run in this process; a model with one layer is timed in its place": not is_local,
         "the student is timed without the compilation of its body (training.compile = all)": run.training.compile == "all",
         "memory is estimated with quantised weights, time with weights that are not quantised": is_quantised,
+        "the estimate is that of a teacher whose layers are not offloaded, which needs more memory and less time": is_offloaded,
         "fine-tuning before the run (`finetune`) is not included": is_tuned or run.starts_finetuned,
     }
     return [note for note, applies in found.items() if applies]

@@ -26,6 +26,7 @@ from redistill.generation.local import LocalEngine
 from redistill.generation.vllm import VllmEngine
 from redistill.interfaces import Autocast, Tokenizer
 from redistill.models.load import end_token_ids, parameter_bytes
+from redistill.models.static_cache import DecoderKind
 from redistill.processes.memory import Halving
 from redistill.records import Json, Metric, Record, rate
 from redistill.storage import files
@@ -251,11 +252,16 @@ class Evaluator:
 
 
 def build_local_engine(
-    model: nn.Module, tokenizer: Tokenizer, config: EvaluationConfig, vocabulary: int | None = None
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    config: EvaluationConfig,
+    vocabulary: int | None = None,
+    decoder: DecoderKind | None = None,
 ) -> LocalEngine:
     """Build an engine that generates answers with `model` in this process.
 
-    Only token ids below `vocabulary` are sampled.  If `vocabulary` is None, all token ids are sampled.
+    Only token ids below `vocabulary` are sampled.  If `vocabulary` is None, all token ids are sampled.  `LocalEngineConfig`
+    describes `decoder`.
     """
     return LocalEngine(
         model,
@@ -263,4 +269,5 @@ def build_local_engine(
         end_ids=end_token_ids(model, tokenizer),
         pad_id=tokenizer.pad_token_id or 0,
         batch_size=Halving("evaluation.batch_size", config.batch_size),
+        decoder=decoder,
     )

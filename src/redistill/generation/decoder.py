@@ -10,6 +10,7 @@ from redistill.generation.packed import Product, can_pack, packed_layers, packed
 from redistill.generation.prefix import PrefixMemory, TokenIds, load_prefixes
 from redistill.models.caches import CachedBody, Columns
 from redistill.models.families import body_module, eval_mode, head
+from redistill.models.static_cache import StaticBodies
 from redistill.vocab_pass import Head
 from redistill.vocab_pass.head import Products
 
@@ -25,6 +26,7 @@ class Decoder:
         vocabulary: Logits are computed only for token ids below this number; None for all ids.
         memory: Prefix memory: the stored states of texts that the model has read.  Prefixes in the memory are not read again,
             and `remember` adds texts.  If None, every prompt is read.
+        static: Returns the body of a model with a cache of fixed size.  If None, the cache grows.
 
     Attributes:
         num_classes: Number of token ids for which logits are computed.
@@ -32,8 +34,14 @@ class Decoder:
         remembers: Whether there is a memory to which `remember` can add texts.
     """
 
-    def __init__(self, model: nn.Module, vocabulary: int | None, memory: PrefixMemory | None = None) -> None:
-        self._model, self._reader = model, CachedBody(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        vocabulary: int | None,
+        memory: PrefixMemory | None = None,
+        static: StaticBodies | None = None,
+    ) -> None:
+        self._model, self._reader = model, CachedBody(model) if static is None else static.of(model)
         self._head = head(model, vocabulary)
         self._logits: Product | None = None
         self._memory = memory if self._reader.can_reuse else None
@@ -51,14 +59,18 @@ class Decoder:
         with eval_mode(self._model), torch.no_grad(), packed_layers(body_module(self._model)):
             yield
 
-    def start(self, prompts: Sequence[TokenIds]) -> None:
+    def start(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> None:
         """Start a new batch; load stored prefixes of the prompts into the KV cache.
 
         A stored prefix is the beginning of a text on which the model has run before.  The prompts are left-padded to one
         length, and the next call of `logits` reads the same columns of all prompts.  Therefore the end of some stored
         prefixes is read again.
+
+        Args:
+            prompts: Token ids of the prompts.
+            max_new_tokens: Maximum number of columns that are read after the prompts.
         """
-        self._reader.start()
+        self._reader.start(len(prompts), max(map(len, prompts)) + max_new_tokens)
         self._hidden, self._read, self._lengths = Columns(), 0, [len(prompt) for prompt in prompts]
         if self._memory is None:
             return
@@ -67,7 +79,7 @@ class Decoder:
         width = max(self._lengths) - unread
         if width:
             prefixes = [(max(0, len(prompt) - unread), states) for prompt, (_, states) in zip(prompts, found, strict=True)]
-            self._hidden.append(load_prefixes(self._reader.cache, prefixes, width))
+            self._hidden.append(load_prefixes(self._reader, prefixes, width))
             self._read = width
 
     def logits(self, ids_LT: torch.Tensor, mask_LT: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
@@ -107,7 +119,8 @@ class Decoder:
         """
         assert self._memory is not None
         columns = slice(start, start + len(token_ids))
-        self._memory.remember(token_ids, self._reader.cache, row, columns, self._hidden.view()[row, columns])
+        cache, cache_row = self._reader.cache, self._reader.row(row)
+        self._memory.remember(token_ids, cache, cache_row, columns, self._hidden.view()[row, columns])
 
     def select(self, kept: torch.Tensor) -> None:
         """Keep only the rows of the batch whose indices are in `kept`."""

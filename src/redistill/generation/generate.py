@@ -24,6 +24,7 @@ from redistill.generation.decoder import Decoder
 from redistill.generation.ngrams import NgramBan
 from redistill.generation.prefix import PrefixMemory
 from redistill.models.families import position_limit
+from redistill.models.static_cache import StaticBodies
 from redistill.processes import signals
 from redistill.tensors import pad
 from redistill.vocab_pass import NUMBERS_PER_DRAW, check_sampled, nucleus, sample_rows
@@ -44,6 +45,7 @@ def generate(
     vocabulary: int | None = None,
     teacher: nn.Module | None = None,
     memory: PrefixMemory | None = None,
+    static: StaticBodies | None = None,
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
@@ -57,20 +59,19 @@ def generate(
         sampling: Settings.  Repeated n-grams are banned first; then temperature, top-k and top-p apply, as in transformers.
         end_ids: End tokens.  A response ends with the first end token that is sampled, and includes this token.
         pad_id: Token id of padding.  All ids are valid, because the attention mask identifies padding.
-        batch_size: Sequences per batch.  A larger batch is faster if the KV cache fits; results change by rounding only.
+        batch_size: Sequences per batch.  `batch_size`, `memory` and `static` change results by rounding only.
         vocabulary: Only token ids below this number are sampled, since the head may have additional rows; None allows all ids.
-        teacher: The other model, on the same device.  Token ids below `vocabulary` must be the same tokens in both models.  The
-            teacher is not run if neither `sampling.teacher_share` nor `sampling.teacher_top_k` is above 0.
+        teacher: The other model, on the same device, with the same tokens below `vocabulary`; run only if `sampling` uses it.
         memory: Stored states of texts that `model` has read with its present weights.  Prefixes in the memory are not read
-            again, and generated texts are added.  Results change by rounding only.  If None, every prompt is read.
+            again, and generated texts are added.  If None, every prompt is read.
+        static: KV caches of fixed size, which stay allocated.  If None, the caches grow with the text.
 
     Returns:
         A `Generation` for each request, in the order of the requests.  If `max_new_tokens` of a request is 0, its
         `Generation` has no tokens.
 
     Raises:
-        ConfigError: a value is out of range; temperature 0 is combined with tokens of the teacher; a sequence is too long for
-            a model.
+        ConfigError: a value is out of range; temperature 0 is used with tokens of the teacher; a sequence is too long.
         Interrupted: a signal has arrived; the text generated in this call is lost.
     """
     check_sampling(sampling)
@@ -78,7 +79,7 @@ def generate(
     models = [model] if teacher is None or not sampling.uses_teacher else [model, teacher]
     for each in models:
         _check_lengths(requests, position_limit(each))
-    decoders = [Decoder(each, vocabulary, memory if each is model else None) for each in models]
+    decoders = [Decoder(each, vocabulary, memory if each is model else None, static) for each in models]
     assert len({each.num_classes for each in decoders}) == 1, "the numbers of classes differ; pass a common vocabulary"
     order = [i for i, request in enumerate(requests) if request.max_new_tokens > 0]
     order.sort(key=lambda i: _tokens_to_read(requests[i], memory), reverse=True)
@@ -148,7 +149,7 @@ def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def _generate_batch(decoders: Sequence[Decoder], batch: "_LiveBatch", sampling: Sampling) -> None:
     """Generate tokens until every sequence has ended; the tokens are added to `batch`."""
     for decoder in decoders:
-        decoder.start(batch.prompts)
+        decoder.start(batch.prompts, batch.longest)
     # Checking which rows are active synchronises with a GPU, so it is not done after every token.
     check_every = 1 if decoders[0].device.type == "cpu" else 8
     for step in range(batch.longest):

@@ -13,6 +13,7 @@ from redistill.generation.generate import generate
 from redistill.generation.prefix import PrefixMemory, memory_limit
 from redistill.interfaces import Autocast
 from redistill.models.families import head
+from redistill.models.static_cache import DecoderKind, StaticBodies
 
 LOCAL = EngineCapabilities(mixture=True, no_repeat_ngram=True, prefix_memory=True, deterministic=True, replacement=True)
 
@@ -26,6 +27,9 @@ class LocalEngineConfig:
     Args:
         ahead: Number of updates whose text is generated at once, in [1, 1024].  The text of an update is
             then generated with weights that are up to `ahead` - 1 updates old.
+        decoder: How tokens are computed one after another.  With "static", the KV cache has a fixed size, which stays allocated
+            between updates.  "compiled" is "static", and the computation of a token is compiled; on a GPU it is recorded as
+            a CUDA graph as well.  If None, the cache grows with the text.
 
     Raises:
         ConfigError: `ahead` is out of range.
@@ -39,6 +43,7 @@ class LocalEngineConfig:
     capabilities: ClassVar[EngineCapabilities] = LOCAL
 
     ahead: int = 1
+    decoder: DecoderKind | None = None
 
     def __post_init__(self) -> None:
         check_field(self, "ahead", 1 <= self.ahead <= 1024, "must lie in [1, 1024]; 1 is usual")
@@ -59,6 +64,7 @@ class LocalEngineConfig:
             batch_size=tools.batch_size,
             autocast=tools.autocast,
             note=tools.note,
+            decoder=self.decoder,
         )
 
 
@@ -74,7 +80,9 @@ class LocalEngine:
         pad_id: Token id that pads short prompts.
         batch_size: Number of sequences per batch.  If a call runs out of memory, it is retried with a smaller number.
         autocast: Function that returns the autocast context in which the models run.
-        note: Function that prints one line to the user.  It is called once if the prefix memory was too small.
+        note: Function that prints one line to the user.  It is called once if the prefix memory was too small,
+            and once if the model cannot have a KV cache of fixed size.
+        decoder: See `LocalEngineConfig`.
 
     Attributes:
         memory: The prefix memory, which has the states of texts that were read or generated inside the context
@@ -104,7 +112,11 @@ class LocalEngine:
     batch_size: BatchSize
     autocast: Autocast = nullcontext
     note: Callable[[str], None] | None = None
+    decoder: DecoderKind | None = None
     memory: PrefixMemory | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._static = None if self.decoder is None else StaticBodies(self.decoder, self.note)
 
     def sync(self, student: nn.Module, step: int) -> None:
         """Do nothing: the engine generates with the student's own weights."""
@@ -126,6 +138,7 @@ class LocalEngine:
                     vocabulary=self.vocabulary,
                     teacher=self.teacher,
                     memory=self.memory,
+                    static=self._static,
                 )
             )
 

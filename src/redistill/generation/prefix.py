@@ -146,11 +146,11 @@ def _common_length(first: TokenIds, second: TokenIds) -> int:
     return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
-def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | None]], width: int) -> torch.Tensor:
+def load_prefixes(reader: CachedBody, prefixes: Sequence[tuple[int, PrefixStates | None]], width: int) -> torch.Tensor:
     """Fill an empty KV cache with one prefix per row, padded on the left with zeros.
 
     Args:
-        cache: An empty cache from `caches.new_cache`, for a model whose prefixes can be reused.
+        reader: The body whose empty cache is filled; prefixes of its model can be reused.
         prefixes: For each row, the number of tokens of its prefix, at most `width`, and the states of a text that begins with
             this prefix.
         width: Number of columns to fill.
@@ -166,8 +166,7 @@ def load_prefixes(cache: Cache, prefixes: Sequence[tuple[int, PrefixStates | Non
         if states is not None:
             kv_LXBHCD[:, :, row, :, width - tokens :] = states.kv_LXHTD[:, :, :, :tokens]
             hidden_BCD[row, width - tokens :] = states.hidden_TD[:tokens]
-    for layer, (keys, values) in zip(cache.layers, kv_LXBHCD, strict=True):
-        layer.update(keys, values)
+    reader.load(kv_LXBHCD)
     return hidden_BCD
 
 
@@ -230,7 +229,7 @@ class PrefixReader:
             self._reader.start()
             prefixes = [known[index] for index in group]
             width = max(tokens for tokens, _ in prefixes)
-            before_GCD = load_prefixes(self._reader.cache, prefixes, width) if width else None
+            before_GCD = load_prefixes(self._reader, prefixes, width) if width else None
             ids_GU, mask_GU = pad([texts[index][known[index][0] :] for index in group], 0)
             known_G1 = torch.tensor([tokens for tokens, _ in prefixes])[:, None]
             mask_GC = (torch.arange(width) >= width - known_G1).to(mask_GU.dtype)

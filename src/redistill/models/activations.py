@@ -16,9 +16,9 @@ MEMORY_PART = 2
 def activation_bytes(model: nn.Module, item_bytes: int) -> int:
     """Estimate the bytes of activations for the backward pass of one token.
 
-    Autograd keeps about the inputs and the outputs of all linear layers.  The measured bytes of five families are 0.8 to 2.4
-    times the estimate in float32.  Attention matrices of the implementation "eager" are not included.  With gradient
-    checkpointing, autograd keeps the input of each layer, and the activations of one layer at a time.
+    The estimate is the size of the inputs and outputs of all linear layers.  In float32, the bytes that autograd keeps were
+    measured for five families: they are 0.8 to 2.4 times the estimate.  Attention matrices of the implementation "eager" are
+    not included.  With gradient checkpointing, the estimate is the input of each layer, and the activations of one layer.
 
     Args:
         model: A causal language model.

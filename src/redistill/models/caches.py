@@ -163,9 +163,27 @@ class CachedBody:
         layers = self.cache.layers  # empty if the first forward pass creates them, as attention layers
         self._is_recurrent = bool(layers) and not any(isinstance(layer, CacheLayerMixin) for layer in layers)
 
-    def start(self) -> None:
-        """Start a new batch with an empty cache."""
+    def start(self, rows: int = 1, columns: int = 1) -> None:
+        """Start a new batch with an empty cache.
+
+        Args:
+            rows: Number of sequences of the batch.  This cache takes any number; `StaticBody` allocates memory for it.
+            columns: Number of columns that the batch can have at its end; the same applies.
+        """
         self.cache = new_cache(self._model)
+
+    def load(self, kv_LXBHCD: torch.Tensor) -> None:
+        """Fill the first C columns of an empty cache.
+
+        Args:
+            kv_LXBHCD: Keys (X = 0) and values (X = 1) of the L layers, for B sequences and H heads of size D.
+        """
+        for layer, (keys, values) in zip(self.cache.layers, kv_LXBHCD, strict=True):
+            layer.update(keys, values)
+
+    def row(self, sequence: int) -> int:
+        """Return the row of the cache that has the sequence with this batch index."""
+        return sequence
 
     def read(self, ids_LT: torch.Tensor, mask_LC: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
         """Process T new columns, and return their hidden states hidden_LTD.

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def checkpoint_activations(model: nn.Module) -> None:
     """Enable gradient checkpointing.
 
-    The method of a model that enables it has different names in different releases of transformers; this function calls the
+    Releases of transformers have different names for the method that enables gradient checkpointing.  This function calls the
     method of the installed release.
     """
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable")  # noqa: B009

@@ -33,8 +33,8 @@ class Placement:
     passes_communicate: bool = False
     """Whether processes communicate during the forward and the backward pass.
 
-    If so, every process must make the same number of passes. Between the first and the last pass, a process must
-    not stop because of a signal, and must not retry with a smaller batch after memory ran out.
+    If True, every process must make the same number of passes. Between the first and the last pass of an update, a process
+    must not stop because of a signal. It must not retry with a smaller batch after memory ran out either.
     """
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -47,8 +47,8 @@ class Placement:
     def unsharded(self, module: nn.Module) -> AbstractContextManager[None]:
         """Context in which ``module`` has its full parameters, without gradients.
 
-        Inside the context, any submodule may be called, and calls do not communicate. Do not change the parameters inside
-        it, and do not request a state dict, which would shard the parameters again. Do not enter the context between a
+        Inside the context, any submodule may be called, and calls do not communicate. Do not change the parameters inside the
+        context. Do not request a state dict, which would shard the parameters again. Do not enter the context between a
         forward pass and the backward pass of the same micro-batch.
         """
         return torch.no_grad()
@@ -56,7 +56,7 @@ class Placement:
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients over all processes, in place.
 
-        With one process, or if the backward pass already sums the gradients, the method does nothing.
+        The method does nothing with one process, or if the backward pass already sums the gradients.
         """
 
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:

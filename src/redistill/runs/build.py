@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from redistill.config.decode import kind_of
-from redistill.config.engines import EngineConfig
+from redistill.config.engines import EngineConfig, decoder_of
 from redistill.config.run import Run
 from redistill.contracts import Batch, Engine, EngineTools, TextTeacher
 from redistill.data.spans.extract import SpanExtractor
@@ -27,6 +27,7 @@ from redistill.interfaces import Tokenizer
 from redistill.models.activations import activation_bytes, token_limit
 from redistill.models.families import head
 from redistill.models.load import parameter_bytes
+from redistill.models.offload import device_weights
 from redistill.policies import GoldBatches, Policy, PolicyTools, Revision, Scorer, Shuffled
 from redistill.policies.ahead import AheadSource
 from redistill.policies.legacy import legacy_sequence
@@ -96,7 +97,7 @@ def max_tokens(run: OpenRun) -> int | None:
     student = parameter_bytes(run.student) + 3 * trained  # gradients, and two moments of AdamW
     if run.placement.passes_communicate:  # each process has a part
         student //= run.processes.world
-    occupied = student + (0 if models.teacher is None else parameter_bytes(models.teacher))
+    occupied = student + (0 if models.teacher is None else device_weights(models.teacher))
     is_bf16 = config.training.precision == "bf16" or config.student.dtype == "bfloat16"
     return token_limit(memory, occupied, activation_bytes(models.student, 2 if is_bf16 else 4))
 
@@ -143,7 +144,7 @@ def build_evaluator(run: OpenRun, model: nn.Module) -> Evaluator:
     return Evaluator(
         model=model,
         tokenizer=models.tokenizer,
-        engine=build_local_engine(model, models.tokenizer, config, models.vocabulary),
+        engine=build_local_engine(model, models.tokenizer, config, models.vocabulary, decoder_of(run.config.engine)),
         config=config,
         tokens=run.config.data.tokens,
         teacher=run.teacher,

@@ -26,7 +26,7 @@ from redistill.storage.file_hash import file_hash
 from redistill.teachers.served import ServedTeacher
 from redistill.training import checkpoint
 
-LATER = frozenset({"attention", "quantise"})
+LATER = frozenset({"attention", "decoder", "offload", "quantise"})
 """Names of settings that were added to recipes after runs had been made; None means that the setting is not set."""
 
 

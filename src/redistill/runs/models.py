@@ -131,7 +131,7 @@ def load_models(
 
 
 def _load_teacher(source: TeacherConfig, device: torch.device | str) -> tuple[CausalModel, Tokenizer]:
-    return load_model(source, source.quantise or "none", device)
+    return load_model(source, source.quantise or "none", device if source.offload is None else "cpu")
 
 
 def _load_student(

@@ -24,6 +24,7 @@ from redistill.evaluation.scorable import unscorable_notes
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
 from redistill.models.families import layer_list
+from redistill.models.offload import offload_layers
 from redistill.models.student import StudentModule
 from redistill.policies import Adaptive, has_buffer
 from redistill.processes import signals
@@ -233,6 +234,9 @@ def _build_teacher(config: Run, models: Models, tools: EngineTools, accelerator:
     """
     node, vocabulary, device = config.teacher, tools.vocabulary, accelerator.device
     if tools.teacher is not None:
+        if isinstance(node, TeacherConfig) and node.offload is not None:
+            files = config.folder / "teacher-offload" / f"rank-{accelerator.process_index}"
+            offload_layers(tools.teacher, node.offload, device, files)
         engine = MeteredEngine(LocalEngineConfig().build(replace(tools, student=tools.teacher, teacher=None)), output.meter.add)
         states = None
         if models.states is not None:

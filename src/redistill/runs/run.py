@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from redistill.config.engines import EngineConfig
+from redistill.config.engines import EngineConfig, decoder_of, own_engine
 from redistill.config.plugins import External
 from redistill.config.run import Run, encode_run
 from redistill.config.scoring import ACCEPTED, load_external, metrics_of
@@ -282,8 +282,8 @@ def _evaluate_student(config: Run, accelerator: Accelerator) -> Mapping[str, Jso
     folder, source = config.folder, teacher_source(config)
     is_loaded = isinstance(config.teacher, TeacherConfig) and config.teacher.is_loaded
     compared = source if is_loaded else None  # a cached teacher has no states of test data
-    evaluate, settings = partial(_evaluate, data=config.data, accelerator=accelerator), config.evaluation
-    student = ModelConfig(model=str(folder / "model"))
+    student, settings = ModelConfig(model=str(folder / "model")), config.evaluation
+    evaluate = partial(_evaluate, data=config.data, accelerator=accelerator, engine=own_engine(config.engine))
     scores = evaluate(student, compared, config=settings, label="student", folder=folder)
     if source is not None and "teacher" in settings.compare:
         main = replace(settings, decodings=())
@@ -383,7 +383,7 @@ def _evaluate(
                 teacher = LocalTeacher(teacher_model, vocabulary=size, device=accelerator.device)
         data = dated_tests(data, tokenizer, folder, SETTINGS)
         report_tests(tests, tokenizer, data.tokens, bar.note)
-        local = build_local_engine(model.to(accelerator.device), tokenizer, config, size)
+        local = build_local_engine(model.to(accelerator.device), tokenizer, config, size, decoder_of(engine))
         evaluator = Evaluator(
             model=model,
             tokenizer=tokenizer,

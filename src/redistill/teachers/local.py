@@ -24,6 +24,7 @@ from redistill.contracts import (
 )
 from redistill.generation.prefix import PrefixMemory, PrefixReader, memory_limit
 from redistill.models.families import head
+from redistill.models.offload import is_offloaded
 from redistill.teachers.appended import AppendedStates
 from redistill.teachers.head_rows import HeadRows
 
@@ -36,7 +37,8 @@ class LocalTeacher:
     The model is frozen and in eval mode.
 
     Args:
-        model: A causal language model; it is moved to `device`, and its parameters no longer require gradients.
+        model: A causal language model; it is moved to `device` unless its layers are offloaded, and its parameters no longer
+            require gradients.
         vocabulary: Size of the vocabulary that student and teacher share.  Logits are computed only for token ids below
             this size.
         device: Device of the model.
@@ -67,7 +69,9 @@ class LocalTeacher:
         states: AppendedStates | None = None,
         note: Callable[[str], None] | None = None,
     ) -> None:
-        model.to(device).eval().requires_grad_(False)
+        if not is_offloaded(model):
+            model.to(device)
+        model.eval().requires_grad_(False)
         self._device, self._engine, self._states, self._note = torch.device(device), engine, states, note
         self._reader = PrefixReader(model)
         self._memory: PrefixMemory | None = None

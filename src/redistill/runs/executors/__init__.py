@@ -22,8 +22,8 @@ class Resources:
 
     Args:
         cpus: Number of processor cores.  A run uses this number of threads unless OMP_NUM_THREADS is set.
-        gpus: Number of GPUs.  A fraction, such as 0.5, lets several runs share one GPU; only Ray supports it.
-        memory_gb: Main memory in units of 10^9 bytes; if None, the cluster does not reserve memory.
+        gpus: Number of GPUs.  With a fraction, such as 0.5, several runs use one GPU; only Ray supports fractions.
+        memory_gb: Main memory in units of 10^9 bytes.  If None, no memory is reserved.
         retries: Number of times that Ray restarts a run whose worker process or machine failed.
 
     Raises:
@@ -52,10 +52,10 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What an executor is created for.
+    """The settings from which an executor is created.
 
     Args:
-        address: The text after "=" in `--on NAME=ADDRESS`; None if there is none.
+        address: The text after "=" in `--on NAME=ADDRESS`; None without "=".
         folder: Folder of the sweep.
         limit: Maximum number of concurrent runs, >= 1; None if the executor chooses it.
         resources: What one run needs.
@@ -73,7 +73,7 @@ class Outcome:
 
     Args:
         codes: Exit codes by name of the job.  A job that was not started is left out.
-        commands: Shell commands that the user must run to start the jobs.  If empty, the executor has run the jobs.
+        commands: Shell commands with which the user starts the jobs.  If empty, the executor has run the jobs itself.
     """
 
     codes: dict[str, int]

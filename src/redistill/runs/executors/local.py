@@ -81,8 +81,8 @@ def create(request: Request) -> Local:
 def run_environment(limit: int) -> dict[str, str]:
     """Return the environment variables of a run.
 
-    `limit` is the maximum number of parallel runs.  If it is greater than 1, OMP_NUM_THREADS is set to the number of cores
-    divided by `limit`, unless this variable is already set.
+    `limit` is the maximum number of parallel runs.  If `limit` is greater than 1, OMP_NUM_THREADS is the number of cores
+    divided by `limit`.  A value of OMP_NUM_THREADS that the user has set is not changed.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // limit))} if limit > 1 else {}
     return child_environment(threads)

@@ -1,7 +1,7 @@
-"""The executor `ray`: a Ray cluster, or a Ray of this machine alone.
+"""The executor `ray`: a Ray cluster, or a Ray that it starts on this machine.
 
-Each run is a child process of a Ray worker, with the command and the environment that it has on this machine.  All machines
-must have the same files under the same paths.  Ray restarts a run whose worker died; the run then resumes from its last
+Each run is a child process of a Ray worker.  It has the same command and environment as a run on this machine.  All machines
+must have the same files under the same paths.  If a worker dies, Ray starts its run again, and the run resumes from its last
 checkpoint.
 """
 
@@ -42,7 +42,7 @@ _LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all servers of Ray listen on the loopback address, also on Linux
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-"""Environment variables of a Ray of this machine alone; RAY_AUTH_TOKEN is added."""
+"""Environment variables of a Ray that is started on this machine; RAY_AUTH_TOKEN is added."""
 _CHOSEN_BY_RAY = ("RAY_", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ONEAPI_DEVICE_SELECTOR")
 
 
@@ -138,8 +138,8 @@ def create(request: Request) -> Ray:
 def sent_environment(cpus: int) -> dict[str, str]:
     """Return the environment variables that are sent to the workers.
 
-    A run has these variables and, in addition, those of its worker.  Variables with secrets are not sent.  The variables that
-    select the devices of a run are those that Ray sets.
+    A run has the variables of its worker, and these.  Variables with secrets are not sent.  Variables that select GPUs are not
+    sent either, because Ray sets them for each run.
 
     Args:
         cpus: Number of threads of a run, unless OMP_NUM_THREADS is set.
@@ -150,10 +150,12 @@ def sent_environment(cpus: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """Context in which this process is connected to the cluster, or to a Ray that is started for it.
+    """Context in which this process is connected to a cluster.
+
+    If `address` is None, a Ray is started on this machine, and stopped at the end of the context.
 
     Raises:
-        ConfigError: Ray is to be started, and the package ray was imported already.
+        ConfigError: a Ray must be started, but this process has imported the package ray before.
         TrainingError: Ray cannot be started, or the cluster cannot be reached.
     """
     if address is None and "ray" in sys.modules and not _token.cache_info().currsize:
@@ -186,7 +188,7 @@ def _connected(address: str | None) -> Iterator[None]:
         try:
             with contextlib.chdir("/"):  # Ray adds the current folder to the import path of its workers
                 ray.init(log_to_driver=False, logging_level="ERROR", **where)
-        except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray itself raises Exception, for example if its processes need more than 30 s to start
             what = "Ray cannot be started on this machine" if address is None else "the Ray cluster cannot be reached"
             raise TrainingError(f"--on ray: {what} ({first_line(error)})") from error
         except SystemExit:  # raised by Ray's handler of SIGTERM
@@ -225,7 +227,7 @@ def _capacity(resources: Resources) -> int:
     """Return the number of runs for which the cluster has resources.
 
     Raises:
-        ConfigError: no machine has the resources of one run.
+        ConfigError: no machine has the resources that one run needs.
     """
     import ray
 

@@ -19,7 +19,7 @@ WARNING_S = 120
 
 
 class Slurm:
-    """Writes the scripts of array jobs, and returns the commands that submit them.
+    """Writes array jobs for Slurm, and returns the commands that submit them.
 
     Args:
         request: The resources of a run, the maximum number of concurrent runs, and the folder of the sweep.
@@ -110,7 +110,7 @@ def array_script(jobs: Sequence[Job], resources: Resources, limit: int | None) -
 def _stages(jobs: Sequence[Job]) -> list[list[Job]]:
     """Divide jobs into stages.
 
-    A job that others need is in an earlier stage than these.  All jobs that no other needs are in the last stage.
+    A job is in a later stage than each job that it needs.  All jobs that no other job needs are in the last stage.
     """
     needed = {name for job in jobs for name in job.needs}
     depth = dict[str, int]()
