@@ -26,9 +26,11 @@ class LocalEngineConfig:
     Args:
         ahead: Number of updates whose text is generated at once, in [1, 1024].  The text of an update is
             then generated with weights that are up to `ahead` - 1 updates old.
+        max_staleness: Largest accepted age of these weights in updates, >= 0.  If None, the limit is that of the method: 15 if
+            its only divergence is forward KL (also the skewed one), and 3 otherwise.
 
     Raises:
-        ConfigError: `ahead` is out of range.
+        ConfigError: a number is out of range.
 
     Example:
         >>> LocalEngineConfig().capabilities.mixture, LocalEngineConfig().capabilities.logprobs
@@ -39,9 +41,12 @@ class LocalEngineConfig:
     capabilities: ClassVar[EngineCapabilities] = LOCAL
 
     ahead: int = 1
+    max_staleness: int | None = None
 
     def __post_init__(self) -> None:
         check_field(self, "ahead", 1 <= self.ahead <= 1024, "must lie in [1, 1024]; 1 is usual")
+        is_valid = self.max_staleness is None or self.max_staleness >= 0
+        check_field(self, "max_staleness", is_valid, "must be >= 0, or null for the limit of the method")
 
     @property
     def interval(self) -> int:
