@@ -201,7 +201,7 @@ def test_what_is_checked_before_models_are_loaded(package, monkeypatch) -> None:
         ColocatedVllm(ColocatedConfig()).check(1, said.append)
     monkeypatch.setattr(signals, "num_processes", lambda: 1)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.31.0")
-    with pytest.raises(ServerError, match="must be 0.32 or later"):
+    with pytest.raises(ServerError, match=r"must be 0\.32 or later"):
         ColocatedVllm(ColocatedConfig()).check(1, said.append)
 
 

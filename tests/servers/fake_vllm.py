@@ -51,7 +51,9 @@ class VllmScript(ModelScript):
     def restart(self, folder: Path | None = None) -> None:
         """Lose the student's weights, and load those of a folder."""
         folder = self.folder if folder is None else folder
-        ModelScript.__init__(self, folder, tokenizer=self.folder, name=self.name, max_model_len=self.max_model_len, change=self.change)
+        ModelScript.__init__(
+            self, folder, tokenizer=self.folder, name=self.name, max_model_len=self.max_model_len, change=self.change
+        )
         self.model.lm_head.weight = torch.nn.Parameter(self.model.lm_head.weight.detach().clone())
         self.adapted, self.cache = None, {}
 

@@ -341,8 +341,10 @@ def _reply(output: TextOutput) -> Json:
     token_ids: list[Json] = list(text.token_ids)
     choice: dict[str, Json] = {"token_ids": token_ids}
     if text.logprobs is not None:
+        if len(text.logprobs) != len(token_ids):
+            raise InvalidReplyError(f"log-probabilities of {len(text.logprobs)} tokens for a text of {len(token_ids)}")
         listed = [{token: each.logprob for token, each in entries.items()} for entries in text.logprobs]
-        own: list[Json] = [entries.get(token) for entries, token in zip(listed, text.token_ids, strict=True)]
+        own: list[Json] = [entries.get(token) for entries, token in zip(listed, text.token_ids)]
         top: list[Json] = [{str(token): logprob for token, logprob in entries.items()} for entries in listed]
         choice["logprobs"] = {"token_logprobs": own, "top_logprobs": top}
     return {"choices": [choice]}
