@@ -24,6 +24,10 @@ class Backend(Protocol):
         """The name of each copy in messages."""
 
     @property
+    def remedy(self) -> str:
+        """What to do if the log-probabilities differ after the first transfer, for the error message."""
+
+    @property
     def num_attempts(self) -> int:
         """Number of requests for text and log-probabilities so far, repeated ones included."""
 

@@ -146,12 +146,14 @@ class ColocatedVllm:
 
     Attributes:
         model: "student"; vLLM has one model, without adapters.
-        labels: The name of vLLM in messages, as a list of one.
+        labels: The name of vLLM in messages, as a sequence of length 1.
+        remedy: What to do if the log-probabilities differ after the first transfer.
         num_attempts: Number of requests so far.
     """
 
     model = "student"
     labels = (_LABEL,)
+    remedy = "set engine.colocated.dtype to float32, or raise engine.tolerance"
 
     def __init__(self, settings: ColocatedConfig) -> None:
         self.num_attempts = 0

@@ -181,10 +181,7 @@ class ServedWeights:
                 raise
             raise ServerUnavailableError(f"engine: {error}; {RESUME}") from error
         if is_first and loaded.route != "restart":
-            raise ServerError(
-                f"engine: {fault}; start the server with the base model of the adapters, or with the folder of "
-                "`redistill export MODEL --to vllm`; if the server has a dtype of lower precision, raise engine.tolerance"
-            )
+            raise ServerError(f"engine: {fault}; {self._backend.remedy}")
         raise ServerUnavailableError(f"engine: {fault}; {RESUME}")
 
     def _await_restart(self, folder: Path) -> tuple[float, str]:

@@ -79,9 +79,17 @@ class VllmServers:
         limits: Limits of requests.
         report: Function that is called with one line when a request is sent again.
 
+    Attributes:
+        remedy: What to do if the log-probabilities differ after the first transfer.
+
     Raises:
         ConfigError: this process may not connect to a server.
     """
+
+    remedy = (
+        "start the server with the base model of the adapters, or with the folder of `redistill export MODEL --to vllm`; if the "
+        "server has a dtype of lower precision, raise engine.tolerance"
+    )
 
     def __init__(self, servers: Sequence[Address], model: str, *, key: str | None, limits: Limits, report: Report) -> None:
         self.client = Client(servers, key=key, limits=limits, report=report)
