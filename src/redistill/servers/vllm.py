@@ -87,8 +87,8 @@ class VllmServers:
     """
 
     remedy = (
-        "start the server with the base model of the adapters, or with the folder of `redistill export MODEL --to vllm`; if the "
-        "server has a dtype of lower precision, raise engine.tolerance"
+        "start the server with the base model of the adapters, or with the folder of `redistill export MODEL --to vllm`; if "
+        "the server has a dtype of lower precision, raise engine.tolerance"
     )
 
     def __init__(self, servers: Sequence[Address], model: str, *, key: str | None, limits: Limits, report: Report) -> None:
