@@ -125,7 +125,7 @@ def test_a_stale_head_and_a_stale_prefix_cache_are_detected(tied, package, fault
     engine.sync(world.student, 0)
     setattr(package.started[0].script, fault, True)
     world.update()
-    with pytest.raises(ServerUnavailableError, match="vLLM in this process does not have the student's weights"):
+    with pytest.raises(ServerUnavailableError, match="vLLM on this machine does not have the student's weights"):
         engine.sync(world.student, 1)
 
 
@@ -144,7 +144,7 @@ def test_vllm_that_fails_is_started_again_from_the_weights(tied, package) -> Non
 def test_vllm_that_cannot_be_started_is_one_line_with_exit_code_2(tied, package) -> None:
     world = World(tied)
     package.failing.add("LLM")
-    with pytest.raises(ServerError, match="vLLM in this process: failed") as raised:
+    with pytest.raises(ServerError, match="vLLM on this machine: failed") as raised:
         engine_of(world).sync(world.student, 0)
     assert raised.value.exit_code == 2 and len(str(raised.value).splitlines()) == 1
 

@@ -1,6 +1,7 @@
-"""The vLLM engine: vLLM generates the student's text, on servers or on the machine of this process.
+"""The vLLM engine: vLLM generates the student's text.
 
-`generation.vllm_weights` transfers the student's weights to vLLM after an update, and verifies the transfer.
+vLLM runs on servers, or on the machine of this process.  `generation.vllm_weights` transfers the student's weights to vLLM
+after an update, and verifies the transfer.
 """
 
 import math
@@ -135,7 +136,7 @@ class VllmEngineConfig:
         return max(self.every, self.ahead)
 
     def connect(self, note: Report) -> Backend:
-        """Return a client of the servers, or of vLLM on this machine, without sending a request.
+        """Return a client of vLLM, without sending a request.
 
         Args:
             note: Function that is called with one line when a request is sent again.

@@ -1,4 +1,4 @@
-"""What the vLLM engine needs of vLLM, whether it runs on servers or in this process."""
+"""What the vLLM engine needs of vLLM, on servers or on this machine."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -25,11 +25,11 @@ class Backend(Protocol):
 
     @property
     def remedy(self) -> str:
-        """What to do if the log-probabilities differ after the first transfer, for the error message."""
+        """What to do if log-probabilities differ after the first transfer."""
 
     @property
     def num_attempts(self) -> int:
-        """Number of requests for text and log-probabilities so far, repeated ones included."""
+        """Number of requests for text and log-probabilities, repeated ones included."""
 
     def check(self, longest: int, report: Callable[[str], None]) -> int | None:
         """Check the version of vLLM and the length limit of the model.

@@ -14,19 +14,26 @@ from redistill.contracts import Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError, RedistillError, ServerError, check_field, one_line
 from redistill.processes import signals
 from redistill.records import Json
+from redistill.servers.client import Request
 from redistill.servers.completions import (
     NGRAM_FIELD,
     InvalidReplyError,
+    next_request,
     parse_next,
     parse_text,
     parse_text_logprobs,
-    text_seed,
+    text_request,
 )
 from redistill.servers.vllm import Loaded, check_version
 from redistill.storage.redaction import plain_line
 
 _REASON = 300  # maximum number of characters of vLLM's text in an error message
-_LABEL = "vLLM in this process"
+_LABEL = "vLLM on this machine"
+_SAMPLING = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed"),
+    *("max_tokens", "stop_token_ids", "ignore_eos", "logprobs"),
+)
+"""Fields of a request that vLLM's class `SamplingParams` has under the same name."""
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",  # vLLM would send statistics to its authors
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # this process has threads, with which a fork may block
@@ -64,7 +71,10 @@ class ColocatedConfig:
 
 
 class TextOutput(Protocol):
-    """The part of vLLM's class `RequestOutput` that is used; its attribute `outputs` has one text."""
+    """The part of vLLM's class `RequestOutput` that is used.
+
+    Its attribute `outputs` has one text.
+    """
 
     @property
     def outputs(self) -> Sequence["CompletionOutput"]: ...
@@ -94,7 +104,7 @@ class InProcessModel(Protocol):
     """The part of vLLM's class `LLM` that is used."""
 
     def generate(
-        self, prompts: Sequence[Mapping[str, list[int]]], sampling_params: Sequence[object], *, use_tqdm: bool
+        self, prompts: Sequence[Mapping[str, object]], sampling_params: Sequence[object], *, use_tqdm: bool
     ) -> Sequence[TextOutput]:
         """Return the text of every prompt, in the order of the prompts."""
 
@@ -162,7 +172,7 @@ class ColocatedVllm:
         self._llm: InProcessModel | None = None
 
     def check(self, longest: int, report: Callable[[str], None]) -> int | None:
-        """Check that vLLM is installed, its version, the number of processes, and the length limit.
+        """Check version and length limit of vLLM, and the number of processes.
 
         Args:
             longest: Maximum number of tokens of a text, prompt and answer together.
@@ -225,9 +235,7 @@ class ColocatedVllm:
             ServerError: vLLM failed, or returned invalid values.
             Interrupted: a signal arrived while vLLM failed.
         """
-        found = self._run(
-            prompts, [{"temperature": 0.0, "max_tokens": 1, "ignore_eos": True, "logprobs": top_k}] * len(prompts)
-        )
+        found = self._run([next_request(model, prompt, top_k=top_k, server=0) for prompt in prompts])
         return [[parse_next(reply, top_k=top_k, vocabulary=vocabulary)[1] for reply in found]]
 
     def check_ban(self, model: str, vocabulary: int) -> None:
@@ -238,15 +246,8 @@ class ColocatedVllm:
             Interrupted: a signal arrived while vLLM failed.
         """
         token = vocabulary // 2
-        asked = {
-            "temperature": 0.0,
-            "max_tokens": 1,
-            "ignore_eos": True,
-            "logprobs": 1,
-            "logit_bias": {token: 100.0},
-            "extra_args": {NGRAM_FIELD: 1},
-        }
-        (reply,) = self._run([[token]], [asked])
+        extra: Mapping[str, Json] = {"logit_bias": {str(token): 100.0}, "vllm_xargs": {NGRAM_FIELD: 1}}
+        (reply,) = self._run([next_request(model, [token], top_k=1, server=0, extra=extra)])
         if parse_next(reply, top_k=1, vocabulary=vocabulary)[0] == token:
             raise ServerError(
                 f"{_LABEL}: does not ban repeated n-grams; install redistill again in this environment, since vLLM finds the "
@@ -271,22 +272,9 @@ class ColocatedVllm:
             ServerError: vLLM failed, or returned an invalid text.
             Interrupted: a signal arrived while vLLM failed.
         """
-        sent = [
-            {
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "seed": text_seed(request),
-                "max_tokens": request.max_new_tokens,
-                "stop_token_ids": list(end_ids),
-                "ignore_eos": True,  # a text ends with the end tokens of the student, and with no others
-                "logprobs": 0 if has_logprobs else None,
-                "extra_args": {NGRAM_FIELD: sampling.no_repeat_ngram} if sampling.no_repeat_ngram else None,
-            }
-            for request in requests
-        ]
+        sent = [text_request(model, request, sampling, end_ids, 0, logprobs=has_logprobs) for request in requests]
         texts = list[Generation]()
-        for request, reply in zip(requests, self._run([each.prompt_ids for each in requests], sent), strict=True):
+        for request, reply in zip(requests, self._run(sent), strict=True):
             with self._failures():
                 text = parse_text(reply, request, end_ids, vocabulary)
                 logprobs = parse_text_logprobs(reply, len(text.token_ids)) if has_logprobs else None
@@ -306,17 +294,18 @@ class ColocatedVllm:
             **limit,
         )
 
-    def _run(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Mapping[str, object]]) -> list[Json]:
-        """Return the text of every prompt in the form of a reply of a server (see `servers.completions`)."""
+    def _run(self, requests: Sequence[Request]) -> list[Json]:
+        """Return replies in the form of a server, without sending the requests to one."""
         with self._failures():
             if self._llm is None or self._package is None:
                 raise ServerError(f"{_LABEL}: is not running")
-            self.num_attempts += len(prompts)
-            params = [self._package.SamplingParams(n=1, detokenize=False, **each) for each in sampling]
-            asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-            outputs = self._llm.generate(asked, params, use_tqdm=False)
-            if len(outputs) != len(prompts):
-                raise InvalidReplyError(f"{len(outputs)} texts for {len(prompts)} prompts")
+            self.num_attempts += len(requests)
+            bodies = [request.body or {} for request in requests]
+            prompts = [{"prompt_token_ids": body["prompt"]} for body in bodies]
+            params = [self._package.SamplingParams(**_sampling(body)) for body in bodies]
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            if len(outputs) != len(requests):
+                raise InvalidReplyError(f"{len(outputs)} texts for {len(requests)} prompts")
             return [_reply(output) for output in outputs]
 
     @contextmanager
@@ -335,6 +324,14 @@ class ColocatedVllm:
             self._llm = None
             signals.poll()  # the signal that ends this process may have ended vLLM as well
             raise ServerError(f"{_LABEL}: failed ({plain_line(one_line(error))[:_REASON]})") from error
+
+
+def _sampling(body: Mapping[str, Json]) -> dict[str, object]:
+    """Return the arguments of vLLM's class `SamplingParams` for the body of a request."""
+    found: dict[str, object] = {name: body[name] for name in _SAMPLING if name in body}
+    if isinstance(bias := body.get("logit_bias"), dict):
+        found["logit_bias"] = {int(token): value for token, value in bias.items()}
+    return {**found, "extra_args": body.get("vllm_xargs"), "detokenize": False}
 
 
 def _reply(output: TextOutput) -> Json:

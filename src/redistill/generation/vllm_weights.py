@@ -185,9 +185,9 @@ class ServedWeights:
         raise ServerUnavailableError(f"engine: {fault}; {RESUME}")
 
     def _await_restart(self, folder: Path) -> tuple[float, str]:
-        """Wait until all servers have the weights in `folder`; return the last result of `_gap`.
+        """Wait until all servers have the weights in `folder`.
 
-        The wait ends after the seconds of `patience_s` in any case.
+        The wait ends after at most `patience_s` seconds.  The result is that of the last call of `_gap`.
 
         Raises:
             ServerUnavailableError: a server cannot be reached.
@@ -210,7 +210,7 @@ class ServedWeights:
             time.sleep(_POLL_S)
 
     def _gap(self) -> tuple[float, str]:
-        """Return the largest difference of a server from the student, and the label of this server.
+        """Return the largest difference from the student, and the label of its server.
 
         The difference is the mean absolute difference of log-probabilities, in nats.
 

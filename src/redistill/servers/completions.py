@@ -203,20 +203,6 @@ def _logprob(value: Json) -> float:
 # --- generated text -----------------------------------------------------------------------------------------------------
 
 
-def text_seed(request: GenerationRequest) -> int:
-    """Return the seed with which a server samples the continuation of one prompt.
-
-    The seed has 31 bits, which every server accepts.
-
-    Example:
-        >>> request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0))
-        >>> 0 <= text_seed(request) < 2**31
-        True
-    """
-    purpose, *counters = request.stream
-    return torch_seed(request.seed, str(purpose), *counters) >> 32
-
-
 def text_request(
     model: str,
     request: GenerationRequest,
@@ -241,6 +227,7 @@ def text_request(
         logprobs: Whether to request the log-probability of each generated token.
     """
     assert not sampling.uses_teacher, "declared by the capabilities of the teacher or engine"
+    purpose, *counters = request.stream
     body: dict[str, Json] = {
         **_NEUTRAL,
         "model": model,
@@ -249,7 +236,7 @@ def text_request(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
-        "seed": text_seed(request),
+        "seed": torch_seed(request.seed, str(purpose), *counters) >> 32,  # 31 bits, which every server accepts
         "stop_token_ids": list(end_ids),
         "ignore_eos": True,  # a text ends with the end tokens of the student, and with no others
     }
