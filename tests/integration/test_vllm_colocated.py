@@ -47,9 +47,8 @@ def test_greedy_text_is_that_of_the_student_after_each_of_5_transfers(world) -> 
 def test_seeds_are_reproducible_and_the_ban_is_that_of_transformers(world) -> None:
     student, engine = world
     engine.sync(student.student, 6)
-    assert engine.generate(asked(student), Sampling(temperature=0.7)) == engine.generate(
-        asked(student), Sampling(temperature=0.7)
-    )
+    first, second = (engine.generate(asked(student), Sampling(temperature=0.7)) for _ in range(2))
+    assert [each.token_ids for each in first] == [each.token_ids for each in second]
     many = asked(student, tokens=48)
     found = [each.token_ids for each in engine.generate(many, Sampling(temperature=0.0, no_repeat_ngram=6))]
     assert found == ban_of_transformers(student, many, tokens=48)

@@ -104,7 +104,7 @@ class VllmServers:
 
     @property
     def num_attempts(self) -> int:
-        """Number of requests for text and log-probabilities that were sent so far, repeated ones included."""
+        """Number of requests for text and log-probabilities, repeated ones included."""
         return self.client.num_attempts
 
     def check(self, longest: int, report: Report) -> int | None:
