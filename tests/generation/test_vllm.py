@@ -12,9 +12,11 @@ from redistill.contracts import EngineTools, GenerationRequest, Sampling
 from redistill.errors import ConfigError, RedistillError, ServerError, ServerUnavailableError
 from redistill.generation.generate import generate
 from redistill.generation.vllm import VllmEngine, VllmEngineConfig
+from redistill.generation.vllm_colocated import ColocatedConfig
 from redistill.models.load import ModelConfig, end_token_ids, load_model
 from redistill.models.lora import LoraConfig, add_lora
 from redistill.processes.memory import Halving
+from redistill.servers.vllm import EXTENSION
 from tests.servers.fake import Answer, Received, Server, serving
 from tests.servers.fake_vllm import VllmScript
 from tests.worlds import LLAMA, write_model
@@ -47,8 +49,8 @@ class World:
         self.said = list[str]()
         self.size = len(self.tokenizer)
 
-    def engine(self, server: Server, **settings: Any) -> VllmEngine:
-        tools = EngineTools(
+    def tools(self) -> EngineTools:
+        return EngineTools(
             student=self.student,
             teacher=None,
             tokenizer=self.tokenizer,
@@ -59,8 +61,10 @@ class World:
             autocast=nullcontext,
             note=self.said.append,
         )
+
+    def engine(self, server: Server, **settings: Any) -> VllmEngine:
         settings = {"model": "student", "patience_s": 0.0, **settings}
-        return VllmEngineConfig(url=(server.url,), **settings).build(tools)
+        return VllmEngineConfig(url=(server.url,), **settings).build(self.tools())
 
     def update(self, scale: float = 0.05, seed: int = 1) -> None:
         """Change every trained weight, as an update would."""
@@ -119,6 +123,61 @@ def test_a_stale_head_and_a_stale_prefix_cache_end_the_run_before_the_next_draw(
         with pytest.raises(ServerUnavailableError, match="log-probabilities of probe texts differ by") as raised:
             engine.sync(world.student, 1)
         assert raised.value.exit_code == 75 and "run the same command again" in str(raised.value)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_worker_extension_loads_weights_with_the_head_of_the_student(folder, lora) -> None:
+    world = World(folder, lora)
+    with serving(VllmScript(folder, extension=EXTENSION)) as server:
+        engine = world.engine(server, transfer="extension")
+        for step in range(2):
+            engine.sync(world.student, step)
+            assert [each.token_ids for each in engine.generate(requests(), GREEDY)] == world.local(requests())
+            world.update(seed=step)
+        called = [each.body["method"] for each in server.received if each.path == "/collective_rpc"]
+    assert called == ([] if lora else ["redistill_reload"] * 2)  # adapters need no extension
+
+
+def test_a_server_without_the_worker_extension_is_rejected(tied) -> None:
+    world = World(tied)
+    with serving(VllmScript(tied)) as server, pytest.raises(ServerError, match=f"--worker-extension-cls {EXTENSION}") as raised:
+        world.engine(server, transfer="extension").sync(world.student, 0)
+    assert raised.value.exit_code == 2 and len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_restart_from_the_written_folder_is_awaited(folder, lora, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("redistill.generation.vllm_weights._POLL_S", 0.0)
+    world, script = World(folder, lora), VllmScript(folder, dev_mode=False)
+    written, num_asked = tmp_path / "redistill-student", [0]
+
+    def restarting(received: Received) -> Answer:
+        num_asked[0] += 1
+        if num_asked[0] == 15:
+            script.restart(written)
+        return Answer({}, 503) if num_asked[0] in (13, 14) else script(received)
+
+    with serving(restarting) as server:
+        engine = world.engine(server, transfer="restart", folder=str(tmp_path), patience_s=30.0)
+        engine.sync(world.student, 0)  # the server has these weights already
+        assert world.said == []
+        num_asked[0] = 0
+        world.update()
+        engine.sync(world.student, 1)
+        assert [each.token_ids for each in engine.generate(requests(), GREEDY)] == world.local(requests())
+    assert any(f"for a restart of the servers from {written}" in line for line in world.said)
+    assert script.num_loads == 0
+
+
+def test_a_restart_that_does_not_come_ends_the_run_with_exit_code_75(tied, tmp_path) -> None:
+    world = World(tied)
+    with serving(VllmScript(tied)) as server:
+        engine = world.engine(server, transfer="restart", folder=str(tmp_path))
+        engine.sync(world.student, 0)
+        world.update()
+        with pytest.raises(ServerUnavailableError, match="does not have the student's weights") as raised:
+            engine.sync(world.student, 1)
+    assert raised.value.exit_code == 75
 
 
 def test_a_server_with_another_model_is_rejected_at_the_first_transfer(tied, tmp_path) -> None:
@@ -294,6 +353,11 @@ def test_the_kinds_of_errors_of_a_recipe() -> None:
     good = {"url": ("http://127.0.0.1:1/v1",), "model": "m"}
     for changed, text in (
         ({"url": ()}, "url: empty"),
+        ({"transfer": "restart"}, "transfer = 'restart': needs a folder"),
+        ({"max_staleness": -1}, "max_staleness = -1: must be >= 0"),
+        ({"colocated": ColocatedConfig()}, "must be null in the mode server"),
+        ({"mode": "colocated"}, r"url = \('http://127.0.0.1:1/v1',\): must not be set in the mode colocated"),
+        ({"mode": "colocated", "url": (), "model": "", "transfer": "extension"}, "must be 'reload' in the mode colocated"),
         ({"url": ("ftp://x",)}, "must be an http or https URL"),
         ({"every": 0}, "every = 0: must lie in"),
         ({"every": 4, "ahead": 3}, "ahead = 3: must be a multiple or a divisor of every = 4"),

@@ -4,17 +4,23 @@ VLLM_URL is the address of the server, and VLLM_MODEL the folder of its model, s
 `--max-logprobs 64`. docs/served-teacher.md has a log.
 """
 
+import copy
 import os
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from redistill.cli.main import main
+from redistill.config.run import encode_run
 from redistill.contracts import GenerationRequest, Sampling, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.generation.generate import generate
 from redistill.models.load import ModelConfig, end_token_ids, load_model
 from redistill.teachers.served import ServedTeacher, ServedTeacherConfig
-from tests.worlds import rows
+from tests.integration.test_served_teacher import TOP_K, lines
+from tests.worlds import rows, tiny_run
 
 pytestmark = [
     pytest.mark.vllm,
@@ -82,3 +88,27 @@ def test_a_seed_gives_one_text_and_equal_prompts_give_different_texts(world) -> 
     requests = [GenerationRequest(prompt_ids=prompt, max_new_tokens=16, seed=1, stream=("a", n)) for n in range(8)]
     first = teacher.generate(requests, Sampling())
     assert first == teacher.generate(requests, Sampling()) and len({text.token_ids for text in first}) == 8
+
+
+def test_20_updates_have_the_divergences_of_the_local_teacher_on_the_same_classes(world, tmp_path: Path, monkeypatch) -> None:
+    model, tokenizer, _ = world
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers = 2
+    student = type(model)(config)
+    student.load_state_dict(model.state_dict(), strict=False)
+    student.save_pretrained(tmp_path / "small")
+    tokenizer.save_pretrained(tmp_path / "small")
+    made = tiny_run(tmp_path, "kd", student={"model": str(tmp_path / "small")}, training={"updates": 20})
+    tree = {name: value for name, value in encode_run(made).items() if name not in ("policy", "objective")}
+    served = {"kind": "served", "url": os.environ["VLLM_URL"], "model": "model", "top_k": 64}
+    local = {"kind": "my_teacher:TopK", "model": os.environ["VLLM_MODEL"], "k": 64}
+    (tmp_path / "my_teacher.py").write_text(TOP_K)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for out, teacher in {"served": served, "local": local}.items():
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**tree, "teacher": teacher, "out": str(tmp_path / "out")}))
+        assert main(["train", str(tmp_path / "recipe.yaml"), "--allow-code", "my_teacher"]) == 0
+        found[out] = [line["divergence"] for line in lines(tmp_path)]
+        (tmp_path / "out").rename(tmp_path / out)
+    assert len(found["served"]) == 20
+    assert found["served"] == pytest.approx(found["local"], abs=1e-4)

@@ -1,6 +1,9 @@
 """Whole runs whose text a vLLM server generates: training, resuming, failures, and what is rejected."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import yaml
 
 from redistill.cli.main import main
 from redistill.config.run import encode_run
-from tests.servers.fake import Answer, Received, serving
+from tests.servers.fake import Answer, Received, Server, serving
 from tests.servers.fake_vllm import VllmScript
 from tests.worlds import tiny_run
 
@@ -108,7 +111,10 @@ def test_an_old_head_ends_the_run_with_a_checkpoint(world: Path, capsys: pytest.
         ("minillm", {}, "samples tokens from a mixture of student and teacher, which the engine does not support"),
         ("kd", {}, "engine.kind = 'vllm': policy fixed generates no student text; use the engine local"),
         ("gkd", {"placement": "sharded"}, "placement = 'sharded': the engine vllm cannot receive the weights"),
-        ("gkd", {"engine": {"mode": "colocated"}}, "engine.mode = 'colocated': must be 'server'"),
+        ("gkd", {"engine": {"mode": "colocated"}}, "must not be set in the mode colocated, which uses no server"),
+        ("gkd", {"engine": {"transfer": "nccl"}}, "engine.transfer = 'nccl': must be 'reload' or 'extension' or 'restart'"),
+        ("gkd", {"engine": {"transfer": "restart"}}, "engine.transfer = 'restart': needs a folder from which"),
+        ("gkd", {"engine": {"every": 64}}, "engine.every = 64: the weights that generate text would be up to 63 updates old"),
         ("gkd", {"engine": {"every": 4, "ahead": 3}}, "engine.ahead = 3: must be a multiple or a divisor of every = 4"),
         ("minillm", {"engine": {"ahead": 2, "unsupported": "local"}}, "engine.ahead = 2: must be 1 with the policy rollouts"),
         ("gkd", {"engine": {"folder": ""}}, "engine.folder = '': must be a folder, or null"),
@@ -146,6 +152,32 @@ def test_the_local_engine_draws_ahead(world: Path) -> None:
     path = recipe(world, "http://127.0.0.1:9/v1")
     assert main(["train", str(path), "engine={kind: local, ahead: 3}"]) == 0
     assert [line["policy"]["staleness"] for line in lines(world)] == [0, 1, 2, 0]
+
+
+@pytest.mark.distributed
+def test_two_processes_with_one_server_have_the_losses_of_one(world: Path) -> None:
+    script = VllmScript(world / "student")
+    with serving(script) as server:
+        assert main(["train", str(recipe(world, server.url))]) == 0
+        num_loads, asked = script.num_loads, texts_of(server)
+        script.restart()
+        path = recipe(world, server.url, out=str(world / "two"))
+        launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*launcher, "-m", "redistill", "train", str(path)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert sorted(texts_of(server)) == sorted([*asked, *asked])  # the same prompts and seeds, each once
+    assert script.num_loads == 2 * num_loads  # only the main process transfers weights
+    assert done.stderr.count("engine: training data") == 1
+    one, two = ([line["divergence"] for line in lines(world, out)] for out in ("out", "two"))
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+def texts_of(server: Server) -> list[tuple[int, tuple[int, ...]]]:
+    """The seed and the prompt of each text that a server was asked for."""
+    bodies = [each.body for each in server.received if "stop_token_ids" in (each.body or {})]
+    return [(body["seed"], tuple(body["prompt"])) for body in bodies]
 
 
 def test_evaluate_generates_answers_with_the_engine(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,4 +70,7 @@ def test_a_setting_that_is_not_set_is_no_part_of_the_identity(tmp_path: Path) ->
     unset, chosen = (encode_run(tiny_run(tmp_path, student=student)) for student in ({}, {"attention": "eager"}))
     assert "attention" in str(unset) and "attention" not in str(_without_unset(unset))
     assert _without_unset(chosen) != _without_unset(unset)
+    later = {"engine": {"max_staleness": None, "colocated": None, "transfer": "reload"}}
+    assert _without_unset(later) == {"engine": {}}
+    assert _without_unset({"transfer": "restart"}) == {"transfer": "restart"}
     assert _without_unset({"patience": None}) == {"patience": None}  # an old setting stays, since old identities have it

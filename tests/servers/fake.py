@@ -114,6 +114,7 @@ class ModelScript:
         key: The API key that is required; None accepts all requests.
         shift: Number that is added to the logits of one class, as other weights would.
         change: Function that changes a reply, given the request.
+        tokenizer: Folder of the tokenizer; None if it is `folder`.
     """
 
     def __init__(
@@ -126,9 +127,10 @@ class ModelScript:
         shift: float = 0.0,
         max_model_len: int | None = 256,
         change: Callable[[Received, Any], Any] = lambda received, reply: reply,
+        tokenizer: Path | str | None = None,
     ) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or folder)
         self.name, self.max_logprobs, self.key, self.shift, self.change = name, max_logprobs, key, shift, change
         self.max_model_len = max_model_len
         self.lock = threading.Lock()

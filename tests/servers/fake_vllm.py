@@ -25,6 +25,7 @@ class VllmScript(ModelScript):
         keeps_head: Plants a fault: reloaded weights do not change the head.
         keeps_cache: Plants a fault: the prefix cache is not discarded.
         bans: Whether the server has the plugin that bans repeated n-grams.
+        extension: Name of the class that the server adds to its workers.
     """
 
     def __init__(
@@ -36,19 +37,23 @@ class VllmScript(ModelScript):
         keeps_head: bool = False,
         keeps_cache: bool = False,
         bans: bool = True,
+        extension: str = "",
         **settings: Any,
     ) -> None:
         super().__init__(folder, **{"name": "student", "max_model_len": 512, **settings})
         self.folder, self.version, self.dev_mode = folder, version, dev_mode
-        self.keeps_head, self.keeps_cache, self.bans = keeps_head, keeps_cache, bans
+        self.keeps_head, self.keeps_cache, self.bans, self.extension = keeps_head, keeps_cache, bans, extension
         self.model.lm_head.weight = torch.nn.Parameter(self.model.lm_head.weight.detach().clone())  # its prepacked kernel
         self.adapted: torch.nn.Module | None = None
         self.cache: dict[tuple[int, ...], Any] = {}
         self.num_loads = 0
 
-    def restart(self) -> None:
-        """Lose the student's weights."""
-        ModelScript.__init__(self, self.folder, name=self.name, max_model_len=self.max_model_len, change=self.change)
+    def restart(self, folder: Path | None = None) -> None:
+        """Lose the student's weights, and load those of a folder."""
+        folder = self.folder if folder is None else folder
+        ModelScript.__init__(
+            self, folder, tokenizer=self.folder, name=self.name, max_model_len=self.max_model_len, change=self.change
+        )
         self.model.lm_head.weight = torch.nn.Parameter(self.model.lm_head.weight.detach().clone())
         self.adapted, self.cache = None, {}
 
@@ -62,6 +67,8 @@ class VllmScript(ModelScript):
             "/reset_prefix_cache": self.reset,
             "/v1/load_lora_adapter": self.load_adapter,
         }
+        if received.path == "/server_info?config_format=json" and self.dev_mode:
+            return Answer({"vllm_config": {"parallel_config": {"worker_extension_cls": self.extension}}})
         if received.path in routes and self.dev_mode:
             with self.lock:
                 routes[received.path](received.body)
@@ -71,11 +78,13 @@ class VllmScript(ModelScript):
         return super().__call__(received)
 
     def reload(self, body: Mapping[str, Any]) -> None:
-        assert body["method"] == "reload_weights"
+        assert body["method"] in ("reload_weights", "redistill_reload")
         self.num_loads += 1
         tensors = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
+        if body["method"] == "redistill_reload":  # packs a tied head again
+            tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
         if self.keeps_head:
-            tensors.pop("lm_head.weight")
+            tensors.pop("lm_head.weight", None)
         self.model.load_state_dict(tensors, strict=False)
 
     def load_adapter(self, body: Mapping[str, Any]) -> None:

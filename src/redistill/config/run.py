@@ -22,6 +22,7 @@ from redistill.config.schema import current_tree, schema_of_run
 from redistill.config.scoring import check_choice, check_forced, load_external, metrics, metrics_of, names_in
 from redistill.config.sections import DataConfig, StudentConfig, TeacherConfig
 from redistill.config.shown import shown
+from redistill.config.staleness import staleness_fault
 from redistill.contracts import EngineCapabilities, TeacherCapabilities
 from redistill.errors import ConfigError
 from redistill.evaluation.scores import EvaluationConfig
@@ -60,8 +61,7 @@ class Run:
         student: The model that is trained.
         data: Training, validation and test data.
         engine: The component that generates the student's text for training.
-        placement: With "auto", each process has the full student. With "sharded", the student is split over the processes
-            (FSDP2).
+        placement: "auto" keeps the full student in each process. "sharded" splits the student over the processes (FSDP2).
         policy: Selects or generates the sequences that the student learns from. If None, the method's policy is used.
         objective: The terms that are minimised. If None, the method's objective is used.
         optimiser: AdamW and its learning rate schedule.
@@ -116,7 +116,8 @@ class Run:
                 "student.model = 'teacher': needs a teacher whose weights are loaded here (teacher.kind local); set "
                 "teacher.model, or set student.model to another model"
             )
-        if fault := mismatch(row, self.teacher_capabilities, self.engine_capabilities):
+        fault = mismatch(row, self.teacher_capabilities, self.engine_capabilities)
+        if fault := fault or staleness_fault(row, self.engine, self.training.batch_size):
             raise ConfigError(f"{fault} (method {self.method})")
         if isinstance(self.engine, VllmEngineConfig) and policy.sampling is None:
             raise ConfigError(

@@ -30,9 +30,11 @@ class LocalEngineConfig:
         decoder: How tokens are computed one after another.  With "static", the KV cache has a fixed size, which stays allocated
             between updates.  "compiled" is "static", and the computation of a token is compiled; on a GPU it is recorded as
             a CUDA graph as well.  If None, the cache grows with the text.
+        max_staleness: Largest accepted age of these weights in updates, >= 0.  If None, the limit is that of the method: 15 if
+            its only divergence is forward KL (also the skewed one), and 3 otherwise.
 
     Raises:
-        ConfigError: `ahead` is out of range.
+        ConfigError: a number is out of range.
 
     Example:
         >>> LocalEngineConfig().capabilities.mixture, LocalEngineConfig().capabilities.logprobs
@@ -44,9 +46,12 @@ class LocalEngineConfig:
 
     ahead: int = 1
     decoder: DecoderKind | None = None
+    max_staleness: int | None = None
 
     def __post_init__(self) -> None:
         check_field(self, "ahead", 1 <= self.ahead <= 1024, "must lie in [1, 1024]; 1 is usual")
+        is_valid = self.max_staleness is None or self.max_staleness >= 0
+        check_field(self, "max_staleness", is_valid, "must be >= 0, or null for the limit of the method")
 
     @property
     def interval(self) -> int:

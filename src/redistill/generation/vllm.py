@@ -1,11 +1,12 @@
-"""The vLLM engine: a vLLM server generates the student's text.
+"""The vLLM engine: vLLM generates the student's text.
 
-`generation.vllm_weights` transfers the student's weights to the server after an update, and verifies the transfer.
+vLLM runs on servers, or on the machine of this process.  `generation.vllm_weights` transfers the student's weights to vLLM
+after an update, and verifies the transfer.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 from torch import nn
@@ -13,10 +14,11 @@ from torch import nn
 from redistill.contracts import EngineCapabilities, EngineTools, Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError, ServerError, ServerUnavailableError, check_field
 from redistill.generation.local import LocalEngineConfig
+from redistill.generation.vllm_backend import Backend
+from redistill.generation.vllm_colocated import ColocatedConfig, ColocatedVllm
 from redistill.generation.vllm_weights import RESUME, ServedWeights
 from redistill.interfaces import CausalModel
 from redistill.servers.client import Report
-from redistill.servers.completions import checked, parse_text, parse_text_logprobs, text_request
 from redistill.servers.connection import check_settings, connection, destinations
 from redistill.servers.vllm import VllmServers
 from redistill.storage.paths import expanded
@@ -27,39 +29,47 @@ _TRIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class VllmEngineConfig:
-    """Generates text with vLLM servers that receive the student's weights.
+    """Generates text with vLLM, which receives the student's weights.
 
-    A server must run vLLM 0.32 or later, with VLLM_SERVER_DEV_MODE=1.  It must serve a model of the student's architecture,
-    and be able to read `folder`.  docs/vllm-engine.md has the commands.  Prompts are sent to the server.  A server on
-    another machine must be allowed by the option `--allow-host` of the command.
+    In the mode "server", a server must run vLLM 0.32 or later, with VLLM_SERVER_DEV_MODE=1.  It must serve a model of the
+    student's architecture, and be able to read `folder`.  docs/vllm-engine.md has the commands.  Prompts are sent to the
+    server.  A server on another machine must be allowed by the option `--allow-host` of the command.
+
+    In the mode "colocated", vLLM must be installed in the environment of redistill, and the run must have one process.
 
     More than 12 fields: it is a section of a recipe, in which each field is a setting of the user.
 
     Args:
-        mode: "server" uses servers that are already running.
+        mode: "server" uses servers that are already running.  "colocated" starts vLLM as a child of this process.
         url: Address of the server, such as http://127.0.0.1:8000/v1; or a list of addresses of servers with the same model,
-            over which the requests are distributed.
-        model: Name of the model, as the server lists it.
-        folder: Folder through which the server gets the student's weights.  This process writes them to a new subfolder,
-            which is removed at the end.  If None, the temporary folder of this machine is used.
+            over which the requests are distributed.  Only for the mode "server", which requires it.
+        model: Name of the model, as the server lists it.  Only for the mode "server", which requires it.
+        folder: Folder through which vLLM gets the student's weights.  This process writes them to a new subfolder, which is
+            removed at the end.  If None, the temporary folder of this machine is used.
+        transfer: How the weights get from the folder to a server.  "reload" uses vLLM's own routes.  "extension" uses a class
+            of redistill with which the server was started; a tied head may then stay tied.  "restart" writes the weights to
+            the subfolder "redistill-student" of `folder`, and waits until the user has restarted the servers from it.
         api_key_env: Name of the environment variable that contains the API key.  If None, no key is sent.
         every: Number of updates from one transfer of the weights to the next, in [1, 1024].  If `ahead` is larger, the weights
             are transferred only every `ahead` updates.  Text is generated with weights that are up to max(every, ahead) - 1
             updates old.
         ahead: Number of updates whose text is generated at once, in [1, 1024].  One of `every` and `ahead` must be a multiple
             of the other.
+        max_staleness: Largest accepted age in updates of the weights that generate text, >= 0.  If None, the limit is that of
+            the method: 15 if its only divergence is forward KL (also the skewed one), and 3 otherwise.
         unsupported: What to do with text that is sampled from mixtures of student and teacher.  "reject" rejects a recipe that
             needs such text; "local" generates it in this process.
         concurrent_requests: Maximum number of open requests of one process, in [1, 1024].
         timeout_s: Seconds after which a request without a complete reply is sent again, > 0.
-        patience_s: Seconds during which a failed request is sent again, >= 0.  After that, the command ends.  The same command
-            resumes.
+        patience_s: Seconds during which a failed request is sent again, and a restart is awaited, >= 0.  After that, the
+            command ends.  The same command resumes.
         tolerance: Largest accepted difference after the first transfer, in nats, >= 0.  It is the mean absolute difference
-            between log-probabilities of a server and of the student.  After later transfers the limit is 5 times the first
+            between log-probabilities of vLLM and of the student.  After later transfers the limit is 5 times the first
             difference, but at least 0.001 and at most `tolerance`.
+        colocated: Settings of vLLM in the mode "colocated".  If None, the defaults are used.
 
     Raises:
-        ConfigError: a URL or a name is invalid, or a number is out of range.
+        ConfigError: a URL or a name is invalid, a number is out of range, or two settings exclude each other.
 
     Example:
         >>> VllmEngineConfig(url=("http://127.0.0.1:8000/v1",), model="student").capabilities.mixture
@@ -72,22 +82,35 @@ class VllmEngineConfig:
 
     kind: ClassVar[str] = "vllm"
 
-    mode: Literal["server"] = "server"
-    url: tuple[str, ...]
-    model: str
+    mode: Literal["server", "colocated"] = "server"
+    url: tuple[str, ...] = ()
+    model: str = ""
     folder: str | None = None
+    transfer: Literal["reload", "extension", "restart"] = "reload"
     api_key_env: str | None = None
     every: int = 1
     ahead: int = 1
+    max_staleness: int | None = None
     unsupported: Literal["reject", "local"] = "reject"
     concurrent_requests: int = 64
     timeout_s: float = 600.0
     patience_s: float = 900.0
     tolerance: float = 0.05
+    colocated: ColocatedConfig | None = None
 
     def __post_init__(self) -> None:
-        check_settings(self, usual_concurrent=64)
+        if self.mode == "server":
+            check_settings(self, usual_concurrent=64)
+            check_field(self, "colocated", self.colocated is None, "must be null in the mode server")
+        else:
+            for name in ("url", "model", "api_key_env"):
+                check_field(self, name, not getattr(self, name), "must not be set in the mode colocated, which uses no server")
+            check_field(self, "transfer", self.transfer == "reload", "must be 'reload' in the mode colocated")
         check_field(self, "folder", self.folder is None or bool(self.folder.strip()), "must be a folder, or null")
+        if self.transfer == "restart" and self.folder is None:
+            raise ConfigError("transfer = 'restart': needs a folder from which the servers are restarted; set engine.folder")
+        is_valid = self.max_staleness is None or self.max_staleness >= 0
+        check_field(self, "max_staleness", is_valid, "must be >= 0, or null for the limit of the method")
         for name in ("every", "ahead"):
             check_field(self, name, 1 <= getattr(self, name) <= 1024, "must lie in [1, 1024]; 1 is usual")
         longer, shorter = max(self.every, self.ahead), min(self.every, self.ahead)
@@ -112,8 +135,8 @@ class VllmEngineConfig:
         """Number of updates from one transfer of the weights to the next."""
         return max(self.every, self.ahead)
 
-    def connect(self, note: Report) -> VllmServers:
-        """Return a client of the servers, without sending a request.
+    def connect(self, note: Report) -> Backend:
+        """Return a client of vLLM, without sending a request.
 
         Args:
             note: Function that is called with one line when a request is sent again.
@@ -121,6 +144,8 @@ class VllmEngineConfig:
         Raises:
             ConfigError: a server is not allowed, or the variable of the API key is not set.
         """
+        if self.mode == "colocated":
+            return ColocatedVllm(self.colocated or ColocatedConfig())
         found = connection(self, "engine", note)
         return VllmServers(found.servers, self.model, key=found.key, limits=found.limits, report=found.report)
 
@@ -129,42 +154,52 @@ class VllmEngineConfig:
 
         The line names the data, the servers that receive them, and the environment variable of the API key.
         """
+        if self.mode == "colocated":
+            return "engine: vLLM runs on this machine; no data are sent to a server"
         return f"engine: training data (token ids of prompts) {destinations(self)}"
 
     def build(self, tools: EngineTools) -> "VllmEngine":
-        """Create the engine; it connects to the servers at the first transfer of weights."""
+        """Create the engine; it uses vLLM for the first time when weights are transferred."""
         return VllmEngine(self, self.connect(tools.note), tools)
 
 
 class VllmEngine:
-    """Generates text with vLLM servers (contracts.Engine).
+    """Generates text with vLLM (contracts.Engine).
 
     A server that was restarted during a run has lost the student's weights.  The engine detects this, loads the weights again,
     and requests the texts again with the same seeds.
 
     Args:
         settings: The settings of the engine in the recipe.
-        servers: The servers.
+        backend: The servers, or vLLM on this machine.
         tools: The objects that engines are built from.
 
     Attributes:
-        synced_step: Number of updates after which the student had the weights that the servers have; None before the first
+        synced_step: Number of updates after which the student had the weights that vLLM has; None before the first
             transfer.
     """
 
-    def __init__(self, settings: VllmEngineConfig, servers: VllmServers, tools: EngineTools) -> None:
+    def __init__(self, settings: VllmEngineConfig, backend: Backend, tools: EngineTools) -> None:
         self.capabilities = settings.capabilities
         self.synced_step: int | None = None
-        self._settings, self._client, self._servers, self._tools = settings, servers.client, servers, tools
+        self._settings, self._backend, self._tools = settings, backend, tools
         self._local = LocalEngineConfig().build(tools) if settings.unsupported == "local" else None
         folder = None if settings.folder is None else expanded(settings.folder)
-        self._weights = ServedWeights(servers, tools, folder=folder, tolerance=settings.tolerance)
+        self._weights = ServedWeights(
+            backend,
+            tools,
+            folder=folder,
+            tolerance=settings.tolerance,
+            route=settings.transfer,
+            takes_adapters=settings.mode == "server",
+            patience_s=settings.patience_s,
+        )
         self._has_generated = self._has_ban = False
 
     def sync(self, student: nn.Module, step: int) -> None:
-        """Transfer the student's weights to the servers if a transfer is due.
+        """Transfer the student's weights to vLLM if a transfer is due.
 
-        After a transfer, the log-probabilities of servers and student are compared.  Every process must call this method; the
+        After a transfer, the log-probabilities of vLLM and student are compared.  Every process must call this method; the
         main process transfers the weights.
 
         Raises:
@@ -195,11 +230,11 @@ class VllmEngine:
         if not requests:
             return []
         if sampling.no_repeat_ngram and not self._has_ban:
-            self._servers.check_ban(self._weights.model, self._tools.vocabulary)
+            self._backend.check_ban(self._weights.model, self._tools.vocabulary)
             self._has_ban = True
         fault = "servers lost the student's weights several times"
         for _ in range(_TRIES):
-            before = self._client.num_attempts
+            before = self._backend.num_attempts
             try:
                 texts = self._continuations(requests, sampling)
             except ServerUnavailableError:
@@ -211,22 +246,18 @@ class VllmEngine:
                 self._tools.note(f"engine: {fault}; the texts are requested again")
                 self._weights.restore()
                 continue
-            was_retried = self._client.num_attempts - before > len(requests)
+            was_retried = self._backend.num_attempts - before > len(requests)
             if not (was_retried and self._weights.restore()):
                 self._has_generated = True
                 return texts
         raise ServerUnavailableError(f"engine: {fault}; {RESUME}")
 
     def _continuations(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
-        end_ids, vocabulary, has_logprobs = self._tools.end_ids, self._tools.vocabulary, self.capabilities.logprobs
-        sent = [
-            text_request(self._weights.model, request, sampling, end_ids, number, logprobs=has_logprobs)
-            for number, request in enumerate(requests)
-        ]
-        texts = list[Generation]()
-        for request, reply in zip(requests, self._client.exchange(sent), strict=True):
-            with checked(reply) as value:
-                text = parse_text(value, request, end_ids, vocabulary)
-                logprobs = parse_text_logprobs(value, len(text.token_ids)) if has_logprobs else None
-            texts.append(replace(text, logprobs=logprobs))
-        return texts
+        return self._backend.generate(
+            self._weights.model,
+            requests,
+            sampling,
+            end_ids=self._tools.end_ids,
+            vocabulary=self._tools.vocabulary,
+            has_logprobs=self.capabilities.logprobs,
+        )

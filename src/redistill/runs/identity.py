@@ -26,8 +26,16 @@ from redistill.storage.file_hash import file_hash
 from redistill.teachers.served import ServedTeacher
 from redistill.training import checkpoint
 
-LATER = frozenset({"attention", "decoder", "offload", "quantise"})
-"""Names of settings that were added to recipes after runs had been made; None means that the setting is not set."""
+LATER: Mapping[str, Json] = {
+    "attention": None,
+    "decoder": None,
+    "offload": None,
+    "quantise": None,
+    "max_staleness": None,
+    "colocated": None,
+    "transfer": "reload",
+}
+"""Settings that were added to recipes after runs had been made, with the values that the earlier runs have."""
 
 
 def checked_identity(run: OpenRun) -> dict[str, str]:
@@ -111,11 +119,11 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _without_unset(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a configuration without those of the fields `LATER` that are not set.
+    """Return a copy of a configuration without those fields in `LATER` that have the value stated there.
 
     Runs of earlier versions, which did not have these fields, keep their identity.
     """
-    kept = {name: item for name, item in tree.items() if item is not None or name not in LATER}
+    kept = {name: item for name, item in tree.items() if name not in LATER or item != LATER[name]}
     return {name: _without_unset(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
 
 

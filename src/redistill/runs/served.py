@@ -48,9 +48,9 @@ def check_servers(config: Run, accelerator: Accelerator, report: Report) -> None
     """
     note = report if accelerator.is_main_process else _silent
     if isinstance(config.engine, VllmEngineConfig):
-        servers = config.engine.connect(note)
+        backend = config.engine.connect(note)
         note(config.engine.announcement())
-        servers.check(_max_tokens(config), note)
+        backend.check(_max_tokens(config), note)
     if not isinstance(settings := config.teacher, ServedTeacherConfig):
         return
     client = settings.connect(note)

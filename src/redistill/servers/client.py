@@ -74,7 +74,7 @@ class Request(NamedTuple):
         path: Path below the address of the server, such as "/completions".
         body: The JSON value that is sent (POST); None for a GET request.
         max_bytes: Maximum size of the reply.
-        server: Index of the server; an index beyond the last server starts again at the first one.
+        server: Index of the server, modulo the number of servers.
         is_pinned: True to send all attempts to this server; False to send later attempts to the other servers in turn.
         has_json: True if the reply must be JSON.  If False, the content of the reply is ignored, and `Reply.value` is None.
     """

@@ -13,7 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from redistill.contracts import Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError, ServerError, ServerUnavailableError
 from redistill.records import Json
 from redistill.servers.address import Address
@@ -25,12 +27,19 @@ from redistill.servers.completions import (
     checked,
     next_request,
     parse_next,
+    parse_text,
+    parse_text_logprobs,
     served_model,
+    text_request,
 )
 
 OLDEST, TESTED = (0, 32), "0.32"
 ADAPTER = "redistill-student"
 """Name under which the student's adapters are loaded on the servers."""
+EXTENSION = "redistill.generation.vllm_worker.HeadReloader"
+"""The class that vLLM adds to its workers for the route "extension"."""
+RELOAD_METHOD = "redistill_reload"
+"""The method of this class that loads weights from a folder."""
 _VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})([.+a-z0-9]{0,80})", re.ASCII)
 _REMEDY = "start the server with VLLM_SERVER_DEV_MODE=1"
 _ADAPTER_REMEDY = (
@@ -38,17 +47,26 @@ _ADAPTER_REMEDY = (
 )
 
 
+Route = Literal["adapter", "reload", "extension", "restart"]
+"""How weights get from a folder to a vLLM server.
+
+"adapter" loads the adapters in the folder; the other routes load all weights.  "reload" calls vLLM's own function.
+"extension" calls a function of redistill in the worker processes of vLLM.  "restart" sends no request: somebody else restarts
+the server from the folder.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A folder from which the servers load the student's weights.
+    """A folder from which vLLM loads the student's weights.
 
     Args:
         folder: The folder.  The servers must be able to read it under this path.
-        is_adapter: True if the folder contains adapters in the format of PEFT; False if it contains all weights.
+        route: How the weights get from the folder to the servers.
     """
 
     folder: Path
-    is_adapter: bool
+    route: Route
 
 
 class VllmServers:
@@ -61,15 +79,33 @@ class VllmServers:
         limits: Limits of requests.
         report: Function that is called with one line when a request is sent again.
 
+    Attributes:
+        remedy: What to do if the log-probabilities differ after the first transfer.
+
     Raises:
         ConfigError: this process may not connect to a server.
     """
+
+    remedy = (
+        "start the server with the base model of the adapters, or with the folder of `redistill export MODEL --to vllm`; if "
+        "the server has a dtype of lower precision, raise engine.tolerance"
+    )
 
     def __init__(self, servers: Sequence[Address], model: str, *, key: str | None, limits: Limits, report: Report) -> None:
         self.client = Client(servers, key=key, limits=limits, report=report)
         roots = [replace(server, path=server.path.removesuffix("/v1")) for server in servers]
         self._admin = Client(roots, key=key, limits=limits, report=report)
         self.model = model
+
+    @property
+    def labels(self) -> list[str]:
+        """The name of each server in messages, such as "server 127.0.0.1:8000"."""
+        return [server.label for server in self.client.servers]
+
+    @property
+    def num_attempts(self) -> int:
+        """Number of requests for text and log-probabilities, repeated ones included."""
+        return self.client.num_attempts
 
     def check(self, longest: int, report: Report) -> int | None:
         """Check version, model and length limit of every server.
@@ -88,9 +124,7 @@ class VllmServers:
         """
         limits = list[int]()
         for number, server in enumerate(self.client.servers):
-            version = self._version(number)
-            if not version.startswith(TESTED):
-                report(f"note: {server.label}: runs vLLM {version}; redistill was tested with {TESTED}")
+            check_version(self._version(number), server.label, report)
             (reply,) = self.client.exchange([Request("/models", None, REPLY_BYTES, number, is_pinned=True)])
             with checked(reply) as value:
                 found = served_model(value, self.model)
@@ -107,6 +141,8 @@ class VllmServers:
     def load(self, weights: Loaded) -> str:
         """Let every server load weights and discard its prefix cache.
 
+        Nothing is sent for the route "restart".
+
         Returns:
             The name of the model with these weights on the servers.
 
@@ -114,15 +150,56 @@ class VllmServers:
             ServerError: a server lacks a route, or cannot load the weights.
             ServerUnavailableError: a server cannot be reached.
         """
+        if weights.route == "restart":
+            return self.model
         folder = str(weights.folder)
-        if weights.is_adapter:
+        if weights.route == "adapter":
             body: Mapping[str, Json] = {"lora_name": ADAPTER, "lora_path": folder, "load_inplace": True}
             self._post(self.client, "/load_lora_adapter", body, _ADAPTER_REMEDY)
         else:
-            call: Mapping[str, Json] = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+            if weights.route == "extension":
+                self._check_extension()
+            method = RELOAD_METHOD if weights.route == "extension" else "reload_weights"
+            call: Mapping[str, Json] = {"method": method, "kwargs": {"weights_path": folder}}
             self._post(self._admin, "/collective_rpc", call, _REMEDY)
         self._post(self._admin, "/reset_prefix_cache", {}, _REMEDY)
-        return ADAPTER if weights.is_adapter else self.model
+        return ADAPTER if weights.route == "adapter" else self.model
+
+    def generate(
+        self,
+        model: str,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        *,
+        end_ids: Sequence[int],
+        vocabulary: int,
+        has_logprobs: bool,
+    ) -> list[Generation]:
+        """Return the continuation of every request, in the order of the requests.
+
+        Args:
+            model: Name of the model on the servers.
+            requests: The prompts, each with the key of its random numbers.
+            sampling: How tokens are sampled.
+            end_ids: Tokens that end a text.
+            vocabulary: Number of token ids; a text with another id is invalid.
+            has_logprobs: Whether each continuation has the log-probabilities of its tokens.
+
+        Raises:
+            ServerError: a reply is invalid, or a server rejected a request.
+            ServerUnavailableError: a server cannot be reached.
+        """
+        sent = [
+            text_request(model, request, sampling, end_ids, number, logprobs=has_logprobs)
+            for number, request in enumerate(requests)
+        ]
+        texts = list[Generation]()
+        for request, reply in zip(requests, self.client.exchange(sent), strict=True):
+            with checked(reply) as value:
+                text = parse_text(value, request, end_ids, vocabulary)
+                logprobs = parse_text_logprobs(value, len(text.token_ids)) if has_logprobs else None
+            texts.append(replace(text, logprobs=logprobs))
+        return texts
 
     def next_logprobs(
         self, model: str, prompts: Sequence[Sequence[int]], *, top_k: int, vocabulary: int
@@ -169,21 +246,37 @@ class VllmServers:
                         "(pip install --no-deps redistill) and restart it, or set no_repeat_ngram to 0"
                     )
 
+    def _check_extension(self) -> None:
+        """Raise a ServerError if a server was started without the class `EXTENSION`."""
+        for number, _ in enumerate(self.client.servers):
+            request = Request("/server_info?config_format=json", None, REPLY_BYTES, number, is_pinned=True)
+            try:
+                (reply,) = self._admin.exchange([request])
+            except ServerUnavailableError:
+                raise
+            except ServerError as error:
+                raise ServerError(f"{error}; the request was /server_info: {_REMEDY}") from error
+            found = reply.value
+            for name in ("vllm_config", "parallel_config", "worker_extension_cls"):
+                found = found.get(name) if isinstance(found, dict) else None
+            if found != EXTENSION:
+                raise ServerError(
+                    f"{reply.server}: was started without the worker extension of redistill; start it with "
+                    f"--worker-extension-cls {EXTENSION}, or set engine.transfer to reload"
+                )
+
     def _version(self, number: int) -> str:
         """Return the version of vLLM on a server.
 
         Raises:
-            ServerError: the server is not vLLM, or its version is too old.
+            ServerError: the server is not vLLM.
         """
         (reply,) = self._admin.exchange([Request("/version", None, REPLY_BYTES, number, is_pinned=True)])
         with checked(reply) as value:
             version = value.get("version") if isinstance(value, dict) else None
-            found = _VERSION.fullmatch(version) if isinstance(version, str) else None
-            if found is None:
+            if not isinstance(version, str) or not _VERSION.fullmatch(version):
                 raise InvalidReplyError("/version has no version of vLLM; the engine vllm needs a vLLM server")
-        if tuple(map(int, found.groups()[:2])) < OLDEST:
-            raise ServerError(f"{reply.server}: runs vLLM {found.group()}; must be {TESTED} or later; install a newer version")
-        return found.group()
+        return version
 
     def _post(self, client: Client, path: str, body: Mapping[str, Json], remedy: str) -> None:
         """Send a request to every server; the content of the replies is ignored.
@@ -199,3 +292,28 @@ class VllmServers:
             raise
         except ServerError as error:
             raise ServerError(f"{error}; the request was {path}: {remedy}") from error
+
+
+def check_version(version: str, label: str, report: Report) -> None:
+    """Check that redistill supports a version of vLLM.
+
+    Args:
+        version: The version, such as "0.32.0+cpu".
+        label: Name of the server in messages.
+        report: Function that is called with one line if the version was not tested.
+
+    Raises:
+        ServerError: the version is too old, or the text is not a version.
+
+    Example:
+        >>> check_version("0.32.0+cpu", "server 127.0.0.1:8000", print)
+        >>> check_version("0.31", "server 127.0.0.1:8000", print)
+        Traceback (most recent call last):
+            ...
+        redistill.errors.ServerError: server 127.0.0.1:8000: runs vLLM 0.31; must be 0.32 or later; install a newer version
+    """
+    found = _VERSION.fullmatch(version)
+    if found is None or tuple(map(int, found.groups()[:2])) < OLDEST:
+        raise ServerError(f"{label}: runs vLLM {version[:80]}; must be {TESTED} or later; install a newer version")
+    if not version.startswith(TESTED):
+        report(f"note: {label}: runs vLLM {version}; redistill was tested with {TESTED}")
