@@ -203,7 +203,7 @@ def test_a_hub_data_set_is_requested_with_its_configuration_revision_and_split(h
         ("owner/na me", "no such file or folder"),
         (
             "folder/name@main",
-            "no such file or folder in the folder folder; to read the hub data set of this name, run from a folder",
+            "no such file or folder in the folder folder; to read the hub data set of this name, run from",
         ),
         ("folder/name[:1%]", "no such file or folder in the folder folder; to read the hub data set"),
         ("folder/more.jsonl", "no such file or folder; give"),

@@ -221,8 +221,8 @@ def _check_no_folder_hides(source: Source) -> None:
     match = _NAME.fullmatch(source.path)
     if match is not None and file_format(Path(match["path"])) is None and Path(first).is_dir():
         raise DataError(
-            f"{plain_line(source.path)[:200]}: no such file or folder in the folder {first}; to read the hub data set of this name, "
-            f"run from a folder that does not contain {first}"
+            f"{plain_line(source.path)[:200]}: no such file or folder in the folder {first}; to read the hub data set of this "
+            f"name, run from a folder that does not contain {first}"
         )
 
 

@@ -31,8 +31,8 @@ class AppendedStates:
     An appended state has the same bits each time it is used, even if the run was killed and resumed.  For this, all states
     of a forward pass are written to disk before any of them is used.  A written state always replaces a newly computed one.
 
-    The name of a shard has two hashes: of the keys in it, and of the file.  At the start, only the keys are read and checked.  A
-    file is checked before its states are used for the first time.
+    The name of a shard has two hashes: of the keys in it, and of the file.  At the start, only the keys are read and checked.
+    A file is checked before its states are used for the first time.
 
     Args:
         store: The store with the hidden states of the training and validation data.
