@@ -22,7 +22,6 @@ HABITS = {  # an override as in another tool -> a part of the error that names w
     "learning_rate=1e-4": "learning_rate: no such section; use optimiser.learning_rate",
     "student_model=x": "student_model: no such section; use student.model",
     "use_peft=true": "use_peft: no such section; use student.lora, such as {rank: 8}",
-    "template=chatml": "template: no such section; use data.tokens.template, with the value auto, chat or alpaca",
     "optim=adamw_torch": "optim: no such section; remove it; the optimiser is AdamW",
     "optimizer.lr=1": "optimizer: no such section; use optimiser, a section with learning_rate",
     "training.precision=bf16-mixed": "training.precision = 'bf16-mixed': must be 'fp32' or 'tf32' or 'bf16'; use 'bf16'",

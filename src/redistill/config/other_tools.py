@@ -70,7 +70,6 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
     "max_prompt_length": ("data.tokens.prompt_tokens", ""),
     **dict.fromkeys(("max_new_tokens", "max_completion_length"), ("data.tokens.response_tokens", "")),
     "chat_template": ("data.tokens.template", ", with the value chat"),
-    "template": ("data.tokens.template", ", with the value auto, chat or alpaca"),
     **dict.fromkeys(("chat_template_kwargs", "enable_thinking"), ("data.tokens.template_arguments", "")),
     **dict.fromkeys(("output_dir", "output_path"), ("out", ", or the option --out")),
     "run_name": ("name", ""),
