@@ -104,8 +104,8 @@ def _check_text(path: str, text: str) -> None:
     if what := secret_in(text):
         remedy = "remove it, since recipes are copied to run folders and reports; pass tokens in the environment (HF_TOKEN)"
         raise ConfigError(f"{path} = {shown(text)}: contains {what}; {remedy}")
-    if not _FREE.search(path) and (fault := unusable(text)):
-        raise ConfigError(f"{path} = {shown(text)}: {fault}")
+    if not _FREE.search(path) and (reason := unusable(text)):
+        raise ConfigError(f"{path} = {shown(text)}: {reason}")
 
 
 def encode(node: object, names: Names) -> dict[str, Json]:

@@ -274,7 +274,10 @@ def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
 
 
 def with_stage_folders(run: Run) -> Run:
-    """Return a recipe in which each fine-tuning before distillation names its output folder."""
+    """Return a recipe whose fine-tunings before distillation have an output folder.
+
+    The default of this folder depends on the output folder of the run.
+    """
     folders = {name: str(stage.folder) for name, stage in stages(run).items()}
     teacher, student = run.teacher, run.student
     if "teacher" in folders and isinstance(teacher, TeacherConfig) and teacher.finetune is not None:

@@ -150,7 +150,12 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
 
 
 def model_path(name: str) -> Path:
-    """Return the path that the name of a model would have, with "~" expanded; nothing need exist there.
+    """Return the path of a model that is a local file or folder.
+
+    The path need not exist. "~" stands for the home folder.
+
+    Args:
+        name: The name of the model, as given by the user.
 
     Raises:
         ModelError: no path can have this name; for example, a part of it has more than 255 bytes.
