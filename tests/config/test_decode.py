@@ -345,12 +345,21 @@ def test_a_text_with_several_lines_is_rejected(separator):
 
 @pytest.mark.parametrize("length", [decoding.MAX_TEXT, decoding.MAX_TEXT + 1])
 def test_a_long_text_is_rejected_and_truncated_in_the_error(length):
-    tree = {"corners": ["x" * length], "side": 1}
+    text = ("x" * 199 + "/") * (length // 200) + "x" * (length % 200)
+    tree = {"corners": [text], "side": 1}
     if length <= decoding.MAX_TEXT:
-        assert decoding.decode(SquareConfig, tree, NAMES).corners == ("x" * length,)
+        assert decoding.decode(SquareConfig, tree, NAMES).corners == (text,)
         return
     with pytest.raises(
-        ConfigError, match=r"corners\[0\] = 'x+\.\.\.x+': is 2001 characters long; must be at most 2000"
+        ConfigError, match=r"corners\[0\] = 'x+\.\.\.[x/]+': is 2001 characters long; must be at most 2000"
     ) as caught:
         decoding.decode(SquareConfig, tree, NAMES)
     assert len(str(caught.value)) < 250
+
+
+def test_a_text_that_cannot_be_a_path_is_rejected():
+    text = "é" * 127 + "/" + "x" * 255
+    assert decoding.decode(SquareConfig, {"corners": [text], "side": 1}, NAMES).corners == (text,)
+    for long in ("é" * 128, text + "x", f"a/{'x' * 256}/b"):
+        with pytest.raises(ConfigError, match=r"^corners\[0\] = .*: a part of the path has 256 bytes; must be at most 255"):
+            decoding.decode(SquareConfig, {"corners": [long], "side": 1}, NAMES)

@@ -20,6 +20,11 @@ LEAST = {"name": "r", "method": "sft", "student": {"model": "s"}}
 HABITS = {  # an override as in another tool -> a part of the error that names what to use
     "lr=1e-4": "lr: no such section; use optimiser.learning_rate",
     "learning_rate=1e-4": "learning_rate: no such section; use optimiser.learning_rate",
+    "student_model=x": "student_model: no such section; use student.model",
+    "use_peft=true": "use_peft: no such section; use student.lora, such as {rank: 8}",
+    "optim=adamw_torch": "optim: no such section; remove it; the optimiser is AdamW",
+    "optimizer.lr=1": "optimizer: no such section; use optimiser, a section with learning_rate",
+    "training.precision=bf16-mixed": "training.precision = 'bf16-mixed': must be 'fp32' or 'tf32' or 'bf16'; use 'bf16'",
     "training.learning_rate=1e-4": "training.learning_rate: no such field; use optimiser.learning_rate",
     "optimiser.lr=1e-4": "optimiser.lr: no such field; use learning_rate",
     "epochs=3": "epochs: no such section; use training.updates, in the form '3 epochs'",

@@ -279,3 +279,12 @@ def test_a_source_that_looks_like_a_path_is_never_requested_from_the_hub(hub, tm
 def test_a_file_with_another_ending_is_rejected(tmp_path, name):
     with pytest.raises(DataError, match=r"is not a \.jsonl, .* or \.arrow file|never read by running code"):
         read_records(write(tmp_path, b"a,b\n1,2\n", name))
+
+
+@pytest.mark.parametrize(("name", "is_lines"), [("mine.jsonl", True), ("mine.json", False), ("array.jsonl", False)])
+def test_a_row_with_two_equal_keys_is_set_aside(tmp_path, name, is_lines):
+    twice = LINE.replace(b'"input": ""', b'"output": "Blue."')
+    data = [b"[" + LINE + b", " + twice + b", " + LINE + b"]", LINE + b"\n" + twice + b"\n" + LINE][is_lines]
+    records, report = read_records(write(tmp_path, data, name), max_bad_rows=1)
+    assert len(records) == 2 and [(row.line, row.fault) for row in report.rejected] == [(2, "not JSON")]
+    assert "an object has two equal keys" in report.rejected[0].reason

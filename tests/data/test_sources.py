@@ -201,6 +201,12 @@ def test_a_hub_data_set_is_requested_with_its_configuration_revision_and_split(h
         (Source(path="folder", split="train[:1%]"), "a part of a split can be read from hub data sets only"),
         ("owner/name@", "no such file or folder; give a .jsonl.*owner/name:CONFIG, owner/name@REVISION, owner/name.SPLIT"),
         ("owner/na me", "no such file or folder"),
+        (
+            "folder/name@main",
+            "no such file or folder in the folder folder; to read the hub data set of this name, run from",
+        ),
+        ("folder/name[:1%]", "no such file or folder in the folder folder; to read the hub data set"),
+        ("folder/more.jsonl", "no such file or folder; give"),
         ("x" * 300, "a part of the path has 300 bytes"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from redistill.data.reader import read_records
+from redistill.data.sources import Source
 from redistill.errors import DataError
 
 ROWS = [{"instruction": f"Name the colour {k} of the café, ça va?", "output": f"Röd, {k} été."} for k in range(30)]
@@ -91,3 +92,22 @@ def test_a_fault_of_one_row_sets_only_this_row_aside(tmp_path: Path, first: byte
     path.write_bytes(first + b"\n" + LINES.encode())
     records, report = read_records(path, max_bad_rows=3)
     assert len(records) == len(ROWS) and 1 <= len(report.rejected) <= 2
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+@pytest.mark.parametrize("columns", [None, {"prompt": "question"}])
+def test_a_csv_file_without_a_header_is_one_error(tmp_path: Path, name: str, columns: dict[str, str] | None) -> None:
+    separator = "\t" if name == "a.tsv" else ","
+    data = "".join(f"Name the colour {k}.{separator}Red {k}.\n" for k in range(9)).encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
+    with pytest.raises(DataError) as caught:
+        read_records(Source(path=str(path), columns=columns), max_bad_rows=10**6)
+    names = "'Name the colour 0.', 'Red 0.'"
+    assert str(caught.value).startswith(f"{path}: its first line has no known name of a column ({names}); if it is a row, put")
+
+
+def test_a_csv_file_whose_columns_can_be_mapped_suggests_the_mapping(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question,answer\n2 + 2?,4\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"set data.columns: {prompt: question, completion: answer}"):
+        read_records(tmp_path / "a.csv")

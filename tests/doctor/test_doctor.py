@@ -127,6 +127,21 @@ def test_a_stage_that_is_not_trained_yet_is_examined_before_its_fine_tuning(tmp_
     assert "stage teacher: is not trained yet; the model is examined without this fine-tuning" in phases
 
 
+def test_a_trained_stage_is_examined(tmp_path: Path) -> None:
+    phases: list[str] = []
+    tuned = {"finetune": {"updates": 2}}
+    run = tiny_run(
+        tmp_path, "kd", teacher={"model": str(tmp_path / "teacher"), **tuned},
+        student={"model": str(tmp_path / "student"), "start": "finetuned", **tuned},
+    )  # fmt: skip
+    for stage, seed in (("teacher", 1), ("start", 2)):
+        write_model(tmp_path / f"run-{stage}" / "model", LLAMA, seed)
+    for stage in ("teacher", "student"):
+        (tmp_path / stage / "model.safetensors").unlink()  # only the fine-tuned models can be loaded
+    assert examine(run, phases.append).num_findings == 0
+    assert not any("not trained yet" in phase for phase in phases)
+
+
 # --- planted failures: texts --------------------------------------------------------------------------------------------
 
 

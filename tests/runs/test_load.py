@@ -65,6 +65,14 @@ def test_max_train_rows_limits_the_rows_after_the_held_out_ones(tmp_path, tokeni
     assert len(found.validation) == 3
 
 
+@pytest.mark.parametrize(("count", "notes"), [(5, 0), (6, 1)])
+def test_validation_with_most_of_the_training_rows_is_noted(tmp_path, tokenizer, count, notes):
+    said = []
+    load(data(tmp_path, validation_rows=count), tokenizer, said)
+    note = f"note: validation has {count} of 10 training rows; data.validation_rows sets this number"
+    assert said.count(note) == notes
+
+
 def test_several_sources_are_one_training_set_and_each_is_described(tmp_path, tokenizer):
     more = write_rows(tmp_path / "more.jsonl", rows(4, 70))
     config = data(tmp_path)

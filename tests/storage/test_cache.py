@@ -157,3 +157,13 @@ def test_entries_that_were_not_used_for_long_are_removed_when_another_is_written
     os.utime(folder / cache.MANIFEST, (old, old))
     get(key="2" * 40)
     assert not folder.exists() and (folder.parent / ("1" * 40)).exists()
+
+
+def test_incomplete_entries_that_were_not_changed_for_long_are_removed(folder):
+    for key, days in (("3" * 40, cache.KEPT_DAYS + 1), ("4" * 40, cache.KEPT_DAYS - 1)):
+        get(key=key)
+        (folder.parent / key / cache.MANIFEST).unlink()
+        changed = time.time() - days * 86_400
+        os.utime(folder.parent / key, (changed, changed))
+    get()
+    assert sorted(path.name for path in folder.parent.iterdir()) == sorted([KEY, "4" * 40])

@@ -13,6 +13,7 @@ from redistill.data.corpus import load_corpus
 from redistill.data.reader import read_records
 from redistill.errors import DataError, ModelError
 from redistill.models import snapshots
+from redistill.models.checked_model import checked_model
 from redistill.storage import hub
 from tests.worlds import gpt2_tokenizer
 
@@ -142,3 +143,21 @@ def test_offline_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_reason_of_a_failure_is_that_of_the_library_if_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_session", sessions(type("Response", (), {"status_code": 200})))
     assert "(no such set)" in str(sources.hub_failed("owner/name", ValueError("no such set\nmore")))
+
+
+LONG = "x" * 300
+IMPOSSIBLE = [LONG, f"{LONG}/y", f"owner/{LONG}", f"./{LONG}", f"~/{LONG}", f"~{LONG}", f"{LONG}.gguf", "a/" * 1990]
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_name_that_no_path_can_have_is_an_error_of_one_line(name: str) -> None:
+    fault = r": (a part of the path has 30\d|the path has 39\d\d) bytes; must be"
+    with pytest.raises(ModelError, match=fault) as caught, checked_model(name, None):
+        pass
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/model", "~nosuchuser/model.gguf"])
+def test_the_home_folder_of_an_unknown_user_is_no_model(name: str) -> None:
+    with pytest.raises(ModelError, match=f"^{name}: no such f"), checked_model(name, None):
+        pass

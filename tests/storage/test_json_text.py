@@ -59,3 +59,13 @@ def test_the_error_is_one_line_with_the_position(text: str | bytes, message: str
 def test_python_does_not_convert_an_integer_of_5000_digits() -> None:
     with pytest.raises(JsonError, match="an integer has too many digits"):
         parse_json("1" * 5000, any_number=True)
+
+
+@pytest.mark.parametrize("any_number", [False, True])
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": 1, "\\u0061": 1}', '[1, {"b": {"": 1, "c": 2, "": 1}}]'])
+def test_two_equal_keys_are_rejected_unless_the_last_counts(text: str, any_number: bool) -> None:
+    with pytest.raises(JsonError, match=r"^an object has two equal keys$"):
+        parse_json(text, any_number=any_number)
+    with pytest.raises(JsonError, match=r"^an object has two equal keys$"):
+        parse_json_at(text, 0)
+    assert parse_json(text, any_number=any_number, unique_keys=False) == json.loads(text)

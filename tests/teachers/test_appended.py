@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from redistill.contracts import Batch, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.errors import DataError
+from redistill.storage.tensors import write_tensors
 from redistill.teachers.appended import AppendedStates
 from redistill.teachers.local import LocalTeacher
 from redistill.teachers.store import TeacherStore
@@ -92,11 +94,37 @@ def test_drafts_whose_keys_and_values_are_reused_are_not_stored(opened: Callable
     assert not (tmp_path / "appended").exists()
 
 
-def test_a_flipped_bit_is_named(opened: Callable[..., LocalTeacher], tmp_path: Path) -> None:
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_of_a_state_is_named_when_a_state_of_its_file_is_used(
+    opened: Callable[..., LocalTeacher], tmp_path: Path
+) -> None:
+    expected = [logits(opened(), text) for text in TEXTS[:2]]
+    first, _ = sorted((tmp_path / "appended").iterdir())
+    states = load_file(first)["hidden_NE"]
+    flip(first, first.read_bytes().index(states.numpy().tobytes()))
+    teacher = opened()
+    assert torch.equal(logits(teacher, TEXTS[1]), expected[1])  # of the other file
+    with pytest.raises(DataError, match=f"{first}: does not match the hash in its name; remove this file"):
+        logits(teacher, TEXTS[0])
+    first.unlink()
+    torch.testing.assert_close(logits(opened(), TEXTS[0]), expected[0])
+
+
+def test_a_flipped_bit_of_a_key_is_named_at_the_start(opened: Callable[..., LocalTeacher], tmp_path: Path) -> None:
     logits(opened(), *TEXTS)
     (path,) = (tmp_path / "appended").iterdir()
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
+    flip(path, path.read_bytes().index(load_file(path)["key_SK"].numpy().tobytes()) + 3)
     with pytest.raises(DataError, match=f"{path}: does not match the hash in its name"):
+        opened()
+
+
+def test_a_file_that_is_no_shard_is_named_at_the_start(opened: Callable[..., LocalTeacher], tmp_path: Path) -> None:
+    (tmp_path / "appended").mkdir()
+    write_tensors(tmp_path / "appended" / "weights.safetensors", {"weight": torch.zeros(2)})
+    with pytest.raises(DataError, match=r"weights.safetensors: does not match the hash in its name"):
         opened()

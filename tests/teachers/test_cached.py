@@ -1,5 +1,7 @@
 """A cached teacher has the loss and the gradient of the live teacher, for every divergence, DAC-KL and the span term."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import get_args
 import pytest
 import torch
 
-from redistill.contracts import Batch, Teacher, TeacherTarget, TokenSequence, items_of
+from redistill.contracts import Batch, GenerationRequest, Sampling, Teacher, TeacherTarget, TokenSequence, items_of
 from redistill.data.collate import collate
 from redistill.errors import DataError, ModelError
 from redistill.losses.dac_kl import DacKLConfig
@@ -23,7 +25,7 @@ from redistill.teachers.cached import CachedTeacher
 from redistill.teachers.filling import Plan, Reader, StoreWriter, Tick
 from redistill.teachers.forms import Form, Full
 from redistill.teachers.local import LocalTeacher
-from redistill.teachers.store import TeacherStore, sequence_key
+from redistill.teachers.store import TeacherStore, sequence_key, text_key
 from redistill.training.objective import Counts, Objective, terms
 from redistill.vocab_pass import Head
 
@@ -244,3 +246,14 @@ def test_rows_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     batch = collate(items_of(sequences()[:2], "distillation"), pad_id=0)
     cached.rows(batch)(slice(0, batch.num_sampled_rows))
     assert cached.faults() == batch.num_sampled_rows and cached.faults() == 0
+
+
+def test_the_key_of_a_text_has_no_field_with_its_default() -> None:
+    request = GenerationRequest(prompt_ids=(5, 6), max_new_tokens=3, seed=1, stream=("response", 0, 0))
+    assert text_key(request, Sampling()) == text_key(replace(request, skipped_tokens=0), Sampling(temperature=1.0))
+    asked = [{"max_new_tokens": 3, "prompt_ids": [5, 6], "seed": 1, "stream": ["response", 0, 0]}, {"top_p": 0.9}]
+    expected = hashlib.blake2b(json.dumps(asked).encode(), digest_size=16).hexdigest()
+    assert text_key(request, Sampling(top_p=0.9)) == expected
+    changed = [replace(request, skipped_tokens=1), replace(request, seed=2), replace(request, max_new_tokens=4)]
+    keys = {text_key(request, Sampling()), expected, *(text_key(each, Sampling()) for each in changed)}
+    assert len(keys) == 5

@@ -20,12 +20,15 @@ from redistill.config.shown import MAX_WHOLE, line, nearest, shown
 from redistill.config.whole_numbers import whole_number
 from redistill.errors import ConfigError
 from redistill.records import Json
+from redistill.storage.paths import unusable
 from redistill.storage.redaction import plain_line, printable, redacted_tree, secret_in
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MAX_TEXT = 2_000  # characters; errors quote texts, and names and paths are shorter than this
+_FREE = re.compile(r"(^|\.)(columns|template_arguments)\b")
+"""Paths of fields whose texts are neither names nor paths of files."""
 ALIASES = {
     "fkl": "forward_kl",
     "rkl": "reverse_kl",
@@ -62,8 +65,9 @@ def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, exter
         external: The classes of other packages that the key `kind` of a field may select.
 
     Raises:
-        ConfigError: a key is unknown; a field is missing; a value has a wrong type or is out of range; a string is too long; or
-            a string contains a secret, a control character or a line feed. The message starts with the path of the field.
+        ConfigError: a key is unknown; a field is missing; a value has a wrong type or is out of range; a string is too long
+            for a name or path; or a string contains a secret, a control character or a line feed. The message starts with the
+            path of the field.
     """
     _check_texts(tree)
     return _decode_dataclass(expected, tree, "", _Context(names, external))
@@ -72,8 +76,9 @@ def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, exter
 def _check_texts(value: object, path: str = "") -> None:
     """Raise a ConfigError if `value` contains a string that is not allowed.
 
-    A string must not be too long, and must not contain a secret, a control character or a line feed. All strings in mappings
-    and lists are checked. `path` is the path of `value` in the recipe, for the error message.
+    A string must not be too long, and must not contain a secret, a control character or a line feed. It must be a possible path
+    of a file, unless its field is in `_FREE`. All strings in mappings and lists are checked. `path` is the path of `value` in
+    the recipe, for the error message.
     """
     if isinstance(value, dict):
         for key, item in value.items():
@@ -99,6 +104,8 @@ def _check_text(path: str, text: str) -> None:
     if what := secret_in(text):
         remedy = "remove it, since recipes are copied to run folders and reports; pass tokens in the environment (HF_TOKEN)"
         raise ConfigError(f"{path} = {shown(text)}: contains {what}; {remedy}")
+    if not _FREE.search(path) and (reason := unusable(text)):
+        raise ConfigError(f"{path} = {shown(text)}: {reason}")
 
 
 def encode(node: object, names: Names) -> dict[str, Json]:

@@ -40,11 +40,12 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
     ),
     "early_stopping_patience": ("training.patience", ""),
     "torch_compile": ("training.compile", ""),
-    **dict.fromkeys(("model_name_or_path", "base_model", "model_id"), ("student.model", "")),
+    **dict.fromkeys(("model_name_or_path", "base_model", "model_id", "student_model"), ("student.model", "")),
     **dict.fromkeys(("model_revision", "model_name_revision"), ("student.revision", "")),
     **dict.fromkeys(("teacher_model_name_or_path", "teacher_model"), ("teacher.model", "")),
     **dict.fromkeys(("torch_dtype", "model_dtype"), ("student.dtype", "")),
     **dict.fromkeys(("gradient_checkpointing",), ("student.gradient_checkpointing", "")),
+    **dict.fromkeys(("use_peft", "use_lora", "finetuning_type", "peft_config"), ("student.lora", ", such as {rank: 8}")),
     **dict.fromkeys(("lora_r", "lora_rank"), ("student.lora.rank", "")),
     "lora_alpha": ("student.lora.alpha", ""),
     "lora_dropout": ("student.lora.dropout", ""),
@@ -72,6 +73,8 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("chat_template_kwargs", "enable_thinking"), ("data.tokens.template_arguments", "")),
     **dict.fromkeys(("output_dir", "output_path"), ("out", ", or the option --out")),
     "run_name": ("name", ""),
+    **dict.fromkeys(("optim", "optimizer_name"), ("", "remove it; the optimiser is AdamW")),
+    "optimizer": ("optimiser", ", a section with learning_rate and others; the optimiser is AdamW"),
     "lmbda": ("", "use policy={kind: mixed, student_fraction: VALUE}"),
     "resume_from_checkpoint": ("", "run the same command again; it resumes from the last checkpoint"),
     "deepspeed": ("placement", ", with the value sharded, and start the command with torchrun"),
@@ -95,7 +98,11 @@ OPTIONS: Mapping[str, str] = {
 }
 """Maps an option of lm-evaluation-harness to what replaces it in `redistill evaluate`."""
 
-_VALUES = (("bf16", "bfloat16", "fp16", "float16", "half"), ("fp32", "float32", "float"), ("cosine", "linear"))
+_VALUES = (
+    ("bf16", "bfloat16", "bf16-mixed", "bf16-true", "fp16", "float16", "half"),
+    ("fp32", "float32", "float", "32-true"),
+    ("cosine", "linear"),
+)
 _OPTION = re.compile(r"--?([A-Za-z]\w*(?:[-_]\w+)*)(=.*)?", re.ASCII | re.DOTALL)
 
 

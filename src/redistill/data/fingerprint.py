@@ -21,8 +21,8 @@ CACHED_BYTES = 200_000
 def fingerprint(*parts: Json) -> str:
     """Return a hash of `parts` and of the code that reads and tokenizes rows.
 
-    The result has 40 hexadecimal digits. The hash of the code includes the modules of this folder, the modules `records` and
-    `randomness`, and the versions of libraries.
+    The result has 40 hexadecimal digits. The hash of the code includes the modules of this folder, the modules `records`,
+    `randomness` and `storage.json_text`, and the versions of libraries.
     """
     described = json.dumps([_code(), *parts], sort_keys=True)
     return hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()[:40]
@@ -47,6 +47,6 @@ def _code() -> str:
     The text contains the versions of libraries, and the hashes of the modules.
     """
     versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2", "numpy", "pyarrow")]
-    shared = [Path(__file__).parents[1] / name for name in ("records.py", "randomness.py")]
+    shared = [Path(__file__).parents[1] / name for name in ("records.py", "randomness.py", "storage/json_text.py")]
     modules = [*shared, *sorted(Path(__file__).parent.glob("*.py"))]
     return " ".join([*versions, *(files.digest(path) for path in modules)])

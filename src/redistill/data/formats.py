@@ -170,14 +170,14 @@ def _array(file: BinaryIO, ending: str, name: str) -> Iterable[object] | None:
         text = data.removeprefix(BOM).decode("utf-8")
         if is_json:
             return _items(text, name)
-        values = cast("list[object]", parse_json(text, any_number=True))
+        parse_json(text, any_number=True, unique_keys=False)
     except ValueError as error:
         if isinstance(error, DataError):
             raise
         if not is_json:  # in a .jsonl file, the errors of its lines are more specific
             return None
         raise _no_array(name, error) from error
-    return values
+    return _items(text, name)
 
 
 def _items(text: str, name: str) -> Iterator[object]:
@@ -189,7 +189,7 @@ def _items(text: str, name: str) -> Iterator[object]:
         end = _after_space(text, 0) + 1
         separator = "" if text[_after_space(text, end)] == "]" else ","
         while separator == ",":
-            value, end = parse_json_at(text, _after_space(text, end))
+            value, end = _item(text, _after_space(text, end))
             yield value
             end = _after_space(text, end)
             separator, end = text[end], end + 1
@@ -197,10 +197,22 @@ def _items(text: str, name: str) -> Iterator[object]:
             raise ValueError
     except (ValueError, IndexError):
         try:
-            parse_json(text, any_number=True)  # raises the error whose message is reported
+            parse_json(text, any_number=True, unique_keys=False)  # raises the error whose message is reported
         except JsonError as error:
             raise _no_array(name, error) from error
         raise
+
+
+def _item(text: str, start: int) -> tuple[object, int]:
+    """Return the value of an array that begins at index `start`, and the index of its end.
+
+    The value is a `BadRow` if an object in it has two equal keys.
+    """
+    try:
+        return parse_json_at(text, start)
+    except JsonError as error:
+        _, end = parse_json_at(text, start, unique_keys=False)  # raises any other error again
+        return BadRow("not JSON", f"not JSON ({error})"), end
 
 
 def _after_space(text: str, start: int) -> int:

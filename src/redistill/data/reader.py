@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from redistill.data.bad_rows import BadRow, Fault
-from redistill.data.columns import answer_hint, renamed
+from redistill.data.columns import answer_hint, mapping_hint, renamed
 from redistill.data.fingerprint import CACHED_BYTES, fingerprint
 from redistill.data.formats import file_format, file_rows
 from redistill.data.forms import parse_row, unused_keys
@@ -259,7 +259,7 @@ def _surveyed(place: Located, require_answer: bool) -> Stored:
     table, columns = TableBuilder(), place.source.columns or {}
     bad: list[Json] = []
     forms, prompts, unused = Counter[str](), Counter[str](), Counter[str]()
-    prompts_alone = 0
+    prompts_alone, header = 0, dict[str, object]()
     rows = hub_rows(place) if place.path is None else file_rows(place.path, place.name)
     for line, text, value in rows:
         signals.poll()
@@ -272,6 +272,7 @@ def _surveyed(place: Located, require_answer: bool) -> Stored:
             parsed = parse_row(row, require_answer=require_answer)
         except BadRow as error:
             bad.append([line, error.fault, str(error)])
+            header = value if isinstance(value, dict) else header
             continue
         assert isinstance(row, dict), "parse_row"
         forms[parsed.form] += 1
@@ -282,6 +283,8 @@ def _surveyed(place: Located, require_answer: bool) -> Stored:
             for name in unused_keys(row, parsed):
                 unused[name if name in unused or len(unused) < MAX_NAMES else "others"] += 1
     _check_encoding(place, bad, sum(forms.values()))
+    if not forms and place.path is not None and (file_format(place.path) or "").startswith(("csv", "tsv")):
+        _check_header(place, bad, header)
     verdict = "; ".join(f"{form}, {_rows(count)}" for form, count in forms.most_common())
     about: dict[str, Json] = {
         "verdict": verdict,
@@ -300,6 +303,20 @@ def _check_encoding(place: Located, bad: list[Json], num_good: int) -> None:
     if faulty and len(faulty) > num_good + len(found) - len(faulty):
         line, reason = faulty[0]
         raise DataError(f"{place.name}:{line}: {single_byte_fault(reason)}")
+
+
+def _check_header(place: Located, bad: list[Json], header: Mapping[str, object]) -> None:
+    """Raise DataError if the first line of a CSV file seems to be a row, which is a fault of the whole file.
+
+    `header` maps the cells of the first line to values.  None of them is the name of a column that rows of any form have.
+    """
+    is_unknown = all(fault == "unknown keys" for _, fault, _ in cast("list[tuple[int, str, str]]", bad))
+    if header and is_unknown and "prompt: COLUMN" in mapping_hint(header):
+        names = plain_line(", ".join(repr(name[:40]) for name in list(header)[:6]))
+        raise DataError(
+            f"{place.name}: its first line has no known name of a column ({names}); if it is a row, put a line such as "
+            "prompt,completion before it; if it has names of columns, set data.columns"
+        )
 
 
 def _rows(count: int) -> str:

@@ -147,6 +147,7 @@ def located(source: Source, default: str) -> list[Located]:
         files = _files_of_split(path, split) if path.is_dir() else [path]
         return [_located_file(source, file, split) for file in files]
     if not is_hub_name(source.path):
+        _check_no_folder_hides(source)
         shown, is_like = plain_line(source.path)[:200], f"a hub name: {HUB_FORMS}"
         raise DataError(f"{shown}: no such file or folder; give {ENDINGS}, a folder, or {is_like}")
     return [Located(source, source.name, path.name, None, split)]
@@ -212,6 +213,17 @@ def hub_failed(what: str, error: Exception, instead: str = ".jsonl or .parquet")
 
 def _is_path(text: str) -> bool:
     return is_local(text) or (unusable(text) is None and Path(text).exists())
+
+
+def _check_no_folder_hides(source: Source) -> None:
+    """Raise DataError if a local folder has the name of the owner of a hub data set."""
+    first = source.path.partition("/")[0]
+    match = _NAME.fullmatch(source.path)
+    if match is not None and file_format(Path(match["path"])) is None and Path(first).is_dir():
+        raise DataError(
+            f"{plain_line(source.path)[:200]}: no such file or folder in the folder {first}; to read the hub data set of this "
+            f"name, run from a folder that does not contain {first}"
+        )
 
 
 def _check_local(source: Source, path: Path) -> None:

@@ -10,6 +10,7 @@ from redistill.deploy.source import Source
 from redistill.reports.folders import at, read_object
 from redistill.runs.folder import RUN_FILE
 from redistill.storage.hub import HUB_NAME, is_local
+from redistill.storage.paths import expanded
 
 UNKNOWN = "unknown: check"
 _CARD = "README.md"
@@ -40,7 +41,7 @@ def _licence(name: str) -> str:
     from huggingface_hub.repocard import metadata_load
 
     try:
-        card = Path(name).expanduser() / _CARD
+        card = expanded(name) / _CARD
         is_linked = card.is_symlink()  # to a file that may not belong to the model
         if not is_local(name) and not Path(name).exists() and HUB_NAME.fullmatch(name):
             cached = try_to_load_from_cache(name, _CARD)

@@ -273,6 +273,20 @@ def without_untrained_stages(run: Run) -> tuple[Run, list[str]]:
     return replace(run, teacher=teacher, student=student), notes
 
 
+def with_stage_folders(run: Run) -> Run:
+    """Return a recipe whose fine-tunings before distillation have an output folder.
+
+    The default of this folder depends on the output folder of the run.
+    """
+    folders = {name: str(stage.folder) for name, stage in stages(run).items()}
+    teacher, student = run.teacher, run.student
+    if "teacher" in folders and isinstance(teacher, TeacherConfig) and teacher.finetune is not None:
+        teacher = replace(teacher, finetune=replace(teacher.finetune, out=folders["teacher"]))
+    if "start" in folders and student.finetune is not None:
+        student = replace(student, finetune=replace(student.finetune, out=folders["start"]))
+    return replace(run, teacher=teacher, student=student)
+
+
 def read_texts(config: Run, tokenizer: Tokenizer) -> Texts:
     """Read and tokenise a sample of the recipe's data."""
     data = config.data
@@ -311,6 +325,7 @@ def shortened(config: Run, folder: Path) -> Run:
     The update has at most 3 (`UPDATE_ROWS`) sequences, whose answers have at most 32 (`RESPONSE_TOKENS`) tokens. `folder` is
     the output folder of the result.
     """
+    config = with_stage_folders(config)  # whose default depends on the output folder
     size = min(config.training.batch_size, UPDATE_ROWS)
     policy = self_contained(config.resolved_method.policy, size)
     tokens = config.data.tokens

@@ -28,6 +28,7 @@ from redistill.models.snapshots import (
     ModelFolder,
     download_weights,
     model_folder,
+    model_path,
     weight_names,
 )
 from redistill.models.weight_files import INDEX, SINGLE, check_pointers, shards
@@ -119,7 +120,7 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
             inside the context, the name of the model replaces the path of the temporary folder.
     """
     if name.endswith(".gguf"):
-        path = Path(name).expanduser()
+        path = model_path(name)
         if not path.is_file():
             raise ModelError(f"{name}: no such file; give a .gguf file, a model folder, or a hub model")
         check_gguf(name, path)

@@ -26,6 +26,7 @@ from redistill.models.snapshots import (
 )
 from redistill.models.weight_files import SINGLE
 from redistill.records import Json
+from redistill.storage.paths import expanded
 
 TEMPLATE = "chat_template"
 _CONFIGS = (CONFIG, GENERATION_CONFIG)  # the second has the end tokens
@@ -55,7 +56,7 @@ def model_hashes(config: ModelConfig, file_hash: Callable[[Path], str]) -> dict[
     try:
         parts: dict[str, Json] = {"weights": {}, "adapter": {}, "config": {}, "tokenizer": {}, "chat template": {}}
         if base.model.endswith(".gguf"):
-            parts["weights"] = file_hash(Path(base.model).expanduser())
+            parts["weights"] = file_hash(expanded(base.model))
         else:
             folder = model_folder(base.model, base.revision)
             own = None if adapter is None else adapter.tokenizer_folder(config.model)

@@ -61,7 +61,7 @@ def json_object(what: str, path: Path, remedy: str) -> dict[str, Json]:
         ModelError: the file cannot be read, is not JSON, or contains another value than an object.
     """
     with reading(what, remedy, failure="is not JSON"):
-        fields: object = parse_json(path.read_bytes(), any_number=True)  # transformers writes infinities
+        fields: object = parse_json(path.read_bytes(), any_number=True, unique_keys=False)  # as transformers reads it
     if not isinstance(fields, dict):
         raise ModelError(f"{what} is not a JSON object; {remedy}")
     return fields

@@ -24,7 +24,8 @@ from redistill.errors import ModelError
 from redistill.models.reading import reading
 from redistill.models.weight_files import INDEX, SINGLE, check_pointers, shards
 from redistill.storage.hub import HUB_NAME, is_local, unreachable
-from redistill.storage.paths import expanded
+from redistill.storage.paths import expanded, unusable
+from redistill.storage.redaction import plain_line
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = "config.json", "generation_config.json", "tokenizer_config.json"
 TOKEN_FILES = ("special_tokens_map.json", "added_tokens.json")
@@ -120,10 +121,10 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
         revision: Branch, tag or commit of a hub model; None uses its main branch.
 
     Raises:
-        ModelError: the folder, repository or revision does not exist; the name is not a valid hub name; or the hub cannot be
-            reached, and no files of the model were downloaded before.
+        ModelError: the folder, repository or revision does not exist; the name is no possible path or hub name; or the hub
+            cannot be reached, and no files of the model were downloaded before.
     """
-    path = expanded(name)
+    path = model_path(name)
     if path.is_dir():
         return ModelFolder(name, path)
     first = name.partition("/")[0]
@@ -146,6 +147,22 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
             )
         _resolved[key] = _downloaded(name, revision or "main", _SMALL_FILES)
     return _resolved[key]
+
+
+def model_path(name: str) -> Path:
+    """Return the path of a model that is a local file or folder.
+
+    The path need not exist. "~" stands for the home folder.
+
+    Args:
+        name: The name of the model, as given by the user.
+
+    Raises:
+        ModelError: no path can have this name; for example, a part of it has more than 255 bytes.
+    """
+    if (fault := unusable(name)) is not None:
+        raise ModelError(f"{plain_line(name)[:60]}: {fault}")
+    return expanded(name)
 
 
 def _has_copy(name: str, revision: str) -> bool:

@@ -56,7 +56,7 @@ def damaged_file(source: Mapping[str, str]) -> str:
     present = [folder / file for file in _FILES if (folder / file).is_file()]
     for path in present:
         try:
-            if not isinstance(parse_json(path.read_bytes(), any_number=True), dict):
+            if not isinstance(parse_json(path.read_bytes(), any_number=True, unique_keys=False), dict):
                 return f"{path.name} is not a JSON object, so its tokenizer"
         except (OSError, JsonError):
             return f"{path.name} is not valid JSON, so its tokenizer"

@@ -272,6 +272,8 @@ class _ExampleBuilder(NamedTuple):
             return train, validation.take(found.indices), leaked
         if len(found.indices) < count or len(train) <= count:
             raise ConfigError(self._too_few(train, len(found.indices), (*found.rejected, *found.too_long)))
+        if 2 * count > len(train):
+            self.report(f"note: validation has {count} of {len(train)} training rows; data.validation_rows sets this number")
         chosen = np.zeros(len(train), dtype=bool)
         chosen[found.indices] = True
         return train.take(~chosen), train.take(chosen), leaked

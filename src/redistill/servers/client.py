@@ -322,7 +322,7 @@ class Client:
 
 def _parsed(content: _Content) -> Reply:
     try:
-        return Reply(parse_json(content.body, unique_keys=True), content.server)
+        return Reply(parse_json(content.body), content.server)
     except JsonError as error:
         raise ServerError(f"{content.server}: its reply is not valid JSON ({error}); check the server") from error
 

@@ -124,11 +124,14 @@ def _made(
 def _remove_unused(current: Path) -> None:
     """Remove cache entries that have not been used for 30 days (`KEPT_DAYS`).
 
-    The entry `current` is kept.  A process that has memory-mapped the arrays of a removed entry can still read them.
+    The manifest of an entry has the time of its last use.  An entry without a manifest is incomplete or damaged, and its folder
+    has the time of its last change.  The entry `current` is kept.  A process that has memory-mapped the arrays of a removed
+    entry can still read them.
     """
     oldest = time.time() - KEPT_DAYS * 86_400
     for folder in current.parent.iterdir():
         manifest = folder / MANIFEST
         with suppress(OSError):
-            if folder != current and manifest.stat().st_mtime < oldest:
+            used = manifest if manifest.exists() else folder
+            if folder != current and used.stat().st_mtime < oldest:
                 files.disk.remove(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from redistill.errors import first_line
+from redistill.storage.paths import unusable
 from redistill.storage.redaction import plain
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -46,7 +47,7 @@ def is_local(name: str) -> bool:
     """
     first, slash, _ = name.partition("/")
     is_path = name.startswith((".", "/", "~")) or "\\" in name or Path(name).is_absolute()
-    return is_path or (bool(slash) and Path(first).is_dir())
+    return is_path or (bool(slash) and unusable(first) is None and Path(first).is_dir())
 
 
 def ask_hub(seconds: float) -> HubAnswer:

@@ -6,7 +6,7 @@ reject numbers that are not finite as a float64, and values that are nested too 
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from redistill.records import Json
@@ -24,15 +24,15 @@ class JsonError(ValueError):
     """
 
 
-def parse_json(text: str | bytes, *, any_number: bool = False, unique_keys: bool = False) -> Json:
+def parse_json(text: str | bytes, *, any_number: bool = False, unique_keys: bool = True) -> Json:
     """Return the value of a JSON text.
 
     Args:
         text: The text. Bytes are decoded as UTF-8.
         any_number: Whether NaN, infinities, and integers outside of the range of float64 are allowed. Columns of data sets may
             contain them.
-        unique_keys: Whether an object with two equal keys is rejected. If False, the last value of a key is used. `unique_keys`
-            and `any_number` cannot both be True.
+        unique_keys: Whether an object with two equal keys is rejected. If False, the last value of a key is used, as in the
+            JSON files of transformers.
 
     Raises:
         JsonError: the text is not UTF-8 or not JSON; a value is nested more than `MAX_DEPTH` levels deep; `any_number` is False
@@ -50,26 +50,27 @@ def parse_json(text: str | bytes, *, any_number: bool = False, unique_keys: bool
         decoded = text if isinstance(text, str) else text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise JsonError(f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}") from error
-    decoder = _UNIQUE_KEYS if unique_keys else _DECODERS[any_number]
+    decoder = _DECODERS[any_number, unique_keys]
     value: Json = _decoded(lambda: decoder.decode(decoded))
     _check_depth(value, decoded.count("[") + decoded.count("{"))
     return value
 
 
-def parse_json_at(text: str, start: int) -> tuple[Json, int]:
+def parse_json_at(text: str, start: int, *, unique_keys: bool = True) -> tuple[Json, int]:
     """Return the JSON value that begins at index `start`, and the index of its end.
 
     The second result is the index after the last character of the value.  NaN, infinities and integers of any size are allowed,
-    as in `parse_json` with `any_number`.
+    as in `parse_json` with `any_number`; `unique_keys` is that of `parse_json`.
 
     Raises:
-        JsonError: there is no JSON value, or it is nested more than `MAX_DEPTH` levels deep.
+        JsonError: there is no JSON value; it is nested more than `MAX_DEPTH` levels deep; or
+            `unique_keys` is True and an object has two equal keys.
 
     Example:
         >>> parse_json_at("[1, 23]", 4)
         (23, 6)
     """
-    value, end = _decoded(lambda: _DECODERS[True].raw_decode(text, start))
+    value, end = _decoded(lambda: _DECODERS[True, unique_keys].raw_decode(text, start))
     _check_depth(value, text.count("[", start, end) + text.count("{", start, end))
     return value, end
 
@@ -128,10 +129,12 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return found
 
 
-_DECODERS: Mapping[bool, json.JSONDecoder] = {
-    False: json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=_no_constant),
-    True: json.JSONDecoder(),
-}
-"""The decoders without and with `any_number`."""
-_UNIQUE_KEYS = json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=_no_constant, object_pairs_hook=_unique)
-"""The decoder that rejects objects with two equal keys."""
+def _decoder(any_number: bool, unique_keys: bool) -> json.JSONDecoder:
+    hook = _unique if unique_keys else None
+    if any_number:
+        return json.JSONDecoder(object_pairs_hook=hook)
+    return json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=_no_constant, object_pairs_hook=hook)
+
+
+_DECODERS = {(number, unique): _decoder(number, unique) for number in (False, True) for unique in (False, True)}
+"""The decoders by `any_number` and `unique_keys`."""

@@ -20,6 +20,7 @@ from redistill.storage.tensors import read_tensors, write_tensors
 from redistill.teachers.store import DTYPES, TeacherStore, batch_keys, rounded, sequence_key
 
 DIGEST_CHARACTERS = 16
+_AGAIN = "remove this file to compute its states again"
 NOT_GENERATED = {"dataset", "corpus"}
 """Origins of text that no model has generated."""
 
@@ -29,6 +30,9 @@ class AppendedStates:
 
     An appended state has the same bits each time it is used, even if the run was killed and resumed.  For this, all states
     of a forward pass are written to disk before any of them is used.  A written state always replaces a newly computed one.
+
+    The name of a shard has two hashes: of the keys in it, and of the file.  At the start, only the keys are read and checked.
+    A file is checked before its states are used for the first time.
 
     Args:
         store: The store with the hidden states of the training and validation data.
@@ -44,7 +48,8 @@ class AppendedStates:
         self._store, self._folder, self._keeps = store, folder, keeps
         self._dtype = DTYPES[store.layout.dtype]
         self._expected = set[bytes]()
-        self._appended = dict[bytes, torch.Tensor]()
+        self._appended = dict[bytes, tuple[Path, torch.Tensor]]()
+        self._unchecked = set[Path]()
         self._shards = 0
         for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
             self._open(path)
@@ -71,6 +76,7 @@ class AppendedStates:
         Raises:
             ModelError: a state exceeds the range of the dtype of the store.
             OutputError: the states cannot be written.
+            DataError: a file with stored states is damaged; the message names the file.
         """
         keys = batch_keys(batch)
         found = [self._stored(key) for key in keys]
@@ -86,7 +92,15 @@ class AppendedStates:
 
     def _stored(self, key: bytes) -> torch.Tensor | None:
         rows = self._store.rows(key)
-        return self._appended.get(key) if rows is None else rows["hidden_NE"]
+        if rows is not None:
+            return rows["hidden_NE"]
+        if key not in self._appended:
+            return None
+        path, hidden_NE = self._appended[key]
+        if path in self._unchecked:
+            _check(path)
+            self._unchecked.remove(path)
+        return hidden_NE
 
     def _append(self, states: dict[bytes, torch.Tensor]) -> None:
         """Write the hidden states of sequences, given by their keys, to a new shard."""
@@ -100,28 +114,45 @@ class AppendedStates:
         files.make_folder(self._folder)
         partial = self._folder / "partial"
         digest = write_tensors(partial, tensors)
-        path = self._folder / f"{self._shards:07}-{digest[:DIGEST_CHARACTERS]}.safetensors"
+        name = f"{self._shards:07}-{_keys_hash(tensors)}-{digest[:DIGEST_CHARACTERS]}.safetensors"
+        path = self._folder / name
         try:
             files.disk.rename(partial, path)
             files.sync(self._folder)
         except OSError as error:
             raise files.write_failed(path, error) from error
-        self._index(read_tensors(path))
+        self._index(path, read_tensors(path))
 
     def _open(self, path: Path) -> None:
-        """Check a shard against the hash in its file name, and make its states available."""
-        try:
-            digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); remove this file to compute its states again"
-            ) from error
-        if digest[:DIGEST_CHARACTERS] != path.stem.partition("-")[2]:
-            raise DataError(f"{path}: does not match the hash in its name; remove this file to compute its states again")
-        self._index(read_tensors(path))
+        """Check the keys of a shard against the hash in its file name, and make its states available."""
+        shard = read_tensors(path)
+        is_shard = shard.keys() == {"hidden_NE", "key_SK", "end_S"}
+        if not is_shard or [_keys_hash(shard)] != path.stem.split("-")[1:2]:
+            raise DataError(f"{path}: does not match the hash in its name; {_AGAIN}")
+        self._unchecked.add(path)
+        self._index(path, shard)
 
-    def _index(self, shard: dict[str, torch.Tensor]) -> None:
+    def _index(self, path: Path, shard: dict[str, torch.Tensor]) -> None:
         self._shards += 1
         ends = shard["end_S"].tolist()
         for key, start, end in zip(shard["key_SK"].numpy(), [0, *ends], ends):
-            self._appended[key.tobytes()] = shard["hidden_NE"][start:end]
+            self._appended[key.tobytes()] = path, shard["hidden_NE"][start:end]
+
+
+def _keys_hash(shard: dict[str, torch.Tensor]) -> str:
+    """Return a hash of the tensors of a shard that determine which rows belong to which sequence."""
+    found = hashlib.sha256()
+    for name in ("key_SK", "end_S"):
+        found.update(shard[name].numpy().tobytes())
+    return found.hexdigest()[:DIGEST_CHARACTERS]
+
+
+def _check(path: Path) -> None:
+    """Raise DataError if a shard does not match the hash in its file name."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from error
+    if digest[:DIGEST_CHARACTERS] != path.stem.rpartition("-")[2]:
+        raise DataError(f"{path}: does not match the hash in its name; {_AGAIN}")

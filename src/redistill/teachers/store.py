@@ -19,7 +19,7 @@ This module reads a complete store; `filling` writes it.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
@@ -142,9 +142,16 @@ def rounded(hidden_NE: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def text_key(request: GenerationRequest, sampling: Sampling) -> str:
-    """Return the key of a generated text: a hash of request and sampling."""
-    asked = json.dumps([asdict(request), asdict(sampling)], sort_keys=True)
+    """Return the key of a generated text: a hash of request and sampling.
+
+    Fields that have their default are left out, so that a new field with a default changes no key.
+    """
+    asked = json.dumps([_not_default(request), _not_default(sampling)], sort_keys=True)
     return hashlib.blake2b(asked.encode(), digest_size=KEY_BYTES).hexdigest()
+
+
+def _not_default(node: GenerationRequest | Sampling) -> dict[str, object]:
+    return {each.name: value for each in fields(node) if (value := getattr(node, each.name)) != each.default}
 
 
 class TeacherStore:
