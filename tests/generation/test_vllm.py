@@ -308,6 +308,28 @@ def test_a_server_that_cannot_be_used_is_rejected(tied, settings, text) -> None:
     assert raised.value.exit_code == 2
 
 
+def test_a_wrong_key_is_rejected_without_showing_it(tied, monkeypatch) -> None:
+    monkeypatch.setenv("ENGINE_API_KEY", "q7w8e9r0t1y2u3i4")
+    world = World(tied)
+    with serving(VllmScript(tied, key="another-key-1234")) as server:
+        engine = world.engine(server, api_key_env="ENGINE_API_KEY")
+        with pytest.raises(ServerError, match="the server rejected the API key") as raised:
+            engine.sync(world.student, 0)
+    assert raised.value.exit_code == 2 and "q7w8e9r0" not in str(raised.value)
+
+
+def test_a_replica_with_old_weights_is_named(tied) -> None:
+    world, second = World(tied), VllmScript(tied)
+    with serving(VllmScript(tied)) as one, serving(second) as two:
+        settings = VllmEngineConfig(url=(one.url, two.url), model="student", patience_s=0.0)
+        engine = settings.build(world.tools())
+        engine.sync(world.student, 0)
+        second.keeps_head = True
+        world.update()
+        with pytest.raises(ServerUnavailableError, match=f"server {two.url.split('/')[2]} does not have the student's weights"):
+            engine.sync(world.student, 1)
+
+
 def test_a_newer_version_is_reported(tied) -> None:
     world = World(tied)
     with serving(VllmScript(tied, version="0.40.1rc2+cpu")) as server:
