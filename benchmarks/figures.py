@@ -137,7 +137,7 @@ def collapse() -> None:
 
 def spans() -> None:
     """The weights of Eq. 10 for the pairs of neighbouring tokens of a sentence."""
-    tokens = "The quick brown fox was quietly jumping over the lazy dog".split()
+    tokens = ["The", "quick", "brown", "fox", "was", "quietly", "jumping", "over", "the", "lazy", "dog"]
     phrases = {"noun phrase": (0, 4), "verb phrase": (4, 7), "prepositional phrase": (7, 11)}
     figure, axis = plt.subplots(figsize=(9, 2.4))
     for (name, (start, end)), colour in zip(phrases.items(), (BLUE, ORANGE, RED), strict=True):

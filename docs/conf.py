@@ -76,7 +76,9 @@ def write_files_of_the_root(app: Sphinx, error: Exception | None) -> None:
     target = r"- [\1](_sources/docs/\2.md.txt)"
     pages = LINK.sub(lambda link: link.expand(target) + (f": {link[3]}" if link[3] else ""), index)
     title, about, rest = pages.split("\n\n", 2)
-    (out / "llms.txt").write_text(f"{title}\n\n> {' '.join(about.split())}\n\n{rest}".replace("/docs/../", "/"), encoding="utf-8")
+    (out / "llms.txt").write_text(
+        f"{title}\n\n> {' '.join(about.split())}\n\n{rest}".replace("/docs/../", "/"), encoding="utf-8"
+    )
 
 
 def inline_formula(self: HTML5Translator, node: nodes.math) -> None:

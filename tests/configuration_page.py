@@ -59,7 +59,10 @@ def pages() -> dict[Path, str]:
     found = {FOLDER / f"{name}.md": _section_page(name, members) for name, members in by_name.items()}
     found |= {FOLDER / f"method-{name}.md": _method_page(name, row) for name, row in METHODS.items()}
     lines = [f"- [{text.splitlines()[0].removeprefix('# ')}](configuration/{path.name})" for path, text in found.items()]
-    return {FOLDER.with_suffix(".md"): f"{INTRODUCTION}{_described(recipe)}\n## Sections\n\n" + "\n".join(lines) + "\n", **found}
+    return {
+        FOLDER.with_suffix(".md"): f"{INTRODUCTION}{_described(recipe)}\n## Sections\n\n" + "\n".join(lines) + "\n",
+        **found,
+    }
 
 
 def _section_page(name: str, members: list["Section"]) -> str:

@@ -1,5 +1,6 @@
 """The documentation matches the code: snippets run, commands parse, and every field, file and link exists."""
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -27,6 +28,7 @@ from redistill.config.run import decode_run, load_config
 from redistill.contracts import Sampling, TokenSequence
 from redistill.data.forms import parse_row
 from redistill.data.sample import copy_sample
+from redistill.doctor.checks import CHECKS
 from redistill.errors import RedistillError
 from redistill.records import RawPrompt, Record
 from redistill.runs.sweep_recipe import read_sweep
@@ -348,3 +350,31 @@ def test_the_task_that_is_added_loads_its_file(added, tmp_path):
     assert added["TASK"].load(write_rows(tmp_path / "trivia.jsonl", rows(2)))[0][0].record_id == "trivia:1"
     with pytest.raises(RedistillError):
         added["TASK"].load(tmp_path / "absent.jsonl")
+
+
+# --- docs/faq.md, Python blocks -----------------------------------------------------------------------------------------
+
+
+def test_every_line_of_the_doctor_in_the_faq_has_words_of_its_check():
+    """Each line contains two texts of the module of its check, of at least 12 characters."""
+    modules = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "src/redistill/doctor").glob("*.py")}
+    words = {
+        name: [
+            node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        for name, text in modules.items()
+    }
+    lines = "".join(blocks((ROOT / "docs/faq.md").read_text(encoding="utf-8"), "text")).splitlines()
+    assert len(lines) > 12
+    for line in lines:
+        number, kind = re.match(r"(\d+) (found|note): ", line).groups()
+        (check,) = (check for check in CHECKS if check.number == int(number))
+        found = [text for text in words[check.find.__module__.rpartition(".")[2]] if len(text) >= 12 and text.strip() in line]
+        assert len(found) >= 2, (line, found)
+        assert kind in ("found", "note")
+
+
+def test_every_page_with_python_is_executed_by_a_test():
+    pages = {path.relative_to(ROOT).as_posix() for path in PAGES if blocks(path.read_text(encoding="utf-8"), "python")}
+    adding = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs/adding").glob("*.md")}
+    assert pages - adding == {"README.md", "docs/walkthrough.md"}

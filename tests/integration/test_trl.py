@@ -33,7 +33,7 @@ TRAINING = {
     "report_to": [],
     "save_strategy": "no",
 }
-ENGINE = '''
+ENGINE = """
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ class ReplayedEngine:
     def generate(self, requests, sampling):
         texts = [self._texts[request.prompt_ids] for request in requests]
         return [Generation(token_ids=text, finished=text[-1] in self._end_ids) for text in texts]
-'''
+"""
 
 Texts = list[tuple[list[int], list[int]]]
 
