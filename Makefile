@@ -17,7 +17,7 @@ test: $(VENV)/installed-dev
 # The documentation site in build/site: warnings are errors, and its links and its search are tested.
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/site
+	$(BIN)/python -m sphinx --quiet --write-all --fail-on-warning --keep-going -c docs . build/site
 	$(BIN)/python -m pytest -m site tests/test_site.py $(PYTEST_ARGS)
 
 # Every fault as often as docs/reliability.md says; `make test` tries a few of each.

@@ -44,7 +44,8 @@ html_theme = "furo"
 html_title = f"redistill {release}"
 html_copy_source = True  # llms.txt refers to the Markdown
 html_show_copyright = False
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 
 

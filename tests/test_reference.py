@@ -8,10 +8,13 @@ import doctest
 import inspect
 import re
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
 from redistill.data import tasks
+from redistill.losses.dac_kl import DacKLConfig
+from redistill.losses.divergences import ByOrigin, Divergence
 from tests.reference_page import pages, public, submodules
 
 PUBLIC = public()
@@ -78,6 +81,13 @@ def test_every_parameter_of_a_public_name_is_described(name: str) -> None:
 def test_a_test_set_has_a_source_and_an_example(module: ModuleType) -> None:
     doc = module.__doc__ or ""
     assert "Source:" in doc and doctest.DocTestParser().get_examples(doc.partition("Example:")[2])
+
+
+@pytest.mark.parametrize("node", [*get_args(Divergence), ByOrigin, DacKLConfig], ids=lambda node: node.__name__)
+def test_a_divergence_has_its_equation_source_and_unit(node: type) -> None:
+    doc = node.__doc__ or ""
+    assert re.search(r"math::|Eq\. \d", doc) and re.search(r"Source: |arXiv|the paper", doc)
+    assert re.search(r"\bnats\b|in \[0, 1\]", doc)
 
 
 def test_every_public_name_has_an_entry_in_the_reference() -> None:
