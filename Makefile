@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FIRST_HOUR_ARGS ?=
 
-.PHONY: demo test docs faults golden families oldest first-hour ray trl notebook nightly lint bench clean
+.PHONY: demo test docs faults golden families oldest first-hour ray trl notebook nightly lint bench study-toy clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -74,6 +74,10 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.scrg --model $(MODEL) --prompts $(PROMPTS)
 	$(BIN)/python -m benchmarks.compact --model $(MODEL) --data $(PROMPTS)
 	$(BIN)/python -m benchmarks.chart
+
+# The tables of the study (python -m benchmarks.study) at toy size.
+study-toy: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study --toy --jobs 2
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -273,17 +273,23 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Export a student for vLLM, PEFT, llama.cpp or Ollama."""
+    """Export a student for vLLM, Ollama and others, or its scores."""
     from redistill.deploy.export import export
+    from redistill.deploy.scores import export_scores
 
-    found = export(
-        options.model,
-        options.to,
-        options.out,
-        dtype=options.dtype,
-        repository=options.push,
-        allow_code=options.allow_code,
-    )
+    if options.to == "scores":
+        if options.dtype or options.push:
+            raise ConfigError(f"--{'dtype' if options.dtype else 'push'}: scores have no weights to export; omit the option")
+        found = export_scores(Path(options.model), options.out)
+    else:
+        found = export(
+            options.model,
+            options.to,
+            options.out,
+            dtype=options.dtype,
+            repository=options.push,
+            allow_code=options.allow_code,
+        )
     document = {"path": str(found.folder), "files": list(found.files), "notes": list(found.notes)}
     _print(
         options,

@@ -304,8 +304,11 @@ def _models(group: Group) -> None:
 def _export(group: Group) -> None:
     parser = add_command(group, "export", commands.export, "redistill export runs/kd --to ollama")
     parser.add_argument("model", type=path_text, metavar="RUN|MODEL", help="a run folder, model folder, hub name or .gguf file")
-    targets = ("transformers", "vllm", "adapter", "gguf", "ollama")
-    text = "transformers (also for vLLM), vllm (for the engine vllm), adapter (LoRA, for PEFT), gguf (llama.cpp) or ollama"
+    targets = ("transformers", "vllm", "adapter", "gguf", "ollama", "scores")
+    text = (
+        "transformers (also for vLLM), vllm (for the engine vllm), adapter (LoRA, for PEFT), gguf (llama.cpp), ollama, or "
+        "scores (of a run or a sweep, without texts, for `redistill compare`)"
+    )
     parser.add_argument("--to", choices=targets, required=True, metavar="TARGET", help=text)
     parser.add_argument("--out", type=path, metavar="DIR", help="new output folder (default: RUN/export/TARGET)")
     text = "f16, bf16 or f32 (default: that of the model; f16 for GGUF)"

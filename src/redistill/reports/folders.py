@@ -20,7 +20,7 @@ from redistill.storage import files
 
 SCHEMAS = (1, 2)  # supported values of "schema"; only run.json uses 2
 MAX_TITLE = 60
-_QUESTION_HASH = "question_hash"
+QUESTION_HASH = "question_hash"
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Evaluation:
         The hashes distinguish test files that use the same ids for different prompts.
         """
         seeds = self.answers.get(dataset, {}).values()
-        return {prompt: str(line[_QUESTION_HASH]) for lines in seeds for prompt, line in lines.items()}
+        return {prompt: str(line[QUESTION_HASH]) for lines in seeds for prompt, line in lines.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,15 +338,39 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
     if not (folder / "scores.json").is_file():
         return None
     scores = read_object(folder / "scores.json")
-    datasets = {files.slug(name): name for name in mapping(scores.get("datasets"))}
     answers: dict[str, dict[str, dict[str, Mapping[str, Json]]]] = {}
+    for dataset, seed, path in responses_files(folder, scores):
+        names = [measure.name for measure in measures(at(scores, "datasets", dataset))] if scores_only else None
+        lines = {str(line["id"]): _answer(line, names) for line in _objects(path) if "id" in line}
+        answers.setdefault(dataset, {})[seed] = lines
+    return Evaluation(label=label, role=role, scores=scores, answers=answers)
+
+
+def responses_files(folder: Path, scores: Mapping[str, Json]) -> Iterator[tuple[str, str, Path]]:
+    """Yield data set, evaluation seed and path of each responses file.
+
+    Files of further decodings are left out.
+
+    Args:
+        folder: Folder of the evaluation.
+        scores: Content of its scores.json.
+    """
+    datasets = {files.slug(name): name for name in mapping(scores.get("datasets"))}
     for path in sorted((folder / "responses").glob("*.jsonl")):
         match = re.fullmatch(r"([^@]+)-seed(-?\d+)\.jsonl", path.name)  # a name with "@" has answers of a further decoding
         if match and (dataset := datasets.get(files.slug(match[1]))) is not None:
-            names = [measure.name for measure in measures(at(scores, "datasets", dataset))] if scores_only else None
-            lines = {str(line["id"]): _answer(line, names) for line in _objects(path) if "id" in line}
-            answers.setdefault(dataset, {})[match[2]] = lines
-    return Evaluation(label=label, role=role, scores=scores, answers=answers)
+            yield dataset, match[2], path
+
+
+def question_hash(line: Mapping[str, Json]) -> str:
+    """Return a hash of prompt and references of a line of a responses file.
+
+    A line of exported scores contains the hash in place of the texts.
+    """
+    if isinstance(recorded := line.get(QUESTION_HASH), str):
+        return recorded
+    question = json.dumps([line.get("prompt"), line.get("references")])
+    return hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
 
 
 def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[str, Json]:
@@ -354,11 +378,9 @@ def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[st
 
     If `names` is not None, only these fields are copied.  References that are not a list are left out.
     """
-    question = json.dumps([line.get("prompt"), line.get("references")])
-    digest = hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
     fields = line if names is None else {name: line.get(name) for name in names}
     kept = {name: value for name, value in fields.items() if name != "references" or isinstance(value, list)}
-    return {**kept, _QUESTION_HASH: digest}
+    return {**kept, QUESTION_HASH: question_hash(line)}
 
 
 def _objects(path: Path) -> Iterator[Mapping[str, Json]]:
