@@ -6,13 +6,19 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FIRST_HOUR_ARGS ?=
 
-.PHONY: demo test faults golden families oldest first-hour ray nightly lint bench study-toy clean
+.PHONY: demo test docs faults golden families oldest first-hour ray trl notebook nightly lint bench study-toy clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The documentation site in build/site: warnings are errors, and its links and its search are tested.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m sphinx --quiet --write-all --fail-on-warning --keep-going -c docs . build/site
+	$(BIN)/python -m pytest -m site tests/test_site.py $(PYTEST_ARGS)
 
 # Every fault as often as docs/reliability.md says; `make test` tries a few of each.
 faults: $(VENV)/installed-dev
@@ -47,8 +53,18 @@ ray: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet -e '.[ray]'
 	$(BIN)/python -m pytest -m 'not gpu' tests/runs/test_ray.py tests/faults/test_sweep_on_ray.py $(PYTEST_ARGS)
 
+# One update of TRL's trainers against the recipes of docs/moving.
+trl: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet trl==1.16.0
+	$(BIN)/python -m pytest -m trl tests/integration/test_trl.py $(PYTEST_ARGS)
+
+# Every cell of examples/quickstart.ipynb.
+notebook: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet nbclient ipykernel
+	$(BIN)/python -m pytest -m notebook tests/test_notebook.py $(PYTEST_ARGS)
+
 # What is too long for every change.
-nightly: faults golden families oldest first-hour ray
+nightly: faults golden families oldest first-hour ray trl notebook
 
 # Every benchmark of docs/performance.md against its rivals, an hour or two on one core: make bench MODEL=folder PROMPTS=rows.jsonl
 bench: $(VENV)/installed-dev

@@ -1,5 +1,6 @@
 """The documentation matches the code: snippets run, commands parse, and every field, file and link exists."""
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -27,12 +28,14 @@ from redistill.config.run import decode_run, load_config
 from redistill.contracts import Sampling, TokenSequence
 from redistill.data.forms import parse_row
 from redistill.data.sample import copy_sample
+from redistill.doctor.checks import CHECKS
 from redistill.errors import RedistillError
 from redistill.records import RawPrompt, Record
 from redistill.runs.sweep_recipe import read_sweep
 from redistill.storage import files
 from redistill.testing import check_divergence
-from tests.configuration_page import page, sections
+from tests import configuration_page, options_page
+from tests.configuration_page import sections
 from tests.first_hour import SHORT, write_own_data
 from tests.tokenizers import CHATML
 from tests.worlds import LLAMA, rows, write_model, write_rows
@@ -41,6 +44,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+ADDING = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs/adding").glob("*.md")))
 RECIPES = packaged_recipes()
 
 every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -132,8 +136,8 @@ def test_every_file_of_the_example_is_in_the_tree_of_the_page(example):
     assert {name.split("/")[0] for name in shown} - {"rejected.jsonl"} == found
 
 
-def test_the_architecture_page_names_every_field_of_the_run_folder(example):
-    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+def test_the_page_of_the_run_folder_names_every_field(example):
+    text = (ROOT / "docs/run-folder.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w.]+)`", text))
     run = example.folder / "runs/first"
     logs = ("metrics", "revisions", "revision-positions", "positions")
@@ -216,9 +220,18 @@ def test_every_row_of_the_readme_and_the_page_of_data_is_read():
 # --- names, fields, links -----------------------------------------------------------------------------------------------
 
 
-def test_the_configuration_page_is_up_to_date():
-    text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
-    assert text == page(), "run `python -m tests.configuration_page > docs/configuration.md`"
+@pytest.mark.parametrize("generator", [configuration_page, options_page], ids=lambda module: module.__name__)
+def test_generated_pages_are_up_to_date(generator, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    found = generator.pages()
+    assert {path for path in found if path.parent == generator.FOLDER} == set(generator.FOLDER.glob("*.md"))
+    for path, text in found.items():
+        assert path.read_text(encoding="utf-8") == text, f"run `python -m {generator.__name__}`"
+
+
+def test_the_page_of_recipes_has_every_recipe():
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w-]+)`", page, re.MULTILINE) == sorted(RECIPES, key=lambda name: (RECIPES[name].kind, name))
 
 
 def known_fields() -> set[str]:
@@ -293,14 +306,14 @@ def test_every_public_name_exists():
         _ = redistill.distil
 
 
-# --- docs/adding.md -----------------------------------------------------------------------------------------------------
+# --- docs/adding/ -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def added() -> dict[str, Any]:
-    """The names that the files of docs/adding.md define."""
+    """The names that the files of docs/adding/ define."""
     names: dict[str, Any] = {"__name__": "added"}
-    for code in page_modules((ROOT / "docs/adding.md").read_text(encoding="utf-8")).values():
+    for code in page_modules(ADDING).values():
         exec(code, names)  # noqa: S102 - our own page
     return names
 
@@ -315,7 +328,7 @@ def test_the_divergence_that_is_added_obeys_the_laws(added):
 
 def test_the_metric_that_is_added_scores_an_answer():
     names: dict[str, Any] = {}
-    exec(page_modules((ROOT / "docs/adding.md").read_text(encoding="utf-8"))["my_metric"], names)  # noqa: S102 - our own page
+    exec(page_modules(ADDING)["my_metric"], names)  # noqa: S102 - our own page
     metric, record = names["METRIC"], Record(record_id="r", prompt=RawPrompt("Say it."), references=("good morning all",))
     assert metric.scored("Good evening", record) == pytest.approx(1 / 3)
     assert metric.scored("all good", record) == pytest.approx(2 / 3) and metric.aggregated([0.0, 1.0]) == 0.5
@@ -337,3 +350,31 @@ def test_the_task_that_is_added_loads_its_file(added, tmp_path):
     assert added["TASK"].load(write_rows(tmp_path / "trivia.jsonl", rows(2)))[0][0].record_id == "trivia:1"
     with pytest.raises(RedistillError):
         added["TASK"].load(tmp_path / "absent.jsonl")
+
+
+# --- docs/faq.md, Python blocks -----------------------------------------------------------------------------------------
+
+
+def test_every_line_of_the_doctor_in_the_faq_has_words_of_its_check():
+    """Each line contains two texts of the module of its check, of at least 12 characters."""
+    modules = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "src/redistill/doctor").glob("*.py")}
+    words = {
+        name: [
+            node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        for name, text in modules.items()
+    }
+    lines = "".join(blocks((ROOT / "docs/faq.md").read_text(encoding="utf-8"), "text")).splitlines()
+    assert len(lines) > 12
+    for line in lines:
+        number, kind = re.match(r"(\d+) (found|note): ", line).groups()
+        (check,) = (check for check in CHECKS if check.number == int(number))
+        found = [text for text in words[check.find.__module__.rpartition(".")[2]] if len(text) >= 12 and text.strip() in line]
+        assert len(found) >= 2, (line, found)
+        assert kind in ("found", "note")
+
+
+def test_every_page_with_python_is_executed_by_a_test():
+    pages = {path.relative_to(ROOT).as_posix() for path in PAGES if blocks(path.read_text(encoding="utf-8"), "python")}
+    adding = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs/adding").glob("*.md")}
+    assert pages - adding == {"README.md", "docs/walkthrough.md"}

@@ -1,6 +1,6 @@
 """The English of sources, help pages and documentation: phrases that have a standard term are not used.
 
-CHANGELOG.md and docs/lab-log.md quote earlier versions and are not searched.
+CHANGELOG.md and the lab log quote earlier versions and are not searched.
 """
 
 import re
@@ -14,8 +14,12 @@ from tests.cli.test_help import pages
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in {".py", ".html"})
-QUOTING = {"CHANGELOG.md", "lab-log.md"}
-PAGES = [path for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))) if path.name not in QUOTING]
+QUOTING = {"CHANGELOG.md", "lab-log.md", "lab-log"}
+PAGES = [
+    path
+    for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
+    if QUOTING.isdisjoint((path.name, path.parent.name))
+]
 
 INSTEAD = {
     r"\bto the (letter|bit)\b": "verbatim, exactly; bitwise equal",

@@ -5,71 +5,17 @@ The names are those that the packages export, and every class that a recipe can 
 
 import dataclasses
 import doctest
-import importlib
 import inspect
-import pkgutil
 import re
-from collections.abc import Iterator
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
 from redistill.data import tasks
-from redistill.evaluation import metrics
-from tests.configuration_page import sections
-
-EXPORTS = (
-    "redistill",
-    "redistill.losses",
-    "redistill.losses.divergences",
-    "redistill.policies",
-    "redistill.vocab_pass",
-    "redistill.testing",
-    "redistill.data.tasks",
-)
-"""Packages whose `__all__`, if they have one, is public."""
-
-MODULES = (
-    "redistill.contracts",
-    "redistill.records",
-    "redistill.errors",
-    "redistill.generation.local",
-    "redistill.generation.external",
-    "redistill.teachers.local",
-    "redistill.processes.placement",
-)
-"""Modules whose classes and functions are public."""
-
-
-def submodules(package: ModuleType) -> list[ModuleType]:
-    return [importlib.import_module(f"{package.__name__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)]
-
-
-def defined(module: ModuleType) -> Iterator[object]:
-    """The public classes and functions that a module defines."""
-    for name, value in vars(module).items():
-        if (
-            not name.startswith("_")
-            and getattr(value, "__module__", None) == module.__name__
-            and hasattr(value, "__qualname__")
-        ):
-            yield value
-
-
-def public() -> dict[str, object]:
-    """Name -> class or function."""
-    found = [section.node for section in sections()]
-    for name in EXPORTS:
-        package = importlib.import_module(name)
-        found += [getattr(package, exported) for exported in getattr(package, "__all__", ())]
-    for module in [*map(importlib.import_module, MODULES), *submodules(metrics)]:
-        found += defined(module)
-    return {
-        f"{value.__module__}.{value.__qualname__}": value
-        for value in found
-        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.startswith("redistill")
-    }
-
+from redistill.losses.dac_kl import DacKLConfig
+from redistill.losses.divergences import ByOrigin, Divergence
+from tests.reference_page import pages, public, submodules
 
 PUBLIC = public()
 TEST_SETS = [module for module in submodules(tasks) if hasattr(module, "TASK")]
@@ -135,3 +81,18 @@ def test_every_parameter_of_a_public_name_is_described(name: str) -> None:
 def test_a_test_set_has_a_source_and_an_example(module: ModuleType) -> None:
     doc = module.__doc__ or ""
     assert "Source:" in doc and doctest.DocTestParser().get_examples(doc.partition("Example:")[2])
+
+
+@pytest.mark.parametrize("node", [*get_args(Divergence), ByOrigin, DacKLConfig], ids=lambda node: node.__name__)
+def test_a_divergence_has_its_equation_source_and_unit(node: type) -> None:
+    doc = node.__doc__ or ""
+    assert re.search(r"math::|Eq\. \d", doc) and re.search(r"Source: |arXiv|the paper", doc)
+    assert re.search(r"\bnats\b|in \[0, 1\]", doc)
+
+
+def test_every_public_name_has_an_entry_in_the_reference() -> None:
+    """Sphinx shows the docstring of a name at its directive."""
+    for path, text in pages().items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `python -m tests.reference_page`"
+    entries = re.findall(r"^\.\. auto\w+:: (\S+)$", "".join(pages().values()), re.MULTILINE)
+    assert sorted(entries) == sorted(PUBLIC)

@@ -1,4 +1,4 @@
-"""Every file of docs/adding.md, run from outside the package as on the page."""
+"""Every file of docs/adding/, run from outside the package as on the page."""
 
 import json
 import re
@@ -14,8 +14,9 @@ from redistill.cli.main import main
 from redistill.config.run import encode_run
 from tests.worlds import tiny_run
 
-PAGE = (Path(__file__).parents[2] / "docs" / "adding.md").read_text(encoding="utf-8")
-FILES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
+PAGES = sorted((Path(__file__).parents[2] / "docs/adding").glob("*.md"))
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+FILES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
 
 
 @pytest.fixture

@@ -50,7 +50,8 @@ class HybridAcceptance(Softened):
 
     p is the teacher, q the student (the draft model), eta = `decay`. The weight of KL falls as alpha rises. KL has large
     gradients where the models differ much; total variation is 1 - alpha. Source: the hybrid of LK losses (arXiv 2602.23881).
-    D >= 0, and D = 0 exactly when p = q. The gradient flows through q only, and treats lambda as a constant.
+    KL is in nats per token, TV in [0, 1]. D >= 0, and D = 0 exactly when p = q. The gradient flows through q only, and treats
+    lambda as a constant.
 
     Args:
         decay: Rate eta at which the weight of KL falls with alpha, >= 0 and finite; 0 is forward KL.

@@ -24,7 +24,8 @@ class ByOrigin:
     which uses skew forward KL on text of the teacher and skew reverse KL on text of the student.
 
     Each divergence is computed on all rows, and then one value is chosen for each row.  Therefore two different divergences
-    take twice the time of a single divergence.  Equal divergences are computed once.
+    take twice the time of a single divergence.  Equal divergences are computed once.  D has the unit of the chosen
+    divergence, for most of them nats per token.
 
     Args:
         student: Divergence on text that the student generated alone (origin "student"), together with the teacher ("mixture"),

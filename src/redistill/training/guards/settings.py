@@ -17,8 +17,8 @@ class GuardConfig:
         max_skips: Maximum number of consecutive updates that are skipped, >= 0.  If one more update must be skipped, the
             run ends.
         on_spike: "warn" reports and applies an update whose loss spikes; "skip" reports and skips it.
-        spike_factor: An update is a loss spike if |loss| exceeds this multiple of the running median of |loss|, > 1.  A larger
-            multiple is required if the loss varies widely.
+        spike_factor: An update is a loss spike if its absolute loss exceeds this multiple of the running median, > 1.
+            A larger multiple is required if the loss varies widely.
         on_collapse: "warn" reports a collapse of the student's text; "stop" ends the run.
         collapse_window: Number of updates, >= 1.  A collapse is detected from means over the responses of the last
             `collapse_window` updates with generated text.  The settings `min_*` are limits of these means.
