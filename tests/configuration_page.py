@@ -4,14 +4,13 @@ python -m tests.configuration_page > docs/configuration.md
 """
 
 import dataclasses
-import inspect
-import re
 from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from redistill.config.decode import kind_of
+from redistill.config.described import descriptions, first_paragraph
 from redistill.config.methods import METHODS
 from redistill.config.run import NAMES, Run, encode_run
 from redistill.config.sections import StudentConfig, TeacherConfig
@@ -44,7 +43,7 @@ def page() -> str:
     """The text of the page."""
     parts = [INTRODUCTION]
     for section in sections():
-        parts += [f"## {section.title}\n", _first_paragraph(section.node) + "\n"]
+        parts += [f"## {section.title}\n", first_paragraph(section.node) + "\n"]
         if dataclasses.fields(section.node):
             parts.append(_table(section.path, section.node))
     parts.append("## Policy and objective of each method\n")
@@ -105,30 +104,13 @@ def _hints(node: type) -> dict[str, Any]:
 
 def _table(path: str, node: type) -> str:
     lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
-    meanings = _meanings(node)
+    meanings = descriptions(node)
     for f in dataclasses.fields(node):
         assert f.name in meanings, f"{node.__name__}.{f.name}: no description under Args in its docstring"
         where = f"{path}.{f.name}".strip(".")
         cells = (f"`{where}`", _type(_hints(node)[f.name]), _default(f), meanings[f.name])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _meanings(node: type) -> dict[str, str]:
-    """Field -> its description under Args, including those of parent classes."""
-    found: dict[str, str] = {}
-    for cls in reversed(node.__mro__):
-        doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-        block = re.search(r"^Args:\n((?:    .*\n|\n)*)", doc + "\n", re.MULTILINE)
-        for entry in re.split(r"\n(?=    \w)", "\n" + block.group(1).rstrip()) if block else ():
-            names, _, text = entry.partition(":")
-            found |= dict.fromkeys(re.split(r",\s*", names.strip()), re.sub(r"\bNone\b", "null", " ".join(text.split())))
-    return found
-
-
-def _first_paragraph(node: type) -> str:
-    doc = inspect.cleandoc(node.__doc__ or "")
-    return " ".join(doc.split("\n\n")[0].split())
 
 
 def _default(f: "dataclasses.Field[Any]") -> str:

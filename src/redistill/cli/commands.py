@@ -143,17 +143,6 @@ def compare(options: argparse.Namespace) -> None:
 # --- inspection ---------------------------------------------------------------------------------------------------------
 
 
-def config(options: argparse.Namespace) -> None:
-    """Validate a recipe and print it with all defaults."""
-    import yaml
-
-    from redistill.config.run import encode_run
-    from redistill.config.schema import SCHEMA
-
-    tree = {"schema": SCHEMA, **encode_run(_load(options))}
-    _print(options, {"config": tree}, yaml.safe_dump(tree, sort_keys=False).removesuffix("\n"))
-
-
 def estimate(options: argparse.Namespace) -> None:
     """Estimate parameters, memory and time without loading weights."""
     from redistill.estimate import estimate

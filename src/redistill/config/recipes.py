@@ -4,6 +4,7 @@ A recipe is a YAML file with the settings of a run; a sweep is a recipe with row
 sweep_recipe.py read them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,12 @@ from typing import Literal
 from redistill.config.shown import nearest, shown
 from redistill.errors import ConfigError
 from redistill.storage.packaged import packaged
+
+
+SCHEMA_LINE = "# yaml-language-server: $schema="
+"""Start of the comment with which a recipe names its schema; editors read this comment."""
+SCHEMA_FILES: Mapping[str, str] = {"run": "run.schema.json", "sweep": "sweep.schema.json"}
+"""File names of the schemas in the folder of the recipes, by kind of recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +51,7 @@ def packaged_recipes() -> dict[str, PackagedRecipe]:
     """
     found = {}
     for path in sorted(packaged("recipes").glob("*.yaml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(SCHEMA_LINE)]
         kind: Literal["run", "sweep"] = "sweep" if "rows:" in (line.split("#")[0].strip() for line in lines) else "run"
         title = lines[0].removeprefix("# ").rstrip(".")
         found[path.stem] = PackagedRecipe(name=path.stem, kind=kind, title=title, path=path)
@@ -84,8 +91,8 @@ def read_recipe(path: Path, folder: Path = Path()) -> bytes:
         ConfigError: there is no such file and no such recipe, or the file cannot be read.
 
     Example:
-        >>> read_recipe(Path("table1-toy"))[:7]
-        b'# Table'
+        >>> read_recipe(Path("table1-toy")).splitlines()[1][:9]
+        b'# Table 1'
     """
     file = folder / path
     try:
