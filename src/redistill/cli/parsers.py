@@ -122,6 +122,8 @@ def _run(group: Group) -> None:
     parser = add_command(group, "run", commands.run, "redistill run smollm2-dolly method=kd --out runs/kd")
     add_run(parser)
     add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=path)
+    text = "only execute one update, one validation, one save and one load, in a temporary folder"
+    parser.add_argument("--smoke", action="store_true", help=text)
     add_json(parser)
 
 

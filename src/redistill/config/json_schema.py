@@ -49,7 +49,12 @@ def document(title: str, root: Mapping[str, Json], definitions: Mapping[str, Jso
         root: Schema of the whole recipe.
         definitions: Schemas by name, to which `root` refers.
     """
-    number: Schema = {"type": "integer", "minimum": FIRST, "maximum": SCHEMA, "description": "Version of the format of recipes."}
+    number: Schema = {
+        "type": "integer",
+        "minimum": FIRST,
+        "maximum": SCHEMA,
+        "description": "Version of the format of recipes.",
+    }
     head: Schema = {"$schema": DIALECT, "$comment": GENERATED, "title": title}
     fields: Schema = {"schema": number, **mapping(root["properties"])}
     return {**head, **root, "properties": fields, "$defs": dict(sorted(definitions.items()))}
