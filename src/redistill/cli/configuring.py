@@ -15,7 +15,7 @@ RUN = "a YAML file, a name from `recipes list`, a run.json, or a run folder"
 
 def add_config(group: Group) -> None:
     """Add the command `config` with its actions to a group of commands."""
-    text = "Validate a recipe and print it with all defaults, or compare recipes."
+    text = "Print a recipe with all defaults, or compare recipes."
     actions = add_actions(group, "config", text, "redistill config smollm2-dolly method=gkd")
     parser = add_command(actions, "show", show, "redistill config show smollm2-dolly method=gkd")
     add_recipe(parser, RECIPE, "settings to change")

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import redistill
 from redistill.cli import commands, evaluate, recipes
+from redistill.cli.completion import add_completion, complete
 from redistill.cli.configuring import add_config, with_action
+from redistill.cli.init import add_init
 from redistill.cli.inspection import add_inspect
 from redistill.cli.judging import add_judge
 from redistill.cli.options import (
@@ -59,6 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         SystemExit: code 0 after --help and --version, code 2 for invalid arguments.
     """
     parser = build_parser()
+    complete(parser)
     given = with_action(sys.argv[1:] if arguments is None else arguments)
     for argument in given[1:]:
         if hint := option_hint(given[0], argument):
@@ -83,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
         _demo,
+        add_init,
         _run,
         _train,
         _cache_teacher,
@@ -102,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         _models,
         _export,
         _chat,
+        add_completion,
     ):
         add(group)
     return parser

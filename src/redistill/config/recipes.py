@@ -14,7 +14,6 @@ from redistill.errors import ConfigError
 from redistill.storage import files
 from redistill.storage.packaged import packaged
 
-
 SCHEMA_LINE = "# yaml-language-server: $schema="
 """Start of the comment with which a recipe names its schema; editors read this comment."""
 SCHEMA_FILES: Mapping[str, str] = {"run": "run.schema.json", "sweep": "sweep.schema.json"}

@@ -41,8 +41,8 @@ class Smoke:
         prompts: Number of validation prompts that were answered, before and after the update.
         saved_bytes: Size of the saved student.
         parameters: Number of parameters of the student after it was loaded again.
-        seconds: Seconds of each step, by name: "open" (models and data), "update", "validate" (two validations and a checkpoint),
-            "save" and "load".
+        seconds: Seconds of each step, by name: "open" (models and data), "update", "validate" (two validations and a
+            checkpoint), "save" and "load".
         peak_bytes: Growth of memory during the test; None if it cannot be measured.
         notes: What differs from a run of the recipe.
     """
@@ -62,9 +62,10 @@ class Smoke:
 
     def lines(self) -> list[str]:
         """Return the steps with their time and memory, as lines of text."""
+        prompts = "1 prompt" if self.prompts == 1 else f"{self.prompts} prompts"
         steps = {
             "open": "models and data loaded",
-            "validate": f"{self.prompts} prompts answered before and after the update; one checkpoint saved",
+            "validate": f"validation with {prompts} before and after the update; one checkpoint saved",
             "update": f"one update with {self.sequences} sequences, loss {self.loss:.4g}",
             "save": f"student saved, {self.saved_bytes / 1e6:,.1f} MB",
             "load": f"student loaded, {self.parameters:,} parameters",
