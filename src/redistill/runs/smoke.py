@@ -26,6 +26,8 @@ from redistill.training.trackers import check_packages
 
 PROMPTS = 2
 """Number of validation prompts that are answered."""
+ROWS = 256
+"""Number of training rows that are tokenised; an update uses the first of them that are within the length limits."""
 
 Report = Callable[[str], None]
 Clock = Callable[[], float]
@@ -122,7 +124,8 @@ def one_update(run: Run, folder: Path) -> tuple[Run, list[str]]:
         notes.append("the teacher is loaded; its cache is neither read nor written")
     data, size = run.data, run.training.batch_size
     if not isinstance(teacher, CachedTeacherConfig):  # a cache has the states of all rows, in their order
-        data = replace(data, max_train_rows=min(size * getattr(run.engine, "ahead", 1), data.max_train_rows or size * 1024))
+        most = max(ROWS, 2 * size * getattr(run.engine, "ahead", 1))
+        data = replace(data, max_train_rows=min(most, data.max_train_rows or most))
     training = replace(
         run.training, updates=1, evaluate_every=0, save_every=0, keep=1, patience=None, log_every=1, compile="none"
     )
