@@ -44,7 +44,7 @@ def page(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_every_command_is_among_the_pages() -> None:
-    assert len(PAGES) == 34 and ["data", "check"] in PAGES
+    assert len(PAGES) == 36 and ["data", "check"] in PAGES
 
 
 def test_a_page_fits_a_terminal(page: str) -> None:

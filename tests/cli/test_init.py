@@ -19,7 +19,11 @@ from tests.worlds import LLAMA, rows, write_model, write_rows
 
 ONE_LAYER = LLAMA | {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16}
 COMBINATIONS = [
-    *(f"--method {name} --teacher teacher --layers 1" for name in METHODS if name not in ("sft", "eopd", "todi", "mgsr-robust")),
+    *(
+        f"--method {name} --teacher teacher --layers 1"
+        for name in METHODS
+        if name not in ("sft", "eopd", "todi", "mgsr-robust")
+    ),
     "--method sft --student student",
     "--method sft --student student --lora",
     "--method kd --teacher teacher --student student --lora 4 --batch-size 3",

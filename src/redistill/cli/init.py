@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add_init(group: Group) -> None:
     """Add the command `init` to a group of commands."""
-    example = "redistill init mine.yaml --teacher models/smollm2 --layers 12 --data mine.jsonl"
+    example = "redistill init a.yaml --teacher gpt2-large --layers 12 --data a.jsonl"
     parser = add_command(group, "init", init, example)
     parser.usage = "%(prog)s FILE [options]"
     parser.add_argument("file", type=path, nargs="?", default=Path("recipe.yaml"), metavar="FILE", help="default: %(default)s")
