@@ -38,7 +38,8 @@ from redistill.cli.parsers import build_parser
 def offered(line):
     out = io.StringIO()
     os.environ.update({"COMP_LINE": line, "COMP_POINT": str(len(line))})
-    argcomplete.autocomplete = lambda parser: argcomplete.CompletionFinder()(parser, exit_method=lambda code: None, output_stream=out)
+    finder = argcomplete.CompletionFinder()
+    argcomplete.autocomplete = lambda parser: finder(parser, exit_method=lambda code: None, output_stream=out)
     completion.complete(build_parser())
     return [word.strip() for word in out.getvalue().split("\013") if word.strip()]
 

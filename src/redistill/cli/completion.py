@@ -1,4 +1,4 @@
-"""The command `redistill completion`, and the completions of words on the command line.
+"""The command `redistill completion`, and completions of the command line.
 
 A shell script that argcomplete prints calls `redistill` with the environment variable _ARGCOMPLETE whenever the user presses
 Tab. The names of recipes and fields are read from files of the package, so that no completion imports torch.

@@ -1,4 +1,4 @@
-"""Descriptions and ranges of fields, from the docstrings of the dataclasses of a recipe.
+"""Descriptions and ranges of the fields of a recipe, from docstrings.
 
 The page docs/configuration.md and the JSON Schema of recipes use them.
 """
@@ -35,7 +35,7 @@ def first_paragraph(node: type) -> str:
 
 
 def number_range(description: str) -> Mapping[str, Json]:
-    """Return the range that the description of a number states, as keywords of JSON Schema.
+    """Return the range of a number as keywords of JSON Schema.
 
     The result is empty if the description states no range. A test checks that the class rejects all numbers outside the range.
 

@@ -47,7 +47,13 @@ def config_diff(left: Run, right: Run) -> list[Difference]:
 
 
 def resolved(run: Run) -> Mapping[str, Json]:
-    """Return the settings of a run with all defaults, and with the policy and the objective that it uses."""
+    """Return the settings of a run with all defaults.
+
+    The policy and the objective are those that the run uses: those of the recipe, or else those of the method.
+
+    Args:
+        run: The configuration of the run.
+    """
     method = decoding.encode(run.resolved_method, NAMES)
     return {**encode_run(run), "policy": method["policy"], "objective": method["objective"]}
 

@@ -108,7 +108,10 @@ class Builder:
         return {"$ref": f"#/$defs/{node.__name__}"}
 
     def _type(self, expected: object, text: str) -> Schema:
-        """Return the schema of a field of the type `expected`; `text` is the description of the field."""
+        """Return the schema of a field of the type `expected`.
+
+        `text` is the description of the field.
+        """
         nodes, origin, args = sections_of(expected), get_origin(expected), get_args(expected)
         if len(nodes) > 1 or any(map(default_kind, nodes)):
             return self._kinds(nodes, is_optional=type(None) in args)
@@ -160,7 +163,7 @@ class Builder:
         return {"type": ["array", "string"], "items": item, "if": {"type": "string"}, "then": item}
 
     def _kinds(self, nodes: list[type], *, is_optional: bool) -> Schema:
-        """Return the schema of a section in which the key `kind` selects one of several dataclasses.
+        """Return the schema of a section whose dataclass the key `kind` selects.
 
         A text is short for a section with only the key `kind`.
         """
@@ -204,7 +207,10 @@ def _spellings(kind: str) -> list[Json]:
 
 
 def _named(names: list[Json], is_open: bool) -> Schema:
-    """Return the schema of a name of a kind; if `is_open` is set, external classes have names as well."""
+    """Return the schema of the name of a kind.
+
+    If `is_open` is set, the names of external classes are accepted as well.
+    """
     found: Schema = {"enum": names}
     return _any_of([found, _EXTERNAL]) if is_open else found
 
@@ -225,6 +231,9 @@ def _method() -> Schema:
 
 
 def _default(field: "dataclasses.Field[object]") -> Schema:
-    """Return the keyword for the default of a field, if the default is a number, a text, a list, or true or false."""
+    """Return the keyword for the default of a field.
+
+    The result is empty if the default is not a number, a text, a list, true or false.
+    """
     value = list(field.default) if isinstance(field.default, tuple) else field.default
     return {"default": value} if isinstance(value, bool | int | float | str | list) else {}

@@ -1,4 +1,4 @@
-"""Writes a recipe for a pair of models and data on this machine; `redistill init` uses it."""
+"""Writes a recipe for given models and data; `redistill init` uses this module."""
 
 import math
 from collections.abc import Callable
@@ -163,7 +163,10 @@ def _data(wishes: Wishes) -> Draft:
 
 
 def _lengths(wishes: Wishes, draft: Draft, report: Callable[[str], None]) -> Draft:
-    """Return the length limits, and the number of validation rows, from the texts of the training data."""
+    """Return the length limits and the number of validation rows.
+
+    Both are chosen from the texts of the training data.
+    """
     report("reading configs, tokenizer and text lengths")
     source = ModelConfig(model=str(wishes.student or wishes.teacher))
     positions = getattr(read_config(source).get_text_config(), "max_position_embeddings", None)
@@ -217,7 +220,7 @@ def _number(value: object) -> float:
 
 
 def _duration(wishes: Wishes, found: Estimate) -> Draft:
-    """Return the number of updates for the given hours, and the distance of validations."""
+    """Return the number of updates for the given hours, and `evaluate_every`."""
     draft: dict[str, Setting] = {}
     updates, length = found.updates, wishes.updates
     if wishes.hours is not None:

@@ -1,4 +1,4 @@
-"""Shortens a recipe to one update, for `redistill doctor` and `redistill run --smoke`."""
+"""Shortens a recipe, for `redistill doctor` and `redistill run --smoke`."""
 
 from dataclasses import replace
 

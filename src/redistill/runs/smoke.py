@@ -1,4 +1,4 @@
-"""A smoke test of a recipe: one update, one save and one load in a temporary folder."""
+"""A smoke test of a recipe: one update, one save and one load."""
 
 import tempfile
 import time
@@ -111,7 +111,7 @@ def smoke_test(run: Run, report: Report = lambda line: None, clock: Clock = time
 
 
 def one_update(run: Run, folder: Path) -> tuple[Run, list[str]]:
-    """Return a recipe with one update and few rows, and a note on each change that is not obvious.
+    """Return a recipe with one update and few rows, and notes on the changes.
 
     Args:
         run: The recipe.
