@@ -207,3 +207,9 @@ def test_a_copied_recipe_has_its_schema_beside_it(tmp_path, monkeypatch, capsys)
     schema.write_text("{}")
     assert main(["recipes", "copy", "opt", "--out", "new/mine.yaml"]) == 0
     assert schema.read_text() == "{}", "a file that is not of redistill"
+
+
+def test_the_dataclasses_of_a_recipe_have_distinct_names():
+    """The schema refers to them by name."""
+    names = [section.node.__name__ for section in sections()]
+    assert len(set(names)) == len(names) and set(SCHEMAS["run"]["$defs"]) == set(names) - {"Run"}

@@ -70,7 +70,7 @@ def init(options: argparse.Namespace) -> None:
 def _recipe(options: argparse.Namespace) -> "NewRecipe":
     import redistill.estimate
     from redistill.config.whole_numbers import whole_number
-    from redistill.estimate.new_recipe import Wishes, new_recipe
+    from redistill.estimate.new_recipe import Requirements, new_recipe
     from redistill.storage.files import slug
     from redistill.training.progress import report
 
@@ -79,7 +79,7 @@ def _recipe(options: argparse.Namespace) -> "NewRecipe":
     length = options.updates
     if length is not None:
         length = int(length) if length.isdecimal() else whole_number(length) or length
-    wishes = Wishes(
+    requirements = Requirements(
         name=slug(options.file.stem),
         method=options.method or "mgsr",
         teacher=options.teacher,
@@ -96,7 +96,7 @@ def _recipe(options: argparse.Namespace) -> "NewRecipe":
         response_tokens=options.response_tokens,
         memory_bytes=None if options.memory is None else int(options.memory * 1e9),
     )
-    return new_recipe(wishes, lambda text: report(f"init: {text}"), redistill.estimate.estimate)
+    return new_recipe(requirements, lambda text: report(f"init: {text}"), redistill.estimate.estimate)
 
 
 def ask(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ VALIDATIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class Requirements:
     """What a new recipe must train; everything else is chosen.
 
     More than 12 fields: there is one for each option of `redistill init`.
@@ -99,13 +99,13 @@ class NewRecipe(NamedTuple):
     memory_bytes: int
 
 
-def new_recipe(wishes: Wishes, report: Callable[[str], None], measure: Measure = estimate) -> NewRecipe:
+def new_recipe(requirements: Requirements, report: Callable[[str], None], measure: Measure = estimate) -> NewRecipe:
     """Return a recipe with settings that suit the models, the data and this machine.
 
     Only configs, tokenizers and local data files are read, no weights.
 
     Args:
-        wishes: What the recipe must train.
+        requirements: What the recipe must train.
         report: Function that is called with a line of text when a step starts.
         measure: Function that estimates a run.
 
@@ -114,61 +114,61 @@ def new_recipe(wishes: Wishes, report: Callable[[str], None], measure: Measure =
         ModelError: a config or tokenizer is missing or damaged.
     """
     has_gpu = torch.cuda.is_available()
-    memory = wishes.memory_bytes or device_bytes("cuda" if has_gpu else "cpu") or machine_bytes() or 8 * 10**9
-    row = method(wishes.method)
-    draft = {**_models(wishes, row, has_gpu), **_data(wishes)}
-    draft |= _lengths(wishes, draft, report)
-    draft |= _training(wishes, row, has_gpu)
+    memory = requirements.memory_bytes or device_bytes("cuda" if has_gpu else "cpu") or machine_bytes() or 8 * 10**9
+    row = method(requirements.method)
+    draft = {**_models(requirements, row, has_gpu), **_data(requirements)}
+    draft |= _lengths(requirements, draft, report)
+    draft |= _training(requirements, row, has_gpu)
     found = fitted(draft, memory, measure, report)
-    draft = {**found.draft, **_duration(wishes, found.estimate)}
+    draft = {**found.draft, **_duration(requirements, found.estimate)}
     run = run_of(draft)
-    return NewRecipe(recipe_text(draft, _head(wishes, found, memory, has_gpu)), run, found.estimate, found.fits, memory)
+    return NewRecipe(recipe_text(draft, _head(requirements, found, memory, has_gpu)), run, found.estimate, found.fits, memory)
 
 
-def _models(wishes: Wishes, row: Method, has_gpu: bool) -> Draft:
+def _models(requirements: Requirements, row: Method, has_gpu: bool) -> Draft:
     draft = {
-        "name": Setting(wishes.name, f"the run folder is runs/{wishes.name}, unless --out is given"),
-        "method": Setting(wishes.method, row.summary),
+        "name": Setting(requirements.name, f"the run folder is runs/{requirements.name}, unless --out is given"),
+        "method": Setting(requirements.method, row.summary),
         "seed": Setting(10, "of training; repeat a result with at least three seeds"),
     }
-    if wishes.placement != "auto":
-        draft["placement"] = Setting(wishes.placement, "the student is split over all processes (FSDP2)")
+    if requirements.placement != "auto":
+        draft["placement"] = Setting(requirements.placement, "the student is split over all processes (FSDP2)")
     fast = "half the memory of float32, and faster on a GPU" if has_gpu else "the fastest on a CPU"
     dtype = "bfloat16" if has_gpu else "float32"
-    if wishes.teacher is not None:
-        draft["teacher.model"] = Setting(wishes.teacher, "a hub name, a folder, or a .gguf file")
+    if requirements.teacher is not None:
+        draft["teacher.model"] = Setting(requirements.teacher, "a hub name, a folder, or a .gguf file")
         draft["teacher.dtype"] = Setting(dtype, f"of the weights, which are not trained: {fast}")
-    made = "built from layers of the teacher" if wishes.student is None else "a hub name, a folder, or a .gguf file"
-    draft["student.model"] = Setting(wishes.student or "teacher", made)
-    if wishes.layers is not None:
-        draft["student.initialise.layers"] = Setting(wishes.layers, "evenly spaced, with the first and the last layer")
-    if wishes.lora is not None:
+    made = "built from layers of the teacher" if requirements.student is None else "a hub name, a folder, or a .gguf file"
+    draft["student.model"] = Setting(requirements.student or "teacher", made)
+    if requirements.layers is not None:
+        draft["student.initialise.layers"] = Setting(requirements.layers, "evenly spaced, with the first and the last layer")
+    if requirements.lora is not None:
         draft["student.dtype"] = Setting(dtype, f"of the frozen weights: {fast}")
-        draft["student.lora.rank"] = Setting(wishes.lora, "of the adapters; the other weights are frozen")
-        draft["student.lora.alpha"] = Setting(4.0 * wishes.lora, "scaling factor 4, as in the paper (64 / 16)")
+        draft["student.lora.rank"] = Setting(requirements.lora, "of the adapters; the other weights are frozen")
+        draft["student.lora.alpha"] = Setting(4.0 * requirements.lora, "scaling factor 4, as in the paper (64 / 16)")
     if row.start == "finetuned":
-        why = f"{wishes.method} usually starts from a fine-tuned student; remove the first # to train one first"
+        why = f"{requirements.method} usually starts from a fine-tuned student; remove the first # to train one first"
         draft["student.finetune"] = Setting({"updates": "3 epochs", "learning_rate": 5e-4}, why, is_hint=True)
     return draft
 
 
-def _data(wishes: Wishes) -> Draft:
-    tests: dict[str, Json] = dict(wishes.tests)
+def _data(requirements: Requirements) -> Draft:
+    tests: dict[str, Json] = dict(requirements.tests)
     none = "add a test set to measure the student: {name: file}"
     return {
-        "data.train": Setting(list(wishes.data), "files, folders or hub names"),
+        "data.train": Setting(list(requirements.data), "files, folders or hub names"),
         "data.validation_rows": Setting(100, "taken from the training data; they choose the best checkpoint"),
         "data.tests": Setting(tests, "name: file, or null for the hub; never seen in training" if tests else none),
     }
 
 
-def _lengths(wishes: Wishes, draft: Draft, report: Callable[[str], None]) -> Draft:
+def _lengths(requirements: Requirements, draft: Draft, report: Callable[[str], None]) -> Draft:
     """Return the length limits and the number of validation rows.
 
     Both are chosen from the texts of the training data.
     """
     report("reading configs, tokenizer and text lengths")
-    source = ModelConfig(model=str(wishes.student or wishes.teacher))
+    source = ModelConfig(model=str(requirements.student or requirements.teacher))
     positions = getattr(read_config(source).get_text_config(), "max_position_embeddings", None)
     most = LONGEST if not isinstance(positions, int) else min(LONGEST, positions // 2)
     wide = {f"data.tokens.{part}_tokens": Setting(most, "") for part in ("prompt", "response")}
@@ -178,7 +178,7 @@ def _lengths(wishes: Wishes, draft: Draft, report: Callable[[str], None]) -> Dra
     if count is not None:
         why = "a tenth of the training data, at most 100; they choose the best checkpoint"
         found["data.validation_rows"] = Setting(max(1, min(100, (count + 1) // 10)), why)
-    for part, index, given in (("prompt", 0, wishes.prompt_tokens), ("response", 1, wishes.response_tokens)):
+    for part, index, given in (("prompt", 0, requirements.prompt_tokens), ("response", 1, requirements.response_tokens)):
         path = f"data.tokens.{part}_tokens"
         if given is not None:
             found[path] = Setting(given, "as given")
@@ -192,7 +192,7 @@ def _lengths(wishes: Wishes, draft: Draft, report: Callable[[str], None]) -> Dra
     return found
 
 
-def _training(wishes: Wishes, row: Method, has_gpu: bool) -> Draft:
+def _training(requirements: Requirements, row: Method, has_gpu: bool) -> Draft:
     draft: dict[str, Setting] = {}
     if "learning_rate" in row.optimiser:
         draft["optimiser.learning_rate"] = Setting(_number(row.optimiser["learning_rate"]), "the default of the method")
@@ -204,8 +204,10 @@ def _training(wishes: Wishes, row: Method, has_gpu: bool) -> Draft:
     shared = "over all processes; the learning rate belongs to this number"
     return {
         **draft,
-        "training.updates": Setting(wishes.updates or "3 epochs", "as given" if wishes.updates else "raise it later to extend"),
-        "training.batch_size": Setting(wishes.batch_size, shared),
+        "training.updates": Setting(
+            requirements.updates or "3 epochs", "as given" if requirements.updates else "raise it later to extend"
+        ),
+        "training.batch_size": Setting(requirements.batch_size, shared),
         "training.precision": Setting(precision, why),
         "training.generation_batch_size": Setting(64, "texts that are generated at once; fewer need less memory"),
         "training.evaluate_every": Setting(0, ""),
@@ -219,33 +221,33 @@ def _number(value: object) -> float:
     return value
 
 
-def _duration(wishes: Wishes, found: Estimate) -> Draft:
+def _duration(requirements: Requirements, found: Estimate) -> Draft:
     """Return the number of updates for the given hours, and `evaluate_every`."""
     draft: dict[str, Setting] = {}
-    updates, length = found.updates, wishes.updates
-    if wishes.hours is not None:
-        seconds = 3600 * wishes.hours - (VALIDATIONS + 2) * found.seconds.validation
+    updates, length = found.updates, requirements.updates
+    if requirements.hours is not None:
+        seconds = 3600 * requirements.hours - (VALIDATIONS + 2) * found.seconds.validation
         updates = length = max(1, int(seconds / found.seconds.step))
-        why = f"{wishes.hours:g} h at {found.seconds.step:.3g} s an update, with {VALIDATIONS + 2} validations"
+        why = f"{requirements.hours:g} h at {found.seconds.step:.3g} s an update, with {VALIDATIONS + 2} validations"
         draft["training.updates"] = Setting(updates, why)
     why = "the checkpoint with the best validation becomes the student"
     every: int | str = "1 epoch" if length is None or updates is None else max(1, updates // VALIDATIONS)
     return {**draft, "training.evaluate_every": Setting(every, why)}
 
 
-def _head(wishes: Wishes, found: Fitted, memory: int, has_gpu: bool) -> list[str]:
+def _head(requirements: Requirements, found: Fitted, memory: int, has_gpu: bool) -> list[str]:
     """Return the comment at the top of the recipe."""
     counts = found.estimate.parameters.items()
     sizes = {name: f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,}" for name, number in counts}
-    path = f"{Path(wishes.name).name}.yaml"
-    trained = "" if wishes.lora is None else f", of which {sizes['trained']} are trained"
+    path = f"{Path(requirements.name).name}.yaml"
+    trained = "" if requirements.lora is None else f", of which {sizes['trained']} are trained"
     taught = f", teacher {sizes['teacher']}" if "teacher" in sizes else ""
     device = torch.cuda.get_device_name() if has_gpu else f"{cores()} cores"
     total = found.estimate.run_seconds
-    whole = "" if total is None or wishes.hours is not None else f", {duration(total)} in all"
+    whole = "" if total is None or requirements.hours is not None else f", {duration(total)} in all"
     peak, step = found.estimate.memory.peak_bytes / 1e9, found.estimate.seconds.step
     lines = [
-        f"{wishes.name}: {wishes.method}; student {sizes['student']} parameters{trained}{taught}",
+        f"{requirements.name}: {requirements.method}; student {sizes['student']} parameters{trained}{taught}",
         f"  redistill run {path} --smoke   # one update in a temporary folder",
         f"  redistill run {path}",
         f"Settings for {device} and {memory / 1e9:.1f} GB. Estimate: {peak:.1f} GB, {step:.3g} s an update{whole}.",
