@@ -4,8 +4,6 @@ python -m tests.configuration_page
 """
 
 import dataclasses
-import inspect
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from redistill.config.decode import kind_of
+from redistill.config.described import descriptions
 from redistill.config.methods import METHODS, Method
 from redistill.config.run import NAMES, Run, encode_run
 from redistill.config.sections import StudentConfig, TeacherConfig
@@ -73,7 +72,7 @@ def _section_page(name: str, members: list["Section"]) -> str:
 
 
 def _described(section: "Section") -> str:
-    text = f"## {section.title}\n\n{_first_paragraph(section.node)}\n"
+    text = f"## {section.title}\n\n{first_paragraph(section.node)}\n"
     return text + ("\n" + _table(section.path, section.node) if dataclasses.fields(section.node) else "")
 
 
@@ -134,30 +133,13 @@ def _hints(node: type) -> dict[str, Any]:
 
 def _table(path: str, node: type) -> str:
     lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
-    meanings = _meanings(node)
+    meanings = descriptions(node)
     for f in dataclasses.fields(node):
         assert f.name in meanings, f"{node.__name__}.{f.name}: no description under Args in its docstring"
         where = f"{path}.{f.name}".strip(".")
         cells = (f"`{where}`", _type(_hints(node)[f.name]), _default(f), meanings[f.name])
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def _meanings(node: type) -> dict[str, str]:
-    """Field -> its description under Args, including those of parent classes."""
-    found: dict[str, str] = {}
-    for cls in reversed(node.__mro__):
-        doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
-        block = re.search(r"^Args:\n((?:    .*\n|\n)*)", doc + "\n", re.MULTILINE)
-        for entry in re.split(r"\n(?=    \w)", "\n" + block.group(1).rstrip()) if block else ():
-            names, _, text = entry.partition(":")
-            found |= dict.fromkeys(re.split(r",\s*", names.strip()), re.sub(r"\bNone\b", "null", " ".join(text.split())))
-    return found
-
-
-def _first_paragraph(node: type) -> str:
-    doc = inspect.cleandoc(node.__doc__ or "")
-    return " ".join(doc.split("\n\n")[0].split())
 
 
 def _default(f: "dataclasses.Field[Any]") -> str:

@@ -42,6 +42,9 @@ def demo(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train a student, evaluate it and write a report."""
+    if options.smoke:
+        _smoke(options)
+        return
     from redistill.reports.terminal import print_summary
     from redistill.runs.run import distill
 
@@ -53,6 +56,15 @@ def run(options: argparse.Namespace) -> None:
     else:
         print_summary(result.folder, options.baseline)
         print_lines(f"student: {result.model}", f"report:  {result.report}")
+
+
+def _smoke(options: argparse.Namespace) -> None:
+    """Execute one update, one save and one load of a recipe in a temporary folder."""
+    from redistill.runs.smoke import smoke_test
+    from redistill.training.progress import report
+
+    found = smoke_test(_load(options), report)
+    _print(options, found.as_json(), f"smoke test passed: {options.recipe}", *found.lines())
 
 
 def train(options: argparse.Namespace) -> None:
@@ -141,17 +153,6 @@ def compare(options: argparse.Namespace) -> None:
 
 
 # --- inspection ---------------------------------------------------------------------------------------------------------
-
-
-def config(options: argparse.Namespace) -> None:
-    """Validate a recipe and print it with all defaults."""
-    import yaml
-
-    from redistill.config.run import encode_run
-    from redistill.config.schema import SCHEMA
-
-    tree = {"schema": SCHEMA, **encode_run(_load(options))}
-    _print(options, {"config": tree}, yaml.safe_dump(tree, sort_keys=False).removesuffix("\n"))
 
 
 def estimate(options: argparse.Namespace) -> None:

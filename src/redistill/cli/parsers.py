@@ -11,6 +11,9 @@ from pathlib import Path
 
 import redistill
 from redistill.cli import commands, evaluate, recipes
+from redistill.cli.completion import add_completion, complete
+from redistill.cli.configuring import add_config, with_action
+from redistill.cli.init import add_init
 from redistill.cli.inspection import add_inspect
 from redistill.cli.judging import add_judge
 from redistill.cli.options import (
@@ -35,12 +38,10 @@ from redistill.config.other_tools import option_hint
 
 EXIT_CODES = """\
 exit codes:
-  0           success
-  1           the command failed
+  0, 1        success, failure
   2           invalid input: arguments, recipe, data, model or folder
   75          temporary failure, such as a full disk or a folder in use; retry
-  130         interrupted by Ctrl-C (SIGINT); the same command resumes
-  143         terminated by SIGTERM; the same command resumes
+  130, 143    interrupted by SIGINT (Ctrl-C) or SIGTERM; the command resumes
 """
 
 
@@ -60,7 +61,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         SystemExit: code 0 after --help and --version, code 2 for invalid arguments.
     """
     parser = build_parser()
-    given = sys.argv[1:] if arguments is None else arguments
+    complete(parser)
+    given = with_action(sys.argv[1:] if arguments is None else arguments)
     for argument in given[1:]:
         if hint := option_hint(given[0], argument):
             parser.error(f"{argument}: no such option of {given[0]}; {hint}")
@@ -84,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
         _demo,
+        add_init,
         _run,
         _train,
         _cache_teacher,
@@ -92,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         _report,
         _compare,
         add_judge,
-        _config,
+        add_config,
         _estimate,
         _doctor,
         add_inspect,
@@ -103,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         _models,
         _export,
         _chat,
+        add_completion,
     ):
         add(group)
     return parser
@@ -123,6 +127,8 @@ def _run(group: Group) -> None:
     parser = add_command(group, "run", commands.run, "redistill run smollm2-dolly method=kd --out runs/kd")
     add_run(parser)
     add_repeatable(parser, "--baseline", "RUN", "run folder to compare with", type=path)
+    text = "only execute one update, one validation, one save and one load, in a temporary folder"
+    parser.add_argument("--smoke", action="store_true", help=text)
     add_json(parser)
 
 
@@ -225,12 +231,6 @@ def _compare(group: Group) -> None:
 
 
 # --- inspection ---------------------------------------------------------------------------------------------------------
-
-
-def _config(group: Group) -> None:
-    parser = add_command(group, "config", commands.config, "redistill config smollm2-dolly method=gkd")
-    add_recipe(parser, RECIPE, "settings to change")
-    add_json(parser, "print JSON instead of YAML; `redistill run` accepts both")
 
 
 def _estimate(group: Group) -> None:

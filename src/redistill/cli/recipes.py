@@ -33,12 +33,13 @@ def show(options: argparse.Namespace) -> None:
 
 def copy(options: argparse.Namespace) -> None:
     """Copy a recipe of the package to a file, to change it."""
-    from redistill.config.recipes import packaged_recipe
+    from redistill.config.recipes import packaged_recipe, place_schema
     from redistill.storage.packaged import copy_packaged
 
     recipe = packaged_recipe(options.name)
     target = options.out or Path(f"{recipe.name}.yaml")
     copy_packaged(recipe.path, target)
+    place_schema(recipe.kind, target.parent)  # the recipe names it in its first line
     if options.json:
         print_json(options, {"path": str(target)})
     else:

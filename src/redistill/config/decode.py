@@ -127,9 +127,9 @@ def _encode(value: Any, names: Names) -> Any:
     tree = {}
     hints = get_type_hints(type(value), localns=names)
     for f in fields(value):
-        item, members = getattr(value, f.name), _members(hints[f.name])
+        item, members = getattr(value, f.name), sections_of(hints[f.name])
         tree[f.name] = _encode(item, names)
-        if (len(members) > 1 or any(map(_default_kind, members))) and is_dataclass(item):
+        if (len(members) > 1 or any(map(default_kind, members))) and is_dataclass(item):
             kind = kind_of(type(item)) if type(item) in members else name_of(type(item))
             tree[f.name] = {"kind": kind} | tree[f.name]
     return tree
@@ -141,13 +141,13 @@ def _decode(expected: object, value: object, path: str, context: _Context) -> ob
     `path` is the path of the field, with which the message of a ConfigError starts. `context` has the arguments `names` and
     `external` of `decode`.
     """
-    members = _members(expected)
+    members = sections_of(expected)
     origin, args = get_origin(expected), get_args(expected)
     if isinstance(value, int) and abs(value) > MAX_WHOLE:
         raise ConfigError(f"{path} = {shown(value)}: must lie between -2^63 and 2^63")
     if value is None and type(None) in args:
         return None
-    if len(members) > 1 or any(map(_default_kind, members)):
+    if len(members) > 1 or any(map(default_kind, members)):
         return _decode_kind(members, value, path, context)
     if members and (isinstance(value, dict) or str not in args):  # a section that a text can abbreviate, as in `str | Source`
         return _decode_dataclass(members[0], value, path, context)
@@ -202,7 +202,7 @@ def _decode_kind(members: list[type], value: object, path: str, context: _Contex
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}
     if isinstance(tree, dict) and "kind" not in tree:
-        tree = {"kind": next((kind for member in members if (kind := _default_kind(member))), None)} | tree
+        tree = {"kind": next((kind for member in members if (kind := default_kind(member))), None)} | tree
     if not isinstance(tree, dict) or tree["kind"] is None:
         raise ConfigError(f"{path}.kind: missing; choose one of {', '.join(kinds)}")
     name = ALIASES.get(str(tree["kind"]), str(tree["kind"]))
@@ -237,7 +237,7 @@ def _decode_tuple(args: tuple[object, ...], value: object, path: str, context: _
     return tuple(_decode(kind, item, f"{path}[{index}]", context) for index, (kind, item) in pairs)
 
 
-def _members(expected: object) -> list[type]:
+def sections_of(expected: object) -> list[type]:
     """Return the dataclasses that a field of the type `expected` accepts.
 
     For a union, the result has all dataclasses of the union. For a dataclass, it has only this class. For any other type,
@@ -253,12 +253,12 @@ def kind_of(cls: type) -> str:
     If the class itself defines an attribute `kind`, the result is the value of this attribute. Otherwise, the result is the
     class name in snake case, without the suffix "Config".
     """
-    if kind := _default_kind(cls):
+    if kind := default_kind(cls):
         return kind
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
 
 
-def _default_kind(cls: type) -> str | None:
+def default_kind(cls: type) -> str | None:
     """Return the string `kind` that the class itself defines, or None."""
     kind = vars(cls).get("kind")
     return kind if isinstance(kind, str) else None

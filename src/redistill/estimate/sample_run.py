@@ -86,7 +86,7 @@ def sample(run: Run, folder: Path) -> Sample:
     source = run.teacher if run.student.model == "teacher" else run.student
     assert isinstance(source, ModelConfig), "a student is cut from a local teacher"
     tokenizer = load_tokenizer(source)
-    lengths, num_examples, note = _lengths(run, tokenizer)
+    lengths, num_examples, note = text_lengths(run, tokenizer)
     size, rows = run.training.batch_size, min(run.data.validation_rows, run.evaluation.batch_size)
     # Spread evenly over the sorted lengths, so that one batch has about their mean and includes long texts.
     train, held_out = (
@@ -171,7 +171,7 @@ def _notes(run: Run) -> list[str]:
     return [note for note, applies in found.items() if applies]
 
 
-def _lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int | None, str]:
+def text_lengths(run: Run, tokenizer: Tokenizer) -> tuple[list[tuple[int, int]], int | None, str]:
     """Return text lengths of the training data, or the length limits of the recipe.
 
     The first result is a list of pairs (prompt, answer) of lengths in tokens, sorted by their sum.  The second is the number of

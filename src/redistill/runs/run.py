@@ -172,8 +172,8 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
         identity = checked_identity(run)
         extended = begin(run, command, identity) if run.processes.is_main else []
         _evaluate_before(run)
-        state = _fit(run)
-        _export(run)
+        state = fit(run)
+        export(run)
         if run.processes.is_main:
             write_run_file(run, command, identity, status=TRAINED, extended=extended, cost=cost(config, state))
         run.accelerator.wait_for_everyone()
@@ -192,7 +192,7 @@ def _evaluate_before(run: OpenRun) -> None:
         evaluator.evaluate(run.data.tests, folder, label="before", metrics=metrics, progress=progress)
 
 
-def _fit(run: OpenRun) -> TrainingState:
+def fit(run: OpenRun) -> TrainingState:
     """Train the student and load its best checkpoint; return the state of training.
 
     Training resumes from the newest valid checkpoint, if there is one.
@@ -232,7 +232,7 @@ def _tracked(run: OpenRun, step: int) -> AbstractContextManager[None]:
     return tracked(config.tracking, output.log, name=config.name, settings=settings, step=step, note=output.progress.note)
 
 
-def _export(run: OpenRun) -> None:
+def export(run: OpenRun) -> None:
     """Write the student to the folder `model`, in the format of transformers."""
     model, lora = run.models.student, run.config.student.lora
     state = full(trainable_state(model))  # gathered by all processes, written by the main process

@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 
 from redistill.config import decode as decoding
 from redistill.config import parse
+from redistill.config.json_schema import DOTTED, Builder, document, mapping
 from redistill.config.recipes import read_recipe
-from redistill.config.run import Run, encode_run, override_run, without_outputs
+from redistill.config.run import NAMES, Run, encode_run, override_run, without_outputs
 from redistill.config.schema import current_tree
 from redistill.config.shown import shown
 from redistill.errors import ConfigError
@@ -282,3 +283,24 @@ def _check_known(fault: str, names: Iterable[str | None], known: Collection[str]
     for name in names:
         if name is not None and name not in known:
             raise ConfigError(f"{fault} '{name}'; {allowed} {', '.join(known)}")
+
+
+def sweep_schema() -> dict[str, Json]:
+    """Return the JSON Schema of a sweep recipe.
+
+    Example:
+        >>> schema = sweep_schema()
+        >>> schema["required"]
+        ['name', 'rows']
+    """
+    settings, whole = Builder(NAMES, is_partial=True), Builder({})
+    base = settings.section(Run)
+    fields = {name: field for name, field in mapping(base["properties"]).items() if name not in SET_BY_SWEEP}
+    row: dict[str, Json] = {**base, "properties": fields, "patternProperties": {DOTTED: True}}
+    root = whole.section(Sweep)
+    properties = mapping(root["properties"])
+    is_mapping: dict[str, Json] = {"type": ["object", "string"], "if": {"type": "object"}, "then": base}
+    properties["base"] = {**is_mapping, "description": mapping(properties["base"])["description"]}
+    properties["rows"] = {**mapping(properties["rows"]), "minProperties": 1, "additionalProperties": row}
+    definitions = {**settings.definitions, **whole.definitions}
+    return document("Sweep of redistill", {**root, "properties": properties}, definitions)
