@@ -110,10 +110,14 @@ def test_a_model_that_is_not_compared_has_a_reason():
 def test_what_a_student_keeps_of_its_teacher():
     student, teacher = row(None, mean=13.25), replace(row(None, mean=25.0), model="teacher")
     assert kept_sentence(student, teacher, {"parameters": 0.42, "tokens_per_s": 3.0}) == (
-        "mgsr has 53 % of the teacher's quality (ROUGE-L) at 42 % of its size and 3.0 times its speed."
+        "mgsr has 53 % of the teacher's quality (ROUGE-L) at 42 % of its size and 3.0 times its throughput in batches."
     )
     assert kept_sentence(student, teacher, {}) == "mgsr has 53 % of the teacher's quality (ROUGE-L)."
     unknown = kept_sentence(row(None, mean=None), teacher, {"tokens_per_s": 0.5})
-    assert unknown == "mgsr has an unknown fraction of the teacher's quality (ROUGE-L) at 0.5 times its speed."
+    assert unknown == "mgsr has an unknown fraction of the teacher's quality (ROUGE-L) at 0.5 times its throughput in batches."
+    both = kept_sentence(student, teacher, {"parameters": 0.42, "tokens_per_s": 3.0, "p50_s": 0.25})
+    assert both.endswith(
+        "42 % of its size, 3.0 times its throughput in batches and 0.25 times its latency (median of single answers)."
+    )
     words = kept_sentence(row(None, mean=3, primary=WORDS), row(None, mean=2, primary=WORDS), {})
     assert words == "mgsr has length, words 3.00 (teacher: 2.00)."

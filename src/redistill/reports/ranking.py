@@ -9,7 +9,7 @@ from redistill.reports.comparison import Column, Row, by_primary, comparison_row
 from redistill.reports.inference import POWER
 from redistill.reports.measured import Measured
 from redistill.reports.pages import difference, large, score
-from redistill.reports.speeds import figures_of
+from redistill.reports.speeds import ratios_of
 from redistill.reports.tables import p_value
 from redistill.reports.verdict import difference_sentence, is_settled, kept_sentence
 
@@ -107,14 +107,7 @@ def _kept(measured: Measured, column: Column, best: Row) -> Iterator[str]:
     teachers = [row for row in measured.rows if row.column == column.name and row.role == "teacher"]
     if len(teachers) != 1:
         return
-    ours, theirs = (
-        figures_of(model)
-        for row in (best, teachers[0])
-        for model in measured.models
-        if (model.is_method, model.label) == (row.is_method, row.model)
-    )
-    ratios = {name: mine / theirs[name] for name, mine in ours.items() if name in theirs}
-    yield kept_sentence(best, teachers[0], ratios)
+    yield kept_sentence(best, teachers[0], ratios_of(measured, best.model))
 
 
 def _training(measured: Measured, best: Row, others: Sequence[Row]) -> Iterator[str]:

@@ -137,7 +137,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         "charts": plots.panels(log, _validated(run), _baseline_log(labels, baselines)),
         **_logged(log, revisions),
         "sizes": model_sizes(run),
-        "size_table": size_table(run, models, [row for row in overall if row.measures == overall[0].measures])
+        "size_table": size_table([run, *baselines], models, [row for row in overall if row.measures == overall[0].measures])
         if overall
         else None,
         "cost_table": _cost_table([run, *baselines], labels, overall),
