@@ -52,7 +52,7 @@ def test_the_summary_has_means_deviations_and_paired_differences(run_folder, bas
     assert table[2]["versus"] is None and table[2]["difference"] is None and table[0]["kl"] is None
 
 
-@pytest.mark.parametrize(("speed", "shown"), [(300.0, "2.0×|faster"), (75.0, "2.0×|slower"), (0.0, None)])
+@pytest.mark.parametrize(("speed", "shown"), [(300.0, "2.0×|faster"), (75.0, "2.0×|slower"), (151.0, None), (0.0, None)])
 def test_the_speed_of_a_student_is_compared_with_that_of_the_teacher(run_folder, speed, shown):
     for name, value in (("scores.json", speed), ("teacher/scores.json", 150.0)):
         scores = files.read_json(run_folder / name)
@@ -60,6 +60,7 @@ def test_the_speed_of_a_student_is_compared_with_that_of_the_teacher(run_folder,
     page = build_report(run_folder).read_text(encoding="utf-8")
     found = re.search(r"([\d.]+×)\D*?(faster|slower) than the teacher", page)
     assert (found and "|".join(found.groups())) == shown
+    assert ("the throughput of the teacher" in page) == (speed == 151)
 
 
 def test_without_a_baseline_the_difference_is_to_the_student_before(run_folder):

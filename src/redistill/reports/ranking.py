@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from redistill.reports.comparison import Column, Row, by_primary, comparison_rows
 from redistill.reports.inference import POWER
 from redistill.reports.measured import Measured
-from redistill.reports.pages import difference, large, score
+from redistill.reports.pages import counted, difference, large, score
 from redistill.reports.speeds import ratios_of
 from redistill.reports.tables import p_value
 from redistill.reports.verdict import difference_sentence, is_settled, kept_sentence
@@ -114,10 +114,10 @@ def _training(measured: Measured, best: Row, others: Sequence[Row]) -> Iterator[
     """Yield the sentence about the training cost of the best method, beside that of the baseline or else the second best."""
     baseline = [row for row in others if row.role == "baseline"]
     spent = [(row.model, measured.costs[row.model].figures) for row in (best, *(baseline or others)[:1])]
+    known = [(label, of) for label, of in spent if of["seconds"] is not None and of["trained_tokens"] is not None]
     texts = [
-        f"{large(figures['seconds'])} seconds and {large(figures['trained_tokens'])} trained tokens for {label}"
-        for label, figures in spent
-        if figures["seconds"] is not None and figures["trained_tokens"] is not None
+        f"{counted(large(of['seconds']), 'second')} and {counted(large(of['trained_tokens']), 'trained token')} for {label}"
+        for label, of in known
     ]
     if texts:
         yield f"Training took {', and '.join(texts)}."

@@ -15,7 +15,7 @@ from redistill.reports.comparison import Column, Row, dataset_names, evaluations
 from redistill.reports.costs import machines, teacher_cost
 from redistill.reports.facts import command_of, cost_of, lineup_of
 from redistill.reports.folders import Measure, RunFolder, distinct_labels, log_lines, mapping, read_run
-from redistill.reports.judgements import read_judgements
+from redistill.reports.judgements import judge_table, read_judgements
 from redistill.reports.lineup import Entry
 from redistill.reports.logs import Line, RunLog, read_log, read_revisions
 from redistill.reports.overview import overview_of
@@ -143,7 +143,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         "cost_table": _cost_table([run, *baselines], labels, overall),
         "changes": [] if lineup is None else different_settings(lineup),
         "budgets": None if lineup is None else check_budgets(lineup),
-        "judgements": read_judgements(run.path),
+        "judge_table": judge_table([(labels[0], found) for found in read_judgements(run.path)]),
         "tokens": tokens,
         **_setup(run),
         "missing": [what for what, found in needed.items() if not found],

@@ -7,7 +7,7 @@ from typing import Literal
 
 from redistill.records import FRACTION, PERCENT
 from redistill.reports.comparison import Row
-from redistill.reports.pages import difference, score
+from redistill.reports.pages import counted, difference, score
 
 MOST = 100_000
 """The largest number of prompts or seeds that a verdict recommends."""
@@ -149,7 +149,7 @@ def listed(parts: Sequence[str]) -> str:
 
 def _sample(row: Row) -> str:
     seeds = row.contrast.num_seeds if row.contrast is not None else 0
-    prompts = f"{row.num_prompts:,} {'prompt' if row.num_prompts == 1 else 'prompts'}"
+    prompts = counted(f"{row.num_prompts:,}", "prompt")
     return f"{prompts} and {seeds} training seeds" if seeds > 1 else prompts
 
 
