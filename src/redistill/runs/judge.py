@@ -40,7 +40,6 @@ SYSTEM = (
     "order and the length of the answers must not matter. Reply with exactly one word: A if answer A is better, B if answer B "
     "is better, or tie if they are equally good."
 )
-_MAX_PRICE = 1e9
 _VERDICT = re.compile(r"(A|B|TIE)\.?")
 
 Verdict = Literal["A", "B", "tie"]
@@ -79,7 +78,7 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         check_settings(self, usual_concurrent=8)
         check_field(self, "max_tokens", self.max_tokens >= 1, "must be >= 1; 16 is usual")
-        check_field(self, "price", self.price is None or 0 <= self.price <= _MAX_PRICE, "must lie in [0, 1e9]")
+        check_field(self, "price", self.price is None or 0 <= self.price <= 1e9, "must lie in [0, 1e9]")
 
 
 class Pair(NamedTuple):
@@ -144,12 +143,13 @@ def judge_answers(
     report(f"judge: prompts and answers {destinations(settings)}")
     for dataset, count in missing.items():
         if count:
-            report(f"judge: {dataset}: {count} answers of the student are left out, since {against} has no answer to the prompt")
+            report(
+                f"judge: {dataset}: {count} answers of the student are left out, since {against} has no answer to the prompt"
+            )
     with locked(folder):
         lines, requested = _verdicts(folder, pairs, settings, client, report)
-        found = _comparison(pairs, missing, lines, settings)
-        found = {"model": settings.model, "against": against, "limit": limit, **found}
-        found |= _costs(pairs, lines, requested, settings)
+        results = _comparison(pairs, missing, lines, settings) | _costs(pairs, lines, requested, settings)
+        found = {"model": settings.model, "against": against, "limit": limit, **results}
         held = read_object(folder / FILE).get("comparisons") if (folder / FILE).is_file() else []
         others = [each for each in held if not _is_same(each, found)] if isinstance(held, list) else []
         files.write_json(folder / FILE, {"schema": 1, "comparisons": [*others, found]})
@@ -157,10 +157,7 @@ def judge_answers(
 
 
 def _is_same(held: Json, found: Mapping[str, Json]) -> bool:
-    """Return whether an earlier comparison has the same judge and compares the same answers.
-
-    Then the new comparison replaces the earlier one.
-    """
+    """Return whether an earlier comparison is replaced: it has the same judge and the same answers."""
     names = ("model", "against", "seeds", "limit")
     return isinstance(held, dict) and all(held.get(name) == found[name] for name in names)
 
@@ -168,10 +165,8 @@ def _is_same(held: Json, found: Mapping[str, Json]) -> bool:
 # --- the pairs ----------------------------------------------------------------------------------------------------------
 
 
-def find_pairs(
-    folder: Path, against: str, seeds: Sequence[int] | None, limit: int | None
-) -> tuple[list[Pair], dict[str, int]]:
-    """Return the pairs of answers to compare, and the numbers of answers without a pair.
+def find_pairs(folder: Path, against: str, seeds: Sequence[int] | None, limit: int | None) -> tuple[list[Pair], dict[str, int]]:
+    """Return the pairs of answers to compare, and the number of unpaired answers.
 
     The arguments are those of `judge_answers`.
 
