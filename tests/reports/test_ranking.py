@@ -34,7 +34,9 @@ def test_a_method_that_leads_by_a_wide_margin_is_named_with_its_settled_differen
     assert found[1].startswith("mgsr is better than sft") and "settled with 60 prompts and 3 training seeds" in found[1]
     assert found[2].startswith("The smallest true difference between mgsr and sft")
     assert found[3].startswith("Against the second best method: mgsr is better than kd")
-    assert found[4].startswith("mgsr has ") and "of its size, 4.5 times its throughput in batches and 0.30 times its" in found[4]
+    assert (
+        found[4].startswith("mgsr has ") and "of its size, 4.5 times its throughput in batches and 0.30 times its" in found[4]
+    )
 
 
 def test_speeds_are_divided_by_those_of_the_teacher_in_the_same_run(tmp_path):

@@ -129,13 +129,45 @@ def test_means_of_corrections_ignore_damaged_lines():
     assert "in the 3 logged corrections" in sentence and "position 3.5" in sentence and "1.50 nats" in sentence
 
 
+# --- window of DAC-KL ---------------------------------------------------------------------------------------------------
+
+
+def test_a_recorded_window_is_shown_with_the_numbers_of_the_file(run_folder):
+    assert 'id="windows"' not in build_report(run_folder).read_text(encoding="utf-8")
+    numbers = {"lower": 0.00123, "upper": 0.875, "kept_classes": 2, "kept_mass": 0.9, "recovered": 0.75, "divergence": 0.1234}
+    classes = [
+        {"token_id": 7, "text": " Paris", "rank": 1, "teacher": 0.6, "student": 0.25, "is_kept": True},
+        {"token_id": 9, "text": "<b>", "rank": 2, "teacher": 0.3, "student": 0.125, "is_kept": True},
+        {"token_id": 8, "text": "", "rank": 3, "teacher": 0.0004, "student": 0.0625, "is_kept": False},
+    ]
+    place = {"row": 4, "position": 2, "context": "The capital is", "target": " Paris", "mode": "value"}
+    damaged = [{}, {**numbers, "classes": [7, {"rank": 0, "teacher": 1, "student": 1}]}, {**numbers, "kept_mass": "x"}]
+    write_lines(run_folder / "windows.jsonl", [{**place, **numbers, "classes": classes}, *damaged])
+    page = Page(build_report(run_folder).read_text(encoding="utf-8"))
+    assert page.answer("^The window from") == (
+        "The window from l = 0.00123 to u = 0.875 keeps 2 classes with 90.0 % of the teacher's probability mass, and 75.0 % of "
+        "its mass outside the arg max. DAC-KL is 0.1234 nats here."
+    )
+    assert page.answer("^Training example 4, token 2")
+    rows = page.table("rank", "teacher", "student", "kept")
+    assert [list(row.values())[1:] for row in rows.values()] == [
+        ["1", "0.6", "0.25", "yes"],
+        ["2", "0.3", "0.125", "yes"],
+        ["3", "0.0004", "0.0625", "no"],
+    ]
+    assert list(rows) == ["Paris", "<b>", "∅"]
+
+
 # --- judge --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_results_of_a_judge_are_a_table_of_the_report(run_folder):
     assert 'id="judge"' not in build_report(run_folder).read_text(encoding="utf-8")
     write_judgement(run_folder)
-    assert Page(build_report(run_folder).read_text(encoding="utf-8")).table("judge", "wins, ties, losses")["mine"] == {"": "mine", **JUDGED}
+    assert Page(build_report(run_folder).read_text(encoding="utf-8")).table("judge", "wins, ties, losses")["mine"] == {
+        "": "mine",
+        **JUDGED,
+    }
 
 
 def write_judgement(folder: Path) -> None:

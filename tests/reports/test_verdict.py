@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from redistill.records import PROPOSALS
 from redistill.reports.comparison import Estimate, Row
 from redistill.reports.folders import Measure
 from redistill.reports.inference import Variance, contrast
 from redistill.reports.statistics import Interval
-from redistill.reports.verdict import difference_sentence, is_settled, kept_sentence, needed
+from redistill.reports.verdict import acceptance_sentences, difference_sentence, is_settled, kept_sentence, needed
 
 ROUGE = Measure("rouge_l", "ROUGE-L", "%", "higher")
 EXACT = Measure("exact_match", "exact match", "fraction", "higher")
@@ -105,6 +106,13 @@ def test_units_and_directions_of_other_metrics():
 
 def test_a_model_that_is_not_compared_has_a_reason():
     assert difference_sentence(row(None)) == "mgsr is not compared with sft on dolly: different prompts."
+
+
+def test_a_draft_model_is_rated_by_the_tokens_that_the_teacher_accepts():
+    assert acceptance_sentences(row(None)) == []
+    rated = replace(row(None), scores={"acceptance": 0.7125, f"accepted_length_{PROPOSALS}": 2.25})
+    (sentence,) = acceptance_sentences(rated)
+    assert "accepts 71.2 % of the tokens that mgsr proposes" in sentence and f"2.25 of {PROPOSALS} proposed" in sentence
 
 
 def test_what_a_student_keeps_of_its_teacher():

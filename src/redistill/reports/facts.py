@@ -28,7 +28,10 @@ def lineup_of(runs: Sequence[RunFolder], labels: Sequence[str]) -> Lineup:
 
 
 def cost_of(run: RunFolder) -> Cost:
-    """Return the training cost of a run, with a fine-tuning of its student before it."""
+    """Return the training cost of a run.
+
+    The cost includes the fine-tuning of the student before the distillation.
+    """
     return method_cost([Entry(label="", seed=0, run=run)])
 
 
@@ -75,9 +78,9 @@ def scrg_sentence(log: RunLog, revisions: Spaced[Line]) -> str:
 def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
     """Return a sentence that states whether the window of DAC-KL collapsed.
 
-    It collapsed if at the end of training it keeps almost no mass of the teacher outside the arg max: `recovered` is below
-    `guards.min_recovered`, as a mean over the last tenth of the updates.  Logs of earlier versions have no `recovered`; for
-    them, it collapsed if it keeps only the arg max for 90 % of the tokens.
+    The metric `recovered` is the kept fraction of the teacher's mass outside the arg max.  The window collapsed if the mean of
+    `recovered` over the last tenth of the updates is below `guards.min_recovered`.  Logs of earlier versions have no
+    `recovered`.  For these logs, the window collapsed if only the arg max is kept for more than 90 % of the tokens.
     """
     if "kept_mass" not in log.train:
         return "The run does not use DAC-KL, so there is no window that could collapse (metrics.jsonl has no kept_mass)."

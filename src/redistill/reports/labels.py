@@ -88,7 +88,9 @@ def _candidates(point: Place, width: float, height: float, count: int) -> Iterat
     steps = [0, *itertools.chain.from_iterable((step, -step) for step in range(1, 2 * count + 1))]
     for step, side in itertools.product(steps, sides):
         end = (x + side * GAP, y + step * height / 2)
-        box = Box(min(end[0], end[0] + side * width), end[1] - height / 2, max(end[0], end[0] + side * width), end[1] + height / 2)
+        box = Box(
+            min(end[0], end[0] + side * width), end[1] - height / 2, max(end[0], end[0] + side * width), end[1] + height / 2
+        )
         if step == 0 or (box.left >= _LEFT and box.right <= _RIGHT and box.bottom >= 0 and box.top <= 1):
             yield Label(point, end, box)
 

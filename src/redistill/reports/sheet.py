@@ -56,8 +56,9 @@ class Comparison:
         name: Title of the comparison.
         baseline: Label of the runs that the others are compared with.
         verdict: The main results as sentences, one list for each primary metric.
-        tables: Scores, differences, decodings, other scores, acceptance, results of judges, costs and published values.  Scores,
-            other scores and acceptance have one table per primary metric; differences and decodings have one table per column.
+        tables: Scores, differences, decodings, other scores, acceptance, results of judges, costs and published values.
+            Scores, other scores and acceptance have one table per primary metric; differences and decodings have one table per
+            column.
         budgets: Budgets and settings that are equal in all runs, and budgets and settings that differ.
         tests: Text that explains how confidence intervals and p-values of the differences were computed.
         left_out: One phrase for each unfinished run of the sweeps.

@@ -87,7 +87,7 @@ def ratios(run: RunFolder) -> Figures:
 
 
 def relative_figures(runs: Sequence[RunFolder], models: Sequence[Evaluation]) -> dict[str, Figures]:
-    """Return the figures of each model divided by those of the teacher in the same run.
+    """Return the figures of each model, divided by those of the teacher of its run.
 
     The keys of the result are the labels of the models.  The teacher has no entry.
 
@@ -102,7 +102,9 @@ def relative_figures(runs: Sequence[RunFolder], models: Sequence[Evaluation]) ->
         own["before"] = {name: value / teacher[name] for name, value in figures_of(run.before, run).items() if name in teacher}
     others = iter([ratios(baseline) for baseline in baselines if baseline.student is not None])
     return {
-        model.label: next(others) if model.role == "baseline" else own[model.role] for model in models if model.role != "teacher"
+        model.label: next(others) if model.role == "baseline" else own[model.role]
+        for model in models
+        if model.role != "teacher"
     }
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from redistill.records import FRACTION, PERCENT
+from redistill.records import FRACTION, PERCENT, PROPOSALS
 from redistill.reports.comparison import Row
-from redistill.reports.pages import counted, difference, score
+from redistill.reports.pages import counted, difference, fixed, percent, score
 
 MOST = 100_000
 """The largest number of prompts or seeds that a verdict recommends."""
@@ -135,6 +135,23 @@ def kept_sentence(student: Row, teacher: Row, ratios: Mapping[str, float]) -> st
     else:
         kept = f"{100 * ours / theirs:.0f} % of the teacher's quality ({primary.title})"
     return f"{student.model} has {kept}{' at ' if at else ''}{listed(at)}."
+
+
+def acceptance_sentences(row: Row) -> list[str]:
+    """Return a sentence about the acceptance of a draft model, as a list.
+
+    The list is empty if the acceptance was not measured.
+
+    Args:
+        row: Scores of the model.
+    """
+    accepted, length = row.scores.get("acceptance"), row.scores.get(f"accepted_length_{PROPOSALS}")
+    if accepted is None or length is None:
+        return []
+    return [
+        f"As a draft model: the teacher accepts {percent(accepted)} of the tokens that {row.model} proposes, and on average "
+        f"{fixed(length)} of {PROPOSALS} proposed tokens."
+    ]
 
 
 def listed(parts: Sequence[str]) -> str:
