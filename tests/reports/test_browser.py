@@ -103,7 +103,7 @@ def test_responses_are_filtered_by_score_and_length(tab, tmp_path):
     assert tab.run("document.activeElement.id") == "answer-length-to"
     assert sorted(tab.run(numbers)) == sorted([[2.0 * i, 10 + i] for i in range(5, 8)] * 2)
     tab.run(CHOOSE.format(name="key", value="category"))
-    heads = tab.run(f"{VISIBLE}.map(each => each.querySelector('.head').textContent.split(' · ')[1])")
+    heads = tab.run(f"{VISIBLE}.map(each => each.querySelector('.head span').textContent.split(' · ')[1])")
     assert len(set(heads)) == 3 and sum(a != b for a, b in itertools.pairwise(heads)) == 2
     tab.run(CHOOSE.format(name="key", value="length"))
     lengths = [length for _, length in tab.run(numbers)]
