@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from redistill.config.decode import kind_of
-from redistill.config.described import descriptions
+from redistill.config.described import descriptions, first_paragraph
 from redistill.config.methods import METHODS, Method
 from redistill.config.run import NAMES, Run, encode_run
 from redistill.config.sections import StudentConfig, TeacherConfig

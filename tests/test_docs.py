@@ -140,9 +140,10 @@ def test_the_page_of_the_run_folder_names_every_field(example):
     text = (ROOT / "docs/run-folder.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w.]+)`", text))
     run = example.folder / "runs/first"
-    logs = ("metrics", "revisions", "revision-positions", "positions")
+    logs = ("metrics", "revisions", "revision-positions", "positions", "windows")
     lines = [line for name in logs for line in files.read_lines(run / f"{name}.jsonl")]
     lines += [line[name] for line in lines for name in ("before", "after") if name in line]
+    lines += [each for line in lines for each in line.get("classes", ())]
     lines += files.read_lines(run / "responses/sample-seed10.jsonl")
     lines += [files.read_json(run / "run.json"), files.read_json(run / "scores.json")]
     fields = {name for line in lines for name in line} - {"kind"}

@@ -42,7 +42,18 @@ for (const details of document.querySelectorAll('details')) details.open = true;
 new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))
 """
 _SETTLED = "document.fonts.ready.then(() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0))))"
-_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowUp": 38, "ArrowDown": 40, "ArrowLeft": 37, "ArrowRight": 39}
+_KEYS = {
+    "Tab": 9,
+    "Enter": 13,
+    "Escape": 27,
+    " ": 32,
+    "End": 35,
+    "Home": 36,
+    "ArrowUp": 38,
+    "ArrowDown": 40,
+    "ArrowLeft": 37,
+    "ArrowRight": 39,
+}
 _TEXTS = {"Enter": "\r", " ": " "}
 
 
@@ -137,6 +148,13 @@ class Browser:
     def pdf(self, path: Path) -> None:
         """Print the page to a PDF file."""
         path.write_bytes(base64.b64decode(self._ask("Page.printToPDF", printBackground=True)["data"]))
+
+    def cpu_seconds(self) -> float:
+        """The processor time of all processes of the browser so far, in seconds."""
+        session, self._session = self._session, None  # the browser is asked, not the tab
+        found = self._ask("SystemInfo.getProcessInfo")["processInfo"]
+        self._session = session
+        return sum(float(process["cpuTime"]) for process in found)
 
     def _whole(self) -> dict[str, Any]:
         size = self._ask("Page.getLayoutMetrics")["cssContentSize"]

@@ -15,6 +15,7 @@ from rich.console import Console
 from redistill.reports import terminal
 from redistill.reports.compare import build_comparison
 from redistill.reports.report import build_report
+from redistill.storage import files
 from redistill.storage.redaction import plain
 from tests.faults.chromium import PROGRAM, Browser, browser
 from tests.faults.counts import trials
@@ -23,6 +24,8 @@ from tests.reports.fabricated import metrics, write_json, write_lines, write_met
 
 POLICY = re.compile(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>")
 PROMPTS = 12  # of a run
+MOST = len(HOSTILE)
+MOST_CHARACTERS = 60  # of the text of a token and of the title of a metric
 
 
 def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> Path:
@@ -135,6 +138,54 @@ def test_a_report_shows_every_string_verbatim_and_runs_nothing(tab: Browser, tmp
         assert not missing
         shown += len(texts)
     assert shown >= min(60, 3 * PROMPTS)
+
+
+def crowded(folder: Path) -> Path:
+    """Write a run of which every string is a prompt, a category, a metric, a token, and a word of a judge and of a window."""
+    hostile_run(folder, HOSTILE[:PROMPTS], curves=True)
+    write_answers(folder, HOSTILE, "model")
+    metrics_of = {"rouge_l": {"title": "ROUGE-L", "unit": "%", "better": "higher"}}
+    metrics_of |= {f"m{i}": {"title": text, "unit": "", "better": "higher"} for i, text in enumerate(HOSTILE)}
+    for part in ("", "teacher"):
+        scores = files.read_json(folder / part / "scores.json")
+        scores["datasets"]["toy"]["metrics"] = metrics_of
+        write_json(folder / part / "scores.json", scores)
+    values = {"forward_kl": [1.0] * MOST, "student_logprob": [-1.0] * MOST, "teacher_logprob": [-2.0] * MOST}
+    before = {"tokens": [text[:MOST_CHARACTERS] for text in HOSTILE], "reverse_kl": [1.0] * MOST, **values}
+    write_lines(folder / "positions.jsonl", [{"dataset": "toy", "id": HOSTILE[0], "seed": 10, **before}])
+    correction = {"step": HOSTILE[1], "sample": HOSTILE[2], "position": 3, "before": before, "after": before}
+    write_lines(folder / "revision-positions.jsonl", [correction])
+    judged = [
+        {"model": text, "against": text, "seeds": [text], "datasets": {text: {"prompts": 1, "score": 1.0}}} for text in HOSTILE
+    ]
+    write_json(folder / "judge.json", {"schema": 1, "comparisons": judged})
+    numbers = dict.fromkeys(("lower", "upper", "kept_classes", "kept_mass", "recovered", "divergence"), 0.5)
+    parts = [HOSTILE[start : start + 20] for start in range(0, len(HOSTILE), 20)]
+    windows = [
+        {
+            **{"row": part[0], "position": part[-1], "context": "", "target": part[0], "mode": part[0], **numbers},
+            "classes": [{"text": text, "rank": 1 + i, "teacher": 0.1, "student": 0.1} for i, text in enumerate(part)],
+        }
+        for part in parts
+    ]
+    write_lines(folder / "windows.jsonl", windows)
+    return folder
+
+
+def test_all_strings_in_all_fields_of_one_report_and_one_comparison_run_nothing(tab: Browser, tmp_path: Path) -> None:
+    """Scripts are on, and every element is touched, so that the pages show, sort and filter the strings."""
+    run = crowded(tmp_path / "run")
+    text = visited(tab, build_report(run, [run]))
+    # A token map has signs in place of tabs and line ends, and cuts off long tokens.
+    short = [string for string in HOSTILE if len(string) <= MOST_CHARACTERS and not set(string) & set("\t\n\r")]
+    # prompt, two answers, reference, metric (twice), judge (four times), class, token of three maps and their tables
+    assert [string for string in short if text.count(seen(plain(string))) < 4 + 2 + 4 + 1 + 6] == []
+    assert [string for string in HOSTILE if text.count(seen(plain(string))) < 4 + 4] == []
+    other = crowded(tmp_path / "other")
+    write_json(other / "run.json", {**files.read_json(other / "run.json"), "method": "kd"})
+    build_comparison([run, other], [tmp_path / "compare.html"])
+    text = visited(tab, tmp_path / "compare.html")
+    assert [string for string in HOSTILE if text.count(seen(plain(string))) < 5 + 8] == []
 
 
 def test_a_comparison_shows_every_string_verbatim_and_runs_nothing(tab: Browser, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 from redistill.cli.main import main
 from redistill.config.run import encode_run
 from redistill.runs.run import train_student
+from redistill.runs.windows import NUM_CLASSES, NUM_WINDOWS
 from redistill.storage import files
 from tests.worlds import tiny_run
 
@@ -153,6 +154,24 @@ def test_the_interval_of_a_run_is_that_of_its_checkpoint(run: Path, inspected: A
     newest = inspected("clip", run)
     assert newest == last and 0 <= last["lower"] <= last["upper"] <= 1
     assert (first["lower"], first["upper"]) != (last["lower"], last["upper"])
+
+
+def test_recorded_windows_are_those_that_inspect_computes_for_the_best_checkpoint(run: Path, inspected: Any) -> None:
+    """The best checkpoint may be an earlier one than the newest, with another network of DAC-KL."""
+    lines = [json.loads(text) for text in (run / "windows.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [line["row"] for line in lines]
+    assert len(lines) == NUM_WINDOWS and rows == sorted(set(rows))
+    state = files.read_json(run / "checkpoints" / f"step-{UPDATES}" / "state.json")
+    line = lines[1]
+    place = ("--row", line["row"], "--position", line["position"], "--top", NUM_CLASSES)
+    found = inspected("clip", run, "--checkpoint", state["training"]["best_step"], *place)
+    for name in ("context", "target", "mode", "kept_classes"):
+        assert found[name] == line[name]
+    for name in ("lower", "upper", "kept_mass", "recovered", "divergence"):
+        assert found[name] == pytest.approx(line[name], rel=1e-4, abs=1e-6)
+    assert [each["token_id"] for each in found["classes"]] == [each["token_id"] for each in line["classes"]]
+    ranks = [each["rank"] for each in line["classes"]]
+    assert ranks[0] == 1 and ranks == sorted(set(ranks))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from redistill.cli.main import main
 from redistill.config.methods import METHODS
 from redistill.config.run import decode_run, encode_run
+from redistill.losses.dac_kl import DacKLConfig
 from redistill.runs.run import distill
 from redistill.storage import files
 from redistill.training import checkpoint
@@ -86,6 +87,8 @@ def test_the_folder_holds_every_part_and_nothing_unfinished(finished: tuple[str,
         expected |= {"revisions.jsonl", "revision-positions.jsonl"}
     if method == "mgsr":
         expected |= {"teacher", "before"}
+    if isinstance(METHODS[method].objective.divergence, DacKLConfig):
+        expected.add("windows.jsonl")
     if method in ("seqkd", "distillm2", "draft"):
         expected.add("teacher-responses.jsonl")
     assert {path.name for path in folder.iterdir()} == expected

@@ -17,6 +17,9 @@ import pytest
 from tests.faults.chromium import PROGRAM, Browser, Visit
 
 needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here; apt-get install chromium")
+SCREENSHOTS = Path(os.environ.get("REDISTILL_SCREENSHOTS") or Path(__file__).parents[2] / "build" / "screenshots")
+MOST_SECONDS, MOST_BYTES = 2.0, 3_000_000
+"""Limits of a page with 5 x 200 answers."""
 WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
 _AXE = """
 axe.run(document, {runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"], resultTypes: ["violations"]}).then(
@@ -42,11 +45,30 @@ def faults(tab: Browser, seen: Visit) -> list[str]:
 
 
 def kept_screenshot(tab: Browser, name: str) -> None:
-    """Save a screenshot in the folder REDISTILL_SCREENSHOTS, if this variable is set."""
-    folder = os.environ.get("REDISTILL_SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tab.screenshot(Path(folder) / f"{name}.png")
+    """Save a screenshot in the folder REDISTILL_SCREENSHOTS, by default build/screenshots, which git ignores."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    tab.screenshot(SCREENSHOTS / f"{name}.png")
+
+
+def load_seconds(tab: Browser, page: Path) -> float:
+    """The least processor time of three loads of a page, in seconds, of all processes of the browser together.
+
+    Unlike the time on the clock, it does not grow while the browser waits for a busy processor.
+    """
+
+    def once() -> float:
+        before = tab.cpu_seconds()
+        tab.open(page)
+        return tab.cpu_seconds() - before
+
+    return min(once() for _ in range(3))
+
+
+def long_answer(name: str, number: int) -> dict[str, Any]:
+    """A line of a responses file with an answer of 800 characters."""
+    text = " ".join(f"word{(number * 31 + each) % 997}" for each in range(110))
+    fields = {"id": f"{name}:{number}", "prompt": f"Question {number}?", "references": [text[:400]], "rouge_l": float(number)}
+    return {**fields, "response": text, "tokens": 200, "finished": True}
 
 
 def visible_text(tab: Browser, selector: str = "body") -> str:

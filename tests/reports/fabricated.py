@@ -108,7 +108,7 @@ def write_run(folder: Path, name: str, role: str = "student", text: str = "", up
         "versions": {"torch": "2.13.0"},
         "config": config,
     }
-    description |= {"machine": {"cpu": f"Some CPU {text}", "cores": 2}, "spans": {"backend": "simple", "version": "1"}}
+    description |= {"machine": {"cpu": f"Some CPU {text}", "cores": 2}, "spans": {"backend": "spacy", "model": "f00d" * 16}}
     description |= {
         "data": {"train": {"path": f"dolly.jsonl{text}", "sha256": "f00d" * 16, "rows": 1000, "kept": 990, "rejected": 4}}
     }

@@ -1,13 +1,27 @@
 """The report in headless Chromium: two widths, two colour schemes, paper, mouse, keyboard, accessibility."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from redistill.reports.report import build_report
+from redistill.storage import files
 from tests.faults.chromium import Browser, browser
-from tests.reports.browser import SCHEMES, WIDTHS, faults, kept_screenshot, needs_chromium, violations, visible_text
+from tests.reports.browser import (
+    MOST_BYTES,
+    MOST_SECONDS,
+    SCHEMES,
+    WIDTHS,
+    faults,
+    kept_screenshot,
+    load_seconds,
+    long_answer,
+    needs_chromium,
+    violations,
+    visible_text,
+)
 from tests.reports.fabricated import PROMPTS, write_lines, write_run
 from tests.reports.test_report import SECTIONS
 
@@ -35,12 +49,6 @@ def test_the_report_is_complete_and_accessible(tab, report, width, scheme):
     assert violations(tab) == []
     assert faults(tab, seen) == []
     kept_screenshot(tab, f"report-{width}-{scheme}")
-
-
-def long_answer(name: str, number: int) -> dict:
-    text = " ".join(f"word{(number * 31 + each) % 997}" for each in range(110))
-    fields = {"id": f"{name}:{number}", "prompt": f"Question {number}?", "references": [text[:400]], "rouge_l": float(number)}
-    return {**fields, "response": text, "tokens": 200, "finished": True}
 
 
 VISIBLE = "[...document.querySelectorAll('.answer')].filter(each => each.offsetParent !== null)"
@@ -73,9 +81,33 @@ def test_responses_are_filtered_and_sorted_by_keyboard(tab, report):
     for _ in range(3):
         tab.press("Tab")
         focused.append(tab.run("document.activeElement.id"))
-    assert focused == ["answer-dataset", "answer-category", "answer-key"]
+    assert focused == ["answer-dataset", "answer-category", "answer-score-from"]
+    tab.run("document.querySelector('#answer-key').focus()")
     tab.press("ArrowDown", "ArrowDown")
     assert tab.run("document.getElementById('answer-key').value") == "teacher" and len(tab.run(SCORES)) == 2
+    assert faults(tab, seen) == []
+
+
+def test_responses_are_filtered_by_score_and_length(tab, tmp_path):
+    """Each prompt has another score and another length."""
+    run = write_run(tmp_path / "run", "mine")
+    for path in (run / "responses").glob("*.jsonl"):
+        lines = files.read_lines(path)
+        write_lines(path, [{**line, "rouge_l": 2.0 * i, "tokens": 10 + i} for i, line in enumerate(lines)])
+    seen = tab.open(build_report(run))
+    numbers = f"{VISIBLE}.map(each => [Number(each.dataset.shown), Number(each.dataset.length)])"
+    tab.run("document.querySelector('#answer-score-from').focus()")
+    tab.press("10", "Tab", "20")
+    assert sorted(tab.run(numbers)) == sorted([[2.0 * i, 10 + i] for i in range(5, 11)] * 2)
+    tab.press("Tab", "13", "Tab", "17")
+    assert tab.run("document.activeElement.id") == "answer-length-to"
+    assert sorted(tab.run(numbers)) == sorted([[2.0 * i, 10 + i] for i in range(5, 8)] * 2)
+    tab.run(CHOOSE.format(name="key", value="category"))
+    heads = tab.run(f"{VISIBLE}.map(each => each.querySelector('.head span').textContent.split(' · ')[1])")
+    assert len(set(heads)) == 3 and sum(a != b for a, b in itertools.pairwise(heads)) == 2
+    tab.run(CHOOSE.format(name="key", value="length"))
+    lengths = [length for _, length in tab.run(numbers)]
+    assert lengths == sorted(lengths) and "6 of 40 prompts match" in visible_text(tab, "#answer-count")
     assert faults(tab, seen) == []
 
 
@@ -93,7 +125,7 @@ def test_paper_has_all_matching_responses_and_no_controls(tab, report, tmp_path)
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF") and faults(tab, seen) == []
 
 
-def test_five_models_with_200_responses_each_fit_into_three_megabytes(tab, tmp_path):
+def test_five_models_with_200_responses_each_fit_into_three_megabytes_and_two_seconds(tab, tmp_path):
     """Texts of 800 characters, which is 200 tokens; longer ones are thinned, and the page states how many are shown."""
     run = write_run(tmp_path / "run", "mine", updates=200)
     baselines = [write_run(tmp_path / name, name, role="baseline") for name in ("sft", "kd")]
@@ -101,7 +133,7 @@ def test_five_models_with_200_responses_each_fit_into_three_megabytes(tab, tmp_p
         for path in (folder / "responses").glob("*.jsonl"):
             write_lines(path, [long_answer(path.stem, number) for number in range(100)])
     page = build_report(run, baselines)
-    assert page.stat().st_size <= 3_000_000
+    assert page.stat().st_size <= MOST_BYTES and load_seconds(tab, page) <= MOST_SECONDS
     seen = tab.open(page)
     assert tab.run("document.querySelectorAll('.answer .answers > div').length") == 6 * 200
     assert "200 of 200 prompts match" in visible_text(tab, "#answer-count") and faults(tab, seen) == []

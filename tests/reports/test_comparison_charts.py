@@ -73,12 +73,14 @@ def test_labels_of_equal_points_do_not_overlap():
     points = [Point(f"method{i}", "student", 5.0, 3.0, None) for i in range(12)]
     chart = quality_plot("parameters", ROUGE, [*points, Point("teacher", "teacher", 500.0, 8.0, None)])
     root = ElementTree.fromstring(str(chart.svg))
-    heights = sorted(
-        float(part.attrib.get("y") or part.attrib["transform"].split()[-1].rstrip(")").split(",")[-1])
-        for part in root.iter("{http://www.w3.org/2000/svg}text")
-        if part.text and part.text.startswith("method")
-    )
-    assert len(heights) == 12 and min(b - a for a, b in itertools.pairwise(heights)) > 8
+    places: dict[bool, list[float]] = {True: [], False: []}
+    for part in root.iter("{http://www.w3.org/2000/svg}text"):
+        if part.text and part.text.startswith("method"):
+            height = float(part.attrib.get("y") or part.attrib["transform"].split()[-1].rstrip(")").split(",")[-1])
+            places["text-anchor: end" in part.attrib["style"]].append(height)
+    assert len(places[True]) + len(places[False]) == 12
+    for heights in places.values():
+        assert all(b - a > 8 for a, b in itertools.pairwise(sorted(heights)))
 
 
 def test_the_same_numbers_give_the_same_chart(tmp_path):

@@ -35,6 +35,24 @@ def test_curves_of_the_baseline_are_overlaid_where_it_has_the_same_quantity():
     assert "&lt;sft&gt;" not in charts["Learning rate"]
 
 
+def test_the_window_of_the_baseline_is_overlaid_and_its_origins_have_a_chart():
+    """Stacked areas cannot be overlaid, so that they are beside one another."""
+    log, other = (read_log(metrics(10), TRAINING_NAMES) for _ in range(2))
+    own, both = (panels(log, (), baseline) for baseline in (None, ("mine", "other", other)))
+    added = {panel.title for panel in both} - {panel.title for panel in own}
+    assert added == {"Origin of sequences, fraction, other"}
+    found = {panel.title: panel.svg for panel in both}
+    for title, label in (
+        ("Mass that DAC-KL keeps, fraction", "kept mass, other"),
+        ("Bounds u and l of the kept probabilities", "u, other"),
+        ("Classes kept per token", "kept classes, other"),
+    ):
+        assert label in found[title] and found[title].count("stroke-dasharray") > 0
+        assert ", other" not in {panel.title: panel.svg for panel in own}[title]
+    alone = panels(read_log(metrics(10), TRAINING_NAMES), (), ("mine", "sft", read_log([], TRAINING_NAMES)))
+    assert [panel.title for panel in alone] == [panel.title for panel in own]
+
+
 def test_the_bounds_of_the_window_are_plotted_on_a_log_scale_unless_one_is_zero():
     def bounds(lower: float) -> str:
         lines = [{"kind": "train", "step": step, "upper": 0.9, "lower": lower} for step in (1, 2)]

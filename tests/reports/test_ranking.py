@@ -5,9 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from redistill.reports.compare import build_comparison
 from redistill.reports.measured import read_measured
 from redistill.reports.ranking import conclusions
+from redistill.reports.report import build_report
+from redistill.storage import files
 from tests.reports.fabricated import write_method, write_sweep
+from tests.reports.page import Page
 
 PERPLEXITY = {"dolly": {"ppl": {"title": "perplexity", "unit": "", "better": "lower"}}}
 EXACT = {"dolly": {"exact": {"title": "exact match", "unit": "fraction", "better": "higher"}}}
@@ -30,7 +34,28 @@ def test_a_method_that_leads_by_a_wide_margin_is_named_with_its_settled_differen
     assert found[1].startswith("mgsr is better than sft") and "settled with 60 prompts and 3 training seeds" in found[1]
     assert found[2].startswith("The smallest true difference between mgsr and sft")
     assert found[3].startswith("Against the second best method: mgsr is better than kd")
-    assert found[4].startswith("mgsr has ") and "of its size and 4.5 times its speed" in found[4]
+    assert (
+        found[4].startswith("mgsr has ") and "of its size, 4.5 times its throughput in batches and 0.30 times its" in found[4]
+    )
+
+
+def test_speeds_are_divided_by_those_of_the_teacher_in_the_same_run(tmp_path):
+    """The machine is three times as fast in one run as in the other; the ratios of a run are those of its report."""
+    runs = [constant(tmp_path, method, value) for method, value in (("sft", 20.0), ("kd", 25.0))]
+    for path in (runs[1] / "scores.json", runs[1] / "teacher" / "scores.json"):
+        scores = files.read_json(path)
+        latency = {name: value / 3 for name, value in scores["latency"].items()}
+        files.write_json(path, {**scores, "tokens_per_s": 3 * scores["tokens_per_s"], "latency": latency})
+    sentence = sentences(runs)[-2]
+    assert "4.5 times its throughput in batches and 0.30 times its latency" in sentence
+    report = Page(build_report(runs[1]).read_text(encoding="utf-8"))
+    ratios = sentence[sentence.index(" at ") :]
+    assert report.answer("throughput in batches and").endswith(ratios)
+    build_comparison(runs, [tmp_path / "compare.html"])
+    tables = [report, Page((tmp_path / "compare.html").read_text(encoding="utf-8"))]
+    cells = [table.table("latency p50, s", "peak memory") for table in tables]
+    assert cells[0]["kd-10"]["tokens/s"] == cells[1]["kd"]["tokens/s"] == "1.35 k (4.50×)"
+    assert cells[1]["sft"]["tokens/s"] == "450 (4.50×)" and cells[1]["teacher"]["tokens/s"] == "100"
 
 
 def test_a_small_lead_is_not_settled_and_has_the_sample_that_would_settle_it(tmp_path):

@@ -52,7 +52,7 @@ def test_the_summary_has_means_deviations_and_paired_differences(run_folder, bas
     assert table[2]["versus"] is None and table[2]["difference"] is None and table[0]["kl"] is None
 
 
-@pytest.mark.parametrize(("speed", "shown"), [(300.0, "2.0×|faster"), (75.0, "2.0×|slower"), (0.0, None)])
+@pytest.mark.parametrize(("speed", "shown"), [(300.0, "2.0×|faster"), (75.0, "2.0×|slower"), (151.0, None), (0.0, None)])
 def test_the_speed_of_a_student_is_compared_with_that_of_the_teacher(run_folder, speed, shown):
     for name, value in (("scores.json", speed), ("teacher/scores.json", 150.0)):
         scores = files.read_json(run_folder / name)
@@ -60,6 +60,7 @@ def test_the_speed_of_a_student_is_compared_with_that_of_the_teacher(run_folder,
     page = build_report(run_folder).read_text(encoding="utf-8")
     found = re.search(r"([\d.]+×)\D*?(faster|slower) than the teacher", page)
     assert (found and "|".join(found.groups())) == shown
+    assert ("the throughput of the teacher" in page) == (speed == 151)
 
 
 def test_without_a_baseline_the_difference_is_to_the_student_before(run_folder):
@@ -104,7 +105,8 @@ def test_the_page_shows_values_responses_corrections_curves_and_the_command(tmp_
         assert re.search(rf"{who} answers \d+ with seed 10\.", page)
 
 
-SCRIPT = (Path(redistill.reports.__file__).parent / "templates" / "responses.js").read_text(encoding="utf-8")
+TEMPLATES = Path(redistill.reports.__file__).parent / "templates"
+SCRIPTS = [(TEMPLATES / name).read_text(encoding="utf-8") for name in ("responses.js", "tokens.js")]
 SECTIONS = ("verdict", "results", "size", "answers", "corrections", "curves", "cost", "data", "repeat")
 
 
@@ -119,12 +121,19 @@ def test_the_report_is_deterministic(run_folder, baseline_folder, tmp_path):
     assert not (run_folder / "report.html").exists()
 
 
+def without_scripts(page: str) -> str:
+    """A report without its own scripts, each of which it contains once."""
+    for script in SCRIPTS:
+        assert page.count(f"<script>{script}</script>") == 1
+        page = page.replace(f"<script>{script}</script>", "")
+    return page
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_shown_and_not_interpreted(text, tmp_path):
     page = build_report(write_run(tmp_path / "run", "mine", text=text)).read_text(encoding="utf-8")
     assert " ".join(plain(text).split()) in " ".join(html.unescape(page).split())
-    assert page.count(f"<script>{SCRIPT}</script>") == 1
-    page = page.replace(f"<script>{SCRIPT}</script>", "")
+    page = without_scripts(page)
     tags = set(re.findall(r"<\s*/?([a-zA-Z:]+)", page))
     assert not tags & {"script", "img", "iframe", "base", "x:script", "object", "link", "form", "b:script"}
     assert page.count("<style>") == 1 and len(re.findall(r"<meta[^>]+http-equiv", page)) == 1
@@ -137,7 +146,8 @@ def test_the_policy_of_the_page_forbids_all_but_its_own_script_styles_and_images
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1]
     assert set(policy.split("; ")) == {
         "default-src 'none'",
-        f"script-src 'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'",
+        "script-src "
+        + " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in SCRIPTS),
         "style-src 'unsafe-inline'",
         "img-src data:",
         "base-uri 'none'",

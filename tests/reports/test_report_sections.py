@@ -10,6 +10,7 @@ import pytest
 from redistill.reports import facts
 from redistill.reports.answers import answers_section
 from redistill.reports.categories import category_scores, category_table, weakest_sentence
+from redistill.reports.compare import build_comparison
 from redistill.reports.comparison import evaluations
 from redistill.reports.folders import read_run
 from redistill.reports.logs import read_log, read_revisions
@@ -17,8 +18,10 @@ from redistill.reports.plots import TRAINING_NAMES
 from redistill.reports.report import build_report
 from redistill.reports.sizes import ratios
 from redistill.reports.statistics import paired_bootstrap
+from redistill.reports.terminal import print_comparison
 from redistill.storage import files
-from tests.reports.fabricated import PROMPTS, write_json, write_lines
+from tests.reports.fabricated import PROMPTS, write_json, write_lines, write_sweep
+from tests.reports.page import Page
 
 
 def change_answers(folder: Path, change) -> None:
@@ -126,17 +129,74 @@ def test_means_of_corrections_ignore_damaged_lines():
     assert "in the 3 logged corrections" in sentence and "position 3.5" in sentence and "1.50 nats" in sentence
 
 
+# --- window of DAC-KL ---------------------------------------------------------------------------------------------------
+
+
+def test_a_recorded_window_is_shown_with_the_numbers_of_the_file(run_folder):
+    assert 'id="windows"' not in build_report(run_folder).read_text(encoding="utf-8")
+    numbers = {"lower": 0.00123, "upper": 0.875, "kept_classes": 2, "kept_mass": 0.9, "recovered": 0.75, "divergence": 0.1234}
+    classes = [
+        {"token_id": 7, "text": " Paris", "rank": 1, "teacher": 0.6, "student": 0.25, "is_kept": True},
+        {"token_id": 9, "text": "<b>", "rank": 2, "teacher": 0.3, "student": 0.125, "is_kept": True},
+        {"token_id": 8, "text": "", "rank": 3, "teacher": 0.0004, "student": 0.0625, "is_kept": False},
+    ]
+    place = {"row": 4, "position": 2, "context": "The capital is", "target": " Paris", "mode": "value"}
+    damaged = [{}, {**numbers, "classes": [7, {"rank": 0, "teacher": 1, "student": 1}]}, {**numbers, "kept_mass": "x"}]
+    write_lines(run_folder / "windows.jsonl", [{**place, **numbers, "classes": classes}, *damaged])
+    page = Page(build_report(run_folder).read_text(encoding="utf-8"))
+    assert page.answer("^The window from") == (
+        "The window from l = 0.00123 to u = 0.875 keeps 2 classes with 90.0 % of the teacher's probability mass, and 75.0 % of "
+        "its mass outside the arg max. DAC-KL is 0.1234 nats here."
+    )
+    assert page.answer("^Training example 4, token 2")
+    rows = page.table("rank", "teacher", "student", "kept")
+    assert [list(row.values())[1:] for row in rows.values()] == [
+        ["1", "0.6", "0.25", "yes"],
+        ["2", "0.3", "0.125", "yes"],
+        ["3", "0.0004", "0.0625", "no"],
+    ]
+    assert list(rows) == ["Paris", "<b>", "∅"]
+
+
 # --- judge --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_results_of_a_judge_are_a_table_of_the_report(run_folder):
     assert 'id="judge"' not in build_report(run_folder).read_text(encoding="utf-8")
-    counts = {"prompts": 5, "wins": 2, "ties": 1, "losses": 1, "disagreements": 1, "unparsed": 1}
+    write_judgement(run_folder)
+    assert Page(build_report(run_folder).read_text(encoding="utf-8")).table("judge", "wins, ties, losses")["mine"] == {
+        "": "mine",
+        **JUDGED,
+    }
+
+
+def write_judgement(folder: Path) -> None:
+    counts = {"prompts": 5, "wins": 2, "ties": 1, "losses": 1, "disagreements": 1, "unparsed": 2, "missing": 3}
     about = {**counts, "score": 0.625, "lower": 0.25, "upper": 0.875, "by_prompt": {}}
-    comparison = {"model": "judge-7b", "against": "<img src=x>", "datasets": {"dolly": about}}
-    files.write_json(run_folder / "judge.json", {"schema": 1, "comparisons": [comparison]})
-    page = build_report(run_folder).read_text(encoding="utf-8")
-    section = page[page.index('id="judge"') :]
-    row = re.search(r"<tr><th scope=\"row\">dolly</th>(.*?)</tr>", section, re.DOTALL)[1]
-    cells = re.findall(r"<td>(.*?)</td>", row)
-    assert cells == ["&lt;img src=x&gt;", "judge-7b", "5", "2", "1", "1", "0.625", "0.250 to 0.875", "1", "1"]
+    settings = {"model": "judge-7b", "against": "<img src=x>", "seeds": ["10", "20"], "limit": 5}
+    files.write_json(folder / "judge.json", {"schema": 1, "comparisons": [{**settings, "datasets": {"dolly": about}}]})
+
+
+JUDGED = {
+    "test set": "dolly",
+    "against": "<img src=x>",
+    "judge": "judge-7b",
+    "prompts": "5 seeds 10, 20; first 5 prompts",
+    "wins, ties, losses": "2, 1, 1",
+    "score": "0.625 [0.250, 0.875]",
+    "differ": "1",
+    "unparsed": "2",
+    "missing": "3",
+}
+
+
+def test_the_results_of_a_judge_are_in_a_comparison_and_are_printed(tmp_path, capsys):
+    sweep = write_sweep(tmp_path / "sweep", {"sft": 0.0, "mgsr": 2.0}, seeds=(10, 20), prompts=5)
+    write_judgement(sweep / "mgsr-seed20")
+    outputs = [tmp_path / f"compare.{suffix}" for suffix in ("html", "md")]
+    comparison = build_comparison([sweep], outputs)
+    row = Page(outputs[0].read_text(encoding="utf-8")).table("judge", "wins, ties, losses")["mgsr, training seed 20"]
+    assert row == {"": "mgsr, training seed 20", **JUDGED}
+    assert "|judge-7b|5 seeds 10, 20; first 5 prompts|2, 1, 1|" in outputs[1].read_text(encoding="utf-8")
+    print_comparison(comparison)
+    assert "A chat model compared two answers to each prompt" in " ".join(capsys.readouterr().out.split())

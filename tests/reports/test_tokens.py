@@ -12,13 +12,14 @@ import pytest
 from redistill.errors import CheckpointError
 from redistill.reports.folders import read_run
 from redistill.reports.report import build_report
-from redistill.reports.tokens import EDGES, MAX_TOKENS, NUM_ANSWERS, NUM_LISTED, NUM_REVISIONS, tokens_section
+from redistill.reports.tokens import EDGES, MAX_TOKENS, NUM_ANSWERS, NUM_REVISIONS, Token, tokens_section
 from redistill.storage.redaction import plain
 from tests.faults.chromium import Browser, browser
 from tests.faults.hostile import HOSTILE
 from tests.reports.browser import SCHEMES, WIDTHS, faults, kept_screenshot, needs_chromium, violations, visible_text
 from tests.reports.fabricated import write_lines, write_run
-from tests.reports.test_report import SCRIPT
+from tests.reports.page import Page
+from tests.reports.test_report import without_scripts
 
 WORDS = ["The", " capital", " of", " France", " is", " not", " easy", ".", "\n", " 数", "", "<|endoftext|>"]
 
@@ -59,7 +60,11 @@ def test_a_run_without_divergences_has_no_section_and_says_so(tmp_path: Path) ->
     folder = write_run(tmp_path / "run", "mine")
     assert tokens_section(read_run(folder)) is None
     page = build_report(folder).read_text(encoding="utf-8")
-    assert 'id="tokens"' not in page and 'href="#tokens"' not in page and "divergences by token (positions.jsonl" in page
+    assert (
+        'id="tokens"' not in page
+        and 'href="#tokens"' not in page
+        and "divergences by token of answers (positions.jsonl" in page
+    )
 
 
 def test_maps_have_the_numbers_of_the_files(tmp_path: Path) -> None:
@@ -75,14 +80,20 @@ def test_maps_have_the_numbers_of_the_files(tmp_path: Path) -> None:
         assert [token.student for token in each.tokens] == pytest.approx(np.exp(line["student_logprob"]))
         assert [token.teacher for token in each.tokens] == pytest.approx(np.exp(line["teacher_logprob"]))
         values = [token.divergence for token in each.largest]
-        assert values == sorted(line[name], reverse=True)[:NUM_LISTED]
+        assert values == sorted(line[name], reverse=True)
     before = found["revisions"][0]["maps"][0].tokens
     assert [token.index for token in before if token.is_error] == [4]
     assert [token.index for token in before if token.in_phrase] == [1, 2, 3]
     assert found["answers"][0]["prompt"].startswith("Question 3?")
     page = build_report(tmp_path / "run").read_text(encoding="utf-8")
-    shown = re.findall(r'title="token \d+: (\S+) nats', page)
-    assert shown == [f"{token.divergence:.4f}" for each, _, _ in [*maps[1:], maps[0]] for token in each.tokens]
+    tables = [table[1:] for table in Page(page).tables if table and table[0][0] == "Token"]
+    for (each, _, _), table in zip([*maps[1:], maps[0]], tables, strict=True):
+        expected = [[str(token.index), f"{token.divergence:.4f}", *shown(token)] for token in each.largest]
+        assert [row[1:] for row in table] == expected
+
+
+def shown(token: Token) -> list[str]:
+    return [f"{100 * probability:.1f} %" for probability in (token.student, token.teacher) if probability is not None]
 
 
 def test_the_summary_sentences_and_histograms_count_every_token_of_the_files(tmp_path: Path) -> None:
@@ -112,7 +123,7 @@ def test_maps_are_few_evenly_spaced_and_short(tmp_path: Path) -> None:
     assert {(len(each.tokens), each.num_omitted) for each in maps} == {(MAX_TOKENS, 1000 - MAX_TOKENS)}
     assert all(any(token.is_error for token in each.tokens) for item in found["revisions"] for each in item["maps"])
     plain_size = len(build_report(write_run(tmp_path / "plain", "mine"), out=tmp_path / "plain.html").read_bytes())
-    assert len(build_report(folder).read_bytes()) - plain_size < 500_000
+    assert len(build_report(folder).read_bytes()) - plain_size < 700_000
 
 
 def test_hostile_token_texts_are_shown_and_not_interpreted(tmp_path: Path) -> None:
@@ -121,8 +132,7 @@ def test_hostile_token_texts_are_shown_and_not_interpreted(tmp_path: Path) -> No
     page = build_report(with_tokens(tmp_path / "run", [answer(i, part) for i, part in enumerate(parts)], [])).read_text("utf-8")
     shown = " ".join(html.unescape(page).replace("⏎", "\n").replace("⇥", "\t").replace("␣", " ").split())
     assert [text for text in texts if " ".join(plain(text.replace("\r", "")).split()) not in shown] == []
-    assert page.count(f"<script>{SCRIPT}</script>") == 1
-    tags = set(re.findall(r"<\s*/?([a-zA-Z:]+)", page.replace(f"<script>{SCRIPT}</script>", "")))
+    tags = set(re.findall(r"<\s*/?([a-zA-Z:]+)", without_scripts(page)))
     assert not tags & {"script", "img", "iframe", "base", "x:script", "object", "link", "form", "b:script"}
 
 
@@ -173,11 +183,37 @@ def test_maps_are_readable_and_accessible(tab: Browser, report: Path, width: int
 
 
 @needs_chromium
-def test_the_lists_of_the_largest_divergences_open_by_mouse_and_by_keyboard(tab: Browser, report: Path) -> None:
+def test_the_tables_of_all_numbers_open_by_mouse_and_by_keyboard(tab: Browser, report: Path) -> None:
     tab.open(report, width=1280, scheme="light")
-    of_maps = "[...document.querySelectorAll('.tokens + details')].map(each => each.open)"
+    of_maps = "[...document.querySelectorAll('.token-map details')].map(each => each.open)"
     assert not any(tab.run(of_maps))
-    tab.click(".tokens + details summary")
-    tab.run("document.querySelectorAll('.tokens + details summary')[1].focus()")
+    tab.click(".token-map details summary")
+    tab.run("document.querySelectorAll('.token-map details summary')[1].focus()")
     tab.press("Enter")
     assert tab.run(of_maps)[:3] == [True, True, False]
+
+
+@needs_chromium
+def test_the_numbers_of_every_token_are_reached_by_keyboard_and_by_mouse(tab: Browser, report: Path) -> None:
+    """Tab reaches a map once, and arrow keys its tokens; the numbers are visible text below the map."""
+    seen = tab.open(report)
+    stops = "[...document.querySelectorAll('.token-map')].map(each => each.querySelectorAll('.token[tabindex=\"0\"]').length)"
+    assert set(tab.run(stops)) == {1}
+    tab.run("document.querySelector('.token').focus()")
+    found = [visible_text(tab, ".numbers")]
+    for _ in range(len(WORDS) * 4 - 1):
+        tab.press("ArrowRight")
+        found.append(visible_text(tab, ".numbers"))
+    rows = tab.run(
+        "[...document.querySelector('.token-map').querySelectorAll('tr[data-token]')].map(row =>"
+        " [Number(row.dataset.token), ...[...row.cells].map(cell => cell.textContent)])"
+    )
+    expected = [
+        f"Token {position}: {text} · divergence {value} nats · probability: student {student}, teacher {teacher}"
+        for _, text, position, value, student, teacher in sorted(rows)
+    ]
+    assert found == [" ".join(text.split()) for text in expected] and len(set(found)) == len(WORDS) * 4
+    tab.press("Home")
+    assert visible_text(tab, ".numbers") == found[0]
+    tab.click(".token:nth-child(3)")
+    assert visible_text(tab, ".numbers") == found[2] and faults(tab, seen) == []

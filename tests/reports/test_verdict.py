@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from redistill.records import PROPOSALS
 from redistill.reports.comparison import Estimate, Row
 from redistill.reports.folders import Measure
 from redistill.reports.inference import Variance, contrast
 from redistill.reports.statistics import Interval
-from redistill.reports.verdict import difference_sentence, is_settled, kept_sentence, needed
+from redistill.reports.verdict import acceptance_sentences, difference_sentence, is_settled, kept_sentence, needed
 
 ROUGE = Measure("rouge_l", "ROUGE-L", "%", "higher")
 EXACT = Measure("exact_match", "exact match", "fraction", "higher")
@@ -107,13 +108,24 @@ def test_a_model_that_is_not_compared_has_a_reason():
     assert difference_sentence(row(None)) == "mgsr is not compared with sft on dolly: different prompts."
 
 
+def test_a_draft_model_is_rated_by_the_tokens_that_the_teacher_accepts():
+    assert acceptance_sentences(row(None)) == []
+    rated = replace(row(None), scores={"acceptance": 0.7125, f"accepted_length_{PROPOSALS}": 2.25})
+    (sentence,) = acceptance_sentences(rated)
+    assert "accepts 71.2 % of the tokens that mgsr proposes" in sentence and f"2.25 of {PROPOSALS} proposed" in sentence
+
+
 def test_what_a_student_keeps_of_its_teacher():
     student, teacher = row(None, mean=13.25), replace(row(None, mean=25.0), model="teacher")
     assert kept_sentence(student, teacher, {"parameters": 0.42, "tokens_per_s": 3.0}) == (
-        "mgsr has 53 % of the teacher's quality (ROUGE-L) at 42 % of its size and 3.0 times its speed."
+        "mgsr has 53 % of the teacher's quality (ROUGE-L) at 42 % of its size and 3.0 times its throughput in batches."
     )
     assert kept_sentence(student, teacher, {}) == "mgsr has 53 % of the teacher's quality (ROUGE-L)."
     unknown = kept_sentence(row(None, mean=None), teacher, {"tokens_per_s": 0.5})
-    assert unknown == "mgsr has an unknown fraction of the teacher's quality (ROUGE-L) at 0.5 times its speed."
+    assert unknown == "mgsr has an unknown fraction of the teacher's quality (ROUGE-L) at 0.5 times its throughput in batches."
+    both = kept_sentence(student, teacher, {"parameters": 0.42, "tokens_per_s": 3.0, "p50_s": 0.25})
+    assert both.endswith(
+        "42 % of its size, 3.0 times its throughput in batches and 0.25 times its latency (median of single answers)."
+    )
     words = kept_sentence(row(None, mean=3, primary=WORDS), row(None, mean=2, primary=WORDS), {})
     assert words == "mgsr has length, words 3.00 (teacher: 2.00)."

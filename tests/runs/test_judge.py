@@ -113,6 +113,26 @@ def test_the_other_answers_may_be_those_of_another_model(
     assert comparison["against"] == name and comparison["datasets"]["dolly"]["losses"] == PROMPTS
 
 
+def test_prompts_that_the_other_model_lacks_are_counted_and_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other model has answered 17 of 20 prompts of one data set, and no prompt of another one."""
+    for name, datasets in (("run", ("dolly", "vicuna")), ("other", ("dolly",))):
+        write_evaluation(tmp_path / name, "student" if name == "run" else "baseline", datasets=datasets)
+    path = tmp_path / "other" / "responses" / "dolly-seed10.jsonl"
+    files.rewrite_lines(path, files.read_lines(path)[3:])
+    arguments = ("--against", str(tmp_path / "other"))
+    with serving(judging(prefers("student"))) as server:
+        assert main(["judge", str(tmp_path / "run"), "--url", server.url, "--model", "judge", *arguments]) == 0
+    printed = capsys.readouterr()
+    assert "judge: dolly: 3 answers of the student are left out, since " in printed.err
+    assert "judge: vicuna: 20 answers of the student are left out" in printed.err
+    assert "dolly: 3 missing" in printed.out and "vicuna: 20 missing" in printed.out
+    dolly, vicuna = read_judgements(tmp_path / "run")
+    assert (dolly.prompts, dolly.wins, dolly.missing) == (17, 17, 3)
+    assert (vicuna.prompts, vicuna.score, vicuna.missing) == (0, None, 20)
+
+
 def test_identical_answers_are_a_tie_without_a_request(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     comparison, requests = judged(folder, lambda a, b: "A", "--against", str(folder), capsys=capsys)
     assert requests == 0 and comparison["datasets"]["dolly"]["identical"] == PROMPTS
@@ -139,10 +159,27 @@ def test_each_comparison_is_kept_and_a_repeated_one_asks_nothing(folder: Path, c
     first, requests = judged(folder, prefers("student"), capsys=capsys)
     judged(folder, prefers("student"), "--against", "teacher", capsys=capsys)
     again, repeated = judged(folder, prefers("Reference"), capsys=capsys)
-    assert requests == 2 * PROMPTS and repeated == 0 and again == first
+    assert requests == 2 * PROMPTS and repeated == 0
+    assert {**again, "cost": None} == {**first, "cost": None}
     assert [each.against for each in read_judgements(folder)] == ["teacher", "reference"]
+    assert again["total"] == first["total"] == first["cost"]
+    assert again["cost"] == {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
     _, other = judged(folder, prefers("student"), "--max-tokens", "500", capsys=capsys)
     assert other == 2 * PROMPTS
+
+
+def test_other_seeds_and_another_limit_are_other_comparisons(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Verdicts of the first comparison are used again, and only the others cost something."""
+    judged(folder, prefers("student"), "--limit", "4", capsys=capsys)
+    longer, requests = judged(folder, prefers("student"), "--limit", "6", "--price", "5", capsys=capsys)
+    judged(folder, prefers("student"), "--seeds", "20", "--limit", "4", capsys=capsys)
+    assert [(each.seeds, each.limit) for each in read_judgements(folder)] == [(["10"], 4), (["10"], 6), (["20"], 4)]
+    assert requests == longer["cost"]["requests"] == 4 and longer["total"]["requests"] == 12
+    assert longer["cost"]["price"] == pytest.approx(5 * 4 * 102 / 1e6)
+    with serving(judging(prefers("student"))) as server:
+        assert main(["judge", str(folder), "--url", server.url, "--model", "judge", "--limit", "7"]) == 0
+    assert "cost: 2 requests, 200 prompt tokens" in (printed := capsys.readouterr().out)
+    assert "with the verdicts of earlier calls in judge.jsonl: 14 requests" in printed
 
 
 # --- faults of the server -----------------------------------------------------------------------------------------------

@@ -64,8 +64,12 @@ def _print(found: "Mapping[str, Json]") -> None:
     from redistill.reports.terminal import print_judgements
 
     print_judgements(judgements_of(found))
-    cost = found["cost"]
+    cost, total = found["cost"], found["total"]
     assert isinstance(cost, dict)
+    assert isinstance(total, dict)
     tokens = f"{cost['prompt_tokens']} prompt tokens, {cost['completion_tokens']} completion tokens"
     price = f", price {cost['price']}" if "price" in cost else ""
     print_lines(f"cost: {cost['requests']} requests, {tokens}{price}")
+    if cost != total:
+        price = f", price {total['price']}" if "price" in total else ""
+        print_lines(f"with the verdicts of earlier calls in judge.jsonl: {total['requests']} requests{price}")

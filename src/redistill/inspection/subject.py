@@ -18,7 +18,6 @@ from redistill.errors import CheckpointError, ConfigError
 from redistill.generation.local import LocalEngineConfig
 from redistill.interfaces import Tokenizer
 from redistill.models.load import load_tokenizer
-from redistill.models.lora import load_trainable_state
 from redistill.reports.folders import at, number
 from redistill.runs.folder import RUN_FILE, has_model
 from redistill.runs.load import DataSets, load_data
@@ -28,6 +27,7 @@ from redistill.runs.stages import stages, student_source, teacher_source
 from redistill.storage import files
 from redistill.training import checkpoint
 from redistill.training.progress import Progress
+from redistill.training.saving import load_weights
 
 Report = Callable[[str], None]
 
@@ -150,7 +150,7 @@ def opened(subject: Subject, data: tuple[Run, DataSets], step: int | None = None
         raise ConfigError(f"{subject.name}: teacher.kind: inspect loads the teacher itself; use a recipe with teacher.model")
     if subject.folder is not None and subject.missing:
         names = " and ".join(subject.missing)
-        raise CheckpointError(f"{subject.name}: the model of its fine-tuning {names} does not exist; restore its folder")
+        raise CheckpointError(f"{subject.name}: the model of the fine-tuning {names} does not exist; restore its folder")
     found = None
     if subject.folder is not None:
         checkpoints = subject.folder / "checkpoints"
@@ -167,7 +167,7 @@ def opened(subject: Subject, data: tuple[Run, DataSets], step: int | None = None
         models = load_models(config)
         run = assemble(config, make_accelerator(training.precision), models, data[1], Progress(enabled=False))
         if found is not None:
-            _load_checkpoint(run, found)
+            load_weights(run.student, found)
         run.student.eval()
         student = "before training" if found is None else f"checkpoint step-{found.step}"
         updates = _updates(subject.folder) if is_trained else 0
@@ -182,13 +182,6 @@ def _with_trained_student(config: Run, folder: Path) -> Run:
         config.student, model=str(folder / "model"), revision=None, adapter=None, initialise=None, lora=None, start="base"
     )
     return replace(config, student=student)
-
-
-def _load_checkpoint(run: OpenRun, found: checkpoint.Checkpoint) -> None:
-    """Load the weights of the student and of DAC-KL's network from a checkpoint."""
-    load_trainable_state(run.student.model, found.tensors["model"])
-    if run.student.clip_network is not None and "clip_network" in found.tensors:
-        load_trainable_state(run.student.clip_network, found.tensors["clip_network"])
 
 
 def _updates(folder: Path | None) -> int:

@@ -88,13 +88,14 @@ def _draft(draft: Draft) -> Table:
 
 
 def print_clip(clip: Clip) -> None:
-    """Print the interval of DAC-KL at one target, the kept classes and some others."""
-    _print(f"student: {clip.student}; row {clip.row}, target {clip.position}: {quoted(clip.target)}")
-    _print(f"after: {quoted(_shortened(clip.context))}")
-    _print(f"interval: l = {clip.lower:.4g}, u = {clip.upper:.4g}; {clip.kept_classes} classes are kept")
-    _print(f"kept mass {clip.kept_mass:.4f}, recovered {clip.recovered:.4f}, divergence {clip.divergence:.4f} nats")
+    """Print the window of DAC-KL at one target, the kept classes and some others."""
+    of = clip.window
+    _print(f"student: {clip.student}; row {of.row}, target {of.position}: {quoted(of.target)}")
+    _print(f"after: {quoted(_shortened(of.context))}")
+    _print(f"interval: l = {of.lower:.4g}, u = {of.upper:.4g}; {of.kept_classes} classes are kept")
+    _print(f"kept mass {of.kept_mass:.4f}, recovered {of.recovered:.4f}, divergence {of.divergence:.4f} nats")
     table = _table("id", "token", "teacher", "student", "kept")
-    for each in clip.classes:
+    for each in of.classes:
         _row(
             table,
             each.token_id,

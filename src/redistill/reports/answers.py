@@ -48,6 +48,11 @@ class Prompt:
     answers: Sequence[tuple[Evaluation, Mapping[str, Json]]]
     sort_keys: Mapping[str, float]
 
+    @property
+    def shown_score(self) -> float | None:
+        """Score of the last model as the page shows it; None if it has none."""
+        return self.primary.shown(number(self.answers[-1][1].get(self.primary.name)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
@@ -104,6 +109,15 @@ def answers_section(models: Sequence[Evaluation], versus: str | None, max_bytes:
     )
 
 
+def category_of(line: Mapping[str, Json]) -> str:
+    """Return the category in a line of a responses file; "" if there is none.
+
+    The category is returned as one line of at most `MAX_NAME` characters.
+    """
+    category = line.get("category")
+    return plain_line(category)[:MAX_NAME].strip() if isinstance(category, str) else ""
+
+
 def _ranked(dataset: str, models: Sequence[Evaluation], versus: str | None) -> Iterator[Prompt]:
     """Yield the prompts of a data set; the prompt with the lowest score of the last model is the first."""
     first: list[tuple[Evaluation, Lines]] = []
@@ -118,11 +132,10 @@ def _ranked(dataset: str, models: Sequence[Evaluation], versus: str | None) -> I
     goodness = {prompt: primary.sign * (number(line.get(primary.name)) or 0.0) for prompt, line in lines.items()}
     for prompt in spread(goodness, len(goodness)):
         answers = [(model, answered[prompt]) for model, answered in first if prompt in answered]
-        category = lines[prompt].get("category")
         yield Prompt(
             dataset=dataset,
             id=prompt,
-            category=plain_line(category)[:MAX_NAME].strip() if isinstance(category, str) else "",
+            category=category_of(lines[prompt]),
             primary=primary,
             line=lines[prompt],
             answers=answers,

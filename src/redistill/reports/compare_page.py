@@ -4,23 +4,25 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from redistill.reports.comparison import Column, by_primary
+from redistill.reports.comparison import Column, Row, by_primary
 from redistill.reports.comparison_charts import Chart, Point, forest_plot, quality_plot
 from redistill.reports.costs import SUMMED
 from redistill.reports.measured import Measured
 from redistill.reports.settings import commands, different_settings
 from redistill.reports.sheet import Comparison
 from redistill.reports.side_by_side import side_by_side
-from redistill.reports.speeds import figures_of, size_table
+from redistill.reports.speeds import figures_of, ratios_of, size_table
 
 _AXES = {
     "seconds": "training seconds",
     "trained_tokens": "trained tokens",
     "generated_tokens": "generated tokens",
     "parameters": "parameters",
-    "tokens_per_s": "tokens per second",
-    "p50_s": "latency p50, seconds",
+    "tokens_per_s": "throughput in batches, divided by the teacher's",
+    "p50_s": "median latency, divided by the teacher's",
 }
+_RELATIVE = ("tokens_per_s", "p50_s")
+"""Figures that are comparable only with those of the teacher in the same run."""
 
 
 def page_of(measured: Measured, comparison: Comparison) -> dict[str, object]:
@@ -55,13 +57,20 @@ def _quality(measured: Measured, column: Column) -> list[Chart]:
     """Return the charts of quality against costs, and against size and speed."""
     rows = [row for row in measured.rows if row.column == column.name and row.role != "before"]
     figures = {(model.is_method, model.label): figures_of(model) for model in measured.models}
+    relative = {row.model: ratios_of(measured, row.model) for row in rows if row.is_method}
+
+    def cost_of(row: Row, name: str) -> float | None:
+        if name in SUMMED:
+            return measured.costs[row.model].figures.get(name) if row.is_method else None
+        if name in _RELATIVE:
+            return relative[row.model].get(name) if row.is_method else 1.0
+        return figures[row.is_method, row.model].get(name)
+
     charts = []
     for name, title in _AXES.items():
         points = []
         for row in rows:
-            of_training = name in SUMMED
-            cost = measured.costs[row.model].figures.get(name) if of_training and row.is_method else None
-            cost = cost if of_training else figures[row.is_method, row.model].get(name)
+            cost = cost_of(row, name)
             if cost is not None and row.primary.mean is not None:
                 points.append(Point(row.model, row.role, cost, row.primary.mean, row.primary.deviation))
         charts.append(quality_plot(title, column.primary, points))

@@ -14,6 +14,7 @@ from redistill.records import FRACTION
 from redistill.reports.comparison import Column, Row
 from redistill.reports.drawing import INK, drawn
 from redistill.reports.folders import Measure
+from redistill.reports.labels import label_positions
 from redistill.reports.pages import NOTHING, difference, large, score
 from redistill.storage.redaction import plain_line
 
@@ -26,7 +27,7 @@ _WIDTH_INCHES = 4.4
 _TONES = {1: "#2f8f5f", -1: "#cf5a48", 0: "#7d8590"}
 _REFERENCE, _BASELINE, _METHOD = "#8a8f98", "#d97a2b", "#3b82c4"
 _LINE_INCHES = 0.16
-_SWITCH = 0.55  # labels are right of points that lie left of this fraction of the axes
+_LETTER_INCHES = 0.068  # mean width of a letter of a label
 _LOGARITHMIC_FROM = 20  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
@@ -159,24 +160,19 @@ def _set_labels(axes: "Axes", measure: Measure, quantity: str, models: Sequence[
 
 
 def _name_points(axes: "Axes", points: Sequence[Point], times: int) -> None:
-    """Write the label of each point beside it; labels that would overlap are moved up and joined to their points by a line."""
+    """Write the label of each point beside it; a label that is moved is joined to its point by a line."""
     axes.autoscale_view()  # sets the limits, from which fractions are computed
     to_fraction = axes.transScale + axes.transLimits  # from data to fractions of the axes
-    places = [(point, to_fraction.transform((point.cost, times * point.quality))) for point in points]
+    places = [tuple(map(float, to_fraction.transform((point.cost, times * point.quality)))) for point in points]
     height = _LINE_INCHES / (_height(points) - 0.8)  # of a line of text, as a fraction of the axes
-    for on_right in (True, False):
-        lowest = 0.0
-        for point, (x, y) in sorted(places, key=lambda pair: float(pair[1][1])):
-            if (x < _SWITCH) != on_right:
-                continue
-            lowest = max(float(y), lowest)
-            end = (x + 0.03 if on_right else x - 0.03, lowest)
-            line = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.6} if lowest - y > height / 3 else None
-            named = axes.annotate(_label(point.label), (x, y), end, "axes fraction", "axes fraction", line, fontsize=8)
-            named.set_in_layout(False)
-            named.set(horizontalalignment="left" if on_right else "right", verticalalignment="center")
-            _as_text([named])
-            lowest += height
+    widths = [_LETTER_INCHES * len(_label(point.label)) / (_WIDTH_INCHES - 0.8) for point in points]
+    labels = label_positions([(x, y) for x, y in places], widths, height)
+    for point, label in zip(points, labels, strict=True):
+        line = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.6} if label.is_moved else None
+        named = axes.annotate(_label(point.label), label.point, label.end, "axes fraction", "axes fraction", line, fontsize=8)
+        named.set_in_layout(False)
+        named.set(horizontalalignment="left" if label.is_right else "right", verticalalignment="center")
+        _as_text([named])
 
 
 def _height(points: Sequence[Point]) -> float:

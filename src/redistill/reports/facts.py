@@ -6,10 +6,11 @@ from redistill.reports.costs import Cost, method_cost
 from redistill.reports.folders import RunFolder, at, mapping, number
 from redistill.reports.lineup import Entry, Lineup
 from redistill.reports.logs import Line, RunLog
-from redistill.reports.pages import fixed, large, percent
+from redistill.reports.pages import counted, fixed, large, percent
 from redistill.reports.settings import different_settings
 from redistill.reports.statistics import mean
 from redistill.reports.thinning import MAX_ITEMS, Curve, Spaced
+from redistill.reports.verdict import listed
 
 MIN_RECOVERED = 0.1
 """Limit of a collapse if the recipe does not set `guards.min_recovered`."""
@@ -27,7 +28,10 @@ def lineup_of(runs: Sequence[RunFolder], labels: Sequence[str]) -> Lineup:
 
 
 def cost_of(run: RunFolder) -> Cost:
-    """Return the training cost of a run, with a fine-tuning of its student before it."""
+    """Return the training cost of a run.
+
+    The cost includes the fine-tuning of the student before the distillation.
+    """
     return method_cost([Entry(label="", seed=0, run=run)])
 
 
@@ -42,13 +46,13 @@ def cost_sentence(run: RunFolder, baseline: RunFolder | None, versus: str | None
     found = cost_of(run).figures
     if found["seconds"] is None:
         return "The run has not recorded what its training cost (run.json: cost)."
-    parts = [f"{found['seconds']:,.0f} seconds"]
-    for name, text in (("updates", "updates"), ("trained_tokens", "trained tokens"), ("generated_tokens", "generated tokens")):
-        parts += [] if found[name] is None else [f"{large(found[name])} {text}"]
+    parts = [counted(f"{found['seconds']:,.0f}", "second")]
+    for name, noun in (("updates", "update"), ("trained_tokens", "trained token"), ("generated_tokens", "generated token")):
+        parts += [] if found[name] is None else [counted(large(found[name]), noun)]
     parts += [] if found["peak_bytes"] is None else [f"a peak memory of {large(found['peak_bytes'], 'G')}B"]
     other = None if baseline is None else cost_of(baseline).figures["seconds"]
     ratio = f", {found['seconds'] / other:.1f} times the time of {versus}" if other else ""
-    return f"Training took {', '.join(parts[:-1])} and {parts[-1]}{ratio}." if len(parts) > 1 else f"Training took {parts[0]}."
+    return f"Training took {listed(parts)}{ratio}."
 
 
 def scrg_sentence(log: RunLog, revisions: Spaced[Line]) -> str:
@@ -74,9 +78,9 @@ def scrg_sentence(log: RunLog, revisions: Spaced[Line]) -> str:
 def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
     """Return a sentence that states whether the window of DAC-KL collapsed.
 
-    It collapsed if at the end of training it keeps almost no mass of the teacher outside the arg max: `recovered` is below
-    `guards.min_recovered`, as a mean over the last tenth of the updates.  Logs of earlier versions have no `recovered`; for
-    them, it collapsed if it keeps only the arg max for 90 % of the tokens.
+    The metric `recovered` is the kept fraction of the teacher's mass outside the arg max.  The window collapsed if the mean of
+    `recovered` over the last tenth of the updates is below `guards.min_recovered`.  Logs of earlier versions have no
+    `recovered`.  For these logs, the window collapsed if only the arg max is kept for more than 90 % of the tokens.
     """
     if "kept_mass" not in log.train:
         return "The run does not use DAC-KL, so there is no window that could collapse (metrics.jsonl has no kept_mass)."
@@ -99,11 +103,11 @@ def changes_sentence(lineup: Lineup | None) -> str:
     if lineup is None:
         return "No baseline was given, so no settings are compared; `redistill report RUN --baseline RUN` compares two runs."
     names = [setting.name for setting in different_settings(lineup)]
-    who = " and ".join([", ".join(lineup.labels[:-1]), lineup.labels[-1]]) if len(lineup.labels) > 1 else lineup.labels[0]
+    who = listed(lineup.labels)
     if not names:
         return f"The recipes of {who} have the same settings."
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"The recipes of {who} differ in {_counted(len(names))}: {', '.join(names[:MAX_NAMED])}{more}."
+    return f"The recipes of {who} differ in {counted(str(len(names)), 'setting')}: {', '.join(names[:MAX_NAMED])}{more}."
 
 
 def command_of(run: RunFolder) -> str:
@@ -121,10 +125,6 @@ def repeat_sentence(run: RunFolder) -> str:
     needs = [*([f"redistill {version}"] if version else []), *([f"commit {str(commit)[:12]}"] if commit else [])]
     needed = f" with {', '.join(needs)}" if needs else ""
     return f"To repeat the run{needed}: {command}"
-
-
-def _counted(count: int) -> str:
-    return "1 setting" if count == 1 else f"{count} settings"
 
 
 def _mean(curve: Curve) -> float:

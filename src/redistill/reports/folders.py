@@ -49,6 +49,17 @@ class Measure:
         """
         return self.title if self.unit in (PERCENT, FRACTION, "") else f"{self.title}, {self.unit}"
 
+    def shown(self, value: float | None) -> float | None:
+        """Return the number that pages print for a value of the metric.
+
+        The number is the percentage if the unit is "fraction", else the value itself.
+
+        Example:
+            >>> Measure("f", "F1", "fraction", "higher").shown(0.25), Measure("w", "length", "words", "lower").shown(3.0)
+            (25.0, 3.0)
+        """
+        return 100 * value if value is not None and self.unit == FRACTION else value
+
     @property
     def sign(self) -> int:
         """1 if higher is better, -1 if lower is better."""

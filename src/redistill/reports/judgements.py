@@ -1,15 +1,18 @@
-"""Reads judge.json, the results of `redistill judge`."""
+"""Reads judge.json, the results of `redistill judge`, and builds their table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from redistill.errors import CheckpointError, DataError
 from redistill.records import Json
 from redistill.reports.folders import at, mapping, number, read_object
+from redistill.reports.pages import counted, fixed
+from redistill.reports.tables import Cell, Line, Table
 
 FILE = "judge.json"
-_COUNTS = ("prompts", "wins", "ties", "losses", "disagreements", "unparsed")
+_COUNTS = ("prompts", "wins", "ties", "losses", "disagreements", "unparsed", "missing")
+_COLUMNS = ("test set", "against", "judge", "prompts", "wins, ties, losses", "score", "differ", "unparsed", "missing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +25,14 @@ class Judgement:
         model: Name of the judge.
         against: The other answers: "reference", "teacher", "before", or the folder of another model.
         dataset: Name of the data set.
+        seeds: Evaluation seeds of the answers.
+        limit: Only the first `limit` prompts of the data set were judged; None for all prompts.
         prompts: Number of prompts with a judged pair of answers.
         wins, ties, losses: Numbers of judged pairs.  The judge sees a pair twice, with the answers exchanged.  If the two
             verdicts differ, the pair is a tie.
         disagreements: Number of ties whose two verdicts differ.
         unparsed: Number of pairs without a score, since a reply was neither "A", "B" nor "tie".
+        missing: Number of answers that were not judged, since there is no other answer to the prompt.
         score: Mean score in [0, 1]: a win is 1, a tie 0.5 and a loss 0.  None if no pair has a score.
         lower, upper: 95 % interval of `score`, by bootstrap over prompts; None without a score.
         by_prompt: Mean score of each prompt, by its id.
@@ -35,12 +41,15 @@ class Judgement:
     model: str
     against: str
     dataset: str
+    seeds: Sequence[str]
+    limit: int | None
     prompts: int
     wins: int
     ties: int
     losses: int
     disagreements: int
     unparsed: int
+    missing: int
     score: float | None
     lower: float | None
     upper: float | None
@@ -66,7 +75,7 @@ def read_judgements(folder: Path) -> list[Judgement]:
 
 def judgements_of(comparison: Json) -> list[Judgement]:
     """Return the results of one comparison in judge.json, one for each data set."""
-    found = []
+    found, seeds, limit = [], at(comparison, "seeds"), number(at(comparison, "limit"))
     for dataset, about in mapping(at(comparison, "datasets")).items():
         scores = mapping(at(about, "by_prompt")).items()
         found.append(
@@ -74,6 +83,8 @@ def judgements_of(comparison: Json) -> list[Judgement]:
                 model=str(at(comparison, "model")),
                 against=str(at(comparison, "against")),
                 dataset=dataset,
+                seeds=list(map(str, seeds)) if isinstance(seeds, list) else [],
+                limit=None if limit is None else int(limit),
                 **{name: int(number(at(about, name)) or 0) for name in _COUNTS},
                 score=number(at(about, "score")),
                 lower=number(at(about, "lower")),
@@ -82,3 +93,38 @@ def judgements_of(comparison: Json) -> list[Judgement]:
             )
         )
     return found
+
+
+def judge_table(judged: Sequence[tuple[str, Judgement]]) -> Table | None:
+    """Build the table of the results of judges; None if there are none.
+
+    Args:
+        judged: Pairs of the label of a row and its result.
+    """
+    if not judged:
+        return None
+    return Table(
+        key="judge",
+        title="Judge",
+        caption="A chat model compared two answers to each prompt. It did not see whose they are. It compared them again with "
+        "the answers exchanged: if its two verdicts differ, the pair is a tie, and differ counts it. The score counts a win as "
+        "1, a tie as 0.5 and a loss as 0, with the 95 % interval of a bootstrap over prompts. Unparsed pairs have no score. "
+        "Missing answers were not judged, since the other model has no answer to the prompt. The verdicts are those of a "
+        "model, not of people.",
+        columns=["", *_COLUMNS],
+        lines=[Line(label, "method", _cells(found)) for label, found in judged],
+    )
+
+
+def _cells(found: Judgement) -> list[Cell]:
+    """Return the cells of a row of the table."""
+    answers = f"{'seed' if len(found.seeds) == 1 else 'seeds'} {', '.join(found.seeds)}" if found.seeds else ""
+    answers += "" if found.limit is None else f"; first {counted(str(found.limit), 'prompt')}"
+    interval = "" if found.score is None else f"[{fixed(found.lower, 3)}, {fixed(found.upper, 3)}]"
+    return [
+        *map(Cell, (found.dataset, found.against, found.model)),
+        Cell(str(found.prompts), answers),
+        Cell(f"{found.wins}, {found.ties}, {found.losses}"),
+        Cell(fixed(found.score, 3), interval),
+        *(Cell(str(count)) for count in (found.disagreements, found.unparsed, found.missing)),
+    ]

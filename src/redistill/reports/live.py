@@ -85,7 +85,7 @@ class LogTail:
 
 @dataclass
 class _Read:
-    """The content of those lines of metrics.jsonl that have been read.
+    """Content of the lines of metrics.jsonl that have been read so far.
 
     Args:
         log: The curves, and the events.

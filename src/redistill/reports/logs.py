@@ -138,10 +138,9 @@ def _extend(curves: dict[str, Curve], keys: Sequence[str], numbers_NK: np.ndarra
 def _extend_origins(curves: dict[str, Curve], steps: np.ndarray, origins: Sequence[Mapping[str, Json]]) -> None:
     """Append a batch of updates to the curve of each origin, in place.
 
-    The curve of an origin shows the fraction of sequences that have this origin.
-
-    An origin, such as "student", states how a sequence was created.  `origins` has one mapping per update, from origin to
-    number of sequences; the fraction is 0 for an origin that the mapping lacks.
+    An origin, such as "student", states how a sequence was created.  The curve of an origin shows the fraction of sequences
+    that have this origin.  `origins` has one mapping per update, from origin to number of sequences.  An origin that a
+    mapping lacks has the fraction 0.
     """
     names = list(dict.fromkeys([*curves, *chain.from_iterable(origins)]))
     if not names:

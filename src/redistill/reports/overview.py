@@ -13,7 +13,7 @@ from redistill.reports.lineup import Lineup
 from redistill.reports.logs import Line, RunLog
 from redistill.reports.sizes import quality_picture, ratios
 from redistill.reports.thinning import Spaced
-from redistill.reports.verdict import difference_sentence, kept_sentence
+from redistill.reports.verdict import acceptance_sentences, difference_sentence, kept_sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,4 +81,5 @@ def _verdict(run: RunFolder, overall: Sequence[Row]) -> Sequence[str]:
         teacher = teachers.get(student.measures[0].name)
         sentences += [] if teacher is None else [kept_sentence(student, teacher, ratios(run))]
         sentences.append(difference_sentence(student))
+        sentences += acceptance_sentences(student)
     return sentences or ["The run folder has no scores of the trained student, so there is no verdict."]

@@ -141,6 +141,16 @@ def visible(token: object) -> str:
     return text if text.strip() else text.translate(str.maketrans("\n \t", "⏎␣⇥")) or "∅"
 
 
+def counted(number_text: str, noun: str) -> str:
+    """Return a number with its noun, which has a plural "s" unless the number is 1.
+
+    Example:
+        >>> counted("1", "second"), counted("1.2 k", "update")
+        ('1 second', '1.2 k updates')
+    """
+    return f"{number_text} {noun}{'' if number_text == '1' else 's'}"
+
+
 def large(value: object, billion: str = "B") -> str:
     """Format a number with three significant digits and the suffix k, M, B or T.
 

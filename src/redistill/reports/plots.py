@@ -79,8 +79,8 @@ def panels(log: RunLog, validated: Sequence[Measure] = (), baseline: tuple[str, 
     Args:
         log: The log, as `read_log` returns it for the names `TRAINING_NAMES`.
         validated: Metrics that validation may have logged; if empty, they are inferred from the log.
-        baseline: Labels of the run and of the baseline, and the log of the baseline.  Each chart with a single curve of the run
-            also has that of the baseline.
+        baseline: Labels of the run and of the baseline, and the log of the baseline.  Charts have the baseline's curves as
+            well: as dashed lines, or, for stacked areas, as a chart of their own.
     """
     own, other, theirs = baseline or ("", "", RunLog())
     scores = {measure.name: _title(measure) for measure in validated or _undescribed(log.validation)}
@@ -94,33 +94,47 @@ def panels(log: RunLog, validated: Sequence[Measure] = (), baseline: tuple[str, 
             overlaid = [(plain(other)[:MAX_LABEL], others[name].bins())] if name in others else []
             binned = [(plain(own)[:MAX_LABEL] if overlaid else titles[name], curves[name].bins()), *overlaid]
             charts.append(Panel(group, titles[name], _plot(titles[name], binned)))
-    charts += _clipping(log.train)
-    if log.origins:
-        origins = [(plain(name)[:MAX_LABEL], log.origins[name].bins()) for name in sorted(log.origins)]
-        title = "Origin of sequences, fraction"
-        charts.append(Panel("training", title, _plot(title, origins, limits=(0, 1), stacked=True)))
+    charts += _clipping(log.train, theirs.train, other)
+    for origins, suffix in ((log.origins, ""), (theirs.origins, f", {plain(other)[:MAX_LABEL]}")):
+        if origins:
+            named = [(plain(name)[:MAX_LABEL], origins[name].bins()) for name in sorted(origins)]
+            title = f"Origin of sequences, fraction{suffix}"
+            charts.append(Panel("training", title, _plot(title, named, limits=(0, 1), stacked=True)))
     return charts
 
 
-def _clipping(train: Mapping[str, Curve]) -> list[Panel]:
-    """Return the charts of the window of DAC-KL."""
-    charts = []
-    if kept := [(label, train[name].bins()) for name, label in CLIPPING.items() if name in train]:
-        title = "Mass that DAC-KL keeps, fraction"
-        charts.append(Panel("clipping", title, _plot(title, kept, limits=(0, 1.02))))
-    if bounds := [(label, train[name].bins()) for name, label in BOUNDS.items() if name in train]:
-        title = "Bounds u and l of the kept probabilities"
-        is_positive = all(bins.lows.min() > 0 for _, bins in bounds)
-        charts.append(Panel("clipping", title, _plot(title, bounds, log=is_positive)))
-    if parts := _mass_parts(train):
-        title = "Kept and whole distribution of the teacher, probability mass"
-        charts.append(Panel("clipping", title, _plot(title, parts, limits=(0, 1), stacked=True)))
-    if KEPT_CLASSES in train:
-        bins = train[KEPT_CLASSES].bins()
-        logarithmic = bool(bins.highs.max() > 20 * bins.lows.min() > 0)
-        title = "Classes kept per token"
-        charts.append(Panel("clipping", title, _plot(title, [("kept classes", bins)], log=logarithmic)))
+def _clipping(train: Mapping[str, Curve], theirs: Mapping[str, Curve], other: str) -> list[Panel]:
+    """Return the charts of the window of DAC-KL, with the curves of the baseline `other`."""
+    charts, other = [], plain(other)[:MAX_LABEL]
+
+    def curves(names: Mapping[str, str]) -> tuple[list[tuple[str, Bins]], list[tuple[str, Bins]]]:
+        own = [(label, train[name].bins()) for name, label in names.items() if name in train]
+        return own, [(f"{label}, {other}", theirs[name].bins()) for name, label in names.items() if name in theirs]
+
+    for title, names, limits in (
+        ("Mass that DAC-KL keeps, fraction", CLIPPING, (0, 1.02)),
+        ("Bounds u and l of the kept probabilities", BOUNDS, None),
+        ("Classes kept per token", {KEPT_CLASSES: "kept classes"}, None),
+    ):
+        own, dashed = curves(names)
+        if own:
+            lows, highs = ([float(find(bins)) for _, bins in (*own, *dashed)] for find in (_lowest, _highest))
+            is_wide = names is BOUNDS or max(highs) > 20 * min(lows)
+            logarithmic = limits is None and min(lows) > 0 and is_wide
+            charts.append(Panel("clipping", title, _plot(title, own, dashed, limits=limits, log=logarithmic)))
+    for curves_of, suffix in ((train, ""), (theirs, f", {other}")):
+        if parts := _mass_parts(curves_of):
+            title = f"Kept and whole distribution of the teacher, probability mass{suffix}"
+            charts.append(Panel("clipping", title, _plot(title, parts, limits=(0, 1), stacked=True)))
     return charts
+
+
+def _lowest(bins: Bins) -> float:
+    return float(bins.lows.min())
+
+
+def _highest(bins: Bins) -> float:
+    return float(bins.highs.max())
 
 
 def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
@@ -166,6 +180,7 @@ def _title(measure: Measure) -> str:
 def _plot(
     title: str,
     binned: Sequence[tuple[str, Bins]],
+    dashed: Sequence[tuple[str, Bins]] = (),
     *,
     limits: tuple[float, float] | None = None,
     log: bool = False,
@@ -174,8 +189,8 @@ def _plot(
     """Plot curves, given as labelled bins, and return the <svg> element.
 
     A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
-    means are plotted as stacked areas instead.  `limits` are the ends of the vertical axis; the axis is logarithmic if `log` is
-    True.
+    means are plotted as stacked areas instead.  `dashed` are the curves of a baseline, without bands.  `limits` are the ends of
+    the vertical axis.  The axis is logarithmic if `log` is True.
     """
 
     def paint(axes: "Axes") -> None:
@@ -189,12 +204,15 @@ def _plot(
                 axes.fill_between(bins.steps, bins.lows, bins.highs, color=colour, alpha=0.2, lw=0)
             marker = "o" if len(bins.steps) < 12 else None
             axes.plot(bins.steps, bins.means, color=colour, lw=1.5, label=label, marker=marker, markersize=3)
+        for (label, bins), colour in zip(dashed, COLOURS, strict=False):
+            axes.plot(bins.steps, bins.means, color=colour, lw=1.2, linestyle="--", label=label)
         if log:
             axes.set_yscale("log")
         if limits is not None:
             axes.set_ylim(*limits)
-        if len(binned) > 1 or stacked:
-            columns = len(binned) if sum(len(label) for label, _ in binned) <= LEGEND_CHARACTERS else 2
+        if len(binned) + len(dashed) > 1 or stacked:
+            labels = [label for label, _ in (*binned, *dashed)]
+            columns = len(labels) if sum(map(len, labels)) <= LEGEND_CHARACTERS else 2
             position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
             for text in axes.legend(frameon=False, fontsize=8, ncols=columns, **position).get_texts():
                 text.set_parse_math(False)

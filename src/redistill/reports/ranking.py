@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from redistill.reports.comparison import Column, Row, by_primary, comparison_rows
 from redistill.reports.inference import POWER
 from redistill.reports.measured import Measured
-from redistill.reports.pages import difference, large, score
-from redistill.reports.speeds import figures_of
+from redistill.reports.pages import counted, difference, large, score
+from redistill.reports.speeds import ratios_of
 from redistill.reports.tables import p_value
 from redistill.reports.verdict import difference_sentence, is_settled, kept_sentence
 
@@ -107,24 +107,17 @@ def _kept(measured: Measured, column: Column, best: Row) -> Iterator[str]:
     teachers = [row for row in measured.rows if row.column == column.name and row.role == "teacher"]
     if len(teachers) != 1:
         return
-    ours, theirs = (
-        figures_of(model)
-        for row in (best, teachers[0])
-        for model in measured.models
-        if (model.is_method, model.label) == (row.is_method, row.model)
-    )
-    ratios = {name: mine / theirs[name] for name, mine in ours.items() if name in theirs}
-    yield kept_sentence(best, teachers[0], ratios)
+    yield kept_sentence(best, teachers[0], ratios_of(measured, best.model))
 
 
 def _training(measured: Measured, best: Row, others: Sequence[Row]) -> Iterator[str]:
     """Yield the sentence about the training cost of the best method, beside that of the baseline or else the second best."""
     baseline = [row for row in others if row.role == "baseline"]
     spent = [(row.model, measured.costs[row.model].figures) for row in (best, *(baseline or others)[:1])]
+    known = [(label, of) for label, of in spent if of["seconds"] is not None and of["trained_tokens"] is not None]
     texts = [
-        f"{large(figures['seconds'])} seconds and {large(figures['trained_tokens'])} trained tokens for {label}"
-        for label, figures in spent
-        if figures["seconds"] is not None and figures["trained_tokens"] is not None
+        f"{counted(large(of['seconds']), 'second')} and {counted(large(of['trained_tokens']), 'trained token')} for {label}"
+        for label, of in known
     ]
     if texts:
         yield f"Training took {', and '.join(texts)}."

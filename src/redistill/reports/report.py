@@ -10,14 +10,14 @@ from redistill.records import ACCEPTANCE, Json
 from redistill.reports import plots
 from redistill.reports.answers import answers_section
 from redistill.reports.budgets import check_budgets
-from redistill.reports.categories import has_categories
 from redistill.reports.comparison import Column, Row, dataset_names, evaluations, measures_of, report_rows
 from redistill.reports.costs import machines, teacher_cost
 from redistill.reports.facts import command_of, cost_of, lineup_of
 from redistill.reports.folders import Measure, RunFolder, distinct_labels, log_lines, mapping, read_run
-from redistill.reports.judgements import read_judgements
+from redistill.reports.judgements import judge_table, read_judgements
 from redistill.reports.lineup import Entry
 from redistill.reports.logs import Line, RunLog, read_log, read_revisions
+from redistill.reports.missing import missing_parts
 from redistill.reports.overview import overview_of
 from redistill.reports.pages import render
 from redistill.reports.results import results_section
@@ -26,6 +26,7 @@ from redistill.reports.sizes import model_sizes, size_table
 from redistill.reports.tables import Table, cost_table
 from redistill.reports.thinning import Spaced
 from redistill.reports.tokens import tokens_section
+from redistill.reports.windows import windows_section
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
 
@@ -53,7 +54,7 @@ def build_report(run_folder: Path, baselines: Sequence[Path] = (), out: Path | N
     """
     path = run_folder / "report.html" if out is None else out
     page = _page(read_run(run_folder), [read_run(folder) for folder in baselines])
-    files.write_text(path, render("report.html", page, scripts=["responses.js"]))
+    files.write_text(path, render("report.html", page, scripts=["responses.js", "tokens.js"]))
     return path
 
 
@@ -115,19 +116,6 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
     lineup = lineup_of([run, *baselines], labels) if baselines else None
     log = read_log(log_lines(run.path / "metrics.jsonl"), plots.TRAINING_NAMES)
     revisions = read_revisions(log_lines(run.path / "revisions.jsonl"))
-    tokens = tokens_section(run)
-    needed = {
-        "scores of this run (scores.json)": run.student,
-        "scores of the teacher (teacher/scores.json)": run.teacher,
-        "scores of the student before training (before/scores.json)": run.before,
-        "categories of test rows (responses/*.jsonl)": run.student is None or has_categories(run.student),
-        "latency (scores.json)": run.student is None or run.student.scores.get("latency"),
-        "training metrics (metrics.jsonl)": log,
-        "cost of training (run.json)": run.description.get("cost"),
-        "corrections (revisions.jsonl; only methods with SCRG record them)": revisions.count,
-        "divergences by token (positions.jsonl; only with a local teacher)": tokens,
-        **{f"scores of the baseline {baseline.name}": baseline.student for baseline in baselines},
-    }
     return {
         "name": run.name,
         "run": {key: run.description.get(key) for key in ("method", "status", "created", "commit")},
@@ -137,16 +125,17 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         "charts": plots.panels(log, _validated(run), _baseline_log(labels, baselines)),
         **_logged(log, revisions),
         "sizes": model_sizes(run),
-        "size_table": size_table(run, models, [row for row in overall if row.measures == overall[0].measures])
+        "size_table": size_table([run, *baselines], models, [row for row in overall if row.measures == overall[0].measures])
         if overall
         else None,
         "cost_table": _cost_table([run, *baselines], labels, overall),
         "changes": [] if lineup is None else different_settings(lineup),
         "budgets": None if lineup is None else check_budgets(lineup),
-        "judgements": read_judgements(run.path),
-        "tokens": tokens,
+        "judge_table": judge_table([(labels[0], found) for found in read_judgements(run.path)]),
+        "tokens": tokens_section(run, (labels[0], labels[1], baselines[0]) if baselines else None),
+        "windows": windows_section(run),
         **_setup(run),
-        "missing": [what for what, found in needed.items() if not found],
+        "missing": missing_parts(run, baselines, log, revisions.count),
     }
 
 

@@ -17,6 +17,8 @@ from redistill.reports.comparison import (
 )
 from redistill.reports.costs import PEAK, SUMMED, Cost, machines, teacher_cost
 from redistill.reports.inference import Contrast
+from redistill.reports.judgements import judge_table, read_judgements
+from redistill.reports.lineup import Lineup
 from redistill.reports.measured import Measured
 from redistill.reports.published import Published
 from redistill.reports.ranking import conclusions
@@ -54,8 +56,9 @@ class Comparison:
         name: Title of the comparison.
         baseline: Label of the runs that the others are compared with.
         verdict: The main results as sentences, one list for each primary metric.
-        tables: Scores, differences, decodings, other scores, acceptance, costs and published values, in this order.  Scores,
-            other scores and acceptance have one table per primary metric; differences and decodings have one table per column.
+        tables: Scores, differences, decodings, other scores, acceptance, results of judges, costs and published values.
+            Scores, other scores and acceptance have one table per primary metric; differences and decodings have one table per
+            column.
         budgets: Budgets and settings that are equal in all runs, and budgets and settings that differ.
         tests: Text that explains how confidence intervals and p-values of the differences were computed.
         left_out: One phrase for each unfinished run of the sweeps.
@@ -106,6 +109,7 @@ def comparison_of(measured: Measured, published: Mapping[str, Published] | None 
             *(table for table in decodings if table is not None),
             *(other_scores_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)),
             *(table for table in drafts if table is not None),
+            *_judged(lineup),
             cost_table(measured.costs, teacher_cost(lineup.entries), groups[0][-1], rows, used),
             *(published_table(name, table) for name, table in tables.items()),
         ],
@@ -119,6 +123,19 @@ def comparison_of(measured: Measured, published: Mapping[str, Published] | None 
         ],
         fields=_fields(models, over, rows, tables.values()),
     )
+
+
+def _judged(lineup: Lineup) -> list[Table]:
+    """Return the table of the results of judges, as a list; [] if no run was judged."""
+    several = {label for label in lineup.labels if len(lineup.of(label)) > 1}
+    judged = [
+        (f"{entry.label}, training seed {entry.seed}" if entry.label in several else entry.label, found)
+        for label in lineup.labels
+        for entry in lineup.of(label)
+        for found in read_judgements(entry.run.path)
+    ]
+    table = judge_table(judged)
+    return [] if table is None else [table]
 
 
 def _fields(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from markupsafe import escape
 
 from redistill.records import Json
+from redistill.reports.answers import MAX_CATEGORIES, category_of
 from redistill.reports.folders import Evaluation, Measure, RunFolder, number, read_run
 from redistill.reports.lineup import Lineup
 from redistill.reports.pages import short
@@ -27,6 +28,7 @@ class Response:
         score: Score in the primary metric of the data set; None if it was not recorded.
         text: The response.
         truncated: Whether the response has no end token.
+        length: Number of tokens of the response; None if it was not recorded.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Response:
     score: float | None
     text: str
     truncated: bool
+    length: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class AnsweredPrompt:
     Args:
         dataset: Name of the data set.
         id: Id of the prompt in the data set.
+        category: Category of the test row; "" if it has none.
         measure: Primary metric of the data set.
         prompt: Text of the prompt, at most 2000 characters, as are all texts.
         reference: First reference response; None if there is none.
@@ -51,6 +55,7 @@ class AnsweredPrompt:
 
     dataset: str
     id: str
+    category: str
     measure: Measure
     prompt: str
     reference: str | None
@@ -69,6 +74,16 @@ class AnsweredPrompt:
     def average(self) -> float | None:
         """Mean of `scores`; None if there is no score."""
         return mean(self.scores)
+
+    @property
+    def shown_score(self) -> float | None:
+        """The average score as the page shows it; None if there is no score."""
+        return self.measure.shown(self.average)
+
+    @property
+    def length(self) -> float | None:
+        """Mean length of the methods' responses in tokens; None if none was recorded."""
+        return mean(each.length for each in self.responses if each.role != "teacher" and each.length is not None)
 
     @property
     def disagreement(self) -> float | None:
@@ -103,6 +118,11 @@ class SideBySide:
         """Labels of the methods that have a response, without the teacher."""
         found = (each for prompt in self.prompts for each in prompt.responses if each.role != "teacher")
         return list(dict.fromkeys(each.model for each in found))
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories of the prompts, sorted, at most `answers.MAX_CATEGORIES`."""
+        return sorted({prompt.category for prompt in self.prompts if prompt.category})[:MAX_CATEGORIES]
 
 
 def side_by_side(lineup: Lineup, max_bytes: int = MAX_BYTES) -> SideBySide:
@@ -175,6 +195,7 @@ def _prompt(dataset: str, prompt: str, measure: Measure, held: Sequence[tuple[st
     return AnsweredPrompt(
         dataset=dataset,
         id=prompt,
+        category=category_of(line),
         measure=measure,
         prompt=short(line.get("prompt") or ""),
         reference=short(references[0]) if isinstance(references, list) and references else None,
@@ -185,6 +206,7 @@ def _prompt(dataset: str, prompt: str, measure: Measure, held: Sequence[tuple[st
                 score=number(answered.get(measure.name)),
                 text=short(answered.get("response") or ""),
                 truncated=answered.get("finished") is False,
+                length=number(answered.get("tokens")),
             )
             for label, role, answered in held
         ],

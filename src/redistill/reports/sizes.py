@@ -30,6 +30,11 @@ RECORDED = {"parameters", "bytes", "tokens_per_s"}
 """Figures that run.json may have for the teacher and the student; scores.json takes precedence."""
 COLUMNS = ("parameters", "size", "tokens/s", "latency p50, s", "latency p95, s", "peak memory")
 """Headings of the figures in tables, in the order of `FIGURES`."""
+EXPLAINED = (
+    "Tokens per second are the throughput of the evaluation in batches. The latency is the time of an answer that is generated "
+    "alone. Both depend on the machine. In parentheses: the figure divided by that of the teacher in the same run."
+)
+"""Part of the caption of a table with these columns."""
 _MAX_LABEL = 30
 
 Figures = dict[str, float]
@@ -70,21 +75,48 @@ def model_sizes(run: RunFolder) -> dict[str, dict[str, object]]:
 
 
 def ratios(run: RunFolder) -> Figures:
-    """Return the figures of the student divided by those of the teacher, by name."""
+    """Return the figures of the student divided by those of the teacher, by name.
+
+    Both models were measured by the same run.  Speed, latency and memory depend on the machine and on its other work, so the
+    student of one run is never divided by the teacher of another run.
+    """
     sizes = model_sizes(run)
     ours, theirs = ({name: number(value) for name, value in sizes.get(role, {}).items()} for role in ("student", "teacher"))
     pairs = {name: (ours.get(name), theirs.get(name)) for name in FIGURES}
     return {name: own / other for name, (own, other) in pairs.items() if own is not None and other}
 
 
-def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Table:
+def relative_figures(runs: Sequence[RunFolder], models: Sequence[Evaluation]) -> dict[str, Figures]:
+    """Return the figures of each model, divided by those of the teacher of its run.
+
+    The keys of the result are the labels of the models.  The teacher has no entry.
+
+    Args:
+        runs: The run of the report, followed by its baselines.
+        models: The evaluations, as `comparison.evaluations` returns them for these runs.
+    """
+    run, *baselines = runs
+    teacher = {} if run.teacher is None else figures_of(run.teacher, run)
+    own = {"student": ratios(run)}
+    if run.before is not None:
+        own["before"] = {name: value / teacher[name] for name, value in figures_of(run.before, run).items() if name in teacher}
+    others = iter([ratios(baseline) for baseline in baselines if baseline.student is not None])
+    return {
+        model.label: next(others) if model.role == "baseline" else own[model.role]
+        for model in models
+        if model.role != "teacher"
+    }
+
+
+def size_table(runs: Sequence[RunFolder], models: Sequence[Evaluation], rows: Sequence[Row]) -> Table:
     """Build the table of quality, size, speed, latency and memory of each model.
 
     Args:
-        run: The run of the report.
-        models: The evaluations.
+        runs: The run of the report, followed by its baselines.
+        models: The evaluations, as `comparison.evaluations` returns them for these runs.
         rows: Scores with one primary metric, one row per model, averaged over data sets.
     """
+    relative = relative_figures(runs, models)
     primary = rows[0].measures[0]
     scores = {(row.role, row.model): row.primary.mean for row in rows}
     teacher = next((value for (role, _), value in scores.items() if role == "teacher"), None)
@@ -93,15 +125,15 @@ def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]
     for model in models:
         own = scores.get((model.role, model.label))
         kept = own / teacher if own is not None and teacher and teacher > 0 and primary.sign > 0 else None
-        cells = [score(own, primary.unit), percent(kept), *figure_texts(figures_of(model, run))]
-        cells += [percent(drafts.get((model.role, model.label)))] if drafts else []
-        lines.append(Line(model.label, "method" if model.role in METHOD_ROLES else "reference", [Cell(text) for text in cells]))
+        ratios_of = {} if model.role == "teacher" else relative[model.label]
+        cells = [Cell(score(own, primary.unit)), Cell(percent(kept)), *figure_cells(figures_of(model, runs[0]), ratios_of)]
+        cells += [Cell(percent(drafts.get((model.role, model.label))))] if drafts else []
+        lines.append(Line(model.label, "method" if model.role in METHOD_ROLES else "reference", cells))
     return Table(
         key="size",
         title="Size and speed",
-        caption=f"{primary.title} ({rows[0].column}), and its fraction of the teacher's score. Tokens per second are those of "
-        "the evaluation in batches; the latency is that of an answer that is generated alone; both depend on the machine. Peak "
-        "memory has the weights and what one answer at a time adds."
+        caption=f"{primary.title} ({rows[0].column}), and its fraction of the teacher's score. {EXPLAINED} Peak memory "
+        "is that of the weights and of one answer at a time."
         + (" Acceptance is the probability that the teacher accepts a token that the model proposes." if drafts else ""),
         columns=["", primary.heading, "of the teacher", *COLUMNS, *(["acceptance"] if drafts else [])],
         lines=lines,
@@ -111,7 +143,10 @@ def size_table(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]
 def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Markup | None:
     """Draw quality against size; return None for fewer than two models.
 
-    The arguments are those of `size_table`.
+    Args:
+        run: The run of the report.
+        models: The evaluations.
+        rows: Scores with one primary metric, one row per model, averaged over data sets.
     """
     primary = rows[0].measures[0]
     scores = {(row.role, row.model): row.primary.mean for row in rows}
@@ -147,26 +182,30 @@ def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence
     return drawn(paint, label, size_inches=(5.2, 3.4))
 
 
-def figure_texts(figures: Figures) -> Iterator[str]:
-    """Yield the text of each figure, in the order of `FIGURES`.
+def figure_cells(figures: Figures, relative: Figures) -> Iterator[Cell]:
+    """Yield a table cell for each figure, in the order of `FIGURES`.
 
     The text of an unknown figure is a dash.
 
     Args:
         figures: Figures of a model by name.
+        relative: Figures of the model divided by those of the teacher in the same run, by name.
 
     Example:
-        >>> list(figure_texts({"parameters": 1.2e8, "bytes": 2.4e8, "p50_s": 0.25}))
+        >>> [cell.text for cell in figure_cells({"parameters": 1.2e8, "bytes": 2.4e8, "p50_s": 0.25}, {})]
         ['120 M', '240 MB', '–', '0.250', '–', '–']
+        >>> [cell.detail for cell in figure_cells({"parameters": 1.2e8, "p50_s": 0.25}, {"p50_s": 0.5})][:4]
+        ['', '', '', '(0.50×)']
     """
     for name in FIGURES:
-        value = figures.get(name)
+        value, ratio = figures.get(name), relative.get(name)
+        detail = "" if ratio is None or value is None else f"({ratio:.2f}×)"
         if value is None:
-            yield NOTHING
+            yield Cell(NOTHING)
         elif name.endswith("bytes"):
-            yield f"{large(value, 'G')}B"
+            yield Cell(f"{large(value, 'G')}B", detail)
         else:
-            yield fixed(value, 3) if name.endswith("_s") and name.startswith("p") else large(value)
+            yield Cell(fixed(value, 3) if name in ("p50_s", "p95_s") else large(value), detail)
 
 
 def _points(

@@ -1,9 +1,11 @@
 """Size and speed of the models of a comparison, beside the quality that they keep."""
 
+from collections.abc import Sequence
+
 from redistill.reports.comparison import Column, Entrant
 from redistill.reports.measured import Measured
 from redistill.reports.pages import percent, score
-from redistill.reports.sizes import COLUMNS, FIGURES, Figures, figure_texts, measured_figures
+from redistill.reports.sizes import COLUMNS, EXPLAINED, FIGURES, Figures, figure_cells, measured_figures, ratios
 from redistill.reports.statistics import mean
 from redistill.reports.tables import Cell, Kind, Line, Table
 
@@ -13,9 +15,19 @@ def figures_of(model: Entrant) -> Figures:
 
     The names are those of `sizes.FIGURES`.  A figure is missing if no evaluation has recorded it.
     """
-    found = [measured_figures(each) for each in model.trainings.values()]
-    means = {name: mean(held[name] for held in found if name in held) for name in FIGURES}
-    return {name: value for name, value in means.items() if value is not None}
+    return _means([measured_figures(each) for each in model.trainings.values()])
+
+
+def ratios_of(measured: Measured, label: str) -> Figures:
+    """Return the figures of a method divided by those of the teacher in the same run.
+
+    The ratios are means over the method's training seeds.
+
+    Args:
+        measured: The compared runs.
+        label: Label of the method.
+    """
+    return _means([ratios(entry.run) for entry in measured.lineup.of(label)])
 
 
 def kept_quality(measured: Measured, column: Column) -> dict[str, float]:
@@ -45,16 +57,22 @@ def size_table(measured: Measured, column: Column) -> Table:
         if model.role == "before":
             continue
         part = kept.get(model.label) if model.is_method else None
-        quality = [score(scores.get((model.is_method, model.label)), measure.unit), percent(part)]
+        quality = [Cell(score(scores.get((model.is_method, model.label)), measure.unit)), Cell(percent(part))]
         kind: Kind = "method" if model.is_method else "reference"
-        lines.append(Line(model.label, kind, [Cell(text) for text in (*quality, *figure_texts(figures_of(model)))]))
+        relative = ratios_of(measured, model.label) if model.is_method else {}
+        lines.append(Line(model.label, kind, [*quality, *figure_cells(figures_of(model), relative)]))
     where = "averaged over data sets" if column.is_average else f"on {column.name}"
     return Table(
         key="size",
         title="Size and speed",
-        caption=f"{measure.title} {where}, and its fraction of the teacher's score. Tokens per second are those of the "
-        "evaluation in batches; the latency is that of an answer that is generated alone; both depend on the machine. Figures "
-        "are means over training seeds.",
+        caption=f"{measure.title} {where}, and its fraction of the teacher's score. {EXPLAINED} Figures are means "
+        "over training seeds.",
         columns=["", measure.heading, "of the teacher", *COLUMNS],
         lines=lines,
     )
+
+
+def _means(found: Sequence[Figures]) -> Figures:
+    """Return the mean of each figure over the models that have it."""
+    means = {name: mean(held[name] for held in found if name in held) for name in FIGURES}
+    return {name: value for name, value in means.items() if value is not None}

@@ -125,14 +125,18 @@ def print_harness(found: Mapping[str, object]) -> None:
 
 def print_judgements(found: Sequence[Judgement]) -> None:
     """Print how often a judge preferred the answers of a model, for each data set."""
-    columns = ("data set", "against", "prompts", "wins", "ties", "losses", "score", "95 % interval", "disagree", "unparsed")
-    table = _table(columns, texts=("data set", "against"))
+    table = _table(("data set", "against", "wins", "ties", "losses", "score", "95 % interval"), texts=("data set", "against"))
     for each in found:
-        counts = map(str, (each.prompts, each.wins, each.ties, each.losses))
+        counts = map(str, (each.wins, each.ties, each.losses))
         interval = f"{_shown(each.lower, '{:.3f}')} to {_shown(each.upper, '{:.3f}')}"
-        faults = map(str, (each.disagreements, each.unparsed))
-        table.add_row(*map(_text, (each.dataset, each.against, *counts, _shown(each.score, "{:.3f}"), interval, *faults)))
-    console().print(table)
+        table.add_row(*map(_text, (each.dataset, each.against, *counts, _shown(each.score, "{:.3f}"), interval)))
+    page = console()
+    page.print(table)
+    for each in found:
+        faults = {"ties with different verdicts": each.disagreements, "unparsed": each.unparsed, "missing": each.missing}
+        texts = [f"{count} {name}" for name, count in faults.items() if count]
+        if texts:
+            page.print(_text(f"{each.dataset}: {', '.join(texts)}"))
 
 
 def print_comparison(comparison: Comparison, *, tables: bool = True) -> None:

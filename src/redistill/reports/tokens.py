@@ -16,6 +16,7 @@ from redistill.records import Json
 from redistill.reports.drawing import COLOURS, INK, drawn
 from redistill.reports.folders import RunFolder, at, log_lines, mapping, number
 from redistill.reports.thinning import Spaced
+from redistill.storage.redaction import plain_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,14 +25,14 @@ NUM_ANSWERS, NUM_REVISIONS = 6, 3
 """Numbers of answers and of corrections with token maps; a correction has two maps."""
 MAX_TOKENS = 128
 """A map of a longer text shows this number of tokens."""
-NUM_LISTED = 10
-"""Number of tokens in the list of the largest divergences of a map."""
 LEVELS = (0.1, 0.5, 1.0, 2.0)
 """Lower bounds, in nats, of the colours 1 to 4; lower values have colour 0."""
 LARGEST = 1e6
 """Larger values than this are not shown."""
 MAX_CHARACTERS = 60
 """A longer text of a token is cut off."""
+MAX_LABEL = 40
+"""A longer label of a histogram is cut off."""
 EDGES: np.ndarray = 10.0 ** np.linspace(-4, 1.5, 23)
 """Edges of the bins of divergences, in nats."""
 PLACES: np.ndarray = np.linspace(0, 1, 11)
@@ -82,9 +83,11 @@ class TokenMap:
 
     @property
     def largest(self) -> list[Token]:
-        """The tokens of largest divergence, at most `NUM_LISTED`, in descending order."""
-        known = [token for token in self.tokens if token.divergence is not None]
-        return sorted(known, key=lambda token: (-(token.divergence or 0.0), token.index))[:NUM_LISTED]
+        """The shown tokens in descending order of divergence.
+
+        Tokens without a divergence are last.
+        """
+        return sorted(self.tokens, key=lambda token: (token.divergence is None, -(token.divergence or 0.0), token.index))
 
 
 @dataclass
@@ -113,11 +116,13 @@ class _Counts:
         return self.total / self.tokens if self.tokens else None
 
 
-def tokens_section(run: RunFolder) -> dict[str, object] | None:
+def tokens_section(run: RunFolder, baseline: tuple[str, str, RunFolder] | None = None) -> dict[str, object] | None:
     """Return the variables of the template `report/tokens.html`.
 
     Args:
         run: The run folder.
+        baseline: Labels of the run and of a baseline, and the folder of the baseline.  The histogram of divergences of the
+            run's answers then has that of the baseline's answers as well.
 
     Returns:
         None if the run has no divergences by token.  Otherwise a dict:
@@ -155,7 +160,7 @@ def tokens_section(run: RunFolder) -> dict[str, object] | None:
         "of_answers": of_answers,
         "before": before,
         "after": after,
-        "charts": _charts(of_answers, before, after, places),
+        "charts": _charts(of_answers, before, after, places, baseline),
         "levels": LEVELS,
     }
 
@@ -204,12 +209,25 @@ def _token_map(title: str, found: Line, name: str, error: int | None) -> TokenMa
 # --- histograms ---------------------------------------------------------------------------------------------------------
 
 
-def _charts(answers: _Counts, before: _Counts, after: _Counts, places: np.ndarray) -> list[dict[str, str | Markup]]:
+def _charts(
+    answers: _Counts,
+    before: _Counts,
+    after: _Counts,
+    places: np.ndarray,
+    baseline: tuple[str, str, RunFolder] | None,
+) -> list[dict[str, str | Markup]]:
     """Return a title and an <svg> element for each histogram that has data."""
     charts = []
     if answers.tokens:
-        title = "Divergence by token of the student's answers, KL(teacher, student)"
-        charts.append((title, drawn(_divergences([("answers", answers)]), title)))
+        title, series = "Divergence by token of the student's answers, KL(teacher, student)", [("answers", answers)]
+        if baseline is not None:
+            own, other, folder = baseline
+            theirs = _Counts()
+            for line in log_lines(folder.path / ANSWERS):
+                theirs.add(_numbers(line.get("forward_kl")))
+            if theirs.tokens:
+                series = [(plain_line(own)[:MAX_LABEL], answers), (plain_line(other)[:MAX_LABEL], theirs)]
+        charts.append((title, drawn(_divergences(series), title)))
     if before.tokens or after.tokens:
         title = "Divergence by token from the error on, KL(student, teacher)"
         charts.append((title, drawn(_divergences([("draft", before), ("revised", after)]), title)))
@@ -229,7 +247,8 @@ def _divergences(series: Sequence[tuple[str, _Counts]]) -> Callable[["Axes"], No
         axes.set_xlabel("nats")
         axes.set_ylabel("fraction of tokens")
         if len(series) > 1:
-            axes.legend(frameon=False, fontsize=8)
+            for text in axes.legend(frameon=False, fontsize=8).get_texts():
+                text.set_parse_math(False)
 
     return paint
 

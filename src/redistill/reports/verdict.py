@@ -1,13 +1,13 @@
 """The verdict on a model in words, and how many prompts or seeds would settle it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from redistill.records import FRACTION, PERCENT
+from redistill.records import FRACTION, PERCENT, PROPOSALS
 from redistill.reports.comparison import Row
-from redistill.reports.pages import difference, score
+from redistill.reports.pages import counted, difference, fixed, percent, score
 
 MOST = 100_000
 """The largest number of prompts or seeds that a verdict recommends."""
@@ -115,30 +115,58 @@ def amount(row: Row) -> str:
 def kept_sentence(student: Row, teacher: Row, ratios: Mapping[str, float]) -> str:
     """Return the fraction of the teacher's quality that a student keeps, in words.
 
-    The sentence also has the size and the speed of the student, relative to those of the teacher.
+    The sentence also has the size, the throughput and the latency of the student, relative to those of the teacher.
 
     Args:
         student: Scores of the student.
         teacher: Scores of the teacher in the same column.
-        ratios: Student's figure divided by the teacher's: "parameters", "bytes", "tokens_per_s" (measured by `evaluate`); a
-            figure that is unknown is missing.
+        ratios: The student's figures divided by those of the teacher in the same run, by the names in `sizes.FIGURES`.
+            Unknown figures are missing.
     """
     primary = student.measures[0]
     ours, theirs = student.primary.mean, teacher.primary.mean
     at = [f"{100 * ratios['parameters']:.0f} % of its size"] if "parameters" in ratios else []
-    at += [f"{ratios['tokens_per_s']:.1f} times its speed"] if "tokens_per_s" in ratios else []
+    at += [f"{ratios['tokens_per_s']:.1f} times its throughput in batches"] if "tokens_per_s" in ratios else []
+    at += [f"{ratios['p50_s']:.2f} times its latency (median of single answers)"] if "p50_s" in ratios else []
     if ours is None or theirs is None:
         kept = f"an unknown fraction of the teacher's quality ({primary.title})"
     elif primary.better == "lower" or theirs <= 0:
         kept = f"{primary.heading} {score(ours, primary.unit)} (teacher: {score(theirs, primary.unit)})"
     else:
         kept = f"{100 * ours / theirs:.0f} % of the teacher's quality ({primary.title})"
-    return f"{student.model} has {kept}{' at ' if at else ''}{' and '.join(at)}."
+    return f"{student.model} has {kept}{' at ' if at else ''}{listed(at)}."
+
+
+def acceptance_sentences(row: Row) -> list[str]:
+    """Return a sentence about the acceptance of a draft model, as a list.
+
+    The list is empty if the acceptance was not measured.
+
+    Args:
+        row: Scores of the model.
+    """
+    accepted, length = row.scores.get("acceptance"), row.scores.get(f"accepted_length_{PROPOSALS}")
+    if accepted is None or length is None:
+        return []
+    return [
+        f"As a draft model: the teacher accepts {percent(accepted)} of the tokens that {row.model} proposes, and on average "
+        f"{fixed(length)} of {PROPOSALS} proposed tokens."
+    ]
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Join phrases with commas, and the last two with "and".
+
+    Example:
+        >>> listed(["a", "b", "c"]), listed(["a", "b"]), listed(["a"]), listed([])
+        ('a, b and c', 'a and b', 'a', '')
+    """
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
 
 
 def _sample(row: Row) -> str:
     seeds = row.contrast.num_seeds if row.contrast is not None else 0
-    prompts = f"{row.num_prompts:,} {'prompt' if row.num_prompts == 1 else 'prompts'}"
+    prompts = counted(f"{row.num_prompts:,}", "prompt")
     return f"{prompts} and {seeds} training seeds" if seeds > 1 else prompts
 
 

@@ -40,7 +40,6 @@ SYSTEM = (
     "order and the length of the answers must not matter. Reply with exactly one word: A if answer A is better, B if answer B "
     "is better, or tie if they are equally good."
 )
-_MAX_PRICE = 1e9
 _VERDICT = re.compile(r"(A|B|TIE)\.?")
 
 Verdict = Literal["A", "B", "tie"]
@@ -79,7 +78,7 @@ class JudgeConfig:
     def __post_init__(self) -> None:
         check_settings(self, usual_concurrent=8)
         check_field(self, "max_tokens", self.max_tokens >= 1, "must be >= 1; 16 is usual")
-        check_field(self, "price", self.price is None or 0 <= self.price <= _MAX_PRICE, "must lie in [0, 1e9]")
+        check_field(self, "price", self.price is None or 0 <= self.price <= 1e9, "must lie in [0, 1e9]")
 
 
 class Pair(NamedTuple):
@@ -129,7 +128,8 @@ def judge_answers(
         report: Function that is called with one line about the data that are sent, and with lines of progress.
 
     Returns:
-        The comparison, as in judge.json: "model", "against", "datasets" and "cost".
+        The comparison, as in judge.json: "model", "against", "limit", "seeds", "datasets", "cost" (of the requests of this
+        call) and "total" (of all verdicts, including those of earlier calls).
 
     Raises:
         BusyError: another process uses the folder.
@@ -138,12 +138,18 @@ def judge_answers(
         ServerError: a server cannot be used.
         ServerUnavailableError: a server cannot be reached; the same call resumes.
     """
-    pairs = find_pairs(folder, against, seeds, limit)
+    pairs, missing = find_pairs(folder, against, seeds, limit)
     client = connection(settings, "judge", report).client()
     report(f"judge: prompts and answers {destinations(settings)}")
+    for dataset, count in missing.items():
+        if count:
+            report(
+                f"judge: {dataset}: {count} answers of the student are left out, since {against} has no answer to the prompt"
+            )
     with locked(folder):
-        lines = _verdicts(folder, pairs, settings, client, report)
-        found = _comparison(pairs, lines, settings, against)
+        lines, requested = _verdicts(folder, pairs, settings, client, report)
+        results = _comparison(pairs, missing, lines, settings) | _costs(pairs, lines, requested, settings)
+        found = {"model": settings.model, "against": against, "limit": limit, **results}
         held = read_object(folder / FILE).get("comparisons") if (folder / FILE).is_file() else []
         others = [each for each in held if not _is_same(each, found)] if isinstance(held, list) else []
         files.write_json(folder / FILE, {"schema": 1, "comparisons": [*others, found]})
@@ -151,16 +157,22 @@ def judge_answers(
 
 
 def _is_same(held: Json, found: Mapping[str, Json]) -> bool:
-    return isinstance(held, dict) and all(held.get(name) == found[name] for name in ("model", "against"))
+    """Return whether an earlier comparison is replaced: it has the same judge and the same answers."""
+    names = ("model", "against", "seeds", "limit")
+    return isinstance(held, dict) and all(held.get(name) == found[name] for name in names)
 
 
 # --- the pairs ----------------------------------------------------------------------------------------------------------
 
 
-def find_pairs(folder: Path, against: str, seeds: Sequence[int] | None, limit: int | None) -> list[Pair]:
-    """Return the pairs of answers to compare.
+def find_pairs(folder: Path, against: str, seeds: Sequence[int] | None, limit: int | None) -> tuple[list[Pair], dict[str, int]]:
+    """Return the pairs of answers to compare, and the number of unpaired answers.
 
     The arguments are those of `judge_answers`.
+
+    Returns:
+        The pairs; and for each data set of the student, the number of the student's answers that are left out, because the
+        other model has no answer to the prompt.
 
     Raises:
         DataError: there are no such answers, or the same prompt id has different prompts.
@@ -169,19 +181,23 @@ def find_pairs(folder: Path, against: str, seeds: Sequence[int] | None, limit: i
     student, other = _evaluation(folder, "student"), None
     if against != "reference":
         other = _evaluation(folder / against if against in INSIDE else Path(against), against)
-    pairs = list[Pair]()
+    pairs, missing = list[Pair](), dict[str, int]()
     for dataset, by_seed in student.answers.items():
-        if other is not None and dataset not in other.answers:
-            continue
         chosen = list(by_seed)[:1] if seeds is None else list(map(str, seeds))
+        if other is not None and dataset not in other.answers:
+            missing[dataset] = sum(len(list(by_seed.get(seed, {}))[:limit]) for seed in chosen)
+            continue
+        missing[dataset] = 0
         for seed in chosen:
             if seed not in by_seed or (other is not None and seed not in other.answers[dataset]):
                 raise DataError(f"{folder}: {dataset}: no answers of both models for the evaluation seed {seed}; set --seeds")
-            opposite = None if other is None else other.answers[dataset][seed]
-            pairs += _pairs(dataset, seed, list(by_seed[seed].items())[:limit], opposite)
+            opposite, answers = None if other is None else other.answers[dataset][seed], list(by_seed[seed].items())[:limit]
+            found = _pairs(dataset, seed, answers, opposite)
+            missing[dataset] += len(answers) - len(found)
+            pairs += found
     if not pairs:
         raise DataError(f"{folder}: has no answers to compare with {against}; evaluate both models on the same test set")
-    return pairs
+    return pairs, missing
 
 
 def _evaluation(folder: Path, label: str) -> Evaluation:
@@ -253,10 +269,11 @@ def _key(body: Mapping[str, Json]) -> str:
 
 def _verdicts(
     folder: Path, pairs: Sequence[Pair], settings: JudgeConfig, client: Client, report: Report
-) -> dict[str, Mapping[str, Json]]:
-    """Request the missing verdicts, and return the lines of judge.jsonl.
+) -> tuple[dict[str, Mapping[str, Json]], set[str]]:
+    """Request the missing verdicts.
 
-    The keys of the result are the hashes of the requests.
+    Returns:
+        The lines of judge.jsonl, by the hash of the request; and the hashes of the requests that were sent.
     """
     held = [line for line in files.read_lines(folder / LINES) if isinstance(line, dict)]
     found: dict[str, Mapping[str, Json]] = {str(line.get("key")): line for line in held}
@@ -281,7 +298,7 @@ def _verdicts(
         files.append_lines(folder / LINES, lines)
         found |= {str(line["key"]): line for line in lines}
         progress(len(bodies) - len(missing) + start + len(keys), len(bodies), tokens)
-    return found
+    return found, set(missing)
 
 
 def _line(key: str, pair: Pair, said: ChatReply, settings: JudgeConfig, client: Client) -> dict[str, Json]:
@@ -306,28 +323,41 @@ def _line(key: str, pair: Pair, said: ChatReply, settings: JudgeConfig, client: 
 
 
 def _comparison(
-    pairs: Sequence[Pair], lines: Mapping[str, Mapping[str, Json]], settings: JudgeConfig, against: str
+    pairs: Sequence[Pair], missing: Mapping[str, int], lines: Mapping[str, Mapping[str, Json]], settings: JudgeConfig
 ) -> dict[str, Json]:
-    """Return the results of a comparison of answers, as an entry of judge.json."""
-    by_dataset, used = defaultdict[str, list[tuple[str, list[str | None] | None]]](list), dict[str, Mapping[str, Json]]()
+    """Return the seeds and the results of a comparison, as in an entry of judge.json."""
+    by_dataset: dict[str, list[tuple[str, list[str | None] | None]]] = {name: [] for name in missing}
     for pair in pairs:
         verdicts: list[str | None] | None = None  # of identical answers
         if pair.student != pair.other:
-            keys = [_key(judge_body(pair, settings, swapped=swapped)) for swapped in (False, True)]
-            used |= {key: lines[key] for key in keys}
-            first, second = (lines[key].get("verdict") for key in keys)
+            first, second = (lines[key].get("verdict") for key in _keys(pair, settings))
             verdicts = [_preferred(first, "student", "other"), _preferred(second, "other", "student")]
         by_dataset[pair.dataset].append((pair.prompt_id, verdicts))
-    counts = {
-        name: sum(int(count) for line in used.values() if isinstance(count := line.get(name), int))
-        for name in ("prompt_tokens", "completion_tokens")
-    }
-    cost: dict[str, Json] = {"requests": len(used), **counts}
-    if settings.price is not None:
-        cost["price"] = round(settings.price * sum(counts.values()) / 1e6, 6)
-    datasets: dict[str, Json] = {name: summary(found) for name, found in by_dataset.items()}
+    datasets: dict[str, Json] = {name: {**summary(by_dataset[name]), "missing": count} for name, count in missing.items()}
     seeds: list[Json] = [*dict.fromkeys(pair.seed for pair in pairs)]
-    return {"model": settings.model, "against": against, "seeds": seeds, "datasets": datasets, "cost": cost}
+    return {"seeds": seeds, "datasets": datasets}
+
+
+def _keys(pair: Pair, settings: JudgeConfig) -> list[str]:
+    """Return the hashes of the two requests that compare a pair."""
+    return [_key(judge_body(pair, settings, swapped=swapped)) for swapped in (False, True)]
+
+
+def _costs(
+    pairs: Sequence[Pair], lines: Mapping[str, Mapping[str, Json]], requested: set[str], settings: JudgeConfig
+) -> dict[str, Json]:
+    """Return the cost of the requests that were sent, and of all verdicts of a comparison."""
+    used = dict.fromkeys(key for pair in pairs if pair.student != pair.other for key in _keys(pair, settings))
+
+    def cost(keys: Sequence[str]) -> dict[str, Json]:
+        counts = {
+            name: sum(int(count) for key in keys if isinstance(count := lines[key].get(name), int))
+            for name in ("prompt_tokens", "completion_tokens")
+        }
+        price = {} if settings.price is None else {"price": round(settings.price * sum(counts.values()) / 1e6, 6)}
+        return {"requests": len(keys), **counts, **price}
+
+    return {"cost": cost([key for key in used if key in requested]), "total": cost(list(used))}
 
 
 def _preferred(verdict: Json, a: str, b: str) -> str | None:

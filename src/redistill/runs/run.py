@@ -28,7 +28,7 @@ from redistill.evaluation.scores import EvaluationConfig
 from redistill.models.chat_templates import check_chat_templates
 from redistill.models.families import head
 from redistill.models.load import ModelConfig, load_model
-from redistill.models.lora import load_trainable_state, save_student, trainable_state
+from redistill.models.lora import save_student, trainable_state
 from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.processes.placement import full
@@ -47,13 +47,14 @@ from redistill.runs.served import check_servers
 from redistill.runs.stages import stages, teacher_source
 from redistill.runs.teacher_cache import make_cache
 from redistill.runs.templates import dated, dated_tests, exported_tokenizer, write_tokens
+from redistill.runs.windows import write_windows
 from redistill.storage import files, folders
 from redistill.teachers.local import LocalTeacher
 from redistill.training import checkpoint
 from redistill.training.loop import train
 from redistill.training.parts import TrainingState
 from redistill.training.progress import AnswerProgress, Progress, report
-from redistill.training.saving import log_size, restore_checkpoint
+from redistill.training.saving import load_weights, log_size, restore_checkpoint
 from redistill.training.trackers import check_packages, tracked
 
 
@@ -154,7 +155,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
 
     If the run folder has a trained student, nothing is trained.
     """
-    if check_owner(config):  # another process may have trained the student before this one got the lock
+    if check_owner(config):  # another process may have trained the student since
         return
     check_sources(config.data)  # before a model is loaded, which may take minutes
     if accelerator.is_main_process:
@@ -180,7 +181,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
 
 
 def _evaluate_before(run: OpenRun) -> None:
-    """Evaluate the student before training, if `evaluation.compare` has "before"."""
+    """Evaluate the student before training, if the recipe compares it."""
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
     folder, metrics = run.config.folder / "before", run.config.test_metrics
@@ -201,8 +202,7 @@ def fit(run: OpenRun) -> TrainingState:
     note, checkpoints = run.output.progress.note, run.output.checkpoints
     found, state = checkpoint.load(checkpoints), TrainingState()
     if found is not None:
-        for line in found.skipped:
-            note(line)
+        list(map(note, found.skipped))
         state = restore_checkpoint(parts, found)
         note(f"resumed at step {state.step} of {parts.schedule.updates}")
     if run.processes.is_main:
@@ -215,11 +215,10 @@ def fit(run: OpenRun) -> TrainingState:
         state = train(parts, run.config.training, run.config.optimiser, state)
     assert state.best_step is not None and state.best_score is not None, "the last update is always validated"
     best = checkpoint.load_step(checkpoints, state.best_step)
-    load_trainable_state(run.student.model, best.tensors["model"])
+    load_weights(run.student, best)
     shown = {m.name: f"{m.title} {m.shown(m.goodness(state.best_score))}" for m in run.config.validation_metrics}
     shown |= {"cross_entropy": f"cross entropy {-state.best_score:.3f}", ACCEPTED: f"acceptance {state.best_score:.3f}"}
-    score = shown[run.config.training.choose_by]
-    note(f"best checkpoint: step {best.step}, validation {score}")
+    note(f"best checkpoint: step {best.step}, validation {shown[run.config.training.choose_by]}")
     return state
 
 
@@ -233,7 +232,8 @@ def _tracked(run: OpenRun, step: int) -> AbstractContextManager[None]:
 
 
 def export(run: OpenRun) -> None:
-    """Write the student to the folder `model`, in the format of transformers."""
+    """Write the windows of DAC-KL, and the student to the folder `model`, in the format of transformers."""
+    write_windows(run)
     model, lora = run.models.student, run.config.student.lora
     state = full(trainable_state(model))  # gathered by all processes, written by the main process
     with run.output.progress.phase("writing", in_log=True), run.placement.unsharded(run.student):

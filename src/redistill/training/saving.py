@@ -9,6 +9,7 @@ from typing import Any, cast, get_type_hints
 
 from redistill.errors import CheckpointError, RedistillError, one_line
 from redistill.models.lora import load_trainable_state, trainable_state
+from redistill.models.student import StudentModule
 from redistill.policies.state import StoredState, restore, store
 from redistill.processes.memory import is_out_of_memory
 from redistill.processes.placement import full
@@ -112,6 +113,20 @@ def _unfit(found: checkpoint.Checkpoint, reason: str) -> CheckpointError:
     )
 
 
+def load_weights(student: StudentModule, found: checkpoint.Checkpoint) -> None:
+    """Load the weights of a checkpoint.
+
+    These are the weights of the student, and those of DAC-KL's network if there is one.
+
+    Args:
+        student: The student, changed in place.
+        found: The checkpoint.
+    """
+    load_trainable_state(student.model, found.tensors["model"])
+    if student.clip_network is not None and "clip_network" in found.tensors:
+        load_trainable_state(student.clip_network, found.tensors["clip_network"])
+
+
 def _restore_parts(parts: Parts, found: checkpoint.Checkpoint) -> None:
     learner, student, guards = parts.learner, parts.learner.student, parts.guards
     own = {
@@ -124,9 +139,7 @@ def _restore_parts(parts: Parts, found: checkpoint.Checkpoint) -> None:
     curriculum = found.state.get("curriculum", {})  # checkpoints of earlier versions lack this state
     for part, value in own.items():
         _check_types(curriculum if part == "curriculum" else found.state[part], value, part)
-    load_trainable_state(student.model, found.tensors["model"])
-    if student.clip_network is not None and learner.clip_parameters:
-        load_trainable_state(student.clip_network, found.tensors["clip_network"])
+    load_weights(student, found)
     named = dict(student.named_parameters())
     checkpoint.restore_optimizer(learner.optimizer, named, found.tensors["optimizer"], found.state["optimizer"])
     parts.policy.load_state_dict(restore(_policy_state(found)))

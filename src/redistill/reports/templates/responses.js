@@ -7,6 +7,8 @@
   if (!tools || !list) return;
   const field = (name) => document.getElementById("answer-" + name);
   const [text, dataset, category, key, order, count, more] = ["text", "dataset", "category", "key", "order", "count", "more"].map(field);
+  // Data attribute of a number, and the fields with the least and the largest value to show.
+  const ranges = [["shown", "score"], ["length", "length"]].map(([name, id]) => [name, field(id + "-from"), field(id + "-to")]);
   const items = Array.from(list.children, (element, index) => ({ element, index, text: element.textContent.toLowerCase() }));
   const PAGE = 20; // prompts that are visible at first, and that a click adds
   let matching = items;
@@ -32,10 +34,20 @@
     count.textContent = matching.length + " of " + items.length + " prompts match, " + Math.min(limit, matching.length) + " visible";
   };
 
+  // Whether the number of an item lies in a range. An empty field is no limit; an item without the number is in no limited range.
+  const inRange = (item, [name, from, to]) => {
+    const [value, least, largest] = [item.element.dataset[name], from.value, to.value].map(parseFloat);
+    return (Number.isNaN(least) || value >= least) && (Number.isNaN(largest) || value <= largest);
+  };
+
   const update = () => {
     const wanted = text.value.trim().toLowerCase();
     const chosen = (choice, name, item) => !choice || choice.value === "" || item.element.dataset[name] === choice.value;
-    const matches = (item) => item.text.includes(wanted) && chosen(dataset, "dataset", item) && chosen(category, "category", item);
+    const matches = (item) =>
+      item.text.includes(wanted) &&
+      chosen(dataset, "dataset", item) &&
+      chosen(category, "category", item) &&
+      ranges.every((range) => inRange(item, range));
     matching = items.filter(matches).sort(compare);
     list.append(...matching.map((item) => item.element));
     order.disabled = key.value === "";
@@ -67,7 +79,20 @@
     next.element.firstElementChild.focus();
   };
 
-  text.addEventListener("input", update);
+  // Open all matching prompts for printing, and close them again.
+  const closed = [];
+  const openAll = () => {
+    for (const { element } of matching)
+      if (element.open === false) {
+        element.open = true;
+        closed.push(element);
+      }
+  };
+  const closeAgain = () => {
+    for (const element of closed.splice(0)) element.open = false;
+  };
+
+  for (const input of [text, ...ranges.flatMap(([, from, to]) => [from, to])]) input.addEventListener("input", update);
   for (const choice of [dataset, category, key, order]) if (choice) choice.addEventListener("change", update);
   more.addEventListener("click", () => {
     const next = matching[limit];
@@ -79,6 +104,8 @@
   });
   for (const [name, by] of [["next", 1], ["previous", -1]]) field(name)?.addEventListener("click", () => step(by));
   list.addEventListener("keydown", moveFocus);
+  window.addEventListener("beforeprint", openAll);
+  window.addEventListener("afterprint", closeAgain);
   tools.hidden = false;
   update();
 })();

@@ -1,0 +1,117 @@
+"""Positions for the labels of the points in a chart."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+GAP = 0.03
+"""Horizontal distance of a label from its point."""
+_POINT = 0.012  # half of the size of a point's marker
+_LEFT, _RIGHT = -0.06, 1.06  # outermost ends of a label
+
+Place = tuple[float, float]
+
+
+class Box(NamedTuple):
+    """A rectangle in fractions of the axes.
+
+    Args:
+        left, bottom, right, top: The ends of the rectangle.
+    """
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlaps(self, other: "Box") -> bool:
+        """Return whether the two rectangles have a common area."""
+        return self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
+
+
+class Label(NamedTuple):
+    """The position of a label.
+
+    Args:
+        point: The point.
+        end: The end of the label that is nearest to the point, at half the height of the label.
+        box: The rectangle of the label's text.
+    """
+
+    point: Place
+    end: Place
+    box: Box
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the label is right of its point."""
+        return self.end[0] > self.point[0]
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether the label is higher or lower than its point, so that a line joins them."""
+        return self.end[1] != self.point[1]
+
+
+def label_positions(points: Sequence[Place], widths: Sequence[float], height: float) -> list[Label]:
+    """Return a position for the label of each point.
+
+    A label is beside its point, or as near above or below as possible.  Labels overlap neither each other nor points, and the
+    lines that join labels to their points do not cross each other or a label.  If there is no such position for a point, its
+    label is beside the point.
+
+    Args:
+        points: Horizontal and vertical position of each point, in fractions of the axes.
+        widths: Width of each label, in fractions of the axes.
+        height: Height of a label, in fractions of the axes.
+    """
+    marks = [Box(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in points]
+    found: dict[int, Label] = {}
+    for index in sorted(range(len(points)), key=lambda each: points[each][::-1]):
+        others = [mark for place, mark in zip(points, marks, strict=True) if place != points[index]]
+        candidates = list(_candidates(points[index], widths[index], height, len(points)))
+        free = (each for each in candidates if _is_free(each, found.values(), others))
+        found[index] = next(free, candidates[0])
+    return [found[index] for index in range(len(points))]
+
+
+def crosses(first: Label, second: Label) -> bool:
+    """Return whether the line of one label crosses the line or the text of the other."""
+    lines = _intersect((first.point, first.end), (second.point, second.end)) if first.is_moved and second.is_moved else False
+    return lines or _hits(first, second.box) or _hits(second, first.box)
+
+
+def _candidates(point: Place, width: float, height: float, count: int) -> Iterator[Label]:
+    """Yield positions for a label, from near to far."""
+    x, y = point
+    sides = (1, -1) if x + GAP + width <= _RIGHT else (-1, 1)
+    steps = [0, *itertools.chain.from_iterable((step, -step) for step in range(1, 2 * count + 1))]
+    for step, side in itertools.product(steps, sides):
+        end = (x + side * GAP, y + step * height / 2)
+        box = Box(
+            min(end[0], end[0] + side * width), end[1] - height / 2, max(end[0], end[0] + side * width), end[1] + height / 2
+        )
+        if step == 0 or (box.left >= _LEFT and box.right <= _RIGHT and box.bottom >= 0 and box.top <= 1):
+            yield Label(point, end, box)
+
+
+def _is_free(label: Label, labels: Iterable[Label], marks: Sequence[Box]) -> bool:
+    taken = any(label.box.overlaps(mark) for mark in marks)
+    return not taken and not any(label.box.overlaps(each.box) or crosses(label, each) for each in labels)
+
+
+def _hits(label: Label, box: Box) -> bool:
+    """Return whether the line of a label crosses a rectangle."""
+    corners = ((box.left, box.bottom), (box.right, box.bottom), (box.right, box.top), (box.left, box.top))
+    sides = zip(corners, corners[1:] + corners[:1], strict=True)
+    return label.is_moved and any(_intersect((label.point, label.end), side) for side in sides)
+
+
+def _intersect(one: tuple[Place, Place], other: tuple[Place, Place]) -> bool:
+    """Return whether two line segments cross."""
+
+    def side(a: Place, b: Place, c: Place) -> float:
+        return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+    (a, b), (c, d) = one, other
+    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
