@@ -232,7 +232,7 @@ def _tracked(run: OpenRun, step: int) -> AbstractContextManager[None]:
 
 
 def export(run: OpenRun) -> None:
-    """Write the windows of DAC-KL, and the student to the folder `model`, in the format of transformers."""
+    """Write the student to the folder `model`, and the windows of DAC-KL."""
     write_windows(run)
     model, lora = run.models.student, run.config.student.lora
     state = full(trainable_state(model))  # gathered by all processes, written by the main process
