@@ -196,8 +196,8 @@ def _decode_kind(members: list[type], value: object, path: str, context: _Contex
     """Return an instance of the dataclass that the key `kind` of `value` selects.
 
     The dataclass is one of `members`, or an external class (a class of another package). A string `value` is equivalent to a
-    mapping with only the key `kind` and this string. If a mapping has no key `kind`, the first class of `members` that itself
-    defines an attribute `kind` is selected.
+    mapping with only the key `kind` and this string. If a mapping has no key `kind`, it selects the first class of `members`
+    that defines an attribute `kind`; an inherited attribute does not count.
     """
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}

@@ -76,6 +76,13 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(("optim", "optimizer_name"), ("", "remove it; the optimiser is AdamW")),
     "optimizer": ("optimiser", ", a section with learning_rate and others; the optimiser is AdamW"),
     "lmbda": ("", "use policy={kind: mixed, student_fraction: VALUE}"),
+    "beta": (
+        "",
+        "use objective.divergence={kind: jensen_shannon, teacher_weight: VALUE}, or forward_kl for 0 and reverse_kl for 1",
+    ),
+    "temperature": ("", "use evaluation.temperature for test answers, or objective.divergence.temperature for the loss"),
+    **dict.fromkeys(("packing", "sample_packing"), ("", "remove it; rows of similar length are read together")),
+    "stage": ("method", ", such as sft or kd"),
     "resume_from_checkpoint": ("", "run the same command again; it resumes from the last checkpoint"),
     "deepspeed": ("placement", ", with the value sharded, and start the command with torchrun"),
     **dict.fromkeys(("fsdp", "fsdp_config"), ("placement", ", with the value sharded, and start the command with torchrun")),

@@ -204,8 +204,9 @@ def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[
     """Return the compact form of one row, computed with a histogram of probabilities.
 
     The upper 16 bits of a float32 probability are the index of its histogram bin, so the bins are in the order of the
-    probabilities.  Two kinds of bins are sorted: those with one of the edges[0] largest probabilities, and those in which a
-    bucket of `edges` begins.  Each of the other bins lies in a single bucket, so the sums of the buckets are exact.
+    probabilities.  The compact form has the `edges[0]` largest probabilities, and sums over ranges of lower ranks; the ranges
+    begin at the ranks in `edges`.  The values in a bin are sorted if the bin has one of these largest probabilities, or if a
+    range begins inside it.  All values of any other bin are in one range, so the sums are exact without sorting.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
     count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # bins in descending order

@@ -53,9 +53,9 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
     Args:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
         logp_NV: Teacher log-probabilities, no gradient.
-        keep_NV: The set S as a bool mask, or a weight in [0, 1] for the summand of each class (a gate).  With a gate, P and Q
-            are weighted sums, and in "other_bin" a class has the weight 1 - gate in 1 - P and 1 - Q.  The gradient also flows
-            through the gate.
+        keep_NV: The set S as a bool mask, or a weight g in [0, 1] for the summand of each class (a gate).  With a gate, P is
+            the sum of g p and Q the sum of g q over all classes.  In "other_bin", 1 - P is the sum of (1 - g) p, and 1 - Q the
+            sum of (1 - g) q.  The gradient also flows through the gate.
         normalise: One of the four normalisations.
 
     Returns:

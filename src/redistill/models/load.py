@@ -275,7 +275,7 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
         return config, adapter
     if config.adapter is not None:
         raise ModelError(
-            f"{config.model}: is an adapter itself; set `model` to its base model, and `adapter` to one of the two adapters"
+            f"{config.model}: is an adapter itself, and a second adapter is set in `adapter`; set `model` to the base model, and `adapter` to the adapter to use"
         )
     if own.folder.find(CONFIG) is not None:
         download_weights(own.folder)
@@ -372,7 +372,7 @@ def _check_implementations(name: str, model: nn.Module) -> None:
             used = getattr(getattr(module, "config", None), field, None)
             if used not in allowed:
                 names = ", ".join(filter(None, allowed))
-                raise ModelError(f"{name}: {field} = {str(used)[:60]!r}: must be one of {names}; do not use this model")
+                raise ModelError(f"{name}: {field} = {str(used)[:60]!r}: is not supported; use a model with one of {names}")
 
 
 @contextlib.contextmanager

@@ -130,7 +130,7 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
     first = name.partition("/")[0]
     if is_local(name) and HUB_NAME.fullmatch(name):
         raise ModelError(
-            f"{name}: no such folder in the folder {first}; give a model folder. To load the hub model of this name, run from "
+            f"{name}: the folder {first} has no such subfolder; give a model folder. To load the hub model of this name, run from "
             f"a folder that does not contain {first}"
         )
     if not is_local(name) and (match := _WITH_REVISION.fullmatch(name)):

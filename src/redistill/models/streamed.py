@@ -49,7 +49,7 @@ class StreamedBody:
         self.first = first
 
     def release_first(self) -> None:
-        """Free the memory of the layer of `first`, but not of its head."""
+        """Free the memory of the layer that `first` holds; its head stays in memory."""
         layer_list(self.first)[1].to("meta")
 
     @torch.no_grad()

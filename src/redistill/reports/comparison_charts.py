@@ -181,7 +181,7 @@ def _height(points: Sequence[Point]) -> float:
 
 
 def _in_words(row: Row) -> str:
-    """Return the difference of a row and its interval as text."""
+    """Return a text with the difference in `row` and the interval of this difference."""
     unit = row.measures[0].unit
     if row.interval is None:
         return f"{row.model} {NOTHING}"

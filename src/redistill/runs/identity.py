@@ -119,9 +119,10 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _without_unset(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a configuration without those fields in `LATER` that have the value stated there.
+    """Return a copy of a configuration without newer fields that have their default.
 
-    Runs of earlier versions, which did not have these fields, keep their identity.
+    `LATER` has the newer fields and their defaults.  Runs of earlier versions, which did not have these fields, keep their
+    identity.
     """
     kept = {name: item for name, item in tree.items() if name not in LATER or item != LATER[name]}
     return {name: _without_unset(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

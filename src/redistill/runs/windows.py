@@ -53,7 +53,7 @@ class ClassRow:
 class Window:
     """The window of DAC-KL at one target of a gold answer.
 
-    More than 12 fields: it has all numbers of one target, and is one line of windows.jsonl.
+    An instance is one line of windows.jsonl.  It has more than 12 fields, because the line has as many.
 
     Args:
         row: Index of the training example.
@@ -64,8 +64,8 @@ class Window:
         lower, upper: The interval of scores, l and u of Eq. 6.
         kept_classes: Number of kept classes.
         kept_mass: The teacher's probability of all kept classes.
-        recovered: Teacher's probability of the kept classes, divided by that of all classes; the teacher's most probable
-            class is left out of both.  1 if the divisor is 0.
+        recovered: The fraction of the teacher's probability outside its most probable class that is on kept classes; 1 if no
+            other class has any probability.
         divergence: The value of DAC-KL at this target, in nats.
         classes: The kept classes and the most probable other ones, in descending order of the teacher's probability.
     """

@@ -195,7 +195,7 @@ class Client:
         return [_parsed(content) if request.has_json else Reply(None, content.server) for request, content in contents]
 
     def filtered(self, text: str) -> str:
-        """Return text of a server for an error message.
+        """Make text that a server sent safe to show in an error message.
 
         The result is one short line, without terminal escapes and without the API key.
         """

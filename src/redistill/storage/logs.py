@@ -23,8 +23,8 @@ def truncate(path: Path, size: int) -> bool:
         size: Size of the log in bytes up to the end of the last line to keep, >= 0.
 
     Returns:
-        Whether the log was truncated. If the log is shorter than `size` bytes, or no line ends there, another program has
-        changed the log. The log is then not changed.
+        True if the log was truncated.  False if the log is shorter than `size` bytes, or if no line ends at byte `size`: then
+        another program has changed it, and this function leaves it as it is.
 
     Raises:
         OutputError: the file cannot be written.
