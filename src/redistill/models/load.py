@@ -275,7 +275,8 @@ def base_and_adapter(config: ModelConfig) -> tuple[ModelConfig, Adapter | None]:
         return config, adapter
     if config.adapter is not None:
         raise ModelError(
-            f"{config.model}: is an adapter itself, and a second adapter is set in `adapter`; set `model` to the base model, and `adapter` to the adapter to use"
+            f"{config.model}: is an adapter itself, and `adapter` is set too; set `model` to the base model, "
+            "and `adapter` to one adapter"
         )
     if own.folder.find(CONFIG) is not None:
         download_weights(own.folder)

@@ -53,7 +53,7 @@ class ClassRow:
 class Window:
     """The window of DAC-KL at one target of a gold answer.
 
-    An instance is one line of windows.jsonl.  It has more than 12 fields, because the line has as many.
+    More than 12 fields: an instance is one line of windows.jsonl, which has as many.
 
     Args:
         row: Index of the training example.
