@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import get_args
 
 import pytest
+import torch
 
 from redistill.data import tasks
 from redistill.losses.dac_kl import DacKLConfig
@@ -23,18 +24,32 @@ TEST_SETS = [module for module in submodules(tasks) if hasattr(module, "TASK")]
 NEEDS_MODELS = {"redistill.runs.run.distill", "redistill.runs.run.train_student"}
 """Names whose example is shown and not executed, since it trains a model from the hub."""
 
+NUMBER = re.compile(r"(int|float)( \| None)?|<class '(int|float)'>")
+"""An annotation of one number."""
+
+QUANTITY = re.compile(
+    r"nats|logits?\b|second|token|byte|updates?\b|number of|ind(ex|ices)|fraction|probabilit|weight|temperature|seeds?\b|>=|"
+    r"<=|> 0|in \[|in \(|%|rows?\b|epochs?\b|length|layers?\b|size|position|factor|rates?\b|rank|count|prompts|score",
+    re.IGNORECASE,
+)
+"""A unit, a range, or what is counted."""
+
+SHAPED = re.compile(r"_[A-Z]+\d*$")
+"""The end of a name that states the shape of a tensor (docs/notation.md)."""
+
 every_name = pytest.mark.parametrize("name", PUBLIC)
 
 
-def described(value: object) -> set[str]:
-    """The names under Args, also those of parent classes."""
-    names: set[str] = set()
+def described(value: object) -> dict[str, str]:
+    """Name -> its description under Args, also those of parent classes."""
+    found: dict[str, str] = {}
     for part in value.__mro__ if inspect.isclass(value) else (value,):
         doc = inspect.cleandoc(part.__doc__ or "")
         block = re.search(r"^Args:\n((?:    .*\n|\n)*)", doc + "\n", re.MULTILINE)
-        for entry in re.findall(r"^    (\w[\w, ]*):", block[1] if block else "", re.MULTILINE):
-            names |= set(re.split(r",\s*", entry))
-    return names
+        for entry in re.split(r"\n(?=    \w)", "\n" + block[1].rstrip()) if block else ():
+            names, _, text = entry.partition(":")
+            found |= dict.fromkeys(re.split(r",\s*", names.strip()), " ".join(text.split()))
+    return found
 
 
 def parameters(value: object) -> set[str]:
@@ -47,6 +62,14 @@ def parameters(value: object) -> set[str]:
             return set(getattr(value, "_fields", ()))
         return set(inspect.signature(takes).parameters) - {"self"}
     return set(inspect.signature(value).parameters)
+
+
+def annotations(value: object) -> dict[str, str]:
+    """Parameter -> its annotation, as text."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: str(field.type) for field in dataclasses.fields(value) if field.init}
+    source = vars(value).get("__init__") if inspect.isclass(value) else value
+    return {name: str(kind) for name, kind in getattr(source, "__annotations__", {}).items() if name != "return"}
 
 
 def test_the_names_are_found() -> None:
@@ -74,7 +97,28 @@ def test_a_public_name_has_an_example(name: str) -> None:
 
 @every_name
 def test_every_parameter_of_a_public_name_is_described(name: str) -> None:
-    assert parameters(PUBLIC[name]) - described(PUBLIC[name]) == set()
+    assert parameters(PUBLIC[name]) - set(described(PUBLIC[name])) == set()
+
+
+@every_name
+def test_numbers_have_a_unit_or_range_and_tensors_a_shape(name: str) -> None:
+    about = described(PUBLIC[name])
+    numbers = {key for key, kind in annotations(PUBLIC[name]).items() if NUMBER.fullmatch(kind)}
+    tensors = {key for key, kind in annotations(PUBLIC[name]).items() if kind in ("Tensor", "torch.Tensor", str(torch.Tensor))}
+    assert {key for key in numbers if not QUANTITY.search(about.get(key, ""))} == set()
+    assert {key for key in tensors if not SHAPED.search(key) and "[" not in about.get(key, "")} == set()
+
+
+@every_name
+def test_errors_that_a_constructor_or_a_function_raises_are_listed(name: str) -> None:
+    value = PUBLIC[name]
+    if inspect.isclass(value) and not getattr(value, "_is_protocol", False):
+        own = [vars(value).get("__post_init__"), None if dataclasses.is_dataclass(value) else vars(value).get("__init__")]
+    else:
+        own = [value if inspect.isfunction(value) else None]
+    code = "".join(inspect.getsource(function) for function in own if inspect.isfunction(function))
+    raises = re.search(r"^\s+raise \w+Error\(|\bcheck_field\(", code, re.MULTILINE)
+    assert not raises or "Raises:" in (value.__doc__ or ""), "an error is raised and not listed"
 
 
 @pytest.mark.parametrize("module", TEST_SETS, ids=lambda module: module.TASK.name)

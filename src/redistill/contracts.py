@@ -618,7 +618,7 @@ def is_temperature(value: float) -> bool:
     """Return whether a value is allowed as a temperature of sampling.
 
     Args:
-        value: The number.
+        value: The temperature; 0 takes the arg max.
 
     Example:
         >>> is_temperature(0.0), is_temperature(1e-9), is_temperature(0.7)

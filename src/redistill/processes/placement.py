@@ -226,8 +226,8 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     The call does not communicate.
 
     Args:
-        tensor: The full tensor, the same in every process.
-        like: A tensor of the same shape. If it is not sharded, ``tensor`` is returned as it is.
+        tensor: The full tensor, of shape [...]; the same in every process.
+        like: A tensor of the same shape [...]. If it is not sharded, ``tensor`` is returned as it is.
 
     Returns:
         The part of ``tensor`` as a sharded tensor, or ``tensor`` itself.
@@ -249,7 +249,7 @@ def scalar(tensor: torch.Tensor) -> float:
     If the tensor is sharded, every process must call this function.
 
     Args:
-        tensor: A tensor with one element, sharded or not.
+        tensor: A tensor of shape [] or [1], sharded or not.
 
     Returns:
         The value of the element.

@@ -120,7 +120,7 @@ def fraction(name: str, value: float, advice: str) -> None:
 
     Args:
         name: Name of the field, for the error message.
-        value: The value.
+        value: The value of the field, in (0, 1).
         advice: End of the error message, which states what to do.
 
     Raises:
