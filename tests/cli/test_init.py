@@ -15,15 +15,12 @@ from redistill.config.recipes import SCHEMA_FILES, SCHEMA_LINE
 from redistill.config.run import load_config
 from redistill.estimate import Estimate, Memory, Seconds
 from tests.config.test_json_schema import faults
+from tests.tokenizers import CHATML
 from tests.worlds import LLAMA, rows, write_model, write_rows
 
 ONE_LAYER = LLAMA | {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 16}
 COMBINATIONS = [
-    *(
-        f"--method {name} --teacher teacher --layers 1"
-        for name in METHODS
-        if name not in ("sft", "eopd", "todi", "mgsr-robust")
-    ),
+    *(f"--method {name} --teacher teacher --layers 1" for name in METHODS if name != "sft"),
     "--method sft --student student",
     "--method sft --student student --lora",
     "--method kd --teacher teacher --student student --lora 4 --batch-size 3",
@@ -31,6 +28,7 @@ COMBINATIONS = [
     "--method gkd --teacher teacher --layers 2 --lora --hours 0.5 --test toy=test.jsonl",
     '--method seqkd --teacher teacher --student student --prompt-tokens 90 --updates "2 epochs"',
     "--method mgsr --teacher teacher --student student --response-tokens 5 --memory 0.001",
+    "--method kd --teacher teacher --student student --data messages.jsonl",
 ]
 
 
@@ -42,6 +40,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_model(folder / name, ONE_LAYER, seed)
     write_rows(folder / "train.jsonl", [row | {"output": "A cat."} for row in rows(30)])
     write_rows(folder / "test.jsonl", rows(3, 30))
+    dialogue = [{"role": "user", "content": "What is asleep?"}, {"role": "assistant", "content": "A cat."}]
+    write_rows(folder / "messages.jsonl", [{"messages": dialogue}] * 12)
     return folder
 
 
@@ -61,7 +61,7 @@ def fixed(num_bytes: int) -> Estimate:
 def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the world as current folder, with an estimate that takes no time."""
     monkeypatch.chdir(world)
-    monkeypatch.setattr("redistill.estimate.estimate", lambda run: fixed(10**8))
+    monkeypatch.setattr("redistill.estimate.estimate", lambda run, **_: fixed(10**8))
     monkeypatch.setattr("sys.stdin", io.StringIO())
     return world
 
@@ -109,9 +109,47 @@ def test_the_estimate_of_the_recipe_is_measured(world, monkeypatch, capsys):
     monkeypatch.chdir(world)
     flags = ["--method", "kd", "--teacher", "teacher", "--layers", "2", "--data", "train.jsonl", "--force", "--json"]
     assert main(["init", "measured.yaml", *flags]) == 0
-    found = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    progress = re.findall(r"init: estimating memory and time: (\d) of (\d) measurements, \d+:\d\d$", printed.err, re.MULTILINE)
+    assert progress == [(str(number), "4") for number in range(1, 5)]
+    found = json.loads(printed.out)
     assert found["fits"] and found["estimate"]["parameters"]["teacher"] > 0
     assert f"Estimate: {found['estimate']['memory']['peak_bytes'] / 1e9:.1f} GB" in Path("measured.yaml").read_text()
+
+
+def test_a_student_without_chat_template_uses_the_alpaca_template(here):
+    flags = ["--data", "messages.jsonl", "--method", "kd", "--teacher", "teacher", "--force"]
+    assert main(["init", "base.yaml", *flags, "--student", "student"]) == 0
+    assert load_config(Path("base.yaml")).data.tokens.template == "alpaca"
+    assert re.search(r"template: alpaca +# the tokenizer has no chat template", Path("base.yaml").read_text(encoding="utf-8"))
+    write_model(here / "chat", ONE_LAYER, 3)
+    (here / "chat/chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    assert main(["init", "chat.yaml", *flags, "--student", "chat"]) == 0
+    assert load_config(Path("chat.yaml")).data.tokens.template == "auto"
+
+
+def test_teacher_and_student_with_different_vocabularies_are_rejected(here, capsys):
+    write_model(here / "other", ONE_LAYER, 4)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (here / "other" / name).read_text(encoding="utf-8")
+        (here / "other" / name).write_text(text.replace("<|endoftext|>", "<|end|>"), encoding="utf-8")
+    flags = ["--data", "train.jsonl", "--method", "kd", "--teacher", "teacher", "--student", "other"]
+    assert main(["init", "none.yaml", *flags]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "redistill: --teacher teacher --student other: teacher and student vocabularies differ: id 0 is '<|endoftext|>' in the "
+        "teacher and '<|end|>' in the student; choose a teacher and a student with the same tokenizer"
+    )
+    assert not Path("none.yaml").exists()
+
+
+def test_an_interruption_has_written_nothing(here, monkeypatch, capsys):
+    def interrupted(run, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("redistill.estimate.estimate", interrupted)
+    assert main(["init", "none.yaml", "--data", "train.jsonl", "--method", "sft", "--student", "student"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "redistill: interrupted; nothing was written"
+    assert not Path("none.yaml").exists()
 
 
 def test_an_existing_file_is_only_replaced_with_force(here, capsys):

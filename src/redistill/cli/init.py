@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ def add_init(group: Group) -> None:
     """Add the command `init` to a group of commands."""
     example = "redistill init a.yaml --teacher gpt2-large --layers 12 --data a.jsonl"
     parser = add_command(group, "init", init, example)
+    parser.set_defaults(if_interrupted="nothing was written")
     parser.usage = "%(prog)s FILE [options]"
     parser.add_argument("file", type=path, nargs="?", default=Path("recipe.yaml"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--teacher", type=path_text, metavar="MODEL", help="a hub name, a folder or a .gguf file")
@@ -96,7 +98,11 @@ def _recipe(options: argparse.Namespace) -> "NewRecipe":
         response_tokens=options.response_tokens,
         memory_bytes=None if options.memory is None else int(options.memory * 1e9),
     )
-    return new_recipe(requirements, lambda text: report(f"init: {text}"), redistill.estimate.estimate)
+
+    def say(text: str) -> None:
+        report(f"init: {text}")
+
+    return new_recipe(requirements, say, partial(redistill.estimate.estimate, report=say))
 
 
 def ask(options: argparse.Namespace) -> None:

@@ -59,7 +59,8 @@ def _run(options: argparse.Namespace) -> int:
         return _report(error)
     except KeyboardInterrupt as error:
         if is_main_process():
-            print("redistill: interrupted; run the same command again to resume", file=sys.stderr)
+            consequence = getattr(options, "if_interrupted", "run the same command again to resume")
+            print(f"redistill: interrupted; {consequence}", file=sys.stderr)
         return error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
     return 0
 

@@ -7,7 +7,7 @@ run's numbers of layers.  The estimate reads only model configs, the tokenizer a
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from redistill.estimate.sample_run import Sample, sample
 from redistill.estimate.shallow import blueprints
 from redistill.processes.memory import free
 from redistill.records import Json
+from redistill.training.progress import duration
 
 PARTS = ("write", "revise", "teacher reads", "student learns", "vocabulary pass", "optimiser")
 ANSWERS = ("answer", "validate")
@@ -115,7 +116,7 @@ class Estimate:
         return tree
 
 
-def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
+def estimate(run: Run, clock: Clock = time.perf_counter, report: Callable[[str], None] = lambda line: None) -> Estimate:
     """Estimate the parameters, memory and time of `run` on this machine.
 
     The function executes one update and one validation. In these two steps, the models have the widths of the run's models,
@@ -125,6 +126,7 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     Args:
         run: The run, as `load_config` returns it.
         clock: Function that returns the time of a monotonic clock, in seconds.
+        report: Function that is called with a line of text after each measurement.
 
     Raises:
         ModelError: a model's config or tokenizer cannot be read; or transformers cannot create the model with only one or three
@@ -135,17 +137,21 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
     prints = blueprints(run)
     whole = Layers(prints["student"].layers, prints["teacher"].layers if "teacher" in prints else 0)
     few = Layers(FEW, min(FEW, whole.teacher))
+    measured = dict.fromkeys((few, few._replace(student=MORE), few._replace(teacher=MORE if whole.teacher else 0)))
     found: dict[Layers, dict[Cost, float]] = {}
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         sampled = sample(run, Path(folder))
         measure(sampled.in_folder("first"), prints, few, Recorder(clock, device))  # warm-up: compiles kernels, imports modules
+        report(_progress(1, len(measured), started))
         free()
         process = resident_bytes(device)
-        for layers in dict.fromkeys((few, few._replace(student=MORE), few._replace(teacher=MORE if whole.teacher else 0))):
+        for layers in measured:
             recorder = Recorder(clock, device)
             with recorder.recording():
                 sizes = measure(sampled.in_folder(f"{layers.student}-{layers.teacher}"), prints, layers, recorder)
             found[layers] = {**sizes, **recorder.costs}
+            report(_progress(1 + len(found), len(measured), started))
     costs = {
         cost: extrapolated({layers: each.get(cost, 0.0) for layers, each in found.items()}, whole, *cost.models)
         for cost in found[few]
@@ -160,6 +166,11 @@ def estimate(run: Run, clock: Clock = time.perf_counter) -> Estimate:
         validations=None if updates is None or every is None else 2 + (updates - 1) // every if every else 2,
         notes=sampled.notes,
     )
+
+
+def _progress(done: int, measured: int, started: float) -> str:
+    """Return the line after a measurement; the first of all is a warm-up, which is not in `measured`."""
+    return f"estimating memory and time: {done} of {1 + measured} measurements, {duration(time.monotonic() - started)}"
 
 
 def _memory(costs: Mapping[Cost, float], sizes: Mapping[str, int], process: int, gaps: float) -> Memory:

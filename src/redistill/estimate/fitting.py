@@ -48,7 +48,7 @@ def fitted(draft: Draft, memory_bytes: int, measure: Measure, report: Callable[[
         ConfigError, ModelError: the recipe or a model cannot be used.
     """
     for number in range(1, MAX_ESTIMATES + 1):
-        report(f"estimate {number}: computing one update and one validation with few layers")
+        report(f"estimating memory and time ({number}): one update and one validation with few layers")
         found = measure(run_of(draft))
         fits = found.memory.peak_bytes <= FRACTION * memory_bytes
         why = f"{found.memory.peak_bytes / 1e9:.1f} of {memory_bytes / 1e9:.1f} GB would be needed otherwise"

@@ -10,12 +10,14 @@ import torch
 
 from redistill.config.methods import Method, method
 from redistill.config.run import Run
-from redistill.errors import ConfigError
+from redistill.errors import ConfigError, VocabularyError
 from redistill.estimate import Estimate, estimate
 from redistill.estimate.draft import Draft, Setting, recipe_text, run_of
 from redistill.estimate.fitting import FRACTION, Fitted, Measure, fitted
 from redistill.estimate.sample_run import text_lengths
+from redistill.interfaces import Tokenizer
 from redistill.models.load import ModelConfig, load_tokenizer, read_config
+from redistill.models.vocabulary import match_vocabularies
 from redistill.processes.memory import device_bytes, machine_bytes
 from redistill.records import Json
 from redistill.runs.record import cores
@@ -112,12 +114,18 @@ def new_recipe(requirements: Requirements, report: Callable[[str], None], measur
     Raises:
         ConfigError: settings cannot be combined, or the data is invalid.
         ModelError: a config or tokenizer is missing or damaged.
+        VocabularyError: teacher and student have different vocabularies.
     """
     has_gpu = torch.cuda.is_available()
     memory = requirements.memory_bytes or device_bytes("cuda" if has_gpu else "cpu") or machine_bytes() or 8 * 10**9
     row = method(requirements.method)
     draft = {**_models(requirements, row, has_gpu), **_data(requirements)}
-    draft |= _lengths(requirements, draft, report)
+    report("reading configs, tokenizers and text lengths")
+    source = ModelConfig(model=str(requirements.student or requirements.teacher))
+    tokenizer = load_tokenizer(source)
+    _check_vocabularies(requirements, tokenizer)
+    draft |= _template(tokenizer)
+    draft |= _lengths(requirements, draft, source, tokenizer)
     draft |= _training(requirements, row, has_gpu)
     found = fitted(draft, memory, measure, report)
     draft = {**found.draft, **_duration(requirements, found.estimate)}
@@ -162,18 +170,35 @@ def _data(requirements: Requirements) -> Draft:
     }
 
 
-def _lengths(requirements: Requirements, draft: Draft, report: Callable[[str], None]) -> Draft:
+def _check_vocabularies(requirements: Requirements, tokenizer: Tokenizer) -> None:
+    """Raise VocabularyError if the teacher's tokenizer differs from `tokenizer`, that of the student."""
+    if requirements.teacher is None or requirements.student is None:
+        return
+    vocabularies = load_tokenizer(ModelConfig(model=requirements.teacher)).get_vocab(), tokenizer.get_vocab()
+    size = 1 + max(max(each.values(), default=-1) for each in vocabularies)  # the heads are compared when the run loads them
+    try:
+        match_vocabularies(*vocabularies, size, size)
+    except VocabularyError as error:
+        raise VocabularyError(f"--teacher {requirements.teacher} --student {requirements.student}: {error}") from error
+
+
+def _template(tokenizer: Tokenizer) -> Draft:
+    """Return the Alpaca template if the tokenizer has no chat template, which rows with messages need otherwise."""
+    if tokenizer.chat_template:
+        return {}
+    return {"data.tokens.template": Setting("alpaca", "the tokenizer has no chat template; rows with messages use this one")}
+
+
+def _lengths(requirements: Requirements, draft: Draft, source: ModelConfig, tokenizer: Tokenizer) -> Draft:
     """Return the length limits and the number of validation rows.
 
     Both are chosen from the texts of the training data.
     """
-    report("reading configs, tokenizer and text lengths")
-    source = ModelConfig(model=str(requirements.student or requirements.teacher))
     positions = getattr(read_config(source).get_text_config(), "max_position_embeddings", None)
     most = LONGEST if not isinstance(positions, int) else min(LONGEST, positions // 2)
     wide = {f"data.tokens.{part}_tokens": Setting(most, "") for part in ("prompt", "response")}
     wide["data.validation_rows"] = Setting(1, "")
-    lengths, count, _ = text_lengths(run_of({**draft, **wide}), load_tokenizer(source))
+    lengths, count, _ = text_lengths(run_of({**draft, **wide}), tokenizer)
     found: dict[str, Setting] = {}
     if count is not None:
         why = "a tenth of the training data, at most 100; they choose the best checkpoint"
