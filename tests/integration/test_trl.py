@@ -3,8 +3,12 @@
 TRL makes its update first and its texts are recorded. The engine `replayed` then returns these texts in a run of the recipe.
 """
 
+import contextlib
+import dataclasses
+import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +70,15 @@ class ReplayedEngine:
         return [Generation(token_ids=text, finished=text[-1] in self._end_ids) for text in texts]
 """
 
+DIVERGENCES = {
+    0.0: "forward_kl",
+    0.5: {"kind": "jensen_shannon", "teacher_weight": 0.5},
+    1.0: "reverse_kl",
+}
+"""TRL's beta -> the divergence that the pages name for it."""
+OFF = {"top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+"""Arguments whose default is "off" on the page."""
+
 Texts = list[tuple[list[int], list[int]]]
 
 
@@ -96,7 +109,7 @@ def models(world: Path) -> dict[str, Any]:
     return {"model": str(world / "student"), "teacher_model": teacher, "processing_class": tokenizer}
 
 
-def gkd(world: Path, *, lmbda: float) -> tuple[float, Texts, float]:
+def gkd(world: Path, *, lmbda: float, beta: float) -> tuple[float, Texts, float]:
     """The loss of an update of GKDTrainer, its texts, and the number of its tokens by the number it is divided by."""
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -109,7 +122,7 @@ def gkd(world: Path, *, lmbda: float) -> tuple[float, Texts, float]:
             seen["loss"] = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             return seen["loss"]
 
-    args = GKDConfig(output_dir=str(world / "gkd"), lmbda=lmbda, max_new_tokens=RESPONSE_TOKENS, **TRAINING)
+    args = GKDConfig(output_dir=str(world / "gkd"), lmbda=lmbda, beta=beta, max_new_tokens=RESPONSE_TOKENS, **TRAINING)
     Recorded(**models(world), args=args, train_dataset=Dataset.from_list(conversations(0))).train()
     texts = []
     for ids, mask, labels in zip(seen["input_ids"], seen["attention_mask"], seen["labels"], strict=True):
@@ -119,8 +132,8 @@ def gkd(world: Path, *, lmbda: float) -> tuple[float, Texts, float]:
     return float(seen["loss"]), texts, tokens / float(seen["divisor"])
 
 
-def distillation(world: Path) -> tuple[float, Texts, float]:
-    """The same of an update of DistillationTrainer."""
+def distillation(world: Path, *, beta: float) -> tuple[float, Texts]:
+    """The loss of an update of DistillationTrainer, and its texts."""
     from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer
 
@@ -132,13 +145,13 @@ def distillation(world: Path) -> tuple[float, Texts, float]:
             seen["loss"] = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             return seen["loss"]
 
-    args = DistillationConfig(output_dir=str(world / "opd"), max_completion_length=RESPONSE_TOKENS, **TRAINING)
+    args = DistillationConfig(output_dir=str(world / "opd"), beta=beta, max_completion_length=RESPONSE_TOKENS, **TRAINING)
     prompts = [{"prompt": row["messages"][:1]} for row in conversations(0)]
     Recorded(**models(world), args=args, train_dataset=Dataset.from_list(prompts)).train()
     parts = (seen[name] for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask"))
     rows_of = zip(*parts, strict=True)
     texts = [(prompt[asked == 1].tolist(), ids[given == 1].tolist()) for prompt, asked, ids, given in rows_of]
-    return float(seen["loss"]), texts, 1.0
+    return float(seen["loss"]), texts
 
 
 def loss_of_recipe(world: Path, page: str, texts: Texts, **changes: Any) -> float:
@@ -165,16 +178,54 @@ def importable(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(world))
 
 
+@pytest.mark.parametrize("beta", DIVERGENCES)
 @pytest.mark.parametrize("fraction", [0.0, 1.0], ids=["gold", "sampled"])
-def test_an_update_of_gkd_has_the_loss_of_trl(world: Path, fraction: float) -> None:
-    loss, texts, tokens_by_divisor = gkd(world, lmbda=fraction)
-    ours = loss_of_recipe(world, "trl-gkd.md", texts, policy={"student_fraction": fraction})
+def test_an_update_of_gkd_has_the_loss_of_trl(world: Path, fraction: float, beta: float) -> None:
+    loss, texts, tokens_by_divisor = gkd(world, lmbda=fraction, beta=beta)
+    divergence = {"divergence": DIVERGENCES[beta]}
+    ours = loss_of_recipe(world, "trl-gkd.md", texts, policy={"student_fraction": fraction}, objective=divergence)
     assert loss > 0.1
     assert (tokens_by_divisor == 1) == (fraction == 0)  # TRL divides by the number of gold tokens
     assert ours * tokens_by_divisor == pytest.approx(loss, rel=1e-4)
 
 
-def test_an_on_policy_update_has_the_loss_of_trl(world: Path) -> None:
-    loss, texts, _ = distillation(world)
+@pytest.mark.parametrize("beta", DIVERGENCES)
+def test_an_on_policy_update_has_the_loss_of_trl(world: Path, beta: float) -> None:
+    loss, texts = distillation(world, beta=beta)
     assert loss > 0.1
-    assert loss_of_recipe(world, "trl-distillation.md", texts) == pytest.approx(loss, rel=1e-4)
+    ours = loss_of_recipe(world, "trl-distillation.md", texts, objective={"divergence": DIVERGENCES[beta]})
+    assert ours == pytest.approx(loss, rel=1e-4)
+
+
+def shown_defaults(page: str) -> Iterator[tuple[str, Any]]:
+    """The arguments of a page's table with their defaults; one default may be that of several arguments."""
+    for cells in re.findall(r"^\| (`.+?) \| (.+?) \| ", (PAGES / page).read_text(encoding="utf-8"), re.MULTILINE):
+        names = re.split(", | x ", cells[0])
+        values = re.split(", | x ", cells[1].partition(", if ")[0])
+        for name, value in zip(names, values * len(names) if len(values) == 1 else values, strict=True):
+            if name.startswith("`"):
+                yield name.strip("`").partition(":")[0], OFF[name.strip("`")] if value == "off" else value_of(value)
+
+
+def value_of(text: str) -> float | bool | str | None:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    words = {"true": True, "false": False, "none": None}
+    return words.get(text, text)
+
+
+def test_the_defaults_of_the_pages_are_those_of_trl(tmp_path: Path) -> None:
+    from trl import DistillationConfig, DistillationTrainer
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    pairs = (("trl-gkd.md", GKDConfig, GKDTrainer), ("trl-distillation.md", DistillationConfig, DistillationTrainer))
+    for page, config, trainer in pairs:
+        chosen = config(output_dir=str(tmp_path), use_cpu=True)  # chooses what depends on the device, such as bf16
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        defaults = {name: getattr(chosen, name) if value is None else value for name, value in defaults.items()}
+        defaults |= {name: each.default for name, each in inspect.signature(trainer).parameters.items()}
+        shown = list(shown_defaults(page))
+        assert len(shown) > 15
+        for name, value in shown:
+            found = None if defaults[name] == "none" else defaults[name]
+            assert found == value, (page, name)
