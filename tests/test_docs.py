@@ -1,4 +1,7 @@
-"""The documentation matches the code: snippets run, commands parse, and every field, file and link exists."""
+"""The documentation matches the code: snippets run, and every field, file and link exists.
+
+`test_shown_commands` parses the commands.
+"""
 
 import ast
 import contextlib
@@ -8,6 +11,7 @@ import json
 import re
 import shlex
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,11 +24,11 @@ import yaml
 
 import redistill
 from redistill.cli.main import main
-from redistill.cli.parsers import build_parser, parse_arguments
+from redistill.cli.parsers import build_parser
 from redistill.config.decode import kind_of
 from redistill.config.methods import METHODS
 from redistill.config.recipes import packaged_recipes
-from redistill.config.run import decode_run, load_config
+from redistill.config.run import decode_run
 from redistill.contracts import Sampling, TokenSequence
 from redistill.data.forms import parse_row
 from redistill.data.sample import copy_sample
@@ -35,6 +39,7 @@ from redistill.runs.sweep_recipe import read_sweep
 from redistill.storage import files
 from redistill.testing import check_divergence
 from tests import configuration_page, options_page
+from tests.config.test_json_schema import faults
 from tests.configuration_page import sections
 from tests.first_hour import SHORT, write_own_data
 from tests.tokenizers import CHATML
@@ -51,8 +56,9 @@ every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relati
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    """The fenced blocks of one language, also those of list items, which are indented."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for _, block in found]
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -154,25 +160,6 @@ def test_the_page_of_the_run_folder_names_every_field(example):
 # --- commands, recipes, rows --------------------------------------------------------------------------------------------
 
 
-@every_page
-def test_every_command_parses(path):
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    for words in commands(path.read_text(encoding="utf-8")):
-        if words[0] == "make":
-            assert set(words[1:]) <= set(targets), words
-        if "redistill" not in words:
-            continue
-        arguments = words[words.index("redistill") + 1 :]
-        options = parse_arguments(arguments)
-        recipe = str(getattr(options, "recipe", None))
-        if "/" not in recipe and "." not in recipe and recipe not in {"None", "RECIPE", "SWEEP"}:
-            assert recipe in RECIPES, "the name of a recipe of the package, or a path with a suffix"
-            if RECIPES[recipe].kind == "run":
-                load_config(Path(recipe), options.overrides, options.allow_code)
-        for name in re.findall(r"recipes/\S+", " ".join(arguments)):
-            assert (ROOT / name).is_file(), name
-
-
 def test_the_table_of_commands_has_every_command():
     (choices,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, Mapping))
     assert set(re.findall(r"^\| `redistill ([\w-]+)", COMMANDS, re.MULTILINE)) == set(choices)
@@ -199,8 +186,10 @@ def test_every_yaml_block_is_part_of_a_recipe(path, tmp_path, monkeypatch):
             sweep = tmp_path / "sweep.yaml"
             sweep.write_text(yaml.safe_dump({"name": "page", "base": whole, "rows": {"a": {}}, **tree}), encoding="utf-8")
             read_sweep(sweep)
+            assert faults(yaml.safe_load(sweep.read_text(encoding="utf-8")), "sweep") == []
         else:
             decode_run(whole | tree, path.name, modules)
+            assert faults(whole | tree) == []
     for name in modules:
         sys.modules.pop(name, None)
 

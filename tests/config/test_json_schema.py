@@ -25,6 +25,7 @@ from tests.configuration_page import Section, sections
 SCHEMAS = {"run": run_schema(), "sweep": sweep_schema()}
 VALIDATORS = {kind: jsonschema.Draft202012Validator(schema) for kind, schema in SCHEMAS.items()}
 RECIPES = packaged_recipes()
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.yaml"))
 VALID = {"name": "r", "teacher": {"model": "t"}, "student": {"model": "s"}}
 
 
@@ -51,6 +52,12 @@ def test_a_recipe_of_the_package_names_its_schema_which_accepts_it(recipe):
     assert faults(yaml.safe_load(text), recipe.kind) == []
     if recipe.kind == "run":
         assert faults(encode_run(load_config(recipe.path))) == [], "with all defaults"
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
+def test_a_recipe_of_the_tests_is_accepted(path):
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert faults(tree, "sweep" if "rows" in tree else "run") == []
 
 
 @pytest.mark.parametrize(
