@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FIRST_HOUR_ARGS ?=
 
-.PHONY: demo test docs faults golden families oldest first-hour ray trl notebook nightly lint bench study-toy clean
+.PHONY: demo test docs faults golden families oldest first-hour ray trl notebook links nightly lint bench study-toy clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -63,8 +63,15 @@ notebook: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet nbclient ipykernel
 	$(BIN)/python -m pytest -m notebook tests/test_notebook.py $(PYTEST_ARGS)
 
-# What is too long for every change.
-nightly: faults golden families oldest first-hour ray trl notebook
+# The external links of the documentation and of docstrings; needs a network.
+links: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m sphinx --builder linkcheck --quiet -D include_patterns='docs/**,*.md' -c docs . build/links
+
+# What is too long for every change, the short jobs first. A job that fails does not stop the others.
+NIGHTLY := notebook trl links ray families first-hour oldest golden faults
+nightly:
+	$(MAKE) --keep-going $(NIGHTLY)
 
 # Every benchmark of docs/performance.md against its rivals, an hour or two on one core: make bench MODEL=folder PROMPTS=rows.jsonl
 bench: $(VENV)/installed-dev

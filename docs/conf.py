@@ -48,6 +48,11 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 
+linkcheck_anchors = False  # many sites create their anchors by a script
+linkcheck_timeout = 20
+linkcheck_retries = 2
+linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1)\b"]
+
 
 def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
     """Append hidden tables of contents: the links of docs/index.md by section, and the folder of any other page."""
