@@ -1,4 +1,4 @@
-"""The English of sources, help pages and documentation: phrases that have a standard term are not used.
+"""The English of sources, recipes, help pages and documentation: phrases that have a standard term are not used.
 
 CHANGELOG.md and the lab log quote earlier versions and are not searched.
 """
@@ -13,7 +13,14 @@ from redistill.cli.parsers import build_parser
 from tests.cli.test_help import pages
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in {".py", ".html"})
+SOURCES = sorted(path for path in (ROOT / "src").rglob("*") if path.suffix in {".py", ".html", ".yaml"})
+OTHERS = [
+    ROOT / "Makefile",
+    ROOT / ".ci/run",
+    ROOT / "pyproject.toml",
+    ROOT / "docs/conf.py",
+    ROOT / "examples/quickstart.ipynb",
+]
 QUOTING = {"CHANGELOG.md", "lab-log.md", "lab-log"}
 PAGES = [
     path
@@ -39,6 +46,7 @@ INSTEAD = {
 
 EXAMPLES = {
     "src/redistill/data/spans/extract.py": r"of the house\b",  # a phrase that the extractor finds
+    "src/redistill/toy/words.yaml": r"\bhouse\b",  # a word of the toy language
 }
 """File -> text in it that is an example of data."""
 
@@ -51,7 +59,7 @@ def findings(text: str) -> Iterator[str]:
             yield f"line {line}: {' '.join(match.group().split())!r}; use: {instead}"
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *PAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", [*SOURCES, *OTHERS, *PAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_file_uses_standard_terms(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if example := EXAMPLES.get(path.relative_to(ROOT).as_posix()):

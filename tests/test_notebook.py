@@ -1,5 +1,7 @@
 """examples/quickstart.ipynb runs from its first cell to its last, and has the outputs of such a run."""
 
+import ast
+import dataclasses
 import itertools
 import json
 import re
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from redistill.config.run import load_config
 from tests.test_docs import a_new_users_folder
 
 PATH = Path(__file__).parents[1] / "examples/quickstart.ipynb"
@@ -33,6 +36,13 @@ def test_every_link_of_the_notebook_has_a_target() -> None:
     assert len(targets) > 3
     for target in targets:
         assert (PATH.parent / target).is_file(), target
+
+
+def test_the_change_that_the_text_names_gives_the_whole_recipe_in_another_folder() -> None:
+    (change,) = re.findall(r"`SHORT = (\[.+?\])` in the second code cell", "".join(CELLS[0]["source"]))
+    assert "".join(code()[1]["source"]).startswith("SHORT = [")
+    short, whole = (load_config(Path("smollm2-sample"), list(changes)) for changes in ((), ast.literal_eval(change)))
+    assert dataclasses.replace(whole, out=short.out) == short and whole.folder != short.folder
 
 
 @pytest.mark.notebook

@@ -1,4 +1,7 @@
-"""The pages of the documentation: short, with a purpose, and each in the navigation."""
+"""The pages of the documentation: short, with a purpose, and each in the navigation.
+
+CHANGELOG.md is not tested here: it lists the changes of all versions, and has no limit of length.
+"""
 
 import re
 from pathlib import Path
@@ -8,9 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+OF_THE_ROOT = sorted(path for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md")
 MOST_LINES = 250
 
-every_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
+every_page = pytest.mark.parametrize("path", [*OF_THE_ROOT, *PAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
 def links(text: str) -> list[str]:
