@@ -1,6 +1,7 @@
 """docs/models.md is what its rows are: a sample in every change, all of them with REDISTILL_FAMILIES=whole."""
 
 import os
+import re
 
 import pytest
 
@@ -13,6 +14,9 @@ SAMPLE = ("Gemma 4", "DeepSeek-V3", "Qwen3.5", "Mamba 2")
 
 def test_the_page_has_a_row_for_each_family():
     assert family_page.INTRODUCTION in TEXT and family_page.table_head() in TEXT
+    assert re.search(
+        r"^Tried on \d{4}-\d\d-\d\d with transformers \d[\d.]+ and torch \d[\d.]+, on a CPU\.$", TEXT, re.MULTILINE
+    )
     shown = [line.split(" | ")[0].removeprefix("| ") for line in TEXT.splitlines() if line.startswith("| ")][1:]
     assert shown == list(FAMILIES)
 
