@@ -19,7 +19,8 @@ INTRODUCTION = f"""# Options of every command
 {GENERATED}
 
 This page lists the commands of redistill. The page of a command has its arguments and options, as `--help` prints them.
-[Commands](commands.md) describes what the commands do.
+[Commands](commands.md) describes what the commands do. `redistill completion` prints a script that completes commands, options,
+recipes and settings in the shell ([editors and shells](commands.md#editors-and-shells)).
 
 """
 
