@@ -35,6 +35,8 @@ def test_a_page_begins_with_its_title_and_what_it_is_for(path: Path) -> None:
     assert re.fullmatch(r"# \S.*", title)
     assert re.match(r"[`*]*[A-Za-z]", paragraph) and len(paragraph.split()) >= 8, paragraph
     assert paragraph.rstrip().endswith((".", ":")), paragraph
+    names_purpose = re.search(r"\b(This|These) (page|pages|tutorial)\b", paragraph)
+    assert names_purpose or path.name == "README.md", f"write for what the page is: 'This page ...', not {paragraph!r}"
 
 
 def test_every_page_is_in_the_navigation() -> None:
