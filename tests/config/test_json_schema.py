@@ -195,6 +195,8 @@ def test_a_number_outside_the_range_of_its_description_is_rejected(section, name
     given = {f.name: PLACEHOLDERS[f.name] for f in dataclasses.fields(node) if f.default is f.default_factory and f.init}
     if any(part.name == "initialise" for part in dataclasses.fields(node)):
         given["model"] = "m"
+    if any(part.name == "url" for part in dataclasses.fields(node)):  # a server needs both, whatever their defaults are
+        given |= {"url": PLACEHOLDERS["url"], "model": "m"}
     for value in outside(limits):
         assert math.isfinite(value)
         with pytest.raises(ConfigError, match=name):

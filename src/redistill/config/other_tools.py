@@ -80,7 +80,6 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
         "",
         "use objective.divergence={kind: jensen_shannon, teacher_weight: VALUE}, or forward_kl for 0 and reverse_kl for 1",
     ),
-    "temperature": ("", "use evaluation.temperature for test answers, or objective.divergence.temperature for the loss"),
     **dict.fromkeys(("packing", "sample_packing"), ("", "remove it; rows of similar length are read together")),
     "stage": ("method", ", such as sft or kd"),
     "resume_from_checkpoint": ("", "run the same command again; it resumes from the last checkpoint"),
