@@ -22,9 +22,15 @@ MAX_NAMED = 6
 
 
 def lineup_of(runs: Sequence[RunFolder], labels: Sequence[str]) -> Lineup:
-    """Return the runs of a report as a comparison; the last run is the baseline."""
+    """Return the runs of a report as a comparison.
+
+    Args:
+        runs: The run, followed by its baselines, at least one.  The first baseline is the baseline of the comparison, as in the
+            rest of the report.
+        labels: Label of each run.
+    """
     entries = [Entry(label=label, seed=0, run=run) for run, label in zip(runs, labels, strict=True)]
-    return Lineup(name=labels[0], entries=entries, baseline=labels[-1], left_out=())
+    return Lineup(name=labels[0], entries=entries, baseline=labels[1], left_out=())
 
 
 def cost_of(run: RunFolder) -> Cost:

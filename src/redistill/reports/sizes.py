@@ -60,7 +60,7 @@ def measured_figures(model: Evaluation) -> Figures:
 
 
 def model_sizes(run: RunFolder) -> dict[str, dict[str, object]]:
-    """Return the name and the figures of the models "teacher" and "student".
+    """Return the name, a description and the figures of "teacher" and "student".
 
     A value that the evaluation measured takes precedence over the value in run.json.
     """
@@ -70,8 +70,20 @@ def model_sizes(run: RunFolder) -> dict[str, dict[str, object]]:
         measured: Mapping[str, Json] = {} if evaluation is None else evaluation.scores
         if recorded or measured:
             held = evaluation or Evaluation(label=role, role=role, scores={}, answers={})
-            sizes[role] = {"name": str(recorded.get("name") or measured.get("model") or role), **figures_of(held, run)}
+            name = str(recorded.get("name") or measured.get("model") or role)
+            sizes[role] = {"name": name, "description": _description(role, name, run), **figures_of(held, run)}
     return sizes
+
+
+def _description(role: str, name: str, run: RunFolder) -> str:
+    """Return the name of a model; for a student that was built from the teacher, how it was built."""
+    config = at(run.description, "config", "student")
+    if role != "student" or at(config, "model") != "teacher":
+        return name
+    layers = at(config, "initialise", "layers")
+    if isinstance(layers, list):
+        return f"initialised from the teacher ({'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))})"
+    return "initialised from the teacher" + ("" if layers is None else f" ({layers} of its layers)")
 
 
 def ratios(run: RunFolder) -> Figures:
