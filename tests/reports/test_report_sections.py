@@ -60,6 +60,33 @@ def test_fewer_than_two_categories_give_no_table(run_folder, category):
     assert " on dolly: " in weakest_sentence(models, "before training")
 
 
+def test_a_category_of_few_prompts_is_not_named_as_the_weakest(run_folder):
+    def change(line):
+        is_low = line["id"] in ("dolly:0", "dolly:1")
+        return {
+            **line,
+            "category": "rare" if is_low else "even" if line["id"][-1] in "02468" else "odd",
+            "rouge_l": 2.0 if is_low else 50.0,
+        }
+
+    change_answers(run_folder, change)
+    sentence = weakest_sentence(evaluations(read_run(run_folder), []), "before training")
+    assert "category even of dolly: 50.00" in sentence and "rare" not in sentence
+
+
+def test_the_lowest_prompts_are_named_if_there_is_one_data_set_without_categories(run_folder):
+    """The means over both seeds are 3, 1, 2 and then 50."""
+    low = {"dolly:4": 3.0, "dolly:9": 1.0, "dolly:11": 2.0}
+    change_answers(run_folder, lambda line: {**line, "category": None, "rouge_l": low.get(line["id"], 50.0)})
+    for part in (run_folder, run_folder / "teacher", run_folder / "before"):
+        scores = files.read_json(part / "scores.json")
+        write_json(part / "scores.json", {**scores, "datasets": {"dolly": scores["datasets"]["dolly"]}})
+    assert weakest_sentence(evaluations(read_run(run_folder), []), "before training") == (
+        "The lowest scores (ROUGE-L) of mine are those of the prompts dolly:9 (1.00), dolly:11 (2.00) and dolly:4 (3.00) of dolly; "
+        "it is worse than teacher on 0 of 20 prompts."
+    )
+
+
 def test_metrics_with_other_units_are_not_compared(run_folder):
     models = evaluations(read_run(run_folder), [])
     sentence = weakest_sentence(models, "before training")

@@ -9,11 +9,16 @@ from redistill.reports.folders import Evaluation, Measure
 from redistill.reports.pages import NOTHING, difference, score
 from redistill.reports.statistics import Interval, paired_bootstrap, prompt_means
 from redistill.reports.tables import Cell, Line, Table
+from redistill.reports.verdict import listed
 from redistill.storage.redaction import plain_line
 
 MAX_CATEGORIES = 40
 """A table has the weakest categories of a data set, and at most this number of them."""
 MAX_NAME = 60
+MIN_PROMPTS = 5
+"""Categories with fewer prompts are not named as the weakest, since their scores are mostly chance."""
+NUM_LOWEST = 3
+"""Number of prompts that are named if there is nothing else to compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,28 +100,48 @@ def has_categories(model: Evaluation) -> bool:
 def weakest_sentence(models: Sequence[Evaluation], versus: str | None) -> str:
     """Return a sentence that names where the last model scores lowest.
 
-    For each primary metric, the sentence has the weakest category, or the weakest data set if the answers have no categories.
+    For each primary metric, the sentence has the weakest category of at least `MIN_PROMPTS` prompts, or the weakest data set if
+    no data set has two such categories.  If there is only one data set, the sentence has the prompts with the lowest scores.
     It also has the number of prompts on which the model scores lower than the teacher, or else than the reference model.
 
     Args:
         models: The evaluations; may be empty.
         versus: Label of the reference model; None if there is none.
     """
-    weakest = dict[str, list[tuple[float, str, int, Measure, float]]]()
+    weakest = dict[str, list[tuple[float, str, str]]]()
     for student, dataset in ((model, dataset) for model in models[-1:] for dataset in model.datasets):
-        measure, groups = student.measures(dataset)[0], category_scores(dataset, models, versus)
-        means = _means(student, dataset, measure.name)
+        measure, means = student.measures(dataset)[0], _means(student, dataset, student.measures(dataset)[0].name)
+        groups = [each for each in category_scores(dataset, models, versus) if each.num_prompts >= MIN_PROMPTS]
         places = [(f"category {each.name} of {dataset}", each.num_prompts, each.scores[student.label]) for each in groups]
-        places = places if len(places) > 1 else [(dataset, len(means), float(np.mean([*means.values()])))] if means else []
-        found = [(measure.sign * value, place, number, measure, value) for place, number, value in places]
-        weakest.setdefault(measure.name, []).extend(found)
+        if len(places) < 2:
+            places = [(dataset, len(means), float(np.mean([*means.values()])))] if means else []
+        found = weakest.setdefault(measure.name, [])
+        found += [
+            (measure.sign * value, place, f"on {place}: {score(value, measure.unit)} on {number} prompts")
+            for place, number, value in places
+        ]
     if not any(weakest.values()):
         return "The run folder has no scored answers, so it is unknown where the student fails."
+    measures = {measure.name: measure for measure in (models[-1].measures(dataset)[0] for dataset in models[-1].datasets)}
     texts = []
-    for _, place, number, measure, value in (min(found, key=lambda each: each[:2]) for found in weakest.values() if found):
-        lowest = f"{'lowest' if measure.sign > 0 else 'highest (worst)'} {measure.title}"
-        texts.append(f"the {lowest} of {models[-1].label} is on {place}: {score(value, measure.unit)} on {number} prompts")
+    for name, found in weakest.items():
+        measure, rank = measures[name], "lowest" if measures[name].sign > 0 else "highest (worst)"
+        if len(found) == 1:
+            texts.append(f"the {rank} scores ({measure.title}) of {models[-1].label} are {_lowest(models[-1], measure)}")
+        elif found:
+            texts.append(f"the {rank} {measure.title} of {models[-1].label} is {min(found)[2]}")
     return f"T{'; '.join(texts)[1:]}{_behind(models, versus)}."
+
+
+def _lowest(model: Evaluation, measure: Measure) -> str:
+    """Return the prompts with the worst scores in a metric that is the primary one of a single data set."""
+    (dataset,) = [
+        name for name in model.datasets if model.measures(name)[0].name == measure.name and _means(model, name, measure.name)
+    ]
+    means = _means(model, dataset, measure.name)
+    worst = sorted(means, key=lambda prompt: (measure.sign * means[prompt], prompt))[:NUM_LOWEST]
+    named = [f"{plain_line(prompt)[:MAX_NAME]} ({score(means[prompt], measure.unit)})" for prompt in worst]
+    return f"those of {'prompt' if len(named) == 1 else 'the prompts'} {listed(named)} of {dataset}"
 
 
 def _behind(models: Sequence[Evaluation], versus: str | None) -> str:
