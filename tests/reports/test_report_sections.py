@@ -20,7 +20,7 @@ from redistill.reports.sizes import ratios
 from redistill.reports.statistics import paired_bootstrap
 from redistill.reports.terminal import print_comparison
 from redistill.storage import files
-from tests.reports.fabricated import PROMPTS, write_json, write_lines, write_sweep
+from tests.reports.fabricated import PROMPTS, write_json, write_lines, write_run, write_sweep
 from tests.reports.page import Page
 
 
@@ -148,6 +148,47 @@ def test_a_window_collapses_below_the_limit_of_the_recipe(run_folder):
     assert facts.dac_kl_sentence(log, read_run(run_folder)).startswith("DAC-KL collapsed: ")
     early = read_log([{"kind": "train", "step": 1, "kept_mass": 0.2, "target_only": 0.95}], TRAINING_NAMES)
     assert facts.dac_kl_sentence(early, read_run(run_folder)).startswith("DAC-KL collapsed: ")
+
+
+def test_the_difference_to_a_baseline_leads_with_the_parts_that_differ(run_folder, baseline_folder):
+    """The recipe sets the policy of one run; an earlier version has not recorded the objective that the method sets."""
+
+    def change(folder: Path, method: str, **changed) -> None:
+        described = files.read_json(folder / "run.json")
+        write_json(folder / "run.json", {**described, "method": method, "resolved": None} | changed)
+
+    def sentence() -> str:
+        runs = [read_run(run_folder), read_run(baseline_folder)]
+        return facts.changes_sentence(facts.lineup_of(runs, ["mine", "sft"]))
+
+    objective = {"divergence": {"kind": "forward_kl"}, "span_weight": 0.0}
+    change(baseline_folder, "kd", resolved={"policy": {"kind": "fixed"}, "objective": objective}, config={"updates": 1})
+    change(run_folder, "kd", config={"updates": 2, "policy": {"kind": "fixed"}, "objective": {**objective, "sft_weight": 1}})
+    assert sentence().startswith("Method, policy, divergence and span loss of mine and sft are the same; ")
+    change(run_folder, "mgsr", config={"updates": 1})
+    assert sentence() == (
+        "mine uses the method mgsr, the policy of its method, the divergence of its method and the span loss of its method; "
+        "sft uses the method kd, the policy fixed, the divergence forward KL and no span loss; 0 settings of the recipes differ."
+    )
+
+
+def test_the_first_baseline_is_the_one_that_settings_are_compared_with(run_folder, baseline_folder, tmp_path):
+    """Scores, curves and costs are compared with the first baseline as well."""
+    runs = [read_run(folder) for folder in (run_folder, baseline_folder, write_run(tmp_path / "other", "other"))]
+    assert facts.lineup_of(runs, ["mine", "plain-sft", "other"]).baseline == "plain-sft"
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [([0, 11], "initialised from the teacher (layers 0, 11)"), (4, "initialised from the teacher (4 of its layers)")],
+)
+def test_a_student_that_was_built_from_the_teacher_is_not_named_teacher(run_folder, layers, text):
+    described = files.read_json(run_folder / "run.json")
+    described["models"]["student"]["name"] = "teacher"
+    described["config"]["student"] = {"model": "teacher", "initialise": {"layers": layers}}
+    write_json(run_folder / "run.json", described)
+    page = Page(build_report(run_folder).read_text(encoding="utf-8"))
+    assert page.answer("^Models: ") == f"Models: teacher: big; student: {text}."
 
 
 def test_means_of_corrections_ignore_damaged_lines():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from redistill.records import Json
 from redistill.reports.costs import Cost, method_cost
 from redistill.reports.folders import RunFolder, at, mapping, number
 from redistill.reports.lineup import Entry, Lineup
@@ -19,6 +20,7 @@ MAX_TARGET_ONLY = 0.9
 LAST = 0.1
 """Fraction of the updates at the end of a run that is averaged."""
 MAX_NAMED = 6
+_PARTS = ("method", "policy", "divergence", "span loss")
 
 
 def lineup_of(runs: Sequence[RunFolder], labels: Sequence[str]) -> Lineup:
@@ -102,18 +104,63 @@ def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
 
 
 def changes_sentence(lineup: Lineup | None) -> str:
-    """Return a sentence about the settings that differ between a run and baselines.
+    """Return a sentence about what differs between a run and its baselines.
 
-    `lineup` has the run and its baselines; it is None without baselines.
+    The sentence has method, policy, divergence and span loss of each run, if they differ, and the number of settings that
+    differ.
+
+    Args:
+        lineup: The run and its baselines; None without baselines.
     """
     if lineup is None:
         return "No baseline was given, so no settings are compared; `redistill report RUN --baseline RUN` compares two runs."
-    names = [setting.name for setting in different_settings(lineup)]
-    who = listed(lineup.labels)
+    number_of_settings = len(different_settings(lineup))
+    described = {entry.label: _training_parts(entry.run) for entry in lineup.entries}
+    names = [name for name in _PARTS if len({parts[name] for parts in described.values()}) > 1]
+    if not names and not number_of_settings:
+        return f"The recipes of {listed(lineup.labels)} have the same settings."
+    differ = (
+        f"{counted(str(number_of_settings), 'setting')} of the recipes {'differs' if number_of_settings == 1 else 'differ'}"
+    )
     if not names:
-        return f"The recipes of {who} have the same settings."
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"The recipes of {who} differ in {counted(str(len(names)), 'setting')}: {', '.join(names[:MAX_NAMED])}{more}."
+        return f"Method, policy, divergence and span loss of {listed(lineup.labels)} are the same; {differ}."
+    texts = [f"{label} uses {listed([parts[name] for name in names])}" for label, parts in described.items()]
+    return f"{'; '.join(texts)}; {differ}."
+
+
+def _training_parts(run: RunFolder) -> dict[str, str]:
+    """Return method, policy, divergence and span loss of a run in words.
+
+    Runs of earlier versions have not recorded the policy and objective that the method sets.
+    """
+    config, method = run.description.get("config"), run.description.get("method")
+    policy, objective = (at(run.description, "resolved", name) or at(config, name) for name in ("policy", "objective"))
+    divergence, weight = at(objective, "divergence"), number(at(objective, "span_weight"))
+    unknown = "the {} of its method"
+    return {
+        "method": f"the method {method}",
+        "policy": _policy(policy) if policy else unknown.format("policy"),
+        "divergence": unknown.format("divergence")
+        if not objective
+        else f"the divergence {_words(divergence)}"
+        if divergence
+        else "no divergence",
+        "span loss": unknown.format("span loss") if not objective else f"{'a' if weight else 'no'} span loss",
+    }
+
+
+def _policy(policy: Json) -> str:
+    """Return the kind of a policy, with the kinds of its sources."""
+    kinds = [_words(policy)]
+    while (policy := at(policy, "source")) and len(kinds) < MAX_NAMED:
+        kinds.append(_words(policy))
+    return f"the policy {kinds[0]}" + (f" (of {' '.join(kinds[1:])} text)" if kinds[1:] else "")
+
+
+def _words(node: Json) -> str:
+    """Return the kind of a component in words, such as "forward KL"."""
+    kind = str(at(node, "kind"))
+    return "DAC-KL" if kind == "dac_kl" else kind.replace("_", " ").replace("kl", "KL")
 
 
 def command_of(run: RunFolder) -> str:
