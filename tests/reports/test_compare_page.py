@@ -55,6 +55,12 @@ def page(sweep: Path) -> str:
     return (sweep.parent / "compare.html").read_text(encoding="utf-8")
 
 
+def test_the_forest_plot_is_part_of_the_verdict(page):
+    verdict, _, rest = page[page.index('<h2 id="verdict"') :].partition('<h2 id="charts"')
+    assert verdict.count("<svg") == 1 and "Difference to sft" in verdict
+    assert "second best, is " in verdict[: verdict.index("<svg")] and rest.count("<svg") > 1
+
+
 def scores_of(sweep: Path, method: str, dataset: str) -> np.ndarray:
     """Scores in the responses files, [training seeds, evaluation seeds, prompts]."""
     found = []
