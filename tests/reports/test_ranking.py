@@ -54,8 +54,9 @@ def test_speeds_are_divided_by_those_of_the_teacher_in_the_same_run(tmp_path):
     build_comparison(runs, [tmp_path / "compare.html"])
     tables = [report, Page((tmp_path / "compare.html").read_text(encoding="utf-8"))]
     cells = [table.table("latency p50, s", "peak memory") for table in tables]
-    assert cells[0]["kd-10"]["tokens/s"] == cells[1]["kd"]["tokens/s"] == "1.35 k (4.50×)"
-    assert cells[1]["sft"]["tokens/s"] == "450 (4.50×)" and cells[1]["teacher"]["tokens/s"] == "100"
+    assert cells[0]["kd-10"]["tokens/s"] == "1.35 k (4.50×)" and cells[1]["kd"]["tokens/s"] == "1.35 k (4.50× of 300)"
+    assert cells[1]["kd"]["latency p50, s"] == "0.250 (0.30× of 0.833)" and cells[1]["kd"]["parameters"] == "120 M (0.08×)"
+    assert cells[1]["sft"]["tokens/s"] == "450 (4.50× of 100)" and cells[1]["teacher"]["tokens/s"] == "100"
 
 
 def test_a_small_lead_is_not_settled_and_has_the_sample_that_would_settle_it(tmp_path):

@@ -167,7 +167,7 @@ def test_the_difference_to_a_baseline_leads_with_the_parts_that_differ(run_folde
     assert sentence().startswith("Method, policy, divergence and span loss of mine and sft are the same; ")
     change(run_folder, "mgsr", config={"updates": 1})
     assert sentence() == (
-        "mine uses the method mgsr, the policy of its method, the divergence of its method and the span loss of its method; "
+        "mine uses the method mgsr (with the policy, divergence and span loss of this method); "
         "sft uses the method kd, the policy fixed, the divergence forward KL and no span loss; 0 settings of the recipes differ."
     )
 

@@ -20,7 +20,6 @@ MAX_TARGET_ONLY = 0.9
 LAST = 0.1
 """Fraction of the updates at the end of a run that is averaged."""
 MAX_NAMED = 6
-_PARTS = ("method", "policy", "divergence", "span loss")
 
 
 def lineup_of(runs: Sequence[RunFolder], labels: Sequence[str]) -> Lineup:
@@ -116,7 +115,7 @@ def changes_sentence(lineup: Lineup | None) -> str:
         return "No baseline was given, so no settings are compared; `redistill report RUN --baseline RUN` compares two runs."
     number_of_settings = len(different_settings(lineup))
     described = {entry.label: _training_parts(entry.run) for entry in lineup.entries}
-    names = [name for name in _PARTS if len({parts[name] for parts in described.values()}) > 1]
+    names = [name for name in next(iter(described.values())) if len({parts[name] for parts in described.values()}) > 1]
     if not names and not number_of_settings:
         return f"The recipes of {listed(lineup.labels)} have the same settings."
     differ = (
@@ -124,29 +123,27 @@ def changes_sentence(lineup: Lineup | None) -> str:
     )
     if not names:
         return f"Method, policy, divergence and span loss of {listed(lineup.labels)} are the same; {differ}."
-    texts = [f"{label} uses {listed([parts[name] for name in names])}" for label, parts in described.items()]
+    texts = []
+    for label, parts in described.items():
+        known, unknown = [name for name in names if parts[name]], [name for name in names if not parts[name]]
+        of_method = f" (with the {listed(unknown)} of this method)" if unknown else ""
+        texts.append(f"{label} uses {listed([parts[name] for name in known])}{of_method}")
     return f"{'; '.join(texts)}; {differ}."
 
 
 def _training_parts(run: RunFolder) -> dict[str, str]:
-    """Return method, policy, divergence and span loss of a run in words.
+    """Return method, policy, divergence and span loss of a run in words; "" for an unknown part.
 
     Runs of earlier versions have not recorded the policy and objective that the method sets.
     """
     config, method = run.description.get("config"), run.description.get("method")
     policy, objective = (at(run.description, "resolved", name) or at(config, name) for name in ("policy", "objective"))
-    divergence, weight = at(objective, "divergence"), number(at(objective, "span_weight"))
-    unknown = "the {} of its method"
-    return {
-        "method": f"the method {method}",
-        "policy": _policy(policy) if policy else unknown.format("policy"),
-        "divergence": unknown.format("divergence")
-        if not objective
-        else f"the divergence {_words(divergence)}"
-        if divergence
-        else "no divergence",
-        "span loss": unknown.format("span loss") if not objective else f"{'a' if weight else 'no'} span loss",
-    }
+    parts = {"method": f"the method {method}", "policy": _policy(policy) if policy else "", "divergence": "", "span loss": ""}
+    if objective:
+        divergence = at(objective, "divergence")
+        parts["divergence"] = f"the divergence {_words(divergence)}" if divergence else "no divergence"
+        parts["span loss"] = f"{'a' if number(at(objective, 'span_weight')) else 'no'} span loss"
+    return parts
 
 
 def _policy(policy: Json) -> str:

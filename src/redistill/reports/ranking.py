@@ -20,8 +20,8 @@ def conclusions(measured: Measured) -> list[list[str]]:
     """Return the main results as sentences, one list for each primary metric.
 
     The sentences are about the average over data sets, or about the data set if there is only one.  They name the best method,
-    its score, and whether its lead is settled; its difference to the baseline and to the second best method, and whether these differences are settled; the
-    smallest difference that the comparison could detect; the teacher's quality that the best method keeps; and what its
+    its score, and whether its lead is settled.  Then they have its differences to the baseline and to the second best method;
+    the smallest difference that the comparison could detect; the teacher's quality that the best method keeps; and what its
     training cost.
 
     Args:
