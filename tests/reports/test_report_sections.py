@@ -232,17 +232,37 @@ def test_a_recorded_window_is_shown_with_the_numbers_of_the_file(run_folder):
 def test_the_results_of_a_judge_are_a_table_of_the_report(run_folder):
     assert 'id="judge"' not in build_report(run_folder).read_text(encoding="utf-8")
     write_judgement(run_folder)
-    assert Page(build_report(run_folder).read_text(encoding="utf-8")).table("judge", "wins, ties, losses")["mine"] == {
-        "": "mine",
-        **JUDGED,
-    }
+    page = Page(build_report(run_folder).read_text(encoding="utf-8"))
+    assert page.table("judge", "wins, ties, losses")["mine"] == {"": "mine", **JUDGED, "test set": "vicuna"}
+    assert page.table("judge", "requests") == {"mine": {"": "mine", **COST}}, "one line for both test sets"
+
+
+@pytest.mark.parametrize("total", [None, {}, {"requests": "<b>"}])
+def test_an_unknown_cost_of_the_judge_is_left_out(run_folder, total):
+    write_judgement(run_folder)
+    held = files.read_json(run_folder / "judge.json")
+    write_json(run_folder / "judge.json", {**held, "comparisons": [{**held["comparisons"][0], "cost": {}, "total": total}]})
+    assert "Cost of the judge" not in build_report(run_folder).read_text(encoding="utf-8")
 
 
 def write_judgement(folder: Path) -> None:
     counts = {"prompts": 5, "wins": 2, "ties": 1, "losses": 1, "disagreements": 1, "unparsed": 2, "missing": 3}
     about = {**counts, "score": 0.625, "lower": 0.25, "upper": 0.875, "by_prompt": {}}
     settings = {"model": "judge-7b", "against": "<img src=x>", "seeds": ["10", "20"], "limit": 5}
-    files.write_json(folder / "judge.json", {"schema": 1, "comparisons": [{**settings, "datasets": {"dolly": about}}]})
+    cost = {"requests": 4, "prompt_tokens": 900, "completion_tokens": 12, "price": 0.0005}
+    costs = {"cost": cost, "total": {"requests": 10, "prompt_tokens": 4500, "completion_tokens": 31, "price": 0.00226}}
+    datasets = {"dolly": about, "vicuna": about}
+    files.write_json(folder / "judge.json", {"schema": 1, "comparisons": [{**settings, **costs, "datasets": datasets}]})
+
+
+COST = {
+    "against": "<img src=x>",
+    "judge": "judge-7b",
+    "requests": "10",
+    "prompt tokens": "4,500",
+    "generated tokens": "31",
+    "price": "0.00226",
+}
 
 
 JUDGED = {
@@ -263,8 +283,9 @@ def test_the_results_of_a_judge_are_in_a_comparison_and_are_printed(tmp_path, ca
     write_judgement(sweep / "mgsr-seed20")
     outputs = [tmp_path / f"compare.{suffix}" for suffix in ("html", "md")]
     comparison = build_comparison([sweep], outputs)
-    row = Page(outputs[0].read_text(encoding="utf-8")).table("judge", "wins, ties, losses")["mgsr, training seed 20"]
-    assert row == {"": "mgsr, training seed 20", **JUDGED}
+    page, label = Page(outputs[0].read_text(encoding="utf-8")), "mgsr, training seed 20"
+    assert page.table("judge", "wins, ties, losses")[label] == {"": label, **JUDGED, "test set": "vicuna"}
+    assert page.table("judge", "requests")[label] == {"": label, **COST}
     assert "|judge-7b|5 seeds 10, 20; first 5 prompts|2, 1, 1|" in outputs[1].read_text(encoding="utf-8")
     print_comparison(comparison)
     assert "A chat model compared two answers to each prompt" in " ".join(capsys.readouterr().out.split())
