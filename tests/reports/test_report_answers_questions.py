@@ -21,8 +21,11 @@ MGSR = {
     "where does it fail": r"^The lowest ROUGE-L of mine is on category closed_qa of dolly: .* teacher on 40 of 40",
     "what did SCRG change": r"^SCRG corrected 51\.2 % of the sampled sequences: in the 30 logged corrections .* 1\.25 nats\.$",
     "did DAC-KL collapse": r"^DAC-KL did not collapse: .* keeps 90\.0 % of the teacher's probability",
-    "what differs between the runs": r"^mine uses the method mgsr, the policy mixed \(of revised student generated text\), the divergence DAC-KL and a span loss; "
-    r"plain-sft uses the method sft, the policy fixed, no divergence and no span loss; 1 setting of the recipes differs\. All differences$",
+    "what differs between the runs": r"^mine uses the method mgsr, the policy mixed \(of revised student generated text\), "
+    r"the divergence "
+    r"DAC-KL and a span loss; "
+    r"plain-sft uses the method sft, the policy fixed, no divergence and no span loss; "
+    r"1 setting of the recipes differs\. All differences$",
     "how to repeat it": r"^To repeat the run with commit abc1234: redistill run mine\.yaml$",
 }
 ALONE = {
@@ -31,7 +34,8 @@ ALONE = {
     "is that settled": r"^mine is .* settled with 20 prompts\.$",
     "what is kept at what size and speed": r"^mine has 93 % of the teacher's quality \(ROUGE-L\)",
     "what does training cost": r"^The run has not recorded what its training cost",
-    "where does it fail": r"^The lowest scores \(ROUGE-L\) of mine are those of the prompts dolly:\d+ \([\d.]+\), .* and .* of dolly; ",
+    "where does it fail": r"^The lowest scores \(ROUGE-L\) of mine are those of the prompts dolly:\d+ "
+    r"\([\d.]+\), .* and .* of dolly; ",
     "what did SCRG change": r"^No text of the student was corrected: the run has no corrections by SCRG",
     "did DAC-KL collapse": r"^DAC-KL collapsed: .* 5\.0 % of the mass outside the arg max; .* for 95\.0 %",
     "what differs between the runs": r"^No baseline was given, so no settings are compared",

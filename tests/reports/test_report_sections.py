@@ -82,8 +82,8 @@ def test_the_lowest_prompts_are_named_if_there_is_one_data_set_without_categorie
         scores = files.read_json(part / "scores.json")
         write_json(part / "scores.json", {**scores, "datasets": {"dolly": scores["datasets"]["dolly"]}})
     assert weakest_sentence(evaluations(read_run(run_folder), []), "before training") == (
-        "The lowest scores (ROUGE-L) of mine are those of the prompts dolly:9 (1.00), dolly:11 (2.00) and dolly:4 (3.00) of dolly; "
-        "it is worse than teacher on 0 of 20 prompts."
+        "The lowest scores (ROUGE-L) of mine are those of the prompts dolly:9 (1.00), dolly:11 (2.00) and dolly:4 (3.00) "
+        "of dolly; it is worse than teacher on 0 of 20 prompts."
     )
 
 
@@ -168,7 +168,8 @@ def test_the_difference_to_a_baseline_leads_with_the_parts_that_differ(run_folde
     change(run_folder, "mgsr", config={"updates": 1})
     assert sentence() == (
         "mine uses the method mgsr (with the policy, divergence and span loss of this method); "
-        "sft uses the method kd, the policy fixed, the divergence forward KL and no span loss; 0 settings of the recipes differ."
+        "sft uses the method kd, the policy fixed, the divergence forward KL and no span loss; "
+        "0 settings of the recipes differ."
     )
 
 

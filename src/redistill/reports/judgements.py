@@ -37,8 +37,8 @@ class Judgement:
         score: Mean score in [0, 1]: a win is 1, a tie 0.5 and a loss 0.  None if no pair has a score.
         lower, upper: 95 % interval of `score`, by bootstrap over prompts; None without a score.
         by_prompt: Mean score of each prompt, by its id.
-        cost: "requests", "prompt_tokens" and "completion_tokens" of all verdicts of the comparison, over all data sets, and their
-            "price" if it is known.
+        cost: "requests", "prompt_tokens" and "completion_tokens" of all verdicts of the comparison, over all data sets; and
+            their "price", if it is known.
     """
 
     model: str

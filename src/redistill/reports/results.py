@@ -4,6 +4,8 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from redistill.records import ACCEPTANCE, PROPOSALS, Json
 from redistill.reports.categories import category_table
 from redistill.reports.comparison import GENERATED, TEACHER_FORCED, Row
@@ -42,7 +44,7 @@ def results_section(models: Sequence[Evaluation], rows: Sequence[Row]) -> dict[s
     datasets = [list(found) for _, found in itertools.groupby(rows, key=lambda row: row.column)]
     return {
         "qualities": list(_qualities(rows)),
-        "decodings": [] if student is None else list(_decodings(student)),
+        "decodings": [] if student is None else list(_decodings(models, versus)),
         "drafts": [list(found) for _, found in itertools.groupby(drafts, key=lambda row: row.column)],
         "proposals": range(1, PROPOSALS + 1),
         "datasets": datasets,
@@ -77,24 +79,38 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
         }
 
 
-def _decodings(student: Evaluation) -> Iterator[dict[str, object]]:
-    """Yield one dict for each data set with further decodings.
+def _decodings(models: Sequence[Evaluation], versus: Mapping[str, str | None]) -> Iterator[dict[str, object]]:
+    """Yield one dict for each data set on which the last model has further decodings.
 
-    A dict has the scores of the student for each decoding, with those of the main decoding first.
+    A dict has the scores of each model for each decoding, with those of the main decoding first.  A model is included if it has
+    further decodings.  The value of "difference" is the student's score minus that of the reference model.
+
+    Args:
+        models: The evaluations, that of the student last.
+        versus: Label of the reference model, by name of the data set.
     """
+    student = models[-1]
     for dataset in student.datasets:
-        if not (titles := student.decodings(dataset)):
-            continue
-        measures, rows = student.measures(dataset), []
-        main = decoding_title(student.settings.get("sampling"))
-        names = dict[str | None, str]({None: f"main ({main})"}) | titles
-        for name, title in names.items():
-            scores = (*(measure.name for measure in measures), *GENERATED)
-            found = {each: list(student.seed_scores(dataset, each, name).values()) for each in scores}
-            means = {each: mean(values) for each, values in found.items()}
-            primary = found[measures[0].name]
-            rows.append({"title": title, "means": means, "deviation": deviation(primary), "num_seeds": len(primary)})
-        yield {"dataset": dataset, "measures": measures, "rows": rows}
+        titles, measures = student.decodings(dataset), student.measures(dataset)
+        names = (*(measure.name for measure in measures), *GENERATED)
+        rows = []
+        for decoding in (None, *titles) if titles else ():
+            scores = {
+                model.label: {name: list(model.seed_scores(dataset, name, decoding).values()) for name in names}
+                for model in models
+                if model.decodings(dataset)
+            }
+            means = {label: {name: mean(values) for name, values in found.items()} for label, found in scores.items()}
+            for model in models:
+                primary = scores.get(model.label, {}).get(measures[0].name)
+                if primary:
+                    main = f"main ({decoding_title(model.settings.get('sampling'))})"
+                    other = means.get(versus.get(dataset) or "", {}).get(measures[0].name) if model is student else None
+                    row = {"title": main if decoding is None else titles[decoding], "model": model, "means": means[model.label]}
+                    gap = None if other is None else float(np.mean(primary)) - other
+                    rows.append({**row, "deviation": deviation(primary), "num_seeds": len(primary), "difference": gap})
+        if rows:
+            yield {"dataset": dataset, "measures": measures, "rows": rows, "versus": versus.get(dataset)}
 
 
 def _other_scores(datasets: Sequence[str], models: Sequence[Evaluation]) -> Table | None:
