@@ -186,7 +186,7 @@ def _numbers(scores: Json) -> dict[str, list[str]]:
     while waiting:
         path, value = waiting.pop()
         if isinstance(value, Mapping):
-            waiting += [((*path, str(key)), each) for key, each in reversed(value.items())]
+            waiting += [((*path, str(key)), each) for key, each in reversed(list(value.items()))]
         elif isinstance(value, Sequence) and not isinstance(value, str):
             waiting += [(path, each) for each in reversed(value)]
         elif not isinstance(value, bool) and (known := number(value)) is not None:

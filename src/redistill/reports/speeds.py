@@ -28,7 +28,7 @@ def figures_of(model: Entrant) -> Figures:
 
 
 def ratios_of(measured: Measured, label: str) -> Figures:
-    """Return the figures of a method divided by those of the teachers in the same runs.
+    """Return the figures of a method divided by those of the teachers of its runs.
 
     The mean over the method's runs is divided by the mean over the teachers of these runs.  Runs that lack one of both figures
     are left out.
