@@ -38,6 +38,19 @@ def test_runs_of_one_method_with_different_settings_are_labelled_by_their_common
     assert labels_and_seeds(read_lineup(folders)) == [("mgsr-10", 10), ("long", 10), ("long", 20)]
 
 
+@pytest.mark.parametrize("seeds", [(10, 11), (10, 20)])
+def test_a_suffix_with_the_seed_of_the_run_is_not_part_of_its_label(tmp_path, seeds):
+    folders = [
+        write(tmp_path / f"{kind}-{seed}", "mgsr", seed, name=f"{kind}-seed{seed}", config__training__updates=updates)
+        for kind, updates in (("none", 100), ("long_robust", 300))
+        for seed in seeds
+    ]
+    assert read_lineup(folders).labels == ["none", "long_robust"]
+    assert read_lineup([folders[0], *folders[2:]]).labels == ["none", "long_robust"]
+    other = write(tmp_path / "other", "mgsr", 12, name=f"none-seed{seeds[0]}", config__training__updates=7)
+    assert read_lineup([*folders, other]).labels == ["none", "long_robust", f"none-seed{seeds[0]}"]  # another seed's suffix
+
+
 def test_runs_with_equal_names_are_labelled_by_method_or_folder(tmp_path):
     first, second = (write(tmp_path / name, "mgsr", name="mine") for name in ("a", "b"))
     longer = write(tmp_path / "long-10", "mgsr", name="mine", config__training__updates=300)

@@ -50,7 +50,7 @@ def test_scores_of_a_data_set(folder, page, dataset):
         seeds = read(folder / part / "scores.json")["datasets"][dataset]["seeds"]
         values = [seed["rouge_l"] for seed in seeds.values()]
         assert cells[1] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
-        assert cells[3] == "12.5 %" and cells[4] == "41.5" and cells[6] == "0.812"
+        assert cells[3].startswith("12.5 %") and cells[4] == "41.5" and cells[6] == "0.812"
 
 
 def mean(folder: Path, dataset: str) -> float:

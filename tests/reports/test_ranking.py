@@ -28,8 +28,8 @@ def constant(folder: Path, method: str, value: float, **written) -> Path:
 
 def test_a_method_that_leads_by_a_wide_margin_is_named_with_its_settled_differences(tmp_path):
     found = sentences([write_sweep(tmp_path, {"sft": 0.0, "kd": 4.0, "mgsr": 20.0}, prompts=30)])
-    assert found[0].startswith("mgsr has the highest ROUGE-L of 3 methods: ") and found[0].endswith(
-        "averaged over 2 data sets."
+    assert found[0].startswith("mgsr has the highest ROUGE-L of 3 methods (") and found[0].endswith(
+        ", averaged over 2 data sets), and its lead over kd, the second best, is settled."
     )
     assert found[1].startswith("mgsr is better than sft") and "settled with 60 prompts and 3 training seeds" in found[1]
     assert found[2].startswith("The smallest true difference between mgsr and sft")
@@ -54,8 +54,9 @@ def test_speeds_are_divided_by_those_of_the_teacher_in_the_same_run(tmp_path):
     build_comparison(runs, [tmp_path / "compare.html"])
     tables = [report, Page((tmp_path / "compare.html").read_text(encoding="utf-8"))]
     cells = [table.table("latency p50, s", "peak memory") for table in tables]
-    assert cells[0]["kd-10"]["tokens/s"] == cells[1]["kd"]["tokens/s"] == "1.35 k (4.50×)"
-    assert cells[1]["sft"]["tokens/s"] == "450 (4.50×)" and cells[1]["teacher"]["tokens/s"] == "100"
+    assert cells[0]["kd-10"]["tokens/s"] == "1.35 k (4.50×)" and cells[1]["kd"]["tokens/s"] == "1.35 k (4.50× of 300)"
+    assert cells[1]["kd"]["latency p50, s"] == "0.250 (0.30× of 0.833)" and cells[1]["kd"]["parameters"] == "120 M (0.08×)"
+    assert cells[1]["sft"]["tokens/s"] == "450 (4.50× of 100)" and cells[1]["teacher"]["tokens/s"] == "100"
 
 
 def test_a_small_lead_is_not_settled_and_has_the_sample_that_would_settle_it(tmp_path):
@@ -65,22 +66,33 @@ def test_a_small_lead_is_not_settled_and_has_the_sample_that_would_settle_it(tmp
         for (method, gain), row in zip((("sft", 0.0), ("kd", 2.0)), noise, strict=True)
     ]
     found = sentences(runs)
+    assert found[0].endswith(", on dolly), but its lead over sft, the second best, is not settled.")
     assert "not settled with 20 prompts; about" in found[1] and "prompts would settle it" in found[1]
     assert found[2].startswith("This is about the trained students: kd and sft have fewer than two training seeds in common.")
 
 
+CHANCE = "the second best, may be due to chance (p = 0.250 with Holm's correction)."  # 3 prompts
+
+
 def test_the_order_of_the_methods_is_that_of_their_scores_and_directions(tmp_path):
     low = [constant(tmp_path, method, value, metrics=PERPLEXITY) for method, value in (("sft", 30.0), ("kd", 20.0))]
-    assert sentences(low)[0] == "kd has the lowest (best) perplexity of 2 methods: 20.00, on dolly."
+    assert (
+        sentences(low)[0]
+        == f"kd has the lowest (best) perplexity of 2 methods (20.00, on dolly), but its lead over sft, {CHANCE}"
+    )
     high = [constant(tmp_path, method, value, metrics=EXACT) for method, value in (("gkd", 0.25), ("mgsr", 0.5))]
-    assert sentences(high)[0] == "mgsr has the highest exact match of 2 methods: 50.0 %, on dolly."
+    assert (
+        sentences(high)[0]
+        == f"mgsr has the highest exact match of 2 methods (50.0 %, on dolly), but its lead over gkd, {CHANCE}"
+    )
 
 
 def test_a_baseline_that_is_best_is_compared_with_the_closest_method(tmp_path):
     runs = [constant(tmp_path, method, value) for method, value in (("sft", 30.0), ("kd", 20.0), ("gkd", 25.0))]
     found = sentences(runs)
-    assert found[0].startswith("sft has the highest") and found[1].startswith("gkd is worse than sft")
-    assert not any("second best" in sentence for sentence in found)
+    assert found[0].startswith("sft has the highest") and found[0].endswith(f"over gkd, {CHANCE.replace('0.250', '0.500')}")
+    assert found[1].startswith("gkd is worse than sft")
+    assert not any("Against the second best" in sentence for sentence in found)
 
 
 def test_a_single_method_is_not_compared(tmp_path):
@@ -90,6 +102,7 @@ def test_a_single_method_is_not_compared(tmp_path):
 
 def test_methods_with_different_prompts_are_not_compared(tmp_path):
     found = sentences([constant(tmp_path, "sft", 30.0), constant(tmp_path, "kd", 40.0, text="other")])
+    assert found[0].endswith("but its lead over sft, the second best, is not tested.")
     assert "kd is not compared with sft" in found[1] and "different prompts" in found[1]
 
 
@@ -100,5 +113,6 @@ def test_a_difference_that_holms_correction_does_not_confirm_is_reported(count, 
     signs = np.array([1.0] * 10 + [-1.0] * 2)
     runs = [write_method(tmp_path / method, {"dolly": {10: 30 + gain * signs}}, method) for method, gain in gains.items()]
     found = " ".join(sentences(runs))
+    assert ("its lead over sft, the second best, may be due to chance (p = 0.4" in found) == (count == 12)
     assert "m01 is better than sft" in found
     assert ("Holm's correction for 11 methods gives p = 0.4" in found) == (count == 12)

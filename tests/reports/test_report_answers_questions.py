@@ -21,7 +21,11 @@ MGSR = {
     "where does it fail": r"^The lowest ROUGE-L of mine is on category closed_qa of dolly: .* teacher on 40 of 40",
     "what did SCRG change": r"^SCRG corrected 51\.2 % of the sampled sequences: in the 30 logged corrections .* 1\.25 nats\.$",
     "did DAC-KL collapse": r"^DAC-KL did not collapse: .* keeps 90\.0 % of the teacher's probability",
-    "what differs between the runs": r"^The recipes of mine and plain-sft differ in 1 setting: method\.$",
+    "what differs between the runs": r"^mine uses the method mgsr, the policy mixed \(of revised student generated text\), "
+    r"the divergence "
+    r"DAC-KL and a span loss; "
+    r"plain-sft uses the method sft, the policy fixed, no divergence and no span loss; "
+    r"1 setting of the recipes differs\. All differences$",
     "how to repeat it": r"^To repeat the run with commit abc1234: redistill run mine\.yaml$",
 }
 ALONE = {
@@ -30,7 +34,8 @@ ALONE = {
     "is that settled": r"^mine is .* settled with 20 prompts\.$",
     "what is kept at what size and speed": r"^mine has 93 % of the teacher's quality \(ROUGE-L\)",
     "what does training cost": r"^The run has not recorded what its training cost",
-    "where does it fail": r"^The lowest ROUGE-L of mine is on dolly: 25\.00 on 20 prompts",
+    "where does it fail": r"^The lowest scores \(ROUGE-L\) of mine are those of the prompts dolly:\d+ "
+    r"\([\d.]+\), .* and .* of dolly; ",
     "what did SCRG change": r"^No text of the student was corrected: the run has no corrections by SCRG",
     "did DAC-KL collapse": r"^DAC-KL collapsed: .* 5\.0 % of the mass outside the arg max; .* for 95\.0 %",
     "what differs between the runs": r"^No baseline was given, so no settings are compared",
@@ -55,6 +60,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
     folder = tmp_path_factory.mktemp("questions")
     mine = write_run(folder / "mine", "mine", updates=40)
     baseline = write_run(folder / "sft", "plain-sft", role="baseline")
+    source = {"kind": "mixed", "source": {"kind": "revised", "source": {"kind": "student_generated"}}}
+    parts = {
+        mine: {"policy": source, "objective": {"divergence": {"kind": "dac_kl"}, "span_weight": 1.0}},
+        baseline: {"policy": {"kind": "fixed"}, "objective": {"divergence": None, "span_weight": 0.0}},
+    }
+    for path, resolved in parts.items():
+        described = files.read_json(path / "run.json")
+        write_json(path / "run.json", {**described, "method": described["config"]["method"], "resolved": resolved})
     alone = write_run(folder / "alone", "mine")
     described = files.read_json(alone / "run.json")
     write_json(alone / "run.json", {key: value for key, value in described.items() if key not in ("cost", "command")})

@@ -20,7 +20,7 @@ from redistill.reports.sizes import ratios
 from redistill.reports.statistics import paired_bootstrap
 from redistill.reports.terminal import print_comparison
 from redistill.storage import files
-from tests.reports.fabricated import PROMPTS, write_json, write_lines, write_sweep
+from tests.reports.fabricated import PROMPTS, write_json, write_lines, write_run, write_sweep
 from tests.reports.page import Page
 
 
@@ -58,6 +58,33 @@ def test_fewer_than_two_categories_give_no_table(run_folder, category):
     models = evaluations(read_run(run_folder), [])
     assert category_table("dolly", models, "before training") is None
     assert " on dolly: " in weakest_sentence(models, "before training")
+
+
+def test_a_category_of_few_prompts_is_not_named_as_the_weakest(run_folder):
+    def change(line):
+        is_low = line["id"] in ("dolly:0", "dolly:1")
+        return {
+            **line,
+            "category": "rare" if is_low else "even" if line["id"][-1] in "02468" else "odd",
+            "rouge_l": 2.0 if is_low else 50.0,
+        }
+
+    change_answers(run_folder, change)
+    sentence = weakest_sentence(evaluations(read_run(run_folder), []), "before training")
+    assert "category even of dolly: 50.00" in sentence and "rare" not in sentence
+
+
+def test_the_lowest_prompts_are_named_if_there_is_one_data_set_without_categories(run_folder):
+    """The means over both seeds are 3, 1, 2 and then 50."""
+    low = {"dolly:4": 3.0, "dolly:9": 1.0, "dolly:11": 2.0}
+    change_answers(run_folder, lambda line: {**line, "category": None, "rouge_l": low.get(line["id"], 50.0)})
+    for part in (run_folder, run_folder / "teacher", run_folder / "before"):
+        scores = files.read_json(part / "scores.json")
+        write_json(part / "scores.json", {**scores, "datasets": {"dolly": scores["datasets"]["dolly"]}})
+    assert weakest_sentence(evaluations(read_run(run_folder), []), "before training") == (
+        "The lowest scores (ROUGE-L) of mine are those of the prompts dolly:9 (1.00), dolly:11 (2.00) and dolly:4 (3.00) "
+        "of dolly; it is worse than teacher on 0 of 20 prompts."
+    )
 
 
 def test_metrics_with_other_units_are_not_compared(run_folder):
@@ -123,6 +150,48 @@ def test_a_window_collapses_below_the_limit_of_the_recipe(run_folder):
     assert facts.dac_kl_sentence(early, read_run(run_folder)).startswith("DAC-KL collapsed: ")
 
 
+def test_the_difference_to_a_baseline_leads_with_the_parts_that_differ(run_folder, baseline_folder):
+    """The recipe sets the policy of one run; an earlier version has not recorded the objective that the method sets."""
+
+    def change(folder: Path, method: str, **changed) -> None:
+        described = files.read_json(folder / "run.json")
+        write_json(folder / "run.json", {**described, "method": method, "resolved": None} | changed)
+
+    def sentence() -> str:
+        runs = [read_run(run_folder), read_run(baseline_folder)]
+        return facts.changes_sentence(facts.lineup_of(runs, ["mine", "sft"]))
+
+    objective = {"divergence": {"kind": "forward_kl"}, "span_weight": 0.0}
+    change(baseline_folder, "kd", resolved={"policy": {"kind": "fixed"}, "objective": objective}, config={"updates": 1})
+    change(run_folder, "kd", config={"updates": 2, "policy": {"kind": "fixed"}, "objective": {**objective, "sft_weight": 1}})
+    assert sentence().startswith("Method, policy, divergence and span loss of mine and sft are the same; ")
+    change(run_folder, "mgsr", config={"updates": 1})
+    assert sentence() == (
+        "mine uses the method mgsr (with the policy, divergence and span loss of this method); "
+        "sft uses the method kd, the policy fixed, the divergence forward KL and no span loss; "
+        "0 settings of the recipes differ."
+    )
+
+
+def test_the_first_baseline_is_the_one_that_settings_are_compared_with(run_folder, baseline_folder, tmp_path):
+    """Scores, curves and costs are compared with the first baseline as well."""
+    runs = [read_run(folder) for folder in (run_folder, baseline_folder, write_run(tmp_path / "other", "other"))]
+    assert facts.lineup_of(runs, ["mine", "plain-sft", "other"]).baseline == "plain-sft"
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [([0, 11], "initialised from the teacher (layers 0, 11)"), (4, "initialised from the teacher (4 of its layers)")],
+)
+def test_a_student_that_was_built_from_the_teacher_is_not_named_teacher(run_folder, layers, text):
+    described = files.read_json(run_folder / "run.json")
+    described["models"]["student"]["name"] = "teacher"
+    described["config"]["student"] = {"model": "teacher", "initialise": {"layers": layers}}
+    write_json(run_folder / "run.json", described)
+    page = Page(build_report(run_folder).read_text(encoding="utf-8"))
+    assert page.answer("^Models: ") == f"Models: teacher: big; student: {text}."
+
+
 def test_means_of_corrections_ignore_damaged_lines():
     revisions = read_revisions([{"kl": 1.0, "position": 2}, {"kl": "x", "position": None}, {"kl": 2.0, "position": 5}])
     sentence = facts.scrg_sentence(read_log([], TRAINING_NAMES), revisions)
@@ -164,17 +233,37 @@ def test_a_recorded_window_is_shown_with_the_numbers_of_the_file(run_folder):
 def test_the_results_of_a_judge_are_a_table_of_the_report(run_folder):
     assert 'id="judge"' not in build_report(run_folder).read_text(encoding="utf-8")
     write_judgement(run_folder)
-    assert Page(build_report(run_folder).read_text(encoding="utf-8")).table("judge", "wins, ties, losses")["mine"] == {
-        "": "mine",
-        **JUDGED,
-    }
+    page = Page(build_report(run_folder).read_text(encoding="utf-8"))
+    assert page.table("judge", "wins, ties, losses")["mine"] == {"": "mine", **JUDGED, "test set": "vicuna"}
+    assert page.table("judge", "requests") == {"mine": {"": "mine", **COST}}, "one line for both test sets"
+
+
+@pytest.mark.parametrize("total", [None, {}, {"requests": "<b>"}])
+def test_an_unknown_cost_of_the_judge_is_left_out(run_folder, total):
+    write_judgement(run_folder)
+    held = files.read_json(run_folder / "judge.json")
+    write_json(run_folder / "judge.json", {**held, "comparisons": [{**held["comparisons"][0], "cost": {}, "total": total}]})
+    assert "Cost of the judge" not in build_report(run_folder).read_text(encoding="utf-8")
 
 
 def write_judgement(folder: Path) -> None:
     counts = {"prompts": 5, "wins": 2, "ties": 1, "losses": 1, "disagreements": 1, "unparsed": 2, "missing": 3}
     about = {**counts, "score": 0.625, "lower": 0.25, "upper": 0.875, "by_prompt": {}}
     settings = {"model": "judge-7b", "against": "<img src=x>", "seeds": ["10", "20"], "limit": 5}
-    files.write_json(folder / "judge.json", {"schema": 1, "comparisons": [{**settings, "datasets": {"dolly": about}}]})
+    cost = {"requests": 4, "prompt_tokens": 900, "completion_tokens": 12, "price": 0.0005}
+    costs = {"cost": cost, "total": {"requests": 10, "prompt_tokens": 4500, "completion_tokens": 31, "price": 0.00226}}
+    datasets = {"dolly": about, "vicuna": about}
+    files.write_json(folder / "judge.json", {"schema": 1, "comparisons": [{**settings, **costs, "datasets": datasets}]})
+
+
+COST = {
+    "against": "<img src=x>",
+    "judge": "judge-7b",
+    "requests": "10",
+    "prompt tokens": "4,500",
+    "generated tokens": "31",
+    "price": "0.00226",
+}
 
 
 JUDGED = {
@@ -195,8 +284,9 @@ def test_the_results_of_a_judge_are_in_a_comparison_and_are_printed(tmp_path, ca
     write_judgement(sweep / "mgsr-seed20")
     outputs = [tmp_path / f"compare.{suffix}" for suffix in ("html", "md")]
     comparison = build_comparison([sweep], outputs)
-    row = Page(outputs[0].read_text(encoding="utf-8")).table("judge", "wins, ties, losses")["mgsr, training seed 20"]
-    assert row == {"": "mgsr, training seed 20", **JUDGED}
+    page, label = Page(outputs[0].read_text(encoding="utf-8")), "mgsr, training seed 20"
+    assert page.table("judge", "wins, ties, losses")[label] == {"": label, **JUDGED, "test set": "vicuna"}
+    assert page.table("judge", "requests")[label] == {"": label, **COST}
     assert "|judge-7b|5 seeds 10, 20; first 5 prompts|2, 1, 1|" in outputs[1].read_text(encoding="utf-8")
     print_comparison(comparison)
     assert "A chat model compared two answers to each prompt" in " ".join(capsys.readouterr().out.split())

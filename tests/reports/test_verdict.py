@@ -23,7 +23,7 @@ def row(strata: list[np.ndarray] | None, num_seeds: int = 1, primary: Measure = 
     found = None if strata is None else contrast(strata, num_seeds, primary.sign)
     texts = {"column": "dolly", "model": "mgsr", "role": "student", "versus": "sft", "note": "different prompts"}
     prompts = 50 if strata is None else sum(stratum.shape[1] for stratum in strata)
-    return Row(measures=(primary,), primary=estimate, num_prompts=prompts, contrast=found, scores={}, **texts)
+    return Row(measures=(primary,), primary=estimate, num_prompts=prompts, contrast=found, others={}, scores={}, **texts)
 
 
 def differences(mean: float, num_prompts: int = 50, num_seeds: int = 1, of_seeds: float = 0.0, of_prompts: float = 6.0):

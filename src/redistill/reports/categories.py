@@ -9,11 +9,16 @@ from redistill.reports.folders import Evaluation, Measure
 from redistill.reports.pages import NOTHING, difference, score
 from redistill.reports.statistics import Interval, paired_bootstrap, prompt_means
 from redistill.reports.tables import Cell, Line, Table
+from redistill.reports.verdict import listed
 from redistill.storage.redaction import plain_line
 
 MAX_CATEGORIES = 40
 """A table has the weakest categories of a data set, and at most this number of them."""
 MAX_NAME = 60
+MIN_PROMPTS = 5
+"""Categories with fewer prompts are not named as the weakest, since their scores are mostly chance."""
+NUM_LOWEST = 3
+"""Number of prompts that are named if there is nothing else to compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +30,14 @@ class CategoryScore:
         num_prompts: Number of its prompts.
         scores: Mean score of each model over prompts and evaluation seeds, by label.
         interval: Difference of the student to the reference model, with its 95 % interval; None if they are not compared.
+        others: The same for each further metric, with the student's score: by name, pairs of score and interval.
     """
 
     name: str
     num_prompts: int
     scores: Mapping[str, float]
     interval: Interval | None
+    others: Mapping[str, tuple[float, Interval | None]]
 
 
 def category_table(dataset: str, models: Sequence[Evaluation], versus: str | None) -> Table | None:
@@ -50,16 +57,21 @@ def category_table(dataset: str, models: Sequence[Evaluation], versus: str | Non
     if len(found) < 2:
         return None
     labels = [model.label for model in models if any(model.label in each.scores for each in found)]
-    measure, versus = models[-1].measures(dataset)[0], versus or "a reference model"
+    measure, *further = models[-1].measures(dataset)
+    further = [other for other in further if any(other.name in each.others for each in found)]
+    versus = versus or "a reference model"
     omitted = f" The {MAX_CATEGORIES} weakest of {len(found)} categories." if len(found) > MAX_CATEGORIES else ""
     return Table(
         key=f"categories-{dataset}",
         title=f"{dataset} by category",
         caption=f"{measure.heading}, mean over prompts and evaluation seeds. The difference is that of {models[-1].label} to "
         f"{versus}, with the 95 % interval of a bootstrap over the prompts of the category. Intervals are not corrected for "
-        f"the number of categories.{omitted}",
-        columns=["", "prompts", *labels, "difference", "95 % interval"],
-        lines=[Line(each.name, "method", list(_cells(each, labels, measure))) for each in found[:MAX_CATEGORIES]],
+        f"the number of categories.{_further(further, models[-1].label)}{omitted}",
+        columns=["", "prompts", *labels, "difference", "95 % interval", *(other.heading for other in further)],
+        lines=[
+            Line(each.name, "method", [*_cells(each, labels, measure), *(_other_cell(each, other) for other in further)])
+            for each in found[:MAX_CATEGORIES]
+        ],
     )
 
 
@@ -69,22 +81,36 @@ def category_scores(dataset: str, models: Sequence[Evaluation], versus: str | No
     The arguments are those of `category_table`.  A prompt belongs to the category that is recorded with the last model's
     answers; answers without a category are omitted.
     """
-    student, name = models[-1], models[-1].measures(dataset)[0].name
+    student, (name, *further) = models[-1], [measure.name for measure in models[-1].measures(dataset)]
     groups: dict[str, list[str]] = {}
     for prompt, category in _categories(student, dataset).items():
         groups.setdefault(category, []).append(prompt)
     means = {model.label: _means(model, dataset, name) for model in models}
+    in_other = {each: {model.label: _means(model, dataset, each) for model in models} for each in further}
     found = []
     for category, prompts in groups.items():
         scores = {
             label: float(np.mean([of[each] for each in prompts])) for label, of in means.items() if of.keys() >= set(prompts)
         }
         if student.label in scores:
-            pairs = [means[student.label][each] - means[versus][each] for each in prompts] if versus in scores else []
-            interval = paired_bootstrap([np.array([pairs])]) if len(pairs) > 1 else None
-            found.append(CategoryScore(name=category, num_prompts=len(prompts), scores=scores, interval=interval))
+            interval = _interval(prompts, means[student.label], means.get(versus or ""))
+            others = {
+                each: (float(np.mean([ours[prompt] for prompt in prompts])), _interval(prompts, ours, of.get(versus or "")))
+                for each, of in in_other.items()
+                if (ours := of[student.label]).keys() >= set(prompts)
+            }
+            found.append(
+                CategoryScore(name=category, num_prompts=len(prompts), scores=scores, interval=interval, others=others)
+            )
     sign = student.measures(dataset)[0].sign
     return sorted(found, key=lambda each: (sign * each.scores[student.label], each.name))
+
+
+def _interval(prompts: Sequence[str], ours: Mapping[str, float], theirs: Mapping[str, float] | None = None) -> Interval | None:
+    """Return the mean difference over prompts with its 95 % interval; None without scores of both models."""
+    if len(prompts) < 2 or theirs is None or not theirs.keys() >= set(prompts):
+        return None
+    return paired_bootstrap([np.array([[ours[prompt] - theirs[prompt] for prompt in prompts]])])
 
 
 def has_categories(model: Evaluation) -> bool:
@@ -95,28 +121,48 @@ def has_categories(model: Evaluation) -> bool:
 def weakest_sentence(models: Sequence[Evaluation], versus: str | None) -> str:
     """Return a sentence that names where the last model scores lowest.
 
-    For each primary metric, the sentence has the weakest category, or the weakest data set if the answers have no categories.
+    For each primary metric, the sentence has the weakest category of at least `MIN_PROMPTS` prompts, or the weakest data set if
+    no data set has two such categories.  If there is only one data set, the sentence has the prompts with the lowest scores.
     It also has the number of prompts on which the model scores lower than the teacher, or else than the reference model.
 
     Args:
         models: The evaluations; may be empty.
         versus: Label of the reference model; None if there is none.
     """
-    weakest = dict[str, list[tuple[float, str, int, Measure, float]]]()
+    weakest = dict[str, list[tuple[float, str, str]]]()
     for student, dataset in ((model, dataset) for model in models[-1:] for dataset in model.datasets):
-        measure, groups = student.measures(dataset)[0], category_scores(dataset, models, versus)
-        means = _means(student, dataset, measure.name)
+        measure, means = student.measures(dataset)[0], _means(student, dataset, student.measures(dataset)[0].name)
+        groups = [each for each in category_scores(dataset, models, versus) if each.num_prompts >= MIN_PROMPTS]
         places = [(f"category {each.name} of {dataset}", each.num_prompts, each.scores[student.label]) for each in groups]
-        places = places if len(places) > 1 else [(dataset, len(means), float(np.mean([*means.values()])))] if means else []
-        found = [(measure.sign * value, place, number, measure, value) for place, number, value in places]
-        weakest.setdefault(measure.name, []).extend(found)
+        if len(places) < 2:
+            places = [(dataset, len(means), float(np.mean([*means.values()])))] if means else []
+        found = weakest.setdefault(measure.name, [])
+        found += [
+            (measure.sign * value, place, f"on {place}: {score(value, measure.unit)} on {number} prompts")
+            for place, number, value in places
+        ]
     if not any(weakest.values()):
         return "The run folder has no scored answers, so it is unknown where the student fails."
+    measures = {measure.name: measure for measure in (models[-1].measures(dataset)[0] for dataset in models[-1].datasets)}
     texts = []
-    for _, place, number, measure, value in (min(found, key=lambda each: each[:2]) for found in weakest.values() if found):
-        lowest = f"{'lowest' if measure.sign > 0 else 'highest (worst)'} {measure.title}"
-        texts.append(f"the {lowest} of {models[-1].label} is on {place}: {score(value, measure.unit)} on {number} prompts")
+    for name, found in weakest.items():
+        measure, rank = measures[name], "lowest" if measures[name].sign > 0 else "highest (worst)"
+        if len(found) == 1:
+            texts.append(f"the {rank} scores ({measure.title}) of {models[-1].label} are {_lowest(models[-1], measure)}")
+        elif found:
+            texts.append(f"the {rank} {measure.title} of {models[-1].label} is {min(found)[2]}")
     return f"T{'; '.join(texts)[1:]}{_behind(models, versus)}."
+
+
+def _lowest(model: Evaluation, measure: Measure) -> str:
+    """Return the prompts with the worst scores in a metric that is the primary one of a single data set."""
+    (dataset,) = [
+        name for name in model.datasets if model.measures(name)[0].name == measure.name and _means(model, name, measure.name)
+    ]
+    means = _means(model, dataset, measure.name)
+    worst = sorted(means, key=lambda prompt: (measure.sign * means[prompt], prompt))[:NUM_LOWEST]
+    named = [f"{plain_line(prompt)[:MAX_NAME]} ({score(means[prompt], measure.unit)})" for prompt in worst]
+    return f"those of {'prompt' if len(named) == 1 else 'the prompts'} {listed(named)} of {dataset}"
 
 
 def _behind(models: Sequence[Evaluation], versus: str | None) -> str:
@@ -163,3 +209,20 @@ def _cells(found: CategoryScore, labels: Sequence[str], measure: Measure) -> Ite
     side = 1 if lower > 0 else -1 if upper < 0 else 0
     yield Cell(difference(found.interval.difference, measure.unit), tone=side * measure.sign)
     yield Cell(f"{difference(lower, measure.unit)} to {difference(upper, measure.unit)}")
+
+
+def _further(measures: Sequence[Measure], label: str) -> str:
+    """Return the sentence of the caption about further metrics."""
+    titles = listed([measure.title for measure in measures])
+    return f" The last columns have {titles} of {label}, with the difference and its interval." if measures else ""
+
+
+def _other_cell(found: CategoryScore, measure: Measure) -> Cell:
+    """Return the cell of a further metric: the student's score with its difference."""
+    if measure.name not in found.others:
+        return Cell(NOTHING)
+    value, interval = found.others[measure.name]
+    if interval is None:
+        return Cell(score(value, measure.unit))
+    middle, lower, upper = (difference(each, measure.unit) for each in (interval.difference, interval.lower, interval.upper))
+    return Cell(score(value, measure.unit), f"{middle} [{lower}, {upper}]")

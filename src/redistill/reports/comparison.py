@@ -115,6 +115,8 @@ class Row:
         contrast: Difference to the reference model; None if there is no such model or the models cannot be compared.
         versus: Label of the reference model; None if there is none or this model is the reference model.
         note: Reason why the model cannot be compared with the reference model; else "".
+        others: Difference to the reference model in each further metric of the column, by name; metrics without a score per
+            prompt are missing.
         scores: Mean over seeds of every score except the primary metric, by name; None if not measured.  "length_tokens" is the
             length of responses, in tokens; "eos_rate", "distinct_2" and "agreement" (with the teacher) are in [0, 1];
             "cross_entropy" and "kl" are teacher-forced, in nats per token; the scores in `records.ACCEPTANCE` rate the model as
@@ -130,6 +132,7 @@ class Row:
     contrast: Contrast | None
     versus: str | None
     note: str
+    others: Mapping[str, Interval]
     scores: Mapping[str, float | None]
 
     @property
@@ -279,17 +282,19 @@ def _rows(column: Column, models: Sequence[Entrant], references: Sequence[Entran
         if not measured:
             continue
         other = None if model is reference else reference
-        difference, note = (None, "") if other is None else _difference(column, model, other)
+        found = {m.name: (None, "") if other is None else _difference(column, m, model, other) for m in column.measures}
+        difference, note = found[column.primary.name]
         yield Row(
             column=column.name,
             measures=column.measures,
             model=model.label,
             role=model.role,
             primary=estimate(model, column.datasets, column.primary.name),
-            num_prompts=sum(max(found.num_prompts(name) for found in measured) for name in column.datasets),
+            num_prompts=sum(max(each.num_prompts(name) for each in measured) for name in column.datasets),
             contrast=difference,
             versus=None if other is None else other.label,
             note=note,
+            others={name: about.interval for name, (about, _) in found.items() if about and name != column.primary.name},
             scores={name: _score(measured, column.datasets, name) for name in others},
         )
 
@@ -303,19 +308,17 @@ def _score(trainings: Sequence[Evaluation], datasets: Sequence[str], name: str) 
     )
 
 
-def _difference(column: Column, model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
-    """Return the contrast of two models, or the reason why there is none.
+def _difference(column: Column, measure: Measure, model: Entrant, reference: Entrant) -> tuple[Contrast | None, str]:
+    """Return the contrast of two models in a metric, or the reason why there is none.
 
     The result is (contrast, "") or, if the models cannot be compared, (None, reason).
     """
     ours, theirs = model.measured_on(column.datasets), reference.measured_on(column.datasets)
-    metric = column.primary.name
-    obstacles = (_obstacle(name, metric, [*theirs.values(), *ours.values()]) for name in column.datasets)
-    obstacle = next(filter(None, obstacles), "")
-    if obstacle:
+    obstacles = (_obstacle(name, measure.name, [*theirs.values(), *ours.values()]) for name in column.datasets)
+    if obstacle := next(filter(None, obstacles), ""):
         return None, obstacle
-    strata, num_seeds = _strata(column.datasets, metric, ours, theirs)
-    return contrast(strata, num_seeds, column.primary.sign), ""
+    strata, num_seeds = _strata(column.datasets, measure.name, ours, theirs)
+    return contrast(strata, num_seeds, measure.sign), ""
 
 
 def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:

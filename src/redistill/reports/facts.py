@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from redistill.records import Json
 from redistill.reports.costs import Cost, method_cost
 from redistill.reports.folders import RunFolder, at, mapping, number
 from redistill.reports.lineup import Entry, Lineup
@@ -22,9 +23,15 @@ MAX_NAMED = 6
 
 
 def lineup_of(runs: Sequence[RunFolder], labels: Sequence[str]) -> Lineup:
-    """Return the runs of a report as a comparison; the last run is the baseline."""
+    """Return the runs of a report as a comparison.
+
+    Args:
+        runs: The run, followed by its baselines, at least one.  The first baseline is the baseline of the comparison, as in the
+            rest of the report.
+        labels: Label of each run.
+    """
     entries = [Entry(label=label, seed=0, run=run) for run, label in zip(runs, labels, strict=True)]
-    return Lineup(name=labels[0], entries=entries, baseline=labels[-1], left_out=())
+    return Lineup(name=labels[0], entries=entries, baseline=labels[1], left_out=())
 
 
 def cost_of(run: RunFolder) -> Cost:
@@ -96,18 +103,61 @@ def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
 
 
 def changes_sentence(lineup: Lineup | None) -> str:
-    """Return a sentence about the settings that differ between a run and baselines.
+    """Return a sentence about what differs between a run and its baselines.
 
-    `lineup` has the run and its baselines; it is None without baselines.
+    The sentence has method, policy, divergence and span loss of each run, if they differ, and the number of settings that
+    differ.
+
+    Args:
+        lineup: The run and its baselines; None without baselines.
     """
     if lineup is None:
         return "No baseline was given, so no settings are compared; `redistill report RUN --baseline RUN` compares two runs."
-    names = [setting.name for setting in different_settings(lineup)]
-    who = listed(lineup.labels)
+    number_of_settings = len(different_settings(lineup))
+    described = {entry.label: _training_parts(entry.run) for entry in lineup.entries}
+    names = [name for name in next(iter(described.values())) if len({parts[name] for parts in described.values()}) > 1]
+    if not names and not number_of_settings:
+        return f"The recipes of {listed(lineup.labels)} have the same settings."
+    differ = (
+        f"{counted(str(number_of_settings), 'setting')} of the recipes {'differs' if number_of_settings == 1 else 'differ'}"
+    )
     if not names:
-        return f"The recipes of {who} have the same settings."
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"The recipes of {who} differ in {counted(str(len(names)), 'setting')}: {', '.join(names[:MAX_NAMED])}{more}."
+        return f"Method, policy, divergence and span loss of {listed(lineup.labels)} are the same; {differ}."
+    texts = []
+    for label, parts in described.items():
+        known, unknown = [name for name in names if parts[name]], [name for name in names if not parts[name]]
+        of_method = f" (with the {listed(unknown)} of this method)" if unknown else ""
+        texts.append(f"{label} uses {listed([parts[name] for name in known])}{of_method}")
+    return f"{'; '.join(texts)}; {differ}."
+
+
+def _training_parts(run: RunFolder) -> dict[str, str]:
+    """Return method, policy, divergence and span loss of a run in words; "" for an unknown part.
+
+    Runs of earlier versions have not recorded the policy and objective that the method sets.
+    """
+    config, method = run.description.get("config"), run.description.get("method")
+    policy, objective = (at(run.description, "resolved", name) or at(config, name) for name in ("policy", "objective"))
+    parts = {"method": f"the method {method}", "policy": _policy(policy) if policy else "", "divergence": "", "span loss": ""}
+    if objective:
+        divergence = at(objective, "divergence")
+        parts["divergence"] = f"the divergence {_words(divergence)}" if divergence else "no divergence"
+        parts["span loss"] = f"{'a' if number(at(objective, 'span_weight')) else 'no'} span loss"
+    return parts
+
+
+def _policy(policy: Json) -> str:
+    """Return the kind of a policy, with the kinds of its sources."""
+    kinds = [_words(policy)]
+    while (policy := at(policy, "source")) and len(kinds) < MAX_NAMED:
+        kinds.append(_words(policy))
+    return f"the policy {kinds[0]}" + (f" (of {' '.join(kinds[1:])} text)" if kinds[1:] else "")
+
+
+def _words(node: Json) -> str:
+    """Return the kind of a component in words, such as "forward KL"."""
+    kind = str(at(node, "kind"))
+    return "DAC-KL" if kind == "dac_kl" else kind.replace("_", " ").replace("kl", "KL")
 
 
 def command_of(run: RunFolder) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 from redistill.errors import CheckpointError, DataError
 from redistill.records import Json
 from redistill.reports.folders import at, mapping, number, read_object
-from redistill.reports.pages import counted, fixed
+from redistill.reports.pages import NOTHING, counted, fixed
 from redistill.reports.tables import Cell, Line, Table
 
 FILE = "judge.json"
 _COUNTS = ("prompts", "wins", "ties", "losses", "disagreements", "unparsed", "missing")
+_COSTS = ("requests", "prompt_tokens", "completion_tokens", "price")
 _COLUMNS = ("test set", "against", "judge", "prompts", "wins, ties, losses", "score", "differ", "unparsed", "missing")
 
 
@@ -36,6 +37,8 @@ class Judgement:
         score: Mean score in [0, 1]: a win is 1, a tie 0.5 and a loss 0.  None if no pair has a score.
         lower, upper: 95 % interval of `score`, by bootstrap over prompts; None without a score.
         by_prompt: Mean score of each prompt, by its id.
+        cost: "requests", "prompt_tokens" and "completion_tokens" of all verdicts of the comparison, over all data sets; and
+            their "price", if it is known.
     """
 
     model: str
@@ -54,6 +57,7 @@ class Judgement:
     lower: float | None
     upper: float | None
     by_prompt: Mapping[str, float]
+    cost: Mapping[str, float]
 
 
 def read_judgements(folder: Path) -> list[Judgement]:
@@ -76,6 +80,7 @@ def read_judgements(folder: Path) -> list[Judgement]:
 def judgements_of(comparison: Json) -> list[Judgement]:
     """Return the results of one comparison in judge.json, one for each data set."""
     found, seeds, limit = [], at(comparison, "seeds"), number(at(comparison, "limit"))
+    costs = {name: number(at(at(comparison, "total") or at(comparison, "cost"), name)) for name in _COSTS}
     for dataset, about in mapping(at(comparison, "datasets")).items():
         scores = mapping(at(about, "by_prompt")).items()
         found.append(
@@ -90,6 +95,7 @@ def judgements_of(comparison: Json) -> list[Judgement]:
                 lower=number(at(about, "lower")),
                 upper=number(at(about, "upper")),
                 by_prompt={name: score for name, value in scores if (score := number(value)) is not None},
+                cost={name: value for name, value in costs.items() if value is not None},
             )
         )
     return found
@@ -114,6 +120,37 @@ def judge_table(judged: Sequence[tuple[str, Judgement]]) -> Table | None:
         columns=["", *_COLUMNS],
         lines=[Line(label, "method", _cells(found)) for label, found in judged],
     )
+
+
+def judge_cost_table(judged: Sequence[tuple[str, Judgement]]) -> Table | None:
+    """Build the table of what judges cost, one line per comparison; None if unknown.
+
+    Args:
+        judged: Pairs of the label of a row and its result.
+    """
+    by_comparison = {(label, found.model, found.against, *found.seeds, found.limit): found for label, found in judged}
+    known = [(str(key[0]), found) for key, found in by_comparison.items() if found.cost]
+    if not known:
+        return None
+    return Table(
+        key="judge-cost",
+        title="Cost of the judge",
+        caption="Requests to the judge and their tokens, for all data sets of a comparison. Verdicts of earlier calls are "
+        "included. The price is in the currency of the option --price, and unknown without this option.",
+        columns=["", "against", "judge", "requests", "prompt tokens", "generated tokens", "price"],
+        lines=[
+            Line(label, "method", [*map(Cell, (found.against, found.model)), *_cost_cells(found)]) for label, found in known
+        ],
+    )
+
+
+def _cost_cells(found: Judgement) -> list[Cell]:
+    counts = [found.cost.get(name) for name in _COSTS[:-1]]
+    price = found.cost.get("price")
+    return [
+        *(Cell(NOTHING if count is None else f"{count:,.0f}") for count in counts),
+        Cell(NOTHING if price is None else f"{price:.4g}"),
+    ]
 
 
 def _cells(found: Judgement) -> list[Cell]:

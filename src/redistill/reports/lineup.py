@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -64,8 +65,9 @@ def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Se
 
     A run of a sweep has the label of its row in the sweep.  The label of a run folder that is given directly is its method.  If
     such runs of one method differ in settings other than seed, output folder and name, the runs with equal settings form a
-    group, and the label of a run is the common prefix of the names in its group.  If two groups would have the same label,
-    names of the folders are used, or else their paths.
+    group, and the label of a run is the common prefix of the names in its group.  A suffix with the run's own training seed,
+    such as "-seed10", is removed from a name first.  If two groups would have the same label, names of the folders are used, or
+    else their paths.
 
     Args:
         folders: Run folders or sweep folders.
@@ -153,16 +155,15 @@ def _read_plain(folder: Path) -> RunFolder:
 def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
     """Return labelled entries of the runs that were given directly, without a sweep."""
     kinds = [(str(run.description.get("method") or run.name), _settings(run)) for run in runs]
-    by_name, by_folder, by_path = (
-        _labels(kinds, names)
-        for names in ([run.name for run in runs], [run.path.resolve().name for run in runs], [str(run.path) for run in runs])
+    recorded = [at(run.description, "config", "seed") for run in runs]
+    seeds = [seed if isinstance(seed, int) else 0 for seed in recorded]
+    by_name, by_folder = (
+        _labels(kinds, [re.sub(rf"(?<=.)[-_.]?seed{seed}$", "", name) for name, seed in zip(names, seeds, strict=True)])
+        for names in ([run.name for run in runs], [run.path.resolve().name for run in runs])
     )
+    by_path = _labels(kinds, [str(run.path) for run in runs])
     labels = next((found for found in (by_name, by_folder) if len(set(zip(found, kinds))) == len(set(found))), by_path)
-    seeds = [at(run.description, "config", "seed") for run in runs]
-    return [
-        Entry(label=label, seed=seed if isinstance(seed, int) else 0, run=run)
-        for label, seed, run in zip(labels, seeds, runs, strict=True)
-    ]
+    return [Entry(label=label, seed=seed, run=run) for label, seed, run in zip(labels, seeds, runs, strict=True)]
 
 
 def _labels(kinds: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:

@@ -19,9 +19,9 @@ _SIGNIFICANT = 0.05
 def conclusions(measured: Measured) -> list[list[str]]:
     """Return the main results as sentences, one list for each primary metric.
 
-    The sentences are about the average over data sets, or about the data set if there is only one.  They name the best method
-    and its score; its difference to the baseline and to the second best method, and whether these differences are settled; the
-    smallest difference that the comparison could detect; the teacher's quality that the best method keeps; and what its
+    The sentences are about the average over data sets, or about the data set if there is only one.  They name the best method,
+    its score, and whether its lead is settled.  Then they have its differences to the baseline and to the second best method;
+    the smallest difference that the comparison could detect; the teacher's quality that the best method keeps; and what its
     training cost.
 
     Args:
@@ -50,34 +50,66 @@ def _sentences(measured: Measured, column: Column) -> Iterator[str]:
         yield f"No method was evaluated on all data sets of {column.name}."
         return
     best, others = methods[0], methods[1:]
-    yield _leader(best, len(methods), column)
-    if others:
-        yield from _differences(measured, column, best, others[0])
+    lead = _lead(measured, column, best, others[0]) if others else None
+    yield _leader(best, lead, len(methods), column)
+    if lead is not None:
+        yield from _differences(measured, column, best, others[0], lead)
     yield from _kept(measured, column, best)
     yield from _training(measured, best, others)
 
 
-def _leader(best: Row, count: int, column: Column) -> str:
-    """Return the sentence that names the best method and its score."""
+def _lead(measured: Measured, column: Column, best: Row, second: Row) -> Row:
+    """Return the row with the difference of the best to the second best method.
+
+    If one of them is the baseline, it is the reference model of the result.
+    """
+    if "baseline" in (best.role, second.role):
+        return second if best.role == "baseline" else best
+    methods = {model.label: model for model in measured.models if model.is_method}
+    (row,) = comparison_rows([methods[best.model]], [column], [methods[second.model]])
+    return row
+
+
+def _leader(best: Row, lead: Row | None, count: int, column: Column) -> str:
+    """Return the sentence that names the best method and its score, and whether its lead is settled."""
     measure = column.primary
     where = f"averaged over {len(column.datasets)} data sets" if column.is_average else f"on {column.name}"
     value = score(best.primary.mean, measure.unit)
-    if count == 1:
+    if lead is None:
         return f"{best.model} is the only method: {measure.title} {value}, {where}."
     rank = "highest" if measure.sign > 0 else "lowest (best)"
-    return f"{best.model} has the {rank} {measure.title} of {count} methods: {value}, {where}."
+    other = lead.model if lead.model != best.model else lead.versus
+    over = f"its lead over {other}, the second best,"
+    if lead.interval is None:
+        doubt = f"but {over} is not tested"
+    elif not is_settled(lead):
+        doubt = f"but {over} is not settled"
+    elif (p := _unconfirmed(lead)) is not None:
+        doubt = f"but {over} may be due to chance (p = {p_value(p)} with Holm's correction)"
+    elif lead.contrast is not None and lead.contrast.about == "students":
+        doubt = f"and {over} is settled for these trained students"
+    else:
+        doubt = f"and {over} is settled"
+    return f"{best.model} has the {rank} {measure.title} of {count} methods ({value}, {where}), {doubt}."
 
 
-def _differences(measured: Measured, column: Column, best: Row, second: Row) -> Iterator[str]:
+def _unconfirmed(row: Row) -> float | None:
+    """Return the p-value of a difference that Holm's correction does not confirm, else None.
+
+    The 95 % interval of such a difference excludes 0, but the corrected p-value is at least 5 %.
+    """
+    p = None if row.contrast is None else row.contrast.p_holm
+    return p if is_settled(row) and p is not None and p >= _SIGNIFICANT else None
+
+
+def _differences(measured: Measured, column: Column, best: Row, second: Row, lead: Row) -> Iterator[str]:
     """Yield the sentences about the differences to the baseline and to the second best method."""
     to_baseline = second if best.role == "baseline" else best
     if to_baseline.versus is not None:
         yield difference_sentence(to_baseline)
         yield from _limits(measured, column, to_baseline)
     if "baseline" not in (best.role, second.role):
-        methods = {model.label: model for model in measured.models if model.is_method}
-        (row,) = comparison_rows([methods[best.model]], [column], [methods[second.model]])
-        yield f"Against the second best method: {difference_sentence(row)}"
+        yield f"Against the second best method: {difference_sentence(lead)}"
 
 
 def _limits(measured: Measured, column: Column, row: Row) -> Iterator[str]:
@@ -86,9 +118,8 @@ def _limits(measured: Measured, column: Column, row: Row) -> Iterator[str]:
     if found is None:
         return
     count = sum(each.column == column.name and each.is_method and each.contrast is not None for each in measured.rows)
-    if is_settled(row) and found.p_holm is not None and found.p_holm >= _SIGNIFICANT:
-        p = p_value(found.p_holm)
-        yield f"Holm's correction for {count} methods gives p = {p}, so the difference may be due to chance."
+    if (p := _unconfirmed(row)) is not None:
+        yield f"Holm's correction for {count} methods gives p = {p_value(p)}, so the difference may be due to chance."
     if found.about == "students":
         yield (
             f"This is about the trained students: {row.model} and {row.versus} have fewer than two training seeds in common. "

@@ -14,7 +14,7 @@ from redistill.reports.comparison import Column, Row, dataset_names, evaluations
 from redistill.reports.costs import machines, teacher_cost
 from redistill.reports.facts import command_of, cost_of, lineup_of
 from redistill.reports.folders import Measure, RunFolder, distinct_labels, log_lines, mapping, read_run
-from redistill.reports.judgements import judge_table, read_judgements
+from redistill.reports.judgements import judge_cost_table, judge_table, read_judgements
 from redistill.reports.lineup import Entry
 from redistill.reports.logs import Line, RunLog, read_log, read_revisions
 from redistill.reports.missing import missing_parts
@@ -116,6 +116,7 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
     lineup = lineup_of([run, *baselines], labels) if baselines else None
     log = read_log(log_lines(run.path / "metrics.jsonl"), plots.TRAINING_NAMES)
     revisions = read_revisions(log_lines(run.path / "revisions.jsonl"))
+    judged = [(labels[0], found) for found in read_judgements(run.path)]
     return {
         "name": run.name,
         "run": {key: run.description.get(key) for key in ("method", "status", "created", "commit")},
@@ -131,7 +132,8 @@ def _page(run: RunFolder, baselines: Sequence[RunFolder]) -> dict[str, object]:
         "cost_table": _cost_table([run, *baselines], labels, overall),
         "changes": [] if lineup is None else different_settings(lineup),
         "budgets": None if lineup is None else check_budgets(lineup),
-        "judge_table": judge_table([(labels[0], found) for found in read_judgements(run.path)]),
+        "judge_table": judge_table(judged),
+        "judge_cost": judge_cost_table(judged),
         "tokens": tokens_section(run, (labels[0], labels[1], baselines[0]) if baselines else None),
         "windows": windows_section(run),
         **_setup(run),

@@ -17,7 +17,7 @@ from redistill.reports.comparison import (
 )
 from redistill.reports.costs import PEAK, SUMMED, Cost, machines, teacher_cost
 from redistill.reports.inference import Contrast
-from redistill.reports.judgements import judge_table, read_judgements
+from redistill.reports.judgements import judge_cost_table, judge_table, read_judgements
 from redistill.reports.lineup import Lineup
 from redistill.reports.measured import Measured
 from redistill.reports.published import Published
@@ -126,7 +126,7 @@ def comparison_of(measured: Measured, published: Mapping[str, Published] | None 
 
 
 def _judged(lineup: Lineup) -> list[Table]:
-    """Return the table of the results of judges, as a list; [] if no run was judged."""
+    """Return the tables of the results of judges and of their cost; [] if no run was judged."""
     several = {label for label in lineup.labels if len(lineup.of(label)) > 1}
     judged = [
         (f"{entry.label}, training seed {entry.seed}" if entry.label in several else entry.label, found)
@@ -134,8 +134,7 @@ def _judged(lineup: Lineup) -> list[Table]:
         for entry in lineup.of(label)
         for found in read_judgements(entry.run.path)
     ]
-    table = judge_table(judged)
-    return [] if table is None else [table]
+    return [table for table in (judge_table(judged), judge_cost_table(judged)) if table is not None]
 
 
 def _fields(

@@ -23,16 +23,25 @@ FIGURES = {
     "tokens_per_s": ("tokens_per_s",),
     "p50_s": ("latency", "p50_s"),
     "p95_s": ("latency", "p95_s"),
+    "first_token_p50_s": ("latency", "first_token_p50_s"),
+    "first_token_p95_s": ("latency", "first_token_p95_s"),
     "peak_bytes": ("peak_bytes",),
 }
 """Name of each figure, with the path of its key in scores.json."""
 RECORDED = {"parameters", "bytes", "tokens_per_s"}
 """Figures that run.json may have for the teacher and the student; scores.json takes precedence."""
-COLUMNS = ("parameters", "size", "tokens/s", "latency p50, s", "latency p95, s", "peak memory")
+OF_MACHINE = FIGURES.keys() - {"parameters", "bytes"}
+"""Figures that depend on the machine and on its other work, so that they are comparable within a run only."""
+COLUMNS = (
+    *("parameters", "size", "tokens/s", "latency p50, s", "latency p95, s"),
+    *("first token p50, s", "first token p95, s", "peak memory"),
+)
 """Headings of the figures in tables, in the order of `FIGURES`."""
 EXPLAINED = (
     "Tokens per second are the throughput of the evaluation in batches. The latency is the time of an answer that is generated "
-    "alone. Both depend on the machine. In parentheses: the figure divided by that of the teacher in the same run."
+    "alone, and p50 and p95 are its percentiles over prompts; the first token has a latency of its own. Figures of speed and "
+    "memory depend on the machine. In parentheses: the figure divided by that of the teacher in the same run. If that teacher "
+    "has no row here, its figure follows after 'of'."
 )
 """Part of the caption of a table with these columns."""
 _MAX_LABEL = 30
@@ -60,7 +69,7 @@ def measured_figures(model: Evaluation) -> Figures:
 
 
 def model_sizes(run: RunFolder) -> dict[str, dict[str, object]]:
-    """Return the name and the figures of the models "teacher" and "student".
+    """Return the name, a description and the figures of "teacher" and "student".
 
     A value that the evaluation measured takes precedence over the value in run.json.
     """
@@ -70,8 +79,20 @@ def model_sizes(run: RunFolder) -> dict[str, dict[str, object]]:
         measured: Mapping[str, Json] = {} if evaluation is None else evaluation.scores
         if recorded or measured:
             held = evaluation or Evaluation(label=role, role=role, scores={}, answers={})
-            sizes[role] = {"name": str(recorded.get("name") or measured.get("model") or role), **figures_of(held, run)}
+            name = str(recorded.get("name") or measured.get("model") or role)
+            sizes[role] = {"name": name, "description": _description(role, name, run), **figures_of(held, run)}
     return sizes
+
+
+def _description(role: str, name: str, run: RunFolder) -> str:
+    """Return the name of a model; for a student that was built from the teacher, how it was built."""
+    config = at(run.description, "config", "student")
+    if role != "student" or at(config, "model") != "teacher":
+        return name
+    layers = at(config, "initialise", "layers")
+    if isinstance(layers, list):
+        return f"initialised from the teacher ({'layer' if len(layers) == 1 else 'layers'} {', '.join(map(str, layers))})"
+    return "initialised from the teacher" + ("" if layers is None else f" ({layers} of its layers)")
 
 
 def ratios(run: RunFolder) -> Figures:
@@ -84,6 +105,12 @@ def ratios(run: RunFolder) -> Figures:
     ours, theirs = ({name: number(value) for name, value in sizes.get(role, {}).items()} for role in ("student", "teacher"))
     pairs = {name: (ours.get(name), theirs.get(name)) for name in FIGURES}
     return {name: own / other for name, (own, other) in pairs.items() if own is not None and other}
+
+
+def teacher_figures(run: RunFolder) -> Figures:
+    """Return the figures of the teacher of a run by name; unknown ones are missing."""
+    held = model_sizes(run).get("teacher", {})
+    return {name: value for name in FIGURES if (value := number(held.get(name))) is not None}
 
 
 def relative_figures(runs: Sequence[RunFolder], models: Sequence[Evaluation]) -> dict[str, Figures]:
@@ -121,12 +148,15 @@ def size_table(runs: Sequence[RunFolder], models: Sequence[Evaluation], rows: Se
     scores = {(row.role, row.model): row.primary.mean for row in rows}
     teacher = next((value for (role, _), value in scores.items() if role == "teacher"), None)
     drafts = {(row.role, row.model): value for row in rows if (value := row.scores.get("acceptance")) is not None}
+    own_teachers = iter([teacher_figures(baseline) for baseline in runs[1:] if baseline.student is not None])
     lines = []
     for model in models:
         own = scores.get((model.role, model.label))
         kept = own / teacher if own is not None and teacher and teacher > 0 and primary.sign > 0 else None
         ratios_of = {} if model.role == "teacher" else relative[model.label]
-        cells = [Cell(score(own, primary.unit)), Cell(percent(kept)), *figure_cells(figures_of(model, runs[0]), ratios_of)]
+        teacher_of = next(own_teachers) if model.role == "baseline" else {}
+        cells = [Cell(score(own, primary.unit)), Cell(percent(kept))]
+        cells += figure_cells(figures_of(model, runs[0]), ratios_of, teacher_of)
         cells += [Cell(percent(drafts.get((model.role, model.label))))] if drafts else []
         lines.append(Line(model.label, "method" if model.role in METHOD_ROLES else "reference", cells))
     return Table(
@@ -182,7 +212,7 @@ def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence
     return drawn(paint, label, size_inches=(5.2, 3.4))
 
 
-def figure_cells(figures: Figures, relative: Figures) -> Iterator[Cell]:
+def figure_cells(figures: Figures, relative: Figures, teacher: Figures | None = None) -> Iterator[Cell]:
     """Yield a table cell for each figure, in the order of `FIGURES`.
 
     The text of an unknown figure is a dash.
@@ -190,22 +220,31 @@ def figure_cells(figures: Figures, relative: Figures) -> Iterator[Cell]:
     Args:
         figures: Figures of a model by name.
         relative: Figures of the model divided by those of the teacher in the same run, by name.
+        teacher: Figures of this teacher, if the table has no row for it.  A figure that depends on the machine is then shown
+            with that of the teacher.
 
     Example:
-        >>> [cell.text for cell in figure_cells({"parameters": 1.2e8, "bytes": 2.4e8, "p50_s": 0.25}, {})]
-        ['120 M', '240 MB', '–', '0.250', '–', '–']
+        >>> [cell.text for cell in figure_cells({"parameters": 1.2e8, "bytes": 2.4e8, "p50_s": 0.25}, {})][:4]
+        ['120 M', '240 MB', '–', '0.250']
         >>> [cell.detail for cell in figure_cells({"parameters": 1.2e8, "p50_s": 0.25}, {"p50_s": 0.5})][:4]
         ['', '', '', '(0.50×)']
+        >>> [cell.detail for cell in figure_cells({"p50_s": 0.25}, {"p50_s": 0.5}, {"p50_s": 0.5})][3]
+        '(0.50× of 0.500)'
     """
+    of_teacher = {name: value for name, value in (teacher or {}).items() if name in OF_MACHINE}
     for name in FIGURES:
-        value, ratio = figures.get(name), relative.get(name)
-        detail = "" if ratio is None or value is None else f"({ratio:.2f}×)"
-        if value is None:
-            yield Cell(NOTHING)
-        elif name.endswith("bytes"):
-            yield Cell(f"{large(value, 'G')}B", detail)
-        else:
-            yield Cell(fixed(value, 3) if name in ("p50_s", "p95_s") else large(value), detail)
+        ratio = relative.get(name) if name in figures else None
+        versus = f" of {_shown(name, of_teacher[name])}" if name in of_teacher else ""
+        yield Cell(_shown(name, figures.get(name)), "" if ratio is None else f"({ratio:.2f}×{versus})")
+
+
+def _shown(name: str, value: float | None) -> str:
+    """Return a figure as text."""
+    if value is None:
+        return NOTHING
+    if name.endswith("bytes"):
+        return f"{large(value, 'G')}B"
+    return fixed(value, 3) if "latency" in FIGURES[name] else large(value)
 
 
 def _points(

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 from redistill.reports.comparison import Column, Entrant
 from redistill.reports.measured import Measured
 from redistill.reports.pages import percent, score
-from redistill.reports.sizes import COLUMNS, EXPLAINED, FIGURES, Figures, figure_cells, measured_figures, ratios
+from redistill.reports.sizes import (
+    COLUMNS,
+    EXPLAINED,
+    FIGURES,
+    Figures,
+    figure_cells,
+    measured_figures,
+    ratios,
+    teacher_figures,
+)
 from redistill.reports.statistics import mean
 from redistill.reports.tables import Cell, Kind, Line, Table
 
@@ -19,15 +28,32 @@ def figures_of(model: Entrant) -> Figures:
 
 
 def ratios_of(measured: Measured, label: str) -> Figures:
-    """Return the figures of a method divided by those of the teacher in the same run.
+    """Return the figures of a method divided by those of the teachers of its runs.
 
-    The ratios are means over the method's training seeds.
+    The mean over the method's runs is divided by the mean over the teachers of these runs.  Runs that lack one of both figures
+    are left out.
 
     Args:
         measured: The compared runs.
         label: Label of the method.
     """
-    return _means([ratios(entry.run) for entry in measured.lineup.of(label)])
+    pairs = _pairs(measured, label)
+    return {name: sum(own for own, _ in found) / sum(other for _, other in found) for name, found in pairs.items()}
+
+
+def _teachers_of(measured: Measured, label: str) -> Figures:
+    """Return the figures by which `ratios_of` divides."""
+    return {name: sum(other for _, other in found) / len(found) for name, found in _pairs(measured, label).items()}
+
+
+def _pairs(measured: Measured, label: str) -> dict[str, list[tuple[float, float]]]:
+    """Return each figure of student and teacher for the runs of a method that have both."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for entry in measured.lineup.of(label):
+        teacher = teacher_figures(entry.run)
+        for name, ratio in ratios(entry.run).items():
+            pairs.setdefault(name, []).append((ratio * teacher[name], teacher[name]))
+    return pairs
 
 
 def kept_quality(measured: Measured, column: Column) -> dict[str, float]:
@@ -60,7 +86,8 @@ def size_table(measured: Measured, column: Column) -> Table:
         quality = [Cell(score(scores.get((model.is_method, model.label)), measure.unit)), Cell(percent(part))]
         kind: Kind = "method" if model.is_method else "reference"
         relative = ratios_of(measured, model.label) if model.is_method else {}
-        lines.append(Line(model.label, kind, [*quality, *figure_cells(figures_of(model), relative)]))
+        theirs = _teachers_of(measured, model.label) if model.is_method else {}
+        lines.append(Line(model.label, kind, [*quality, *figure_cells(figures_of(model), relative, theirs)]))
     where = "averaged over data sets" if column.is_average else f"on {column.name}"
     return Table(
         key="size",

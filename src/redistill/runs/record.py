@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -146,12 +147,20 @@ def write_run_file(
             for name, stage in stages(config).items()
         },
         "config": encode_run(config),
+        "resolved": _resolved(config),
         "data": {**run.data.manifest, **corpus},
         "models": dict(run.models.manifest),
         "identity": dict(identity),
         "spans": None if run.spans is None else run.spans.description,
     }
     files.write_json(config.folder / RUN_FILE, redacted_tree(described))
+
+
+def _resolved(config: Run) -> dict[str, Json]:
+    """Return policy and objective of a run, which its recipe or its method sets."""
+    method = config.resolved_method
+    encoded = encode_run(replace(config, policy=method.policy, objective=method.objective))
+    return {name: encoded[name] for name in ("policy", "objective")}
 
 
 # --- environment --------------------------------------------------------------------------------------------------------
