@@ -172,7 +172,10 @@ REJECTED = {
     "student without a model": ({"student": {"model": "teacher"}}, "student.initialise: missing; choose layers"),
     "no such teacher": ({"teacher": {"kind": "remote"}}, "teacher.kind = 'remote': no such kind; choose one of local"),
     "no such engine": ({"engine": "loca"}, "engine.kind = 'loca': no such kind; did you mean 'local'?"),
-    "unknown field of an engine": ({"engine": {"size": 1}}, "engine.size: no such field; allowed are ahead, decoder, max_stal"),
+    "unknown field of an engine": (
+        {"engine": {"size": 1}},
+        "engine.size: no such field; allowed are ahead, decoder, max_staleness",
+    ),
     "updates ahead": ({"engine": {"ahead": 0}}, "engine.ahead = 0: must lie in [1, 1024]"),
     "no such placement": ({"placement": "shared"}, "placement = 'shared': must be 'auto' or 'sharded'"),
     "a sharded student of 4 bits": (
