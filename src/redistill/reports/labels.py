@@ -64,7 +64,7 @@ def label_positions(points: Sequence[Place], widths: Sequence[float], height: fl
 
     A label is beside its point, or as near above or below as possible.  Labels overlap neither each other nor points, and the
     lines that join labels to their points do not cross each other or a label.  Labels end inside the axes.  If there is no
-    such position for a point, its label is beside the point.
+    such position for a point, its line may cross others; if labels would still overlap, its label is beside the point.
 
     Args:
         points: Horizontal and vertical position of each point, in fractions of the axes.
@@ -76,8 +76,9 @@ def label_positions(points: Sequence[Place], widths: Sequence[float], height: fl
     for index in sorted(range(len(points)), key=lambda each: points[each][::-1]):
         others = [mark for place, mark in zip(points, marks, strict=True) if place != points[index]]
         candidates = list(_candidates(points[index], widths[index], height, len(points)))
-        free = (each for each in candidates if _is_inside(each) and _is_free(each, found.values(), others))
-        found[index] = next(free, candidates[0])
+        apart = [each for each in candidates if _is_inside(each) and not _is_covered(each, found.values(), others)]
+        free = (each for each in apart if not any(crosses(each, label) for label in found.values()))
+        found[index] = next(free, apart[0] if apart else candidates[0])
     return [found[index] for index in range(len(points))]
 
 
@@ -115,8 +116,8 @@ def _candidates(point: Place, width: float, height: float, count: int) -> Iterat
     x, y = point
     sides = (1, -1) if x + GAP + width <= 1 else (-1, 1)
     steps = [0, *itertools.chain.from_iterable((step, -step) for step in range(1, 2 * count + 1))]
-    for step, side in itertools.product(steps, sides):
-        end = (x + side * GAP, y + step * height / 2)
+    for step, gap, side in itertools.product(steps, (GAP, 3 * GAP), sides):
+        end = (x + side * (gap if step else GAP), y + step * height / 2)
         box = Box(
             min(end[0], end[0] + side * width), end[1] - height / 2, max(end[0], end[0] + side * width), end[1] + height / 2
         )
@@ -129,9 +130,9 @@ def _is_inside(label: Label) -> bool:
     return box.left >= 0 and box.right <= 1 and (not label.is_moved or (box.bottom >= 0 and box.top <= 1))
 
 
-def _is_free(label: Label, labels: Iterable[Label], marks: Sequence[Box]) -> bool:
-    taken = any(label.box.overlaps(mark) for mark in marks)
-    return not taken and not any(label.box.overlaps(each.box) or crosses(label, each) for each in labels)
+def _is_covered(label: Label, labels: Iterable[Label], marks: Sequence[Box]) -> bool:
+    """Return whether the text of a label overlaps another label or a point."""
+    return any(label.box.overlaps(box) for box in (*marks, *(each.box for each in labels)))
 
 
 def _hits(label: Label, box: Box) -> bool:
