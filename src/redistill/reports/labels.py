@@ -98,8 +98,9 @@ def name_points(axes: "Axes", points: Sequence[Place], names: Sequence[str], siz
     widths = [_LETTER_INCHES * len(name) / width for name in names]
     labels = label_positions([(x, y) for x, y in places], widths, _LINE_INCHES / height)
     for name, label in zip(names, labels, strict=True):
-        line = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.6} if label.is_moved else None
-        named = axes.annotate(name, label.point, label.end, "axes fraction", "axes fraction", line, fontsize=8)
+        line = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.6, "relpos": (0 if label.is_right else 1, 0.5)}
+        joined = line if label.is_moved else None
+        named = axes.annotate(name, label.point, label.end, "axes fraction", "axes fraction", joined, fontsize=8)
         named.set_in_layout(False)
         named.set(horizontalalignment="left" if label.is_right else "right", verticalalignment="center")
         named.set_parse_math(False)
