@@ -86,10 +86,9 @@ def load_seconds(tab: Browser, page: Path) -> float:
     return min(once() for _ in range(3))
 
 
-_WORDS = (
-    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one you were "
-    "model answer question because river country paper light number history water government however therefore 42 1.5 <b> & “city”"
-).split()
+_TEXT = """the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one
+you were model answer question because river country paper light number history government however 42 1.5 <b> & “city”"""
+_WORDS = _TEXT.split()
 
 
 def long_answer(name: str, number: int) -> dict[str, Any]:

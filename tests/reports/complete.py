@@ -59,7 +59,10 @@ def write_noisy_scores(folder: Path, who: str) -> None:
             about["teacher_forced"] |= {name: float(rng.uniform(0.1, 0.9)) for name in ACCEPTANCE}
         if who in ("student", "baseline"):
             about["decodings"] = {
-                name: {"sampling": sampling, "seeds": {k: drawn_scores(rng) | {"rouge_l": 40 * rng.random()} for k in ("10", "20")}}
+                name: {
+                    "sampling": sampling,
+                    "seeds": {k: drawn_scores(rng) | {"rouge_l": 40 * rng.random()} for k in ("10", "20")},
+                }
                 for name, sampling in DECODINGS.items()
             }
     write_json(folder / "scores.json", held)

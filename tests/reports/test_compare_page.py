@@ -55,7 +55,10 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scores = files.read_json(path)
         for about in scores["datasets"].values():
             about["decodings"] = {
-                name: {"sampling": sampling, "seeds": {"10": {"rouge_l": 40 * rng.random()}, "20": {"rouge_l": 40 * rng.random()}}}
+                name: {
+                    "sampling": sampling,
+                    "seeds": {"10": {"rouge_l": 40 * rng.random()}, "20": {"rouge_l": 40 * rng.random()}},
+                }
                 for name, sampling in DECODINGS.items()
             }
         write_json(path, scores)

@@ -36,7 +36,7 @@ def test_labels_end_inside_the_axes(seed):
     rng = np.random.default_rng(seed)
     points = [(float(x), float(y)) for x, y in zip(rng.uniform(0, 1, 6), rng.uniform(0.2, 0.8, 6), strict=True)]
     for label in label_positions(points, rng.uniform(0.05, 0.45, 6).tolist(), 0.06):
-        assert 0 <= label.box.left and label.box.right <= 1
+        assert label.box.left >= 0 and label.box.right <= 1
 
 
 def test_points_close_to_each_other_have_labels_that_do_not_overlap():

@@ -61,7 +61,8 @@ def test_scores_of_a_data_set(folder, page, dataset):
 def printed_scores(seeds: dict[str, Any]) -> list[str]:
     """Mean and deviation of ROUGE-L, and means of exact match, length, end tokens and distinct-2, as a table prints them."""
     rouge, exact, length, ended, distinct = (
-        [seed[name] for seed in seeds.values()] for name in ("rouge_l", "exact_match", "length_tokens", "eos_rate", "distinct_2")
+        [seed[name] for seed in seeds.values()]
+        for name in ("rouge_l", "exact_match", "length_tokens", "eos_rate", "distinct_2")
     )
     parts = [f"{100 * np.mean(exact):.1f} %", f"{np.mean(length):.1f}", f"{100 * np.mean(ended):.1f} %"]
     return [f"{np.mean(rouge):.2f} ± {np.std(rouge, ddof=1):.2f}", *parts, f"{np.mean(distinct):.3f}"]

@@ -204,8 +204,8 @@ def _plot(
                 axes.fill_between(bins.steps, bins.lows, bins.highs, color=colour, alpha=0.2, lw=0)
             axes.plot(bins.steps, bins.means, color=colour, lw=1.5, label=label, marker=_marker(bins), markersize=3)
         for (label, bins), colour in zip(dashed, COLOURS if len(binned) > 1 else COLOURS[1:], strict=False):
-            style = {"lw": 1.2, "linestyle": "--", "marker": _marker(bins), "markersize": 3}
-            axes.plot(bins.steps, bins.means, color=colour, label=label, **style)
+            marker = _marker(bins)
+            axes.plot(bins.steps, bins.means, "--", color=colour, lw=1.2, label=label, marker=marker, markersize=3)
         if log:
             axes.set_yscale("log")
         if limits is not None:

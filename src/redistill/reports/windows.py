@@ -113,8 +113,10 @@ def _paint(classes: Sequence[_Class], mode: Json, values: Mapping[str, float]) -
             for bound, letter, side in (("lower", "l", "top"), ("upper", "u", "bottom")):
                 if values[bound] > LEAST:
                     axes.axhline(values[bound], color=COLOURS[2], linewidth=0.9, linestyle=":")
-                    place = {"xytext": (3, 0), "textcoords": "offset points", "verticalalignment": side}
-                    axes.annotate(letter, (1, values[bound]), xycoords=("axes fraction", "data"), fontsize=9, **place)
+                    place = (1.0, values[bound])
+                    axes.annotate(
+                        letter, place, (3, 0), ("axes fraction", "data"), "offset points", fontsize=9, verticalalignment=side
+                    )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("rank by the teacher's probability")
