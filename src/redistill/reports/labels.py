@@ -83,7 +83,9 @@ def label_positions(points: Sequence[Place], widths: Sequence[float], height: fl
 
 
 def name_points(axes: "Axes", points: Sequence[Place], names: Sequence[str], size_inches: tuple[float, float]) -> None:
-    """Write a label beside each point of a chart; a label that is moved is joined to its point by a line.
+    """Write a label beside each point of a chart.
+
+    A label that is moved is joined to its point by a line.
 
     Args:
         axes: The axes, with their final scales and limits.

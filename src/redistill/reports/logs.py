@@ -47,7 +47,9 @@ class RunLog:
 
 
 class Revisions(Spaced[Line]):
-    """Evenly spaced lines of revisions.jsonl, each about a correction, and the positions of the error tokens of all lines.
+    """Evenly spaced lines of revisions.jsonl, and the error positions of all.
+
+    Each line is about a correction.
 
     Args:
         positions: Number of corrections by index of the error token in the text, from 0 to `MAX_POSITION`.

@@ -34,7 +34,7 @@ MAX_CHARACTERS = 60
 """A longer text of a token is cut off."""
 MAX_LABEL = 40
 """A longer label of a histogram is cut off."""
-LEGEND_CHARACTERS = 32
+_LEGEND_CHARACTERS = 32
 """Maximum length of all labels together for a legend in one row."""
 EDGES: np.ndarray = 10.0 ** np.linspace(-4, 1.5, 23)
 """Edges of the bins of divergences, in nats."""
@@ -176,7 +176,9 @@ def _answer(run: RunFolder, line: Line) -> dict[str, object]:
 
 
 def position_chart(positions: Mapping[int, int]) -> dict[str, str | Markup] | None:
-    """Return the title and the <svg> element of a histogram of error positions; None without positions.
+    """Draw a histogram of error positions; return None without positions.
+
+    The result has the keys "title" and "svg".
 
     Args:
         positions: Number of corrections by index of the error token in the text, from 0 to `logs.MAX_POSITION`.
@@ -267,7 +269,7 @@ def _divergences(series: Sequence[tuple[str, _Counts]]) -> Callable[["Axes"], No
         axes.set_ylabel("fraction of tokens")
         if len(series) > 1:
             names = sum(len(label) for label, _ in series)
-            legend_above(axes, len(series) if names <= LEGEND_CHARACTERS else 1)
+            legend_above(axes, len(series) if names <= _LEGEND_CHARACTERS else 1)
 
     return paint
 
