@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MOST_PIXELS = 16_000  # height of a picture; the browser cuts off higher ones
 _LONGEST_SILENCE_S = 300  # a browser that has died; a slow machine is waited for
 _FLAGS = (
     "--headless=new",
@@ -140,14 +142,22 @@ class Browser:
             self._ask("Input.dispatchKeyEvent", type="keyUp", **about)
         self._settle()
 
-    def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """Save a picture of the whole page, or of the visible part, as PNG."""
-        found = self._ask("Page.captureScreenshot", captureBeyondViewport=whole, **({"clip": self._whole()} if whole else {}))
-        path.write_bytes(base64.b64decode(found["data"]))
+    def screenshot(self, path: Path) -> list[Path]:
+        """Save the whole page as PNG, and return the files: a high page has several, such as a.png, a-2.png and a-3.png."""
+        size = self._ask("Page.getLayoutMetrics")["cssContentSize"]
+        saved = []
+        for number, top in enumerate(range(0, int(size["height"]), MOST_PIXELS), start=1):
+            clip = {"x": 0, "y": top, "width": size["width"], "height": min(size["height"] - top, MOST_PIXELS), "scale": 1}
+            found = self._ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+            saved.append(path if number == 1 else path.with_stem(f"{path.stem}-{number}"))
+            saved[-1].write_bytes(base64.b64decode(found["data"]))
+        return saved
 
-    def pdf(self, path: Path) -> None:
-        """Print the page to a PDF file."""
-        path.write_bytes(base64.b64decode(self._ask("Page.printToPDF", printBackground=True)["data"]))
+    def pdf(self, path: Path) -> int:
+        """Print the page to a PDF file, and return the number of its pages."""
+        data = base64.b64decode(self._ask("Page.printToPDF", printBackground=True)["data"])
+        path.write_bytes(data)
+        return len(re.findall(rb"/Type\s*/Page\b", data))
 
     def cpu_seconds(self) -> float:
         """The processor time of all processes of the browser so far, in seconds."""
@@ -155,10 +165,6 @@ class Browser:
         found = self._ask("SystemInfo.getProcessInfo")["processInfo"]
         self._session = session
         return sum(float(process["cpuTime"]) for process in found)
-
-    def _whole(self) -> dict[str, Any]:
-        size = self._ask("Page.getLayoutMetrics")["cssContentSize"]
-        return {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 16_000), "scale": 1}
 
     def _settle(self) -> None:
         """Wait until the page is drawn; a page whose scripts are off resolves no promises."""

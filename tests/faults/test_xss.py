@@ -31,20 +31,7 @@ MOST_CHARACTERS = 60  # of the text of a token and of the title of a metric
 def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> Path:
     """Write a run folder; each text is a prompt, a response and a reference, and all other fields contain all texts."""
     everything = " ¦ ".join(texts)
-    named = {"name": everything, "method": everything, "status": everything, "created": everything, "commit": everything}
-    about = {"path": everything, everything: 1}
-    described = {
-        "schema": 1,
-        **named,
-        "command": everything,
-        "versions": {everything: everything},
-        "machine": {everything: everything},
-        "spans": {"backend": everything},
-        "config": {"name": everything, "teacher": {"model": everything, "revision": everything}, everything: [everything]},
-        "data": {"train": about, everything: about},
-        "models": {"teacher": {"name": everything, "parameters": 7}, "student": {"name": everything, "parameters": 3}},
-    }
-    write_json(folder / "run.json", described)
+    write_json(folder / "run.json", hostile_description(everything))
     if curves:
         event = {"kind": "event", "step": everything, "event": everything, "text": everything}
         lines = [{**line, "origin": {everything: 3, "gold": 1}} for line in metrics(2)]
@@ -56,6 +43,23 @@ def hostile_run(folder: Path, texts: Sequence[str], *, curves: bool = False) -> 
     for part in ("", "teacher", "before"):
         write_answers(folder / part, texts, everything)
     return folder
+
+
+def hostile_description(everything: str) -> dict[str, Any]:
+    """The content of run.json with this text in every field."""
+    named = {"name": everything, "method": everything, "status": everything, "created": everything, "commit": everything}
+    about = {"path": everything, everything: 1}
+    return {
+        "schema": 1,
+        **named,
+        "command": everything,
+        "versions": {everything: everything},
+        "machine": {everything: everything},
+        "spans": {"backend": everything},
+        "config": {"name": everything, "teacher": {"model": everything, "revision": everything}, everything: [everything]},
+        "data": {"train": about, everything: about},
+        "models": {"teacher": {"name": everything, "parameters": 7}, "student": {"name": everything, "parameters": 3}},
+    }
 
 
 def write_answers(folder: Path, texts: Sequence[str], everything: str) -> None:
@@ -141,8 +145,12 @@ def test_a_report_shows_every_string_verbatim_and_runs_nothing(tab: Browser, tmp
 
 
 def crowded(folder: Path) -> Path:
-    """Write a run of which every string is a prompt, a category, a metric, a token, and a word of a judge and of a window."""
+    """Write a run of which every string is in every field of run.json, and a prompt, a category, a metric and a token.
+
+    Every string is also a word of a judge and of a window.
+    """
     hostile_run(folder, HOSTILE[:PROMPTS], curves=True)
+    write_json(folder / "run.json", hostile_description(" ¦ ".join(HOSTILE)))
     write_answers(folder, HOSTILE, "model")
     metrics_of = {"rouge_l": {"title": "ROUGE-L", "unit": "%", "better": "higher"}}
     metrics_of |= {f"m{i}": {"title": text, "unit": "", "better": "higher"} for i, text in enumerate(HOSTILE)}

@@ -45,9 +45,31 @@ def faults(tab: Browser, seen: Visit) -> list[str]:
 
 
 def kept_screenshot(tab: Browser, name: str) -> None:
-    """Save a screenshot in the folder REDISTILL_SCREENSHOTS, by default build/screenshots, which git ignores."""
+    """Save the whole page in the folder REDISTILL_SCREENSHOTS, by default build/screenshots, which git ignores."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     tab.screenshot(SCREENSHOTS / f"{name}.png")
+
+
+def kept_load_times(tab: Browser, page: Path, name: str) -> None:
+    """Add the times of one load to load-times.jsonl beside the screenshots; nothing depends on them.
+
+    "cpu_s" is the processor time of the browser, and "load_event_s" the time on the clock from the navigation to the load
+    event, which grows with other work of the machine.
+    """
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    before = tab.cpu_seconds()
+    tab.open(page)
+    times = {"page": name, "bytes": page.stat().st_size, "cpu_s": tab.cpu_seconds() - before}
+    times["load_event_s"] = tab.run("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
+    with (SCREENSHOTS / "load-times.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(times) + "\n")
+
+
+def chosen(tab: Browser, name: str, steps: int) -> str:
+    """Click a list of choices with the mouse, choose the option `steps` further down with keys, and return its value."""
+    tab.click(f"#answer-{name}")
+    tab.press(*["ArrowDown"] * steps, "Enter")
+    return tab.run(f"document.getElementById('answer-{name}').value")
 
 
 def load_seconds(tab: Browser, page: Path) -> float:
@@ -64,10 +86,20 @@ def load_seconds(tab: Browser, page: Path) -> float:
     return min(once() for _ in range(3))
 
 
+_TEXT = """the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one
+you were model answer question because river country paper light number history government however 42 1.5 <b> & “city”"""
+_WORDS = _TEXT.split()
+
+
 def long_answer(name: str, number: int) -> dict[str, Any]:
-    """A line of a responses file with an answer of 800 characters."""
-    text = " ".join(f"word{(number * 31 + each) % 997}" for each in range(110))
-    fields = {"id": f"{name}:{number}", "prompt": f"Question {number}?", "references": [text[:400]], "rouge_l": float(number)}
+    """A line of a responses file with a prompt of three paragraphs and an answer of 900 characters, both of common words."""
+
+    def words(count: int, start: int) -> str:
+        return " ".join(_WORDS[(start + each * each + 7 * each) % len(_WORDS)] for each in range(count))
+
+    prompt = f"Question {number}: {words(20, number)}?\n\n{words(60, number + 1)}\n\n- {words(8, number)}\n- {words(9, number)}"
+    text = "\n".join(words(45, number + each) for each in range(4))
+    fields = {"id": f"{name}:{number}", "prompt": prompt, "references": [text[:400]], "rouge_l": float(number)}
     return {**fields, "response": text, "tokens": 200, "finished": True}
 
 

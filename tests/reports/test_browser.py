@@ -14,7 +14,9 @@ from tests.reports.browser import (
     MOST_SECONDS,
     SCHEMES,
     WIDTHS,
+    chosen,
     faults,
+    kept_load_times,
     kept_screenshot,
     load_seconds,
     long_answer,
@@ -22,8 +24,8 @@ from tests.reports.browser import (
     violations,
     visible_text,
 )
+from tests.reports.complete import OPEN_ALL, SECTIONS, write_complete_run
 from tests.reports.fabricated import PROMPTS, write_lines, write_run
-from tests.reports.test_report import SECTIONS
 
 pytestmark = needs_chromium
 
@@ -37,15 +39,17 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    baseline = write_run(folder / "sft", "plain-sft", role="baseline", updates=40)
-    return build_report(write_run(folder / "run", "mine", updates=40), [baseline], folder / "report.html")
+    baseline = write_complete_run(folder / "sft", "plain-sft", role="baseline")
+    return build_report(write_complete_run(folder / "run", "mine"), [baseline], folder / "report.html")
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_report_is_complete_and_accessible(tab, report, width, scheme):
+    """Every section is there, and every folded part is open."""
     seen = tab.open(report, width=width, scheme=scheme)
-    assert tab.run("[...document.querySelectorAll('h2')].map(each => each.id)") == [*SECTIONS[:-2], "changes", *SECTIONS[-2:]]
+    tab.run(OPEN_ALL)
+    assert tuple(tab.run(VISIBLE_SECTIONS)) == SECTIONS
     assert violations(tab) == []
     assert faults(tab, seen) == []
     kept_screenshot(tab, f"report-{width}-{scheme}")
@@ -53,8 +57,7 @@ def test_the_report_is_complete_and_accessible(tab, report, width, scheme):
 
 VISIBLE = "[...document.querySelectorAll('.answer')].filter(each => each.offsetParent !== null)"
 SCORES = f"{VISIBLE}.map(each => Number(each.dataset.score))"
-CHOOSE = "(() => {{const e = document.getElementById('answer-{name}'); e.value = '{value}'; "
-CHOOSE += "e.dispatchEvent(new Event('change'))}})()"
+VISIBLE_SECTIONS = "[...document.querySelectorAll('h2')].filter(each => each.offsetParent !== null).map(each => each.id)"
 
 
 def test_responses_are_filtered_and_sorted_by_mouse(tab, report):
@@ -62,11 +65,11 @@ def test_responses_are_filtered_and_sorted_by_mouse(tab, report):
     assert tab.run(f"{VISIBLE}.length") == 20 and "40 of 40 prompts match, 20 visible" in visible_text(tab, "#answer-count")
     tab.click("#answer-more")
     assert tab.run(f"{VISIBLE}.length") == 2 * PROMPTS
-    tab.run(CHOOSE.format(name="key", value="score"))
+    assert chosen(tab, "key", 1) == "score"
     ascending = tab.run(SCORES)
-    tab.run(CHOOSE.format(name="order", value="-1"))
+    assert chosen(tab, "order", 1) == "-1"
     assert ascending == sorted(ascending) and tab.run(SCORES) == sorted(tab.run(SCORES), reverse=True)
-    tab.run(CHOOSE.format(name="category", value="0"))
+    assert chosen(tab, "category", 1) == "0"
     heads = tab.run(f"{VISIBLE}.map(each => each.querySelector('.head').textContent)")
     assert heads and all("closed_qa" in head for head in heads)
     assert faults(tab, seen) == []
@@ -102,10 +105,11 @@ def test_responses_are_filtered_by_score_and_length(tab, tmp_path):
     tab.press("Tab", "13", "Tab", "17")
     assert tab.run("document.activeElement.id") == "answer-length-to"
     assert sorted(tab.run(numbers)) == sorted([[2.0 * i, 10 + i] for i in range(5, 8)] * 2)
-    tab.run(CHOOSE.format(name="key", value="category"))
+    assert chosen(tab, "key", 5) == "category"
     heads = tab.run(f"{VISIBLE}.map(each => each.querySelector('.head span').textContent.split(' · ')[1])")
     assert len(set(heads)) == 3 and sum(a != b for a, b in itertools.pairwise(heads)) == 2
-    tab.run(CHOOSE.format(name="key", value="length"))
+    tab.run("document.querySelector('#answer-key').focus()")
+    tab.press("ArrowUp")
     lengths = [length for _, length in tab.run(numbers)]
     assert lengths == sorted(lengths) and "6 of 40 prompts match" in visible_text(tab, "#answer-count")
     assert faults(tab, seen) == []
@@ -117,12 +121,31 @@ def test_everything_is_readable_without_scripts(tab, report):
     assert tab.run("document.getElementById('answer-tools').offsetParent === null")
 
 
-def test_paper_has_all_matching_responses_and_no_controls(tab, report, tmp_path):
-    seen = tab.open(report, media="print")
-    assert tab.run(f"{VISIBLE}.length") == 2 * PROMPTS
-    assert tab.run("document.getElementById('answer-tools').offsetParent === null")
-    tab.pdf(tmp_path / "report.pdf")
-    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF") and faults(tab, seen) == []
+@pytest.mark.parametrize("scripts", [True, False])
+def test_paper_has_all_sections_20_responses_and_no_controls(tab, report, scripts):
+    seen = tab.open(report, media="print", width=800, scripts=scripts)
+    assert tuple(tab.run(VISIBLE_SECTIONS)) == SECTIONS and tab.run(f"{VISIBLE}.length") == 20
+    assert "at first 20 of 40" in visible_text(tab, ".printed")
+    assert tab.run("document.getElementById('answer-tools').offsetParent === null") and faults(tab, seen) == []
+
+
+def test_the_responses_that_a_reader_shows_are_printed(tab, report):
+    tab.open(report)
+    assert tab.run("document.querySelector('.printed').offsetParent === null")
+    tab.click("#answer-all")
+    assert tab.run(f"{VISIBLE}.length") == 2 * PROMPTS and tab.run("document.activeElement.className").startswith("card answer")
+    assert tab.run("['more', 'all'].every(name => document.getElementById('answer-' + name).hidden)")
+
+
+def test_a_report_of_300_long_prompts_is_printed_on_40_pages(tab, tmp_path):
+    """Twenty prompts, each of about one page, and the other sections."""
+    run = write_run(tmp_path / "run", "mine")
+    for path in run.rglob("responses/*.jsonl"):
+        write_lines(path, [long_answer(path.stem, number) for number in range(150)])
+    tab.open(build_report(run))
+    assert tab.pdf(tmp_path / "report.pdf") <= 40
+    tab.click("#answer-all")
+    assert tab.run(f"{VISIBLE}.length") == 300
 
 
 def test_five_models_with_200_responses_each_fit_into_three_megabytes_and_two_seconds(tab, tmp_path):
@@ -137,3 +160,13 @@ def test_five_models_with_200_responses_each_fit_into_three_megabytes_and_two_se
     seen = tab.open(page)
     assert tab.run("document.querySelectorAll('.answer .answers > div').length") == 6 * 200
     assert "200 of 200 prompts match" in visible_text(tab, "#answer-count") and faults(tab, seen) == []
+    kept_load_times(tab, page, "report")
+
+
+def test_a_screenshot_of_a_high_page_has_several_files(tab, tmp_path):
+    (tmp_path / "high.html").write_text("<!doctype html><title>x</title><div style='height: 33000px'>x</div>", encoding="utf-8")
+    tab.open(tmp_path / "high.html", width=390)
+    files_saved = tab.screenshot(tmp_path / "high.png")
+    assert [path.name for path in files_saved] == ["high.png", "high-2.png", "high-3.png"]
+    heights = [int.from_bytes(path.read_bytes()[20:24], "big") for path in files_saved]
+    assert heights[:2] == [16_000, 16_000] and 1_000 <= heights[2] < 1_100

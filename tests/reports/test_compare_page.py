@@ -11,6 +11,9 @@ import pytest
 
 from redistill.cli.main import main
 from redistill.reports.compare import build_comparison
+from redistill.reports.inference import contrast
+from redistill.storage import files
+from tests.reports.complete import DECODINGS
 from tests.reports.fabricated import write_json, write_method, write_scores, write_sweep
 
 SEEDS, DATASETS = (10, 20), ("dolly", "vicuna")
@@ -46,7 +49,20 @@ class Tables(HTMLParser):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sweep(tmp_path_factory.mktemp("compare") / "sweep", {"sft": 0.0, "mgsr": 9.0}, seeds=SEEDS, prompts=12)
+    sweep = write_sweep(tmp_path_factory.mktemp("compare") / "sweep", {"sft": 0.0, "mgsr": 9.0}, seeds=SEEDS, prompts=12)
+    rng = np.random.default_rng(3)
+    for path in sorted(sweep.glob("*/scores.json")):
+        scores = files.read_json(path)
+        for about in scores["datasets"].values():
+            about["decodings"] = {
+                name: {
+                    "sampling": sampling,
+                    "seeds": {"10": {"rouge_l": 40 * rng.random()}, "20": {"rouge_l": 40 * rng.random()}},
+                }
+                for name, sampling in DECODINGS.items()
+            }
+        write_json(path, scores)
+    return sweep
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +96,28 @@ def test_scores_and_differences_are_those_of_the_files_to_the_printed_digit(swee
         assert tables["ROUGE-L"][method] == [f"{found.mean():.2f} ± {found.std(ddof=1):.2f}" for found in columns]
         means[method] = columns[-1].mean()
     row = tables["Difference to sft, average"]["mgsr"]
-    assert row[0] == f"{means['mgsr'] - means['sft']:+.2f}"
+    found = contrast([(scores_of(sweep, "mgsr", each) - scores_of(sweep, "sft", each)).mean(axis=1) for each in DATASETS], 2, 1)
+    assert row[0] == f"{means['mgsr'] - means['sft']:+.2f}" == f"{found.interval.difference:+.2f}"
+    assert row[1] == f"{found.interval.lower:+.2f} to {found.interval.upper:+.2f}" and row[4] == f"{found.detectable:.2f}"
+    assert row[2] == f"{found.p:.3f}" and row[5:8] == [str(found.wins), str(found.ties), str(found.losses)]
     chart = re.search(r'aria-label="Differences to sft on average: mgsr ([^"]*)"', page)[1]
     assert chart == f"{row[0]} ({row[1]})"
     assert f"{row[0]} ROUGE-L (95 % interval {row[1]})" in page and f"finds with a probability of 80 % is {row[4]}." in page
+
+
+def test_scores_of_further_decodings_are_those_of_the_files(sweep, page):
+    """Means over evaluation seeds, data sets and training seeds; the table has the main decoding first."""
+    tables = {title: rows for title, rows in Tables(page).found.items() if "greedy" in rows.get("", [])}
+    assert len(tables) == 3
+    (average,) = (rows for title, rows in tables.items() if "average" in title)
+    for method in ("sft", "mgsr"):
+        for name, title in (("greedy", "greedy"), ("cold", "T 0.5, top-p 0.9")):
+            by_run = []
+            for seed in SEEDS:
+                held = files.read_json(sweep / f"{method}-seed{seed}" / "scores.json")["datasets"]
+                by_run.append([each["rouge_l"] for of in DATASETS for each in held[of]["decodings"][name]["seeds"].values()])
+            cell = average[method][average[""].index(title)]
+            assert cell.startswith(f"{np.mean(by_run):.2f} "), (cell, method, title)
 
 
 def test_costs_sizes_and_speeds_are_those_of_the_files(sweep, page):

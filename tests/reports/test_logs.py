@@ -10,7 +10,7 @@ import pytest
 
 from redistill.errors import CheckpointError
 from redistill.reports.folders import log_lines
-from redistill.reports.logs import CHUNK_LINES, read_log, read_revisions
+from redistill.reports.logs import CHUNK_LINES, MAX_POSITION, read_log, read_revisions
 from redistill.reports.report import build_report
 from redistill.reports.thinning import MAX_POINTS
 from tests.reports.fabricated import metrics, revision, write_lines, write_run
@@ -117,3 +117,10 @@ def test_the_lines_of_a_log_may_be_any_json(tmp_path: Path) -> None:
     lines = [{"kind": "train"}, {"kind": "event"}, {"kind": ["train"]}, {"kind": "validation", "step": {}}, [], 3, None]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "1 × None" in build_report(folder).read_text(encoding="utf-8")
+
+
+def test_positions_of_all_corrections_are_counted() -> None:
+    """Also of those that are not kept; damaged positions are omitted, and very late ones share a bin."""
+    lines = [{"position": each} for each in (2, 2, 7, -1, "x", None, 1e300)]
+    revisions = read_revisions([*lines, *({"position": 3} for _ in range(5000))])
+    assert revisions.positions == {2: 2, 7: 1, MAX_POSITION: 1, 3: 5000} and revisions.count == 5007

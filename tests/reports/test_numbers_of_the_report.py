@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from redistill.reports.report import build_report
-from tests.reports.fabricated import PROMPTS, write_run
+from redistill.reports.statistics import paired_bootstrap, paired_differences
+from tests.reports.complete import DECODINGS, write_complete_run
+from tests.reports.fabricated import PROMPTS
 from tests.reports.page import Page
 
 CATEGORIES = ("open_qa", "closed_qa", "summarization")
@@ -17,8 +19,8 @@ CATEGORIES = ("open_qa", "closed_qa", "summarization")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("numbers")
-    write_run(folder / "mine", "mine", updates=40)
-    write_run(folder / "sft", "plain-sft", role="baseline")
+    write_complete_run(folder / "mine", "mine")
+    write_complete_run(folder / "sft", "plain-sft", role="baseline")
     return folder
 
 
@@ -43,14 +45,48 @@ MODELS = {"teacher": "mine/teacher", "before training": "mine/before", "plain-sf
 @pytest.mark.parametrize("dataset", ["dolly", "vicuna"])
 def test_scores_of_a_data_set(folder, page, dataset):
     (found,) = [
-        block for block in page.tables if block[0][0] == "Model" and f"{mean(folder / 'mine', dataset):.2f}" in str(block)
+        block for block in page.tables if block[0][-1] == "agreement" and f"{mean(folder / 'mine', dataset):.2f}" in str(block)
     ]
     for label, part in MODELS.items():
         (cells,) = [row for row in found if row[0] == label]
-        seeds = read(folder / part / "scores.json")["datasets"][dataset]["seeds"]
-        values = [seed["rouge_l"] for seed in seeds.values()]
-        assert cells[1] == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
-        assert cells[3].startswith("12.5 %") and cells[4] == "41.5" and cells[6] == "0.812"
+        about = read(folder / part / "scores.json")["datasets"][dataset]
+        forced, printed = about["teacher_forced"], printed_scores(about["seeds"])
+        assert [cells[1], *cells[4:7]] == [printed[0], *printed[2:]]
+        assert cells[2] == ("–" if label == "plain-sft" else printed_difference(folder / part, folder / "sft", dataset))
+        assert cells[3].startswith(printed[1])
+        assert cells[7:9] == [f"{forced[name]:.3f}" for name in ("cross_entropy", "kl")]
+        assert cells[9] == f"{100 * forced['agreement']:.1f} %"
+
+
+def printed_scores(seeds: dict[str, Any]) -> list[str]:
+    """Mean and deviation of ROUGE-L, and means of exact match, length, end tokens and distinct-2, as a table prints them."""
+    rouge, exact, length, ended, distinct = (
+        [seed[name] for seed in seeds.values()]
+        for name in ("rouge_l", "exact_match", "length_tokens", "eos_rate", "distinct_2")
+    )
+    parts = [f"{100 * np.mean(exact):.1f} %", f"{np.mean(length):.1f}", f"{100 * np.mean(ended):.1f} %"]
+    return [f"{np.mean(rouge):.2f} ± {np.std(rouge, ddof=1):.2f}", *parts, f"{np.mean(distinct):.3f}"]
+
+
+def printed_difference(folder: Path, reference: Path, dataset: str) -> str:
+    """The difference of two models in ROUGE-L with its interval, from the files of the answers."""
+    own, other = (
+        {each[0]["id"]: float(np.mean([line["rouge_l"] for line in each])) for each in zip(*lines(part, dataset), strict=True)}
+        for part in (folder, reference)
+    )
+    found = paired_bootstrap([paired_differences([(own, other)])])
+    assert found.lower < found.difference - 0.1 and found.difference + 0.1 < found.upper
+    text = f"{found.difference:+.2f} [{found.lower:+.2f}, {found.upper:+.2f}]"
+    return text.replace("-", "−")
+
+
+@pytest.mark.parametrize("dataset", ["dolly", "vicuna"])
+def test_scores_of_further_decodings(folder, page, dataset):
+    about = read(folder / "mine" / "scores.json")["datasets"][dataset]
+    rows = [row for table in page.tables if "Decoding" in table[0] for row in table[1:]]
+    for name in DECODINGS:
+        wanted = {*printed_scores(about["decodings"][name]["seeds"]), "2"}
+        assert any(wanted <= set(row) for row in rows), name
 
 
 def mean(folder: Path, dataset: str) -> float:
@@ -129,6 +165,6 @@ def test_corrections(folder, page):
     with (folder / "mine" / "revisions.jsonl").open() as file:
         logged = [json.loads(line) for line in file]
     assert page.answer("of 30 logged corrections").startswith("8 of 30 ")
-    heads = [block for block in page.blocks if block.startswith("update ")]
+    heads = [block for block in page.blocks if block.startswith("update ") and "disagreement" in block]
     assert heads[0].startswith(f"update {logged[0]['step']} · sample {logged[0]['sample']}")
     assert f"token {logged[0]['position']} · disagreement {logged[0]['kl']:.2f} nats" in heads[0]

@@ -33,6 +33,10 @@ def test_curves_of_the_baseline_are_overlaid_where_it_has_the_same_quantity():
     charts = {panel.title: panel.svg for panel in panels(log, (), ("mine", "<sft>", other))}
     assert "&lt;sft&gt;" in charts["Loss, weighted sum of its terms"] and "mine" in charts["Loss, weighted sum of its terms"]
     assert "&lt;sft&gt;" not in charts["Learning rate"]
+    own = {panel.title: panel.svg for panel in panels(log)}
+    for title in ("Loss, weighted sum of its terms", "Learning rate"):
+        dashes = charts[title].count("stroke-dasharray") - own[title].count("stroke-dasharray")
+        assert (dashes > 0) == (title != "Learning rate")  # the baseline's curve is dashed
 
 
 def test_the_window_of_the_baseline_is_overlaid_and_its_origins_have_a_chart():

@@ -100,7 +100,7 @@ def test_the_page_shows_values_responses_corrections_curves_and_the_command(tmp_
     assert "+2.00" in page and "12.5×" in page and "4.5×" in page
     assert page.count('<div class="prompt text">') == 2 * PROMPTS and page.count("student draft") == 8
     assert "<del> wrong</del>" in page and "<ins> right</ins>" in page
-    assert page.count("<figure") == 16 and "redistill run mine.yaml" in page and "updates: 40" in page
+    assert page.count("<figure") == 17 and "redistill run mine.yaml" in page and "updates: 40" in page
     for who in ("teacher", "before", "baseline", "student"):
         assert re.search(rf"{who} answers \d+ with seed 10\.", page)
 

@@ -1,12 +1,16 @@
 """Ten questions of a manager and a researcher: each is answered by one sentence of the page, for three kinds of runs."""
 
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from redistill.reports.report import build_report
 from redistill.storage import files
+from tests.faults.chromium import Browser, browser
+from tests.reports.browser import needs_chromium
 from tests.reports.fabricated import write_json, write_lines, write_run
 from tests.reports.page import Page
 
@@ -55,8 +59,11 @@ EARLIER = {
 }
 
 
+EXPECTED = {"mgsr": MGSR, "alone": ALONE, "earlier": EARLIER}
+
+
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("questions")
     mine = write_run(folder / "mine", "mine", updates=40)
     baseline = write_run(folder / "sft", "plain-sft", role="baseline")
@@ -81,20 +88,43 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
             lines = [{key: value for key, value in line.items() if key != "category"} for line in files.read_lines(path)]
             write_lines(path, lines)
     shutil.copytree(OLDER, folder / "tiny")
-    built = {
+    return {
         "mgsr": build_report(mine, [baseline]),
         "alone": build_report(alone),
         "earlier": build_report(folder / "tiny"),
     }
+
+
+@pytest.fixture(scope="module")
+def pages(built: dict[str, Path]) -> dict[str, Page]:
     return {name: Page(path.read_text(encoding="utf-8")) for name, path in built.items()}
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize(
     ("run", "question", "pattern"),
-    [(run, *item) for run, expected in {"mgsr": MGSR, "alone": ALONE, "earlier": EARLIER}.items() for item in expected.items()],
+    [(run, *item) for run, expected in EXPECTED.items() for item in expected.items()],
 )
 def test_a_question_is_answered_by_one_sentence(run, question, pattern, pages):
     assert pages[run].answer(pattern)
+
+
+@needs_chromium
+@pytest.mark.parametrize("run", EXPECTED)
+def test_the_answers_are_visible_when_the_page_is_opened(run, built, tab):
+    """No answer is in a folded part of the page."""
+    tab.open(built[run])
+    tab.run("document.body.insertAdjacentHTML('beforeend', '<details><summary>More</summary><p>a folded text</p></details>')")
+    shown = tab.run("document.body.innerText")
+    assert "a folded text" not in shown
+    lines = {" ".join(line.split()) for line in shown.splitlines()}
+    missing = [question for question, pattern in EXPECTED[run].items() if not any(re.search(pattern, line) for line in lines)]
+    assert missing == []
 
 
 def test_what_a_run_of_an_earlier_version_lacks_is_named(pages):

@@ -19,6 +19,7 @@ from redistill.reports.report import build_report
 from redistill.reports.sizes import ratios
 from redistill.reports.statistics import paired_bootstrap
 from redistill.reports.terminal import print_comparison
+from redistill.reports.windows import windows_section
 from redistill.storage import files
 from tests.reports.fabricated import PROMPTS, write_json, write_lines, write_run, write_sweep
 from tests.reports.page import Page
@@ -225,6 +226,8 @@ def test_a_recorded_window_is_shown_with_the_numbers_of_the_file(run_folder):
         ["3", "0.0004", "0.0625", "no"],
     ]
     assert list(rows) == ["Paris", "<b>", "∅"]
+    (window,) = windows_section(read_run(run_folder))
+    assert ">l</text>" in window.svg and ">u</text>" in window.svg  # the names of the dotted lines
 
 
 # --- judge --------------------------------------------------------------------------------------------------------------

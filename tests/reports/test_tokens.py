@@ -12,7 +12,7 @@ import pytest
 from redistill.errors import CheckpointError
 from redistill.reports.folders import read_run
 from redistill.reports.report import build_report
-from redistill.reports.tokens import EDGES, MAX_TOKENS, NUM_ANSWERS, NUM_REVISIONS, Token, tokens_section
+from redistill.reports.tokens import EDGES, MAX_TOKENS, NUM_ANSWERS, NUM_REVISIONS, Token, position_chart, tokens_section
 from redistill.storage.redaction import plain
 from tests.faults.chromium import Browser, browser
 from tests.faults.hostile import HOSTILE
@@ -109,7 +109,7 @@ def test_the_summary_sentences_and_histograms_count_every_token_of_the_files(tmp
         tails = np.concatenate([line[name]["reverse_kl"][line["position"] :] for line in corrections])
         assert found[name].mean == pytest.approx(tails.mean()) and found[name].tokens == tails.size
     page = build_report(tmp_path / "run").read_text(encoding="utf-8")
-    assert f"is {values.mean():.3f} nats per token" in page and len(found["charts"]) == 3
+    assert f"is {values.mean():.3f} nats per token" in page and len(found["charts"]) == 2
 
 
 def test_maps_are_few_evenly_spaced_and_short(tmp_path: Path) -> None:
@@ -154,6 +154,20 @@ def test_a_damaged_file_is_reported_in_one_line(tmp_path: Path) -> None:
     (folder / "positions.jsonl").write_text('{"tokens"\n{}\n')
     with pytest.raises(CheckpointError, match=r"positions\.jsonl:1: not JSON"):
         build_report(folder)
+
+
+def test_a_correction_has_the_prompt_that_revisions_jsonl_logged(tmp_path: Path) -> None:
+    folder = with_tokens(tmp_path / "run", [], [{**correction(i), "sample": 7 * i} for i in (1, 2)] + [correction(3)])
+    shown = section(folder)["revisions"]
+    assert [each["prompt"] for each in shown] == ["Ask 1. ", "Ask 2. ", None]  # no line of revisions.jsonl has step 3, sample 3
+
+
+def test_the_histogram_of_error_positions_has_all_logged_corrections(tmp_path: Path) -> None:
+    chart = position_chart({0: 700, 9: 300})
+    assert chart is not None and chart["title"] == "Position of the error token, all 1,000 logged corrections"
+    assert position_chart({}) is None
+    folder = write_run(tmp_path / "run", "mine")
+    assert "all 30 logged corrections" in build_report(folder).read_text(encoding="utf-8")
 
 
 # --- in a browser -------------------------------------------------------------------------------------------------------

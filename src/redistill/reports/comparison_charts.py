@@ -14,7 +14,7 @@ from redistill.records import FRACTION
 from redistill.reports.comparison import Column, Row
 from redistill.reports.drawing import INK, drawn
 from redistill.reports.folders import Measure
-from redistill.reports.labels import label_positions
+from redistill.reports.labels import name_points
 from redistill.reports.pages import NOTHING, difference, large, score
 from redistill.storage.redaction import plain_line
 
@@ -26,8 +26,7 @@ MAX_LABEL = 22
 _WIDTH_INCHES = 4.4
 _TONES = {1: "#2f8f5f", -1: "#cf5a48", 0: "#7d8590"}
 _REFERENCE, _BASELINE, _METHOD = "#8a8f98", "#d97a2b", "#3b82c4"
-_LINE_INCHES = 0.16
-_LETTER_INCHES = 0.068  # mean width of a letter of a label
+_LINE_INCHES = 0.16  # of the height of a chart for each point, so that there is a line for its label
 _LOGARITHMIC_FROM = 20  # ratio of the largest to the smallest value from which an axis is logarithmic
 
 
@@ -94,6 +93,7 @@ def forest_plot(column: Column, rows: Sequence[Row], baseline: str) -> Chart | N
             fill = colour if row.tone else "none"
             axes.plot([times * interval.difference], [height], marker="o", markersize=6, color=colour, markerfacecolor=fill)
         axes.set_ylim(-0.6, len(found) - 0.4)
+        axes.locator_params(axis="x", nbins=5)
         _set_labels(axes, measure, f"difference to {_label(baseline)}", [row.model for row, _ in found])
 
     words = "; ".join(_in_words(row) for row, _ in reversed(found))
@@ -139,7 +139,8 @@ def quality_plot(title: str, measure: Measure, points: Sequence[Point]) -> Chart
         if axes.get_xscale() == "linear":
             axes.locator_params(axis="x", nbins=5)
         axes.xaxis.set_major_formatter(lambda value, _: large(value))
-        _name_points(axes, points, times)
+        places = [(point.cost, times * point.quality) for point in points]
+        name_points(axes, places, [_label(point.label) for point in points], (_WIDTH_INCHES, _height(points)))
 
     words = "; ".join(f"{point.label}: {score(point.quality, measure.unit)} at {large(point.cost)}" for point in points)
     return Chart(
@@ -157,22 +158,6 @@ def _set_labels(axes: "Axes", measure: Measure, quantity: str, models: Sequence[
     unit = ", percentage points" if measure.unit == FRACTION else ""
     axes.set_xlabel(f"{quantity}, {_label(measure.heading)}{unit}")
     _as_text([axes.xaxis.label, *axes.get_yticklabels()])
-
-
-def _name_points(axes: "Axes", points: Sequence[Point], times: int) -> None:
-    """Write the label of each point beside it; a label that is moved is joined to its point by a line."""
-    axes.autoscale_view()  # sets the limits, from which fractions are computed
-    to_fraction = axes.transScale + axes.transLimits  # from data to fractions of the axes
-    places = [tuple(map(float, to_fraction.transform((point.cost, times * point.quality)))) for point in points]
-    height = _LINE_INCHES / (_height(points) - 0.8)  # of a line of text, as a fraction of the axes
-    widths = [_LETTER_INCHES * len(_label(point.label)) / (_WIDTH_INCHES - 0.8) for point in points]
-    labels = label_positions([(x, y) for x, y in places], widths, height)
-    for point, label in zip(points, labels, strict=True):
-        line = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.6} if label.is_moved else None
-        named = axes.annotate(_label(point.label), label.point, label.end, "axes fraction", "axes fraction", line, fontsize=8)
-        named.set_in_layout(False)
-        named.set(horizontalalignment="left" if label.is_right else "right", verticalalignment="center")
-        _as_text([named])
 
 
 def _height(points: Sequence[Point]) -> float:

@@ -53,6 +53,18 @@ def drawn(paint: Callable[["Axes"], None], label: str, size_inches: tuple[float,
     return _inline(printable(out.getvalue()), plain_line(label))  # texts may have control characters, which XML forbids
 
 
+def legend_above(axes: "Axes", columns: int) -> None:
+    """Add a legend above the axes, where it covers no curve.
+
+    Args:
+        axes: The axes.  Labels of its curves may be untrusted texts.
+        columns: Number of columns of the legend.
+    """
+    position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+    for text in axes.legend(frameon=False, fontsize=8, ncols=columns, **position).get_texts():
+        text.set_parse_math(False)
+
+
 def _inline(document: str, label: str) -> Markup:
     """Return the <svg> element of a document; the page sets its size and its text colour."""
     svg = document[document.index("<svg") :]

@@ -2,12 +2,18 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from redistill.reports.drawing import INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GAP = 0.03
 """Horizontal distance of a label from its point."""
 _POINT = 0.012  # half of the size of a point's marker
-_LEFT, _RIGHT = -0.06, 1.06  # outermost ends of a label
+_LETTER_INCHES, _LINE_INCHES = 0.068, 0.16  # mean width of a letter of a label, and height of a label
+_FRAME_INCHES = 0.8  # of a chart's width and of its height are outside the axes, for the labels of the axes
 
 Place = tuple[float, float]
 
@@ -57,8 +63,8 @@ def label_positions(points: Sequence[Place], widths: Sequence[float], height: fl
     """Return a position for the label of each point.
 
     A label is beside its point, or as near above or below as possible.  Labels overlap neither each other nor points, and the
-    lines that join labels to their points do not cross each other or a label.  If there is no such position for a point, its
-    label is beside the point.
+    lines that join labels to their points do not cross each other or a label.  Labels end inside the axes.  If there is no
+    such position for a point, its line may cross others; if labels would still overlap, its label is beside the point.
 
     Args:
         points: Horizontal and vertical position of each point, in fractions of the axes.
@@ -70,9 +76,36 @@ def label_positions(points: Sequence[Place], widths: Sequence[float], height: fl
     for index in sorted(range(len(points)), key=lambda each: points[each][::-1]):
         others = [mark for place, mark in zip(points, marks, strict=True) if place != points[index]]
         candidates = list(_candidates(points[index], widths[index], height, len(points)))
-        free = (each for each in candidates if _is_free(each, found.values(), others))
-        found[index] = next(free, candidates[0])
+        apart = [each for each in candidates if _is_inside(each) and not _is_covered(each, found.values(), others)]
+        free = (each for each in apart if not any(crosses(each, label) for label in found.values()))
+        found[index] = next(free, apart[0] if apart else candidates[0])
     return [found[index] for index in range(len(points))]
+
+
+def name_points(axes: "Axes", points: Sequence[Place], names: Sequence[str], size_inches: tuple[float, float]) -> None:
+    """Write a label beside each point of a chart.
+
+    A label that is moved is joined to its point by a line.
+
+    Args:
+        axes: The axes, with their final scales and limits.
+        points: Position of each point on both axes.
+        names: The labels, one line each.  They are untrusted: matplotlib's markup for formulas is turned off.
+        size_inches: Width and height of the chart.
+    """
+    axes.autoscale_view()  # sets the limits, from which fractions are computed
+    to_fraction = axes.transScale + axes.transLimits  # from data to fractions of the axes
+    places = [tuple(map(float, to_fraction.transform(point))) for point in points]
+    width, height = (size - _FRAME_INCHES for size in size_inches)
+    widths = [_LETTER_INCHES * len(name) / width for name in names]
+    labels = label_positions([(x, y) for x, y in places], widths, _LINE_INCHES / height)
+    for name, label in zip(names, labels, strict=True):
+        line = {"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.6, "relpos": (0 if label.is_right else 1, 0.5)}
+        joined = line if label.is_moved else None
+        named = axes.annotate(name, label.point, label.end, "axes fraction", "axes fraction", joined, fontsize=8)
+        named.set_in_layout(False)
+        named.set(horizontalalignment="left" if label.is_right else "right", verticalalignment="center")
+        named.set_parse_math(False)
 
 
 def crosses(first: Label, second: Label) -> bool:
@@ -84,20 +117,25 @@ def crosses(first: Label, second: Label) -> bool:
 def _candidates(point: Place, width: float, height: float, count: int) -> Iterator[Label]:
     """Yield positions for a label, from near to far."""
     x, y = point
-    sides = (1, -1) if x + GAP + width <= _RIGHT else (-1, 1)
+    sides = (1, -1) if x + GAP + width <= 1 else (-1, 1)
     steps = [0, *itertools.chain.from_iterable((step, -step) for step in range(1, 2 * count + 1))]
-    for step, side in itertools.product(steps, sides):
-        end = (x + side * GAP, y + step * height / 2)
+    for step, gap, side in itertools.product(steps, (GAP, 3 * GAP), sides):
+        end = (x + side * (gap if step else GAP), y + step * height / 2)
         box = Box(
             min(end[0], end[0] + side * width), end[1] - height / 2, max(end[0], end[0] + side * width), end[1] + height / 2
         )
-        if step == 0 or (box.left >= _LEFT and box.right <= _RIGHT and box.bottom >= 0 and box.top <= 1):
-            yield Label(point, end, box)
+        yield Label(point, end, box)
 
 
-def _is_free(label: Label, labels: Iterable[Label], marks: Sequence[Box]) -> bool:
-    taken = any(label.box.overlaps(mark) for mark in marks)
-    return not taken and not any(label.box.overlaps(each.box) or crosses(label, each) for each in labels)
+def _is_inside(label: Label) -> bool:
+    """Return whether a label ends inside the axes; one beside its point may reach over the upper or the lower end."""
+    box = label.box
+    return box.left >= 0 and box.right <= 1 and (not label.is_moved or (box.bottom >= 0 and box.top <= 1))
+
+
+def _is_covered(label: Label, labels: Iterable[Label], marks: Sequence[Box]) -> bool:
+    """Return whether the text of a label overlaps another label or a point."""
+    return any(label.box.overlaps(box) for box in (*marks, *(each.box for each in labels)))
 
 
 def _hits(label: Label, box: Box) -> bool:

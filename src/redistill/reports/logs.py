@@ -16,6 +16,8 @@ from redistill.reports.folders import mapping, number
 from redistill.reports.thinning import Curve, Spaced
 
 CHUNK_LINES = 2048
+MAX_POSITION = 4096
+"""Later positions of error tokens are counted as this one."""
 QUICK = {float, int, bool, type(None)}  # types that numpy converts as `number` does
 
 Line = Mapping[str, Json]
@@ -42,6 +44,33 @@ class RunLog:
     def __bool__(self) -> bool:
         """Whether the log has a curve or an event."""
         return any((self.train, self.validation, self.origins, self.kinds))
+
+
+class Revisions(Spaced[Line]):
+    """Evenly spaced lines of revisions.jsonl, and the error positions of all.
+
+    Each line is about a correction.
+
+    Args:
+        positions: Number of corrections by index of the error token in the text, from 0 to `MAX_POSITION`.
+
+    Example:
+        >>> revisions = Revisions()
+        >>> revisions.add({"step": 1, "position": 5})
+        >>> revisions.count, dict(revisions.positions)
+        (1, {5: 1})
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions: Counter[int] = Counter()
+
+    def add(self, item: Line) -> None:
+        """Append a line; a position that is not a number >= 0 is not counted."""
+        super().add(item)
+        position = number(item.get("position"))
+        if position is not None and position >= 0:
+            self.positions[int(min(position, MAX_POSITION))] += 1
 
 
 @dataclass
@@ -90,12 +119,12 @@ def extend_log(log: RunLog, lines: Iterable[Line], names: Iterable[str]) -> None
     _add(log, keys, chunk)
 
 
-def read_revisions(lines: Iterable[Line]) -> Spaced[Line]:
+def read_revisions(lines: Iterable[Line]) -> Revisions:
     """Read the lines of revisions.jsonl, and keep evenly spaced ones.
 
-    Each line describes a correction of student text.  The result also counts all lines.
+    Each line describes a correction of student text.  The result also counts all lines, and all positions of error tokens.
     """
-    revisions = Spaced[Line]()
+    revisions = Revisions()
     for line in lines:
         revisions.add(line)
     return revisions

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from redistill.records import ACCEPTANCE, FRACTION, PROPOSALS
-from redistill.reports.drawing import COLOURS, INK, drawn
+from redistill.reports.drawing import COLOURS, INK, drawn, legend_above
 from redistill.reports.folders import BEFORE_METRICS_HAD_NAMES, Measure
 from redistill.reports.logs import RunLog
 from redistill.reports.thinning import Bins, Curve
@@ -91,9 +91,9 @@ def panels(log: RunLog, validated: Sequence[Measure] = (), baseline: tuple[str, 
     )
     for group, curves, others, titles in groups:
         for name in (name for name in titles if name in curves):
-            overlaid = [(plain(other)[:MAX_LABEL], others[name].bins())] if name in others else []
-            binned = [(plain(own)[:MAX_LABEL] if overlaid else titles[name], curves[name].bins()), *overlaid]
-            charts.append(Panel(group, titles[name], _plot(titles[name], binned)))
+            dashed = [(plain(other)[:MAX_LABEL], others[name].bins())] if name in others else []
+            binned = [(plain(own)[:MAX_LABEL] if dashed else titles[name], curves[name].bins())]
+            charts.append(Panel(group, titles[name], _plot(titles[name], binned, dashed)))
     charts += _clipping(log.train, theirs.train, other)
     for origins, suffix in ((log.origins, ""), (theirs.origins, f", {plain(other)[:MAX_LABEL]}")):
         if origins:
@@ -189,8 +189,8 @@ def _plot(
     """Plot curves, given as labelled bins, and return the <svg> element.
 
     A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
-    means are plotted as stacked areas instead.  `dashed` are the curves of a baseline, without bands.  `limits` are the ends of
-    the vertical axis.  The axis is logarithmic if `log` is True.
+    means are plotted as stacked areas instead.  `dashed` are the curves of a baseline, without bands; of several curves, each
+    has the colour of the run's curve.  `limits` are the ends of the vertical axis.  The axis is logarithmic if `log` is True.
     """
 
     def paint(axes: "Axes") -> None:
@@ -202,10 +202,10 @@ def _plot(
         for (label, bins), colour in zip([] if stacked else binned, COLOURS, strict=False):
             if bins.counts.max() > 1:
                 axes.fill_between(bins.steps, bins.lows, bins.highs, color=colour, alpha=0.2, lw=0)
-            marker = "o" if len(bins.steps) < 12 else None
-            axes.plot(bins.steps, bins.means, color=colour, lw=1.5, label=label, marker=marker, markersize=3)
-        for (label, bins), colour in zip(dashed, COLOURS, strict=False):
-            axes.plot(bins.steps, bins.means, color=colour, lw=1.2, linestyle="--", label=label)
+            axes.plot(bins.steps, bins.means, color=colour, lw=1.5, label=label, marker=_marker(bins), markersize=3)
+        for (label, bins), colour in zip(dashed, COLOURS if len(binned) > 1 else COLOURS[1:], strict=False):
+            marker = _marker(bins)
+            axes.plot(bins.steps, bins.means, "--", color=colour, lw=1.2, label=label, marker=marker, markersize=3)
         if log:
             axes.set_yscale("log")
         if limits is not None:
@@ -213,8 +213,11 @@ def _plot(
         if len(binned) + len(dashed) > 1 or stacked:
             labels = [label for label, _ in (*binned, *dashed)]
             columns = len(labels) if sum(map(len, labels)) <= LEGEND_CHARACTERS else 2
-            position = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
-            for text in axes.legend(frameon=False, fontsize=8, ncols=columns, **position).get_texts():
-                text.set_parse_math(False)
+            legend_above(axes, columns)
 
     return drawn(paint, f"{title}, by update")
+
+
+def _marker(bins: Bins) -> str | None:
+    """Return the marker of the points of a short curve; a curve of one point would be invisible without it."""
+    return "o" if len(bins.steps) < 12 else None

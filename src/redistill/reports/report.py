@@ -16,7 +16,7 @@ from redistill.reports.facts import command_of, cost_of, lineup_of
 from redistill.reports.folders import Measure, RunFolder, distinct_labels, log_lines, mapping, read_run
 from redistill.reports.judgements import judge_cost_table, judge_table, read_judgements
 from redistill.reports.lineup import Entry
-from redistill.reports.logs import Line, RunLog, read_log, read_revisions
+from redistill.reports.logs import Revisions, RunLog, read_log, read_revisions
 from redistill.reports.missing import missing_parts
 from redistill.reports.overview import overview_of
 from redistill.reports.pages import render
@@ -24,8 +24,7 @@ from redistill.reports.results import results_section
 from redistill.reports.settings import different_settings
 from redistill.reports.sizes import model_sizes, size_table
 from redistill.reports.tables import Table, cost_table
-from redistill.reports.thinning import Spaced
-from redistill.reports.tokens import tokens_section
+from redistill.reports.tokens import position_chart, tokens_section
 from redistill.reports.windows import windows_section
 from redistill.storage import files
 from redistill.storage.redaction import plain, redacted_tree
@@ -155,7 +154,7 @@ def _baseline_log(labels: Sequence[str], baselines: Sequence[RunFolder]) -> tupl
     return (labels[0], labels[1], log) if log else None
 
 
-def _logged(log: RunLog, revisions: Spaced[Line]) -> dict[str, object]:
+def _logged(log: RunLog, revisions: Revisions) -> dict[str, object]:
     """Return the variables for events and corrections."""
     return {
         "events": log.events.items(NUM_EVENTS),
@@ -163,6 +162,7 @@ def _logged(log: RunLog, revisions: Spaced[Line]) -> dict[str, object]:
         "num_events": log.events.count,
         "revisions": revisions.items(NUM_REVISIONS),
         "num_revisions": revisions.count,
+        "position_chart": position_chart(revisions.positions),
     }
 
 

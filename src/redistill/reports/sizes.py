@@ -1,6 +1,5 @@
 """Size, speed and memory of the models of a report, beside their quality."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from redistill.records import FRACTION, Json
 from redistill.reports.comparison import METHOD_ROLES, Row
 from redistill.reports.drawing import COLOURS, INK, drawn
 from redistill.reports.folders import Evaluation, RunFolder, at, mapping, number
+from redistill.reports.labels import name_points
 from redistill.reports.pages import NOTHING, fixed, large, percent, score
 from redistill.reports.tables import Cell, Line, Table
 from redistill.storage.redaction import plain_line
@@ -44,6 +44,8 @@ EXPLAINED = (
     "has no row here, its figure follows after 'of'."
 )
 """Part of the caption of a table with these columns."""
+PICTURE_INCHES = (5.2, 3.4)
+"""Width and height of the chart of quality by size."""
 _MAX_LABEL = 30
 
 Figures = dict[str, float]
@@ -173,6 +175,8 @@ def size_table(runs: Sequence[RunFolder], models: Sequence[Evaluation], rows: Se
 def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Markup | None:
     """Draw quality against size; return None for fewer than two models.
 
+    The quality is in percent of the teacher's score.  It is the score itself if the teacher has none, or if lower is better.
+
     Args:
         run: The run of the report.
         models: The evaluations.
@@ -183,33 +187,38 @@ def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence
     points = list(_points(run, models, scores))
     if len(points) < 2:
         return None
-    scale = 100 if primary.unit == FRACTION else 1
+    teacher = next((quality for _, role, _, quality in points if role == "teacher"), 0.0)
+    is_relative = teacher > 0 and primary.sign > 0
+    times = 100 / teacher if is_relative else 100 if primary.unit == FRACTION else 1
+    heading = f"{primary.title}, % of the teacher" if is_relative else primary.heading
+    places = [(size, times * quality) for _, _, size, quality in points]
 
     def paint(axes: "Axes") -> None:
-        top, label_at = 1.1 * scale * max(quality for *_, quality in points), math.inf
-        for label, role, size, quality in sorted(points, key=lambda point: -point[-1]):
-            label_at = min(scale * quality, label_at - 0.08 * top)  # labels of similar scores are moved apart
-            colour = {"teacher": INK, "student": COLOURS[0]}.get(role, COLOURS[4])
-            axes.scatter([size], [scale * quality], color=colour, s=34, zorder=3)
-            text = axes.annotate(
-                label,
-                (size, scale * quality),
-                xytext=(8, label_at),
-                textcoords=("offset points", "data"),
-                va="center",
-                fontsize=8,
-            )
-            text.set_parse_math(False)
-        if primary.sign > 0:
-            axes.set_ylim(0, top)
-        axes.set_xscale("log")
-        axes.set_xlim(min(size for _, _, size, _ in points) / 2, max(size for _, _, size, _ in points) * 4)
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        axes.set_xlabel("parameters")
-        axes.set_ylabel(f"{primary.title}, %" if primary.unit == FRACTION else primary.heading).set_parse_math(False)
+        for (_, role, *_), (size, quality) in zip(points, places, strict=True):
+            colour = {"teacher": INK, "student": COLOURS[0]}.get(role, COLOURS[4])
+            axes.scatter([size], [quality], color=colour, s=34, zorder=3)
+        if primary.sign > 0:
+            axes.set_ylim(0, 1.1 * max(quality for _, quality in places))
+        _size_axis(axes, [size for size, _ in places])
+        axes.set_ylabel(f"{heading}, %" if primary.unit == FRACTION and not is_relative else heading).set_parse_math(False)
+        name_points(axes, places, [label for label, *_ in points], PICTURE_INCHES)
 
-    label = f"{primary.title} of {len(points)} models by number of parameters; the table of size and speed has the numbers"
-    return drawn(paint, label, size_inches=(5.2, 3.4))
+    label = f"{heading}, of {len(points)} models by number of parameters; the table of size and speed has the numbers"
+    return drawn(paint, label, PICTURE_INCHES)
+
+
+def _size_axis(axes: "Axes", sizes: Sequence[float]) -> None:
+    """Set a logarithmic axis of numbers of parameters, with ticks at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlim(min(sizes) / 2, max(sizes) * 2)
+    is_narrow = max(sizes) < 30 * min(sizes)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_narrow else (1,)))
+    axes.xaxis.set_major_formatter(lambda value, _: large(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("parameters")
 
 
 def figure_cells(figures: Figures, relative: Figures, teacher: Figures | None = None) -> Iterator[Cell]:

@@ -13,8 +13,9 @@ import numpy as np
 from markupsafe import Markup
 
 from redistill.records import Json
-from redistill.reports.drawing import COLOURS, INK, drawn
+from redistill.reports.drawing import COLOURS, INK, drawn, legend_above
 from redistill.reports.folders import RunFolder, at, log_lines, mapping, number
+from redistill.reports.logs import MAX_POSITION
 from redistill.reports.thinning import Spaced
 from redistill.storage.redaction import plain_line
 
@@ -33,11 +34,13 @@ MAX_CHARACTERS = 60
 """A longer text of a token is cut off."""
 MAX_LABEL = 40
 """A longer label of a histogram is cut off."""
+_LEGEND_CHARACTERS = 32
+"""Maximum length of all labels together for a legend in one row."""
 EDGES: np.ndarray = 10.0 ** np.linspace(-4, 1.5, 23)
 """Edges of the bins of divergences, in nats."""
-PLACES: np.ndarray = np.linspace(0, 1, 11)
-"""Edges of the bins of the relative position of an error token."""
-ANSWERS, REVISIONS = "positions.jsonl", "revision-positions.jsonl"
+MAX_BARS = 30
+"""A histogram of error positions has at most this number of bars."""
+ANSWERS, REVISIONS, LOGGED = "positions.jsonl", "revision-positions.jsonl", "revisions.jsonl"
 _MARKS = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": ""})
 
 Line = Mapping[str, Json]
@@ -128,7 +131,7 @@ def tokens_section(run: RunFolder, baseline: tuple[str, str, RunFolder] | None =
         None if the run has no divergences by token.  Otherwise a dict:
 
         - "answers": token maps of at most `NUM_ANSWERS` answers of the student to test prompts, each with its prompt;
-        - "revisions": token maps of at most `NUM_REVISIONS` corrections, before and after;
+        - "revisions": token maps of at most `NUM_REVISIONS` corrections, before and after, each with its prompt;
         - "charts": histograms;
         - "of_answers", "before" and "after": sums over all tokens of the file; those of corrections start at the error token.
 
@@ -139,28 +142,27 @@ def tokens_section(run: RunFolder, baseline: tuple[str, str, RunFolder] | None =
     """
     answers, revisions = Spaced[Line](), Spaced[Line]()
     of_answers, before, after = _Counts(), _Counts(), _Counts()
-    places = np.zeros(len(PLACES) - 1)
     for line in log_lines(run.path / ANSWERS):
         answers.add(line)
         of_answers.add(_numbers(line.get("forward_kl")))
     for line in log_lines(run.path / REVISIONS):
         revisions.add(line)
-        position, length = _position(line), len(_texts(at(line, "before")))
+        position = _position(line)
         for counts, name in ((before, "before"), (after, "after")):
             counts.add(_numbers(at(line, name, "reverse_kl"))[position:])
-        if position < length:
-            places += np.histogram([position / max(1, length - 1)], PLACES)[0]
     if not (answers.count or revisions.count):
         return None
+    shown = revisions.items(NUM_REVISIONS)
+    prompts = _prompts(run, shown)
     return {
         "answers": [_answer(run, line) for line in answers.items(NUM_ANSWERS)],
         "num_answers": answers.count,
-        "revisions": [_revision(line) for line in revisions.items(NUM_REVISIONS)],
+        "revisions": [_revision(line, prompts.get(_key(line))) for line in shown],
         "num_revisions": revisions.count,
         "of_answers": of_answers,
         "before": before,
         "after": after,
-        "charts": _charts(of_answers, before, after, places, baseline),
+        "charts": _charts(of_answers, before, after, baseline),
         "levels": LEVELS,
     }
 
@@ -173,14 +175,40 @@ def _answer(run: RunFolder, line: Line) -> dict[str, object]:
     return {"dataset": dataset, "id": prompt, "prompt": mapping(lines.get(prompt)).get("prompt"), "map": shown}
 
 
-def _revision(line: Line) -> dict[str, object]:
-    """Return where a correction was made, and its token maps."""
+def position_chart(positions: Mapping[int, int]) -> dict[str, str | Markup] | None:
+    """Draw a histogram of error positions; return None without positions.
+
+    The result has the keys "title" and "svg".
+
+    Args:
+        positions: Number of corrections by index of the error token in the text, from 0 to `logs.MAX_POSITION`.
+    """
+    if not positions:
+        return None
+    title = f"Position of the error token, all {sum(positions.values()):,} logged corrections"
+    return {"title": title, "svg": drawn(_positions(positions), title)}
+
+
+def _prompts(run: RunFolder, shown: Sequence[Line]) -> dict[tuple[str, str], str]:
+    """Return the prompts of some corrections, which only revisions.jsonl has."""
+    wanted = {_key(line) for line in shown}
+    lines = log_lines(run.path / LOGGED) if wanted else ()
+    return {_key(line): str(line.get("prompt") or "") for line in lines if _key(line) in wanted}
+
+
+def _key(line: Line) -> tuple[str, str]:
+    """Return the update and the training example of a correction, which identify it."""
+    return str(line.get("step")), str(line.get("sample"))
+
+
+def _revision(line: Line, prompt: str | None) -> dict[str, object]:
+    """Return the prompt of a correction, where it was made, and its token maps."""
     position = _position(line)
     maps = [
         _token_map(title, mapping(line.get(name)), "reverse_kl", error=position)
         for name, title in (("before", "student's draft"), ("after", "revised text"))
     ]
-    return {"step": line.get("step"), "sample": line.get("sample"), "position": position, "maps": maps}
+    return {"step": line.get("step"), "sample": line.get("sample"), "position": position, "prompt": prompt, "maps": maps}
 
 
 def _token_map(title: str, found: Line, name: str, error: int | None) -> TokenMap:
@@ -210,11 +238,7 @@ def _token_map(title: str, found: Line, name: str, error: int | None) -> TokenMa
 
 
 def _charts(
-    answers: _Counts,
-    before: _Counts,
-    after: _Counts,
-    places: np.ndarray,
-    baseline: tuple[str, str, RunFolder] | None,
+    answers: _Counts, before: _Counts, after: _Counts, baseline: tuple[str, str, RunFolder] | None
 ) -> list[dict[str, str | Markup]]:
     """Return a title and an <svg> element for each histogram that has data."""
     charts = []
@@ -231,9 +255,6 @@ def _charts(
     if before.tokens or after.tokens:
         title = "Divergence by token from the error on, KL(student, teacher)"
         charts.append((title, drawn(_divergences([("draft", before), ("revised", after)]), title)))
-    if places.any():
-        title = "Position of the error token in the draft"
-        charts.append((title, drawn(_positions(places), title)))
     return [{"title": title, "svg": svg} for title, svg in charts]
 
 
@@ -247,18 +268,25 @@ def _divergences(series: Sequence[tuple[str, _Counts]]) -> Callable[["Axes"], No
         axes.set_xlabel("nats")
         axes.set_ylabel("fraction of tokens")
         if len(series) > 1:
-            for text in axes.legend(frameon=False, fontsize=8).get_texts():
-                text.set_parse_math(False)
+            names = sum(len(label) for label, _ in series)
+            legend_above(axes, len(series) if names <= _LEGEND_CHARACTERS else 1)
 
     return paint
 
 
-def _positions(places: np.ndarray) -> Callable[["Axes"], None]:
+def _positions(positions: Mapping[int, int]) -> Callable[["Axes"], None]:
+    largest = max(positions)
+    width = 1 + largest // MAX_BARS  # tokens of a bar
+    edges = np.arange(0, largest + width + 1, width)
+    counts = np.histogram(list(positions), edges, weights=list(positions.values()))[0]
+
     def paint(axes: "Axes") -> None:
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-        axes.stairs(places / places.sum(), PLACES, color=COLOURS[0], fill=True)
-        axes.set_xlabel("0 is the first token, 1 the last")
-        axes.set_ylabel("fraction of corrections")
+        axes.stairs(counts, edges - 0.5, color=COLOURS[0], fill=True)
+        cut = f", {MAX_POSITION:,} and later ones in the last bar" if largest == MAX_POSITION else ""
+        axes.set_xlabel(f"token of the text, from 0{cut}")
+        axes.set_ylabel("corrections")
+        axes.locator_params(axis="both", integer=True, nbins=6)
 
     return paint
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from redistill.records import Json
-from redistill.reports.drawing import COLOURS, INK, drawn
+from redistill.reports.drawing import COLOURS, INK, drawn, legend_above
 from redistill.reports.folders import RunFolder, log_lines, number
 from redistill.reports.tables import Cell, Line, Table
 from redistill.storage.redaction import plain
@@ -110,14 +110,18 @@ def _paint(classes: Sequence[_Class], mode: Json, values: Mapping[str, float]) -
         places = ([each.rank for each in kept], [max(each.teacher, LEAST) for each in kept])
         axes.scatter(*places, color=COLOURS[0], s=12, zorder=3, label="kept")
         if mode == "value":  # in other modes, the bounds are not probabilities
-            for bound in ("lower", "upper"):
+            for bound, letter, side in (("lower", "l", "top"), ("upper", "u", "bottom")):
                 if values[bound] > LEAST:
                     axes.axhline(values[bound], color=COLOURS[2], linewidth=0.9, linestyle=":")
+                    place = (1.0, values[bound])
+                    axes.annotate(
+                        letter, place, (3, 0), ("axes fraction", "data"), "offset points", fontsize=9, verticalalignment=side
+                    )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("rank by the teacher's probability")
         axes.set_ylabel("probability")
-        axes.legend(frameon=False, fontsize=8)
+        legend_above(axes, 3)
 
     return paint
 

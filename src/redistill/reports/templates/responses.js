@@ -6,7 +6,7 @@
   const list = document.getElementById("answer-list");
   if (!tools || !list) return;
   const field = (name) => document.getElementById("answer-" + name);
-  const [text, dataset, category, key, order, count, more] = ["text", "dataset", "category", "key", "order", "count", "more"].map(field);
+  const [text, dataset, category, key, order, count, more, all] = ["text", "dataset", "category", "key", "order", "count", "more", "all"].map(field);
   // Data attribute of a number, and the fields with the least and the largest value to show.
   const ranges = [["shown", "score"], ["length", "length"]].map(([name, id]) => [name, field(id + "-from"), field(id + "-to")]);
   const items = Array.from(list.children, (element, index) => ({ element, index, text: element.textContent.toLowerCase() }));
@@ -23,14 +23,14 @@
     return (key.value === "" ? 1 : Number(order.value)) * (left - right) || a.index - b.index;
   };
 
-  // Hide the prompts that do not match, and on the screen also those after the first `limit`.
+  // Hide the prompts that do not match, and those after the first `limit`.
   const show = () => {
     for (const item of items) item.element.classList.add("unmatched");
     matching.forEach((item, place) => {
       item.element.classList.remove("unmatched");
       item.element.classList.toggle("later", place >= limit);
     });
-    more.hidden = matching.length <= limit;
+    more.hidden = all.hidden = matching.length <= limit;
     count.textContent = matching.length + " of " + items.length + " prompts match, " + Math.min(limit, matching.length) + " visible";
   };
 
@@ -79,10 +79,10 @@
     next.element.firstElementChild.focus();
   };
 
-  // Open all matching prompts for printing, and close them again.
+  // Open all visible prompts for printing, and close them again.
   const closed = [];
   const openAll = () => {
-    for (const { element } of matching)
+    for (const { element } of matching.slice(0, limit))
       if (element.open === false) {
         element.open = true;
         closed.push(element);
@@ -94,14 +94,17 @@
 
   for (const input of [text, ...ranges.flatMap(([, from, to]) => [from, to])]) input.addEventListener("input", update);
   for (const choice of [dataset, category, key, order]) if (choice) choice.addEventListener("change", update);
-  more.addEventListener("click", () => {
+  // Show prompts up to another limit, and move the focus to the first new one.
+  const showUntil = (until) => {
     const next = matching[limit];
-    limit += PAGE;
+    limit = until;
     show();
     if (!next) return;
     next.element.tabIndex = -1;
     next.element.focus();
-  });
+  };
+  more.addEventListener("click", () => showUntil(limit + PAGE));
+  all.addEventListener("click", () => showUntil(matching.length));
   for (const [name, by] of [["next", 1], ["previous", -1]]) field(name)?.addEventListener("click", () => step(by));
   list.addEventListener("keydown", moveFocus);
   window.addEventListener("beforeprint", openAll);
