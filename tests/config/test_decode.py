@@ -357,9 +357,16 @@ def test_a_long_text_is_rejected_and_truncated_in_the_error(length):
     assert len(str(caught.value)) < 250
 
 
-def test_a_text_that_cannot_be_a_path_is_rejected():
+@dataclass(frozen=True)
+class FilesConfig:
+    train: tuple[str, ...]
+    model: str = "any name"
+
+
+def test_a_text_that_cannot_be_a_path_is_rejected_where_a_path_is_expected():
     text = "é" * 127 + "/" + "x" * 255
-    assert decoding.decode(SquareConfig, {"corners": [text], "side": 1}, NAMES).corners == (text,)
+    assert decoding.decode(FilesConfig, {"train": [text]}, NAMES).train == (text,)
     for long in ("é" * 128, text + "x", f"a/{'x' * 256}/b"):
-        with pytest.raises(ConfigError, match=r"^corners\[0\] = .*: a part of the path has 256 bytes; must be at most 255"):
-            decoding.decode(SquareConfig, {"corners": [long], "side": 1}, NAMES)
+        assert decoding.decode(FilesConfig, {"train": ["a"], "model": long}, NAMES).model == long
+        with pytest.raises(ConfigError, match=r"^train\[0\] = .*: a part of the path has 256 bytes; must be at most 255"):
+            decoding.decode(FilesConfig, {"train": [long]}, NAMES)

@@ -252,7 +252,7 @@ def test_the_models_of_fine_tunings_are_found_in_a_moved_run_and_missed_if_they_
     assert main(command) == 0 and capsys.readouterr().out == before
     (tmp_path / "elsewhere/run-start").rename(tmp_path / "elsewhere/other")
     assert main(command) == 2
-    assert "the model of its fine-tuning start does not exist" in capsys.readouterr().err
+    assert "the model of the fine-tuning start does not exist" in capsys.readouterr().err
 
 
 # --- all actions --------------------------------------------------------------------------------------------------------

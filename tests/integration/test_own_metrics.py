@@ -110,7 +110,10 @@ def test_a_user_metric_is_logged_reported_compared_and_chooses_the_checkpoint(
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert main(["report", str(folder), "--baseline", str(place / "kd"), "-o", "again.html"]) == 0
     for text in (page, (place / "again.html").read_text(encoding="utf-8")):
-        assert f"<th>{heading}</th>" in text and f"{heading} is the mean ± standard deviation over evaluation seeds" in text
+        assert (
+            f'<th scope="col">{heading}</th>' in text
+            and f"{heading} is the mean ± standard deviation over evaluation seeds" in text
+        )
         assert f"<figcaption>{heading[:1].upper()}{heading[1:]}" in text, "the curve of validation"
     comparison = build_comparison([folder, place / "kd"], [place / "table.md"])
     assert comparison.tables[0].title == heading[:1].upper() + heading[1:]
@@ -126,7 +129,7 @@ def test_a_metric_beside_the_default_ones_is_listed_with_the_other_scores(
     assert comparison.tables[0].title == "ROUGE-L"
     others = next(table for table in comparison.tables if table.key == "other-scores")
     assert others.columns[1:3] == ["exact match", "answer length, letters"] and "lower is better" in others.caption
-    assert "<th>answer length, letters</th>" in (place / "sft/report.html").read_text(encoding="utf-8")
+    assert '<th scope="col">answer length, letters</th>' in (place / "sft/report.html").read_text(encoding="utf-8")
     capsys.readouterr()
     arguments = ["evaluate", "sft", "--data", f"toy={place / 'test.jsonl'}", "--seeds", "10", "--out", "scores"]
     assert main([*arguments, "--metric", LOWER]) == 2
@@ -170,7 +173,7 @@ def test_a_user_test_set_has_its_own_metric_first(place: Path, capsys: pytest.Ca
 
     forget_the_code(place)
     assert main(["report", str(folder)]) == 0
-    assert "<th>vowels</th>" in (folder / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="col">vowels</th>' in (folder / "report.html").read_text(encoding="utf-8")
     assert main(["compare", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "Vowels" in printed and "ROUGE-L" in printed

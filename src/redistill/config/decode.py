@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 MAX_TEXT = 2_000  # characters; errors quote texts, and names and paths are shorter than this
-_FREE = re.compile(r"(^|\.)(columns|template_arguments)\b")
-"""Paths of fields whose texts are neither names nor paths of files."""
+_FILES = re.compile(r"(^|\.)(out|cache|path|folder|store|train|validation|tests|corpus)(\W|$)")
+"""Paths of fields whose texts are paths of files or folders.  Names of models are checked when they are loaded, since a served
+model may have any name."""
 ALIASES = {
     "fkl": "forward_kl",
     "rkl": "reverse_kl",
@@ -104,7 +105,7 @@ def _check_text(path: str, text: str) -> None:
     if what := secret_in(text):
         remedy = "remove it, since recipes are copied to run folders and reports; pass tokens in the environment (HF_TOKEN)"
         raise ConfigError(f"{path} = {shown(text)}: contains {what}; {remedy}")
-    if not _FREE.search(path) and (reason := unusable(text)):
+    if _FILES.search(path) and (reason := unusable(text)):
         raise ConfigError(f"{path} = {shown(text)}: {reason}")
 
 
