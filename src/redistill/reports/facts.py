@@ -126,6 +126,8 @@ def changes_sentence(lineup: Lineup | None) -> str:
     texts = []
     for label, parts in described.items():
         known, unknown = [name for name in names if parts[name]], [name for name in names if not parts[name]]
+        if unknown and "method" not in known:  # an unknown part is that of the method, which must then be named
+            known = ["method", *known]
         of_method = f" (with the {listed(unknown)} of this method)" if unknown else ""
         texts.append(f"{label} uses {listed([parts[name] for name in known])}{of_method}")
     return f"{'; '.join(texts)}; {differ}."
