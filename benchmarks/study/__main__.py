@@ -1,7 +1,7 @@
 """Runs the study part by part; the same command resumes it.
 
-    python -m benchmarks.study --data data --model models/smollm2            # about 60 core-hours
-    python -m benchmarks.study --toy                                         # the same tables in less than half an hour
+    python -m benchmarks.study --data data --model models/smollm2            # planned for 60 core-hours
+    python -m benchmarks.study --toy                                         # the same tables at toy size
 
 `--data` is a folder with dolly/train.jsonl, dolly/validation.jsonl, t0/train.jsonl, and NAME/test.jsonl of the five test sets.
 prompts.json lists the rows of each test set that are used.  Parts, in order:

@@ -9,8 +9,8 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from redistill.cli.options import Group, add_command
-from redistill.cli.output import print_lines
+from redistill.cli.options import Group, add_command, add_json
+from redistill.cli.output import print_json, print_lines
 from redistill.records import Json
 
 SHELLS = ("bash", "zsh", "fish")
@@ -21,14 +21,18 @@ def add_completion(group: Group) -> None:
     parser = add_command(group, "completion", completion, "redistill completion bash")
     text = 'bash, zsh or fish; for bash, add to ~/.bashrc: eval "$(redistill completion bash)"'
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=text)
-    parser.set_defaults(json=False)
+    add_json(parser)
 
 
 def completion(options: argparse.Namespace) -> None:
     """Print a script that completes commands in a shell."""
     import argcomplete
 
-    print_lines(argcomplete.shellcode(["redistill"], shell=options.shell).strip("\n"))
+    script = argcomplete.shellcode(["redistill"], shell=options.shell).strip("\n")
+    if options.json:
+        print_json(options, {"shell": options.shell, "script": script})
+    else:
+        print_lines(script)
 
 
 def complete(parser: argparse.ArgumentParser) -> None:

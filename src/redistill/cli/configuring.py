@@ -22,7 +22,7 @@ def add_config(group: Group) -> None:
     add_json(parser, "print JSON instead of YAML; `redistill run` accepts both")
     parser = add_command(actions, "schema", schema, "redistill config schema")
     parser.add_argument("--sweep", action="store_true", help="print the schema of a sweep instead of that of a run")
-    parser.set_defaults(json=False)
+    add_json(parser, "add the version of the output to the schema")
     parser = add_command(actions, "diff", diff, "redistill config diff smollm2-dolly smollm2-small")
     parser.add_argument("left", type=path, metavar="A", help=RUN)
     parser.add_argument("right", type=path, metavar="B", help="as A")
@@ -65,7 +65,10 @@ def schema(options: argparse.Namespace) -> None:
     from redistill.runs.sweep_recipe import sweep_schema
 
     document = sweep_schema() if options.sweep else run_schema()
-    print_lines(json.dumps(document, indent=1, ensure_ascii=False))
+    if options.json:
+        print_json(options, document)
+    else:
+        print_lines(json.dumps(document, indent=1, ensure_ascii=False))
 
 
 def diff(options: argparse.Namespace) -> None:

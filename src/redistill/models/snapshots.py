@@ -130,8 +130,8 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
     first = name.partition("/")[0]
     if is_local(name) and HUB_NAME.fullmatch(name):
         raise ModelError(
-            f"{name}: the folder {first} has no such subfolder; give a model folder. To load the hub model of this name, run "
-            f"from a folder that does not contain {first}"
+            f"{name}: no such folder in the folder {first}; give a model folder. The folder {first} hides the hub "
+            f"model of this name: to load that model, run from a folder without {first}"
         )
     if not is_local(name) and (match := _WITH_REVISION.fullmatch(name)):
         remedy = f"use {match[1]}, and set revision (--revision of evaluate) to {match[2]}"
