@@ -373,7 +373,7 @@ def _check_implementations(name: str, model: nn.Module) -> None:
             used = getattr(getattr(module, "config", None), field, None)
             if used not in allowed:
                 names = ", ".join(filter(None, allowed))
-                raise ModelError(f"{name}: {field} = {str(used)[:60]!r}: is not supported; use a model with one of {names}")
+                raise ModelError(f"{name}: {field} = {str(used)[:60]!r}: must be one of {names}; use another model")
 
 
 @contextlib.contextmanager
