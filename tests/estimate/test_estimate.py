@@ -119,6 +119,15 @@ def test_the_peak_of_learning_is_affine_in_the_layers(config, tmp_path):
     assert extrapolated(peaks, layers[-1], "student") < whole
 
 
+def test_a_cache_of_fixed_size_is_in_memory_while_the_student_learns(tmp_path):
+    growing = replace(tiny_run(tmp_path, "gkd"), policy=StudentGenerated())
+    static = replace(growing, engine=replace(growing.engine, decoder="static"))
+    cache_bytes = 2 * 4 * 128 * LLAMA["hidden_size"] * 4  # keys and values of one layer: 4 sequences, 128 columns, float32
+    for layers in (1, 3):
+        less, more = (peaks_of(run, tmp_path, layers, 1)["vocabulary pass"] for run in (growing, static))
+        assert more - less == pytest.approx(layers * cache_bytes, rel=0.01)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_executed_and_generates_if_its_policy_does(method, tmp_path):
     run = tiny_run(tmp_path, method, **({"teacher": None} if method == "sft" else {}))

@@ -98,7 +98,9 @@ def test_20_updates_have_the_divergences_of_the_local_teacher_on_the_same_classe
     student.load_state_dict(model.state_dict(), strict=False)
     student.save_pretrained(tmp_path / "small")
     tokenizer.save_pretrained(tmp_path / "small")
-    made = tiny_run(tmp_path, "kd", student={"model": str(tmp_path / "small")}, training={"updates": 20})
+    # With the usual 1e-3 the first updates amplify rounding: the divergences of the two runs differ by up to 1.3e-4.
+    changes = {"training": {"updates": 20}, "optimiser": {"learning_rate": 1e-4}}
+    made = tiny_run(tmp_path, "kd", student={"model": str(tmp_path / "small")}, **changes)
     tree = {name: value for name, value in encode_run(made).items() if name not in ("policy", "objective")}
     served = {"kind": "served", "url": os.environ["VLLM_URL"], "model": "model", "top_k": 64}
     local = {"kind": "my_teacher:TopK", "model": os.environ["VLLM_MODEL"], "k": 64}
