@@ -40,8 +40,8 @@ def export_scores(folder: Path, out: Path | None = None) -> Exported:
 
     Args:
         folder: A run folder or a sweep folder.
-        out: The folder to write, which must be new or empty.  If None, it is `export/scores` in `folder`; an earlier export
-            there is replaced.
+        out: The folder to write, which must be new or empty.  If None, the folder is `export/scores` in `folder`.  An earlier
+            export in this folder is then replaced.
 
     Returns:
         The folder, its files, and a command line that uses it.
@@ -54,7 +54,7 @@ def export_scores(folder: Path, out: Path | None = None) -> Exported:
     target = folder / "export" / "scores" if out is None else out
     check_path(target)
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: is not empty or not a folder; choose another --out, or remove it")
+        raise OutputError(f"{out}: exists; must be a new or an empty folder; choose another --out, or remove this one")
     with folders.new_folder(target.absolute()) as made:
         if (folder / SWEEP_FILE).is_file():
             folders.copy(folder / SWEEP_FILE, made / SWEEP_FILE)
