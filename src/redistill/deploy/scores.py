@@ -35,8 +35,8 @@ _KINDS = ("validation", "event")  # lines of the log that are exported
 def export_scores(folder: Path, out: Path | None = None) -> Exported:
     """Write the scores of a run, or of all finished runs of a sweep.
 
-    The new folder contains the following files of each run: run.json, scores.json, one line per prompt with its id, its scores
-    and a hash of its text, and the validations and events of metrics.jsonl.
+    For each run, the new folder contains run.json, scores.json, and the validations and events of metrics.jsonl.  For each
+    prompt, it contains the id, the scores and a hash of the text.
 
     Args:
         folder: A run folder or a sweep folder.

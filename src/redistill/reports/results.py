@@ -62,7 +62,7 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
     """Yield one dict per primary metric, with the mean scores of student and teacher.
 
     Means are taken over the data sets with this primary metric.  The value of "gain" is the mean difference between the student
-    and the reference model: the first baseline, or the student before training if there is no baseline.
+    and the reference model.  The reference model is the first baseline.  Without baselines, it is the student before training.
     """
     for primary in dict.fromkeys(row.measures[0] for row in rows if row.role == "student"):
         scored = [row for row in rows if row.measures[0] == primary]
