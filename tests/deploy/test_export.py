@@ -125,7 +125,7 @@ def test_a_student_without_adapters_is_rejected(run, tmp_path):
 
 def test_a_folder_with_files_is_not_replaced(run, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(OutputError, match="is not empty"):
+    with pytest.raises(OutputError, match="must be a new or an empty folder"):
         export(str(run), "gguf", tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()

@@ -93,5 +93,5 @@ def test_options_for_weights_are_rejected(option, tmp_path, capsys):
 
 def test_a_used_output_folder_is_not_overwritten(tmp_path):
     run = write_run(tmp_path / "run", "mine")
-    with pytest.raises(OutputError, match="not empty"):
+    with pytest.raises(OutputError, match="must be a new or an empty folder"):
         export_scores(run, run)

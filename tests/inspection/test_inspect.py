@@ -177,7 +177,7 @@ def test_recorded_windows_are_those_that_inspect_computes_for_the_best_checkpoin
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["method=kd"], "objective.divergence is not dac_kl"),
+        (["method=kd"], "objective.divergence: must be dac_kl"),
         (["--position", "400"], "--position 400: the answer of row 0 has"),
         (["--checkpoint", "1"], "a recipe has no checkpoints"),
     ],
@@ -252,7 +252,7 @@ def test_the_models_of_fine_tunings_are_found_in_a_moved_run_and_missed_if_they_
     assert main(command) == 0 and capsys.readouterr().out == before
     (tmp_path / "elsewhere/run-start").rename(tmp_path / "elsewhere/other")
     assert main(command) == 2
-    assert "the model of the fine-tuning start does not exist" in capsys.readouterr().err
+    assert "the fine-tuned student does not exist" in capsys.readouterr().err
 
 
 # --- all actions --------------------------------------------------------------------------------------------------------

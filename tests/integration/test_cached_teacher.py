@@ -144,7 +144,7 @@ def test_doctor_and_estimate_accept_a_cached_teacher_or_reject_it_by_name(
     assert main(["estimate", str(recipe), f"teacher.cache={tmp_path / 'store'}"]) == 0
     assert "the teacher does not run in this process" in " ".join(capsys.readouterr().out.split())
     assert main(["doctor", str(recipe), "teacher={kind: cached, path: somewhere}"]) == 2
-    assert "teacher.kind = 'cached': has no hidden states of the rows that doctor examines" in capsys.readouterr().err
+    assert "teacher.kind = 'cached': the cache has no hidden states of the rows that doctor examines" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("settings", [["teacher.cache_new_text=true"], ["teacher.cache=store", "teacher.cache_form=top_k"]])

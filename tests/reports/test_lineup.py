@@ -59,7 +59,7 @@ def test_runs_with_equal_names_are_labelled_by_method_or_folder(tmp_path):
     assert labels_and_seeds(read_lineup([first, longer, other])) == [("a", 10), ("long-10", 10), ("kd", 10)]
     nested = write(tmp_path / "x" / "a", "mgsr", name="mine", config__training__updates=9)
     assert labels_and_seeds(read_lineup([first, nested])) == [(str(first), 10), (str(nested), 10)]
-    with pytest.raises(CheckpointError, match="label 'mgsr' and training seed 10 are also those of"):
+    with pytest.raises(CheckpointError, match="has the same label 'mgsr' and training seed 10 as"):
         read_lineup([first, second])  # the same recipe and seed: the rows would not differ
 
 
@@ -130,7 +130,7 @@ def test_invalid_folders_are_rejected_in_one_line(tmp_path):
     write_json(odd / "sweep.json", {"schema": 1, "runs": [{"label": "a"}]})
     write_json(empty / "sweep.json", {"schema": 1, "runs": []})
     cases = {
-        "label 'sft' and training seed 10 are also those of": [run, again],
+        "has the same label 'sft' and training seed 10 as": [run, again],
         "scores.json is missing": [unfinished],
         "leads out of the folder": [outside],
         "must have label, seed and folder": [odd],

@@ -170,9 +170,9 @@ def test_wins_ties_and_losses_use_the_tie_threshold():
 
 
 def test_different_prompts_cannot_be_compared():
-    with pytest.raises(DataError, match="1 prompts have a response of one model only, such as 'p002' of the first"):
+    with pytest.raises(DataError, match=r"1 prompts have a response of only one model, such as 'p002' \(only the first"):
         paired_differences([(scores([1, 2, 3]), scores([1, 2]))])
-    with pytest.raises(DataError, match="1 prompts have a response of one model only"):
+    with pytest.raises(DataError, match="1 prompts have a response of only one model"):
         paired_differences([(scores([1, 2]), scores([1, 2])), (scores([1]), scores([1]))])
     with pytest.raises(DataError, match="no prompts"):
         paired_differences([({}, {})])

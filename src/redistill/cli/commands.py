@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _smoke(options: argparse.Namespace) -> None:
-    """Execute one update, one save and one load of a recipe in a temporary folder."""
+    """Run one update of a recipe in a temporary folder; save and load the student."""
     from redistill.runs.smoke import smoke_test
     from redistill.training.progress import report
 

@@ -1,7 +1,7 @@
 """The command `redistill completion`, and completions of the command line.
 
-A shell script that argcomplete prints calls `redistill` with the environment variable _ARGCOMPLETE whenever the user presses
-Tab. The names of recipes and fields are read from files of the package, so that no completion imports torch.
+argcomplete prints a shell script. Whenever the user presses Tab, the script calls `redistill` with the environment variable
+_ARGCOMPLETE. The names of recipes and fields are read from files of the package, so that no completion imports torch.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def completion(options: argparse.Namespace) -> None:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Print the completions of the present word and exit, if a shell asks for them.
+    """If a shell requests completions of the current word, print them and exit.
 
     Args:
         parser: The parser of `redistill`.
@@ -66,8 +66,9 @@ def recipes(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[s
     """Return the names of recipes and the YAML files that begin with a prefix.
 
     Args:
-        prefix: The present word, as far as it is typed.
-        parsed_args: The options so far; a sweep completes the names of sweeps only.
+        prefix: The current word, as typed so far.
+        parsed_args: The options so far.  For the command `sweep`, only recipes of sweeps are returned; otherwise, only
+            recipes of runs.
     """
     from argcomplete.completers import FilesCompleter
 
@@ -79,7 +80,7 @@ def recipes(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[s
 
 
 def methods(prefix: str, **_: object) -> list[str]:
-    """Return the names of the methods; `prefix` is the present word."""
+    """Return the names of the methods; `prefix` is the current word."""
     found = _schema()["properties"]
     return _words(found.get("method") if isinstance(found, Mapping) else None)
 
@@ -87,10 +88,10 @@ def methods(prefix: str, **_: object) -> list[str]:
 def overrides(prefix: str, **_: object) -> list[str]:
     """Return the settings `section.field=value` that begin with a prefix.
 
-    Fields are completed up to the sign =, and the values after it if the schema lists them.
+    Before the character =, the names of fields are completed.  After it, values are completed if the schema lists them.
 
     Args:
-        prefix: The present word, as far as it is typed.
+        prefix: The current word, as typed so far.
     """
     fields = dict(_fields(_schema(), ""))
     name, equals, _value = prefix.partition("=")
@@ -108,7 +109,7 @@ def _schema() -> Mapping[str, Json]:
 
 
 def _fields(whole: Mapping[str, Json], path: str, name: str | None = None) -> Iterator[tuple[str, Json]]:
-    """Yield the dotted path and the schema of each field that is no section."""
+    """Yield the dotted path and the schema of each section and field."""
     definitions = whole["$defs"]
     assert isinstance(definitions, Mapping)
     node = whole if name is None else definitions[name]

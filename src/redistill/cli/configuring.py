@@ -25,7 +25,7 @@ def add_config(group: Group) -> None:
     add_json(parser, "add the version of the output to the schema")
     parser = add_command(actions, "diff", diff, "redistill config diff smollm2-dolly smollm2-small")
     parser.add_argument("left", type=path, metavar="A", help=RUN)
-    parser.add_argument("right", type=path, metavar="B", help="as A")
+    parser.add_argument("right", type=path, metavar="B", help="same as A")
     allow_code(parser)
     add_json(parser)
 

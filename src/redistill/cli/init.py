@@ -39,7 +39,7 @@ def add_init(group: Group) -> None:
     for part in ("prompt", "response"):
         text = f"{part} limit in tokens (default: from the data)"
         parser.add_argument(f"--{part}-tokens", type=count, metavar="N", help=text)
-    parser.add_argument("--memory", type=finite_number, metavar="GB", help="memory of the device (default: measured)")
+    parser.add_argument("--memory", type=finite_number, metavar="GB", help="memory of the device in GB (default: measured)")
     parser.add_argument("--force", action="store_true", help="replace an existing FILE")
     add_json(parser)
 

@@ -103,7 +103,7 @@ def add_repeatable(
 def add_lengths(parser: Parser, default: str) -> None:
     """Add the options of the prompt template and the length limits.
 
-    `default` is a part of the help texts, such as "the run's": an option that is omitted has the run's value.
+    `default` is the default value that the help texts state, such as "the run's".
     """
     choices = ["auto", "alpaca", "chat"]
     text = f"auto, alpaca or chat (default: {default}, else auto)"

@@ -326,7 +326,8 @@ def _chat(group: Group) -> None:
     parser.add_argument("--teacher", type=path_text, nargs="?", const="", metavar="MODEL", help=text)
     text = "0 is greedy decoding (default: %(default)s)"
     parser.add_argument("--temperature", type=finite_number, default=0.7, metavar="X", help=text)
-    parser.add_argument("--top-p", type=finite_number, default=1.0, metavar="X", help="top-p sampling (default: 1)")
+    text = "probability mass of top-p sampling (default: 1)"
+    parser.add_argument("--top-p", type=finite_number, default=1.0, metavar="X", help=text)
     text = "maximum length of an answer in tokens (default: %(default)s)"
     parser.add_argument("--max-tokens", type=count, default=512, metavar="N", help=text)
     parser.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of sampling (default: 0)")

@@ -23,7 +23,7 @@ from redistill.runs.stages import teacher_source
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """How answers are generated.
+    """Settings for generating answers.
 
     Args:
         temperature: Temperature of sampling, >= 0; 0 is greedy decoding.

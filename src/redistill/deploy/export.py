@@ -1,7 +1,7 @@
 """Export of a student to a folder that other programs read.
 
-The folder is written atomically, with a model card. The folder contains only weights, settings and tokenizers, and no code,
-because the package `models` checks each model that is read.
+The folder is written atomically, with a model card. The folder contains weights, settings and tokenizers, but no code. Models
+that need code of their own cannot be loaded.
 """
 
 import shlex
@@ -68,11 +68,11 @@ def export(
 
     Args:
         name: A run folder, or the name of a model, as in `find_source`.
-        target: "transformers": safetensors, also for vLLM. "vllm": the same, for servers of the engine vllm, which receive new
-            weights during a run; the output head is stored separately from the input embedding. "adapter": LoRA adapters in the
-            format of PEFT. "gguf": for llama.cpp. "ollama": GGUF with a Modelfile.
-        out: The folder to write, which must be new or empty.  If None, it is `export/TARGET` in the run folder, or
-            `exports/NAME-TARGET` for a model without a run; an earlier export there is replaced.
+        target: "transformers" writes safetensors, also for vLLM. "vllm" writes safetensors for servers that receive new weights
+            during a run (the engine vllm); the output head is stored separately from the input embedding. "adapter" writes LoRA
+            adapters in the format of PEFT. "gguf" writes a GGUF file for llama.cpp. "ollama" also writes a Modelfile.
+        out: The folder to write, which must be new or empty.  If None, the folder is `export/TARGET` in the run folder, or
+            `exports/NAME-TARGET` for a model without a run. An earlier export in this folder is then replaced.
         dtype: dtype of the weights. If None, "transformers" and "vllm" keep the dtype of the model's files, and GGUF files have
             float16.
         repository: Repository of the hub to upload the folder to, as owner/name; None uploads nothing.
@@ -98,7 +98,7 @@ def export(
     folder = _default_folder(source, target) if out is None else out
     check_path(folder)
     if out is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: is not empty or not a folder; choose another --out, or remove it")
+        raise OutputError(f"{folder}: exists; must be a new or an empty folder; choose another --out, or remove this one")
     with folders.new_folder(folder.absolute()) as made:
         if target == "adapter":
             notes = write_adapter(source, made, allow_code)

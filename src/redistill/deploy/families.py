@@ -19,7 +19,7 @@ Weight = Callable[[str, torch.Tensor, ModelSettings], torch.Tensor]
 
 
 class UnsupportedError(Exception):
-    """A model cannot be written as a GGUF file; the message is the reason."""
+    """Raised if a model cannot be written as a GGUF file; the message is the reason."""
 
 
 def _unchanged(name: str, weight: torch.Tensor, config: ModelSettings) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Licences of models for the model card, as the folders of the models state them.
+"""Licences of models for the model card, read from the folders of the models.
 
-Nothing is looked up on the hub: for a hub model, only its card in the local cache is read.
+Nothing is looked up on the hub. For a hub model, its card in the local cache is read.
 """
 
 from collections.abc import Mapping

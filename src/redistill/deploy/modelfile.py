@@ -123,7 +123,7 @@ def modelfile(file: str, pieces: Pieces | None, stops: Sequence[str]) -> str:
     Args:
         file: Name of the GGUF file beside the Modelfile.
         pieces: The prompt template; None if Ollama chooses one.
-        stops: Texts that end an answer.
+        stops: Texts at which Ollama ends an answer.
     """
     lines = [f"FROM ./{file}"]
     if pieces is not None:

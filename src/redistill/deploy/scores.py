@@ -35,13 +35,13 @@ _KINDS = ("validation", "event")  # lines of the log that are exported
 def export_scores(folder: Path, out: Path | None = None) -> Exported:
     """Write the scores of a run, or of all finished runs of a sweep.
 
-    The new folder contains the following files of each run: run.json, scores.json, one line per prompt with its id, its scores
-    and a hash of its text, and the validations and events of metrics.jsonl.
+    For each run, the new folder contains run.json, scores.json, and the validations and events of metrics.jsonl.  For each
+    prompt, it contains the id, the scores and a hash of the text.
 
     Args:
         folder: A run folder or a sweep folder.
-        out: The folder to write, which must be new or empty.  If None, it is `export/scores` in `folder`; an earlier export
-            there is replaced.
+        out: The folder to write, which must be new or empty.  If None, the folder is `export/scores` in `folder`.  An earlier
+            export in this folder is then replaced.
 
     Returns:
         The folder, its files, and a command line that uses it.
@@ -54,7 +54,7 @@ def export_scores(folder: Path, out: Path | None = None) -> Exported:
     target = folder / "export" / "scores" if out is None else out
     check_path(target)
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputError(f"{out}: is not empty or not a folder; choose another --out, or remove it")
+        raise OutputError(f"{out}: exists; must be a new or an empty folder; choose another --out, or remove this one")
     with folders.new_folder(target.absolute()) as made:
         if (folder / SWEEP_FILE).is_file():
             folders.copy(folder / SWEEP_FILE, made / SWEEP_FILE)

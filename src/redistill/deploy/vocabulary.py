@@ -1,8 +1,8 @@
 """The vocabulary of a tokenizer in the form of GGUF.
 
 llama.cpp has its own tokenizers. Byte-level BPE ("gpt2" in GGUF) needs the merges, and the name of the rule that divides a text
-into words. SentencePiece ("llama" in GGUF) needs a score for each token. A rule is recognised by the parts of the tokenizer,
-not by its vocabulary.
+into words. SentencePiece ("llama" in GGUF) needs a score for each token. The rule is inferred from the settings in
+tokenizer.json, not from the vocabulary.
 """
 
 import json

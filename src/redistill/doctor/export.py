@@ -52,7 +52,7 @@ class Exported:
 def export(opened: OpenRun, example: Example) -> Exported:
     """Add noise to the student's parameters, export the student, and load the result.
 
-    The noise stands for training. It shows whether the current parameters are exported, and not the original ones. Only
+    The noise simulates training. It shows whether the export uses the current parameters instead of the original ones. Only
     trainable parameters are changed, in place, and they are not restored. The student is exported to a temporary folder, which
     is deleted.
 

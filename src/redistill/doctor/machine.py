@@ -38,7 +38,7 @@ class Disk:
     """Free space and speed of the disk that contains a folder.
 
     Args:
-        folder: Path of the folder, which may not exist.
+        folder: Path of the folder, which need not exist.
         free_bytes: Free space of the disk, in bytes.
         write_bytes_per_s: Speed of writing one file, including the final fsync; None if the speed was not measured.
         read_bytes_per_s: Speed of reading the same file, which the system may have cached; None if the speed was not measured.

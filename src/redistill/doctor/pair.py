@@ -67,8 +67,8 @@ def teacher_of(loaded: Loaded) -> Teacher:
 def padded_rows(subject: Subject) -> Findings:
     """Check 10: models must not return logits for padded rows of the output head.
 
-    Some models pad the output head with rows that belong to no token. Training uses as many classes (token ids) as the smaller
-    of the two heads has rows. The check fails if the logits of teacher or student have another number of classes.
+    Some models pad the output head with rows that belong to no token. The number of classes (token ids) in training is the
+    number of rows of the smaller head. The check fails if the logits of teacher or student have another number of classes.
     """
     loaded = subject.loaded
     teacher_of(loaded)
@@ -99,7 +99,7 @@ def training_mode(subject: Subject) -> Findings:
     loaded = subject.loaded
     teacher, model = teacher_of(loaded), loaded.opened.models.teacher
     if not teacher.capabilities.full_vocabulary:
-        raise NotExamined("the teacher does not return the full vocabulary")
+        raise NotExamined("the teacher does not return logits of the full vocabulary")
     first, second = (teacher_logits(loaded, teacher) for _ in range(2))
     difference = float((first - second).abs().nan_to_num().max())
     training = 0 if model is None else sum(module.training for module in model.modules())
@@ -142,7 +142,7 @@ def weak_teacher(subject: Subject) -> Findings:
     loaded = subject.loaded
     teacher = teacher_of(loaded)
     if not teacher.capabilities.full_vocabulary:
-        raise NotExamined("the teacher does not return the full vocabulary")
+        raise NotExamined("the teacher does not return logits of the full vocabulary")
     student, taught = (loaded.reading.cross_entropies[role] for role in ("student", "teacher"))
     gain = student - taught
     if math.isnan(gain):

@@ -229,17 +229,17 @@ def opened_subject(run: Run, folder: Path, report: Report) -> Iterator[Subject]:
 
 
 def without_cache(run: Run) -> Run:
-    """Return a recipe whose teacher is loaded.
+    """Return a recipe whose teacher is loaded as a model, without a cache.
 
-    A cached teacher has no hidden states of the rows that doctor samples.
+    A cache of hidden states does not contain the rows that doctor samples.
 
     Raises:
         ConfigError: the recipe does not name the teacher's model.
     """
     if isinstance(run.teacher, CachedTeacherConfig):
         raise ConfigError(
-            "teacher.kind = 'cached': has no hidden states of the rows that doctor examines; pass the recipe that created the "
-            "cache, which names teacher.model"
+            "teacher.kind = 'cached': the cache has no hidden states of the rows that doctor examines; pass the recipe that "
+            "created the cache"
         )
     teacher = replace(run.teacher, cache=None) if isinstance(run.teacher, TeacherConfig) else run.teacher
     return replace(run, teacher=teacher)
@@ -252,8 +252,8 @@ def read_texts(config: Run, tokenizer: Tokenizer) -> Texts:
     rows = [record for source, split in named for record in survey_records(source, split=split)[0]]
     if not rows:
         raise DataError(
-            "doctor: the training data has no usable row with an answer, and the checks need answers; `redistill data check "
-            "--recipe` lists the rows"
+            "doctor: the training data has no usable row with an answer; add at least one; `redistill data check --recipe` "
+            "lists the unusable rows"
         )
     records = spread(rows, SAMPLE_ROWS)
     held_out = [row for source, of in data.sources if of != "train" for row in survey_records(source, split=of)[0]]

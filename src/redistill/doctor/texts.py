@@ -283,7 +283,7 @@ def special_tokens(subject: Subject) -> Findings:
 def special_text(rows: Sequence[Record], known: Mapping[str, int]) -> Findings:
     """Return a note if an answer contains the text of a special token.
 
-    The caller has checked that no such text is encoded as a special token.
+    The note is for texts that the tokenizer encodes as ordinary text.
     """
     named = [(record, name) for record in rows for name in known if name and any(name in text for text in record.references)]
     if not named:
@@ -387,7 +387,7 @@ def header(subject: Subject) -> Findings:
 
 
 def requesting(record: Record, config: TokenizeConfig, tokenizer: Tokenizer) -> str:
-    """Return the end of a prompt, which the template adds to request the answer.
+    """Return the end of a prompt, by which the template requests the answer.
 
     An example is the line "### Response:". The result is "" for a prompt that is used without a template.
     """

@@ -10,7 +10,7 @@ from redistill.runs.windows import Window, window_at
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """The window of DAC-KL at one target, and the student that it was computed with.
+    """The window of DAC-KL for one target token of an answer.
 
     Args:
         student: Where the student's weights come from, such as "checkpoint step-40".
@@ -41,7 +41,7 @@ def inspect_clip(subject: Subject, row: int, position: int, *, top: int, step: i
     """
     divergence = subject.config.resolved_method.objective.divergence
     if not isinstance(divergence, DacKLConfig):
-        raise ConfigError(f"{subject.name}: objective.divergence is not dac_kl, so there is no interval; use a run of mgsr")
+        raise ConfigError(f"{subject.name}: objective.divergence: must be dac_kl; use a run of the method mgsr")
     data = subject.data(subject.tokenizer())
     check_row(subject, row, len(data[1].train))
     example = data[1].train[row]
@@ -53,7 +53,7 @@ def inspect_clip(subject: Subject, row: int, position: int, *, top: int, step: i
     with opened(subject, data, step) as found:
         if divergence.has_network and found.student == "trained student":
             raise ConfigError(
-                f"{subject.name}: has no checkpoint, and only a checkpoint contains the network of DAC-KL; repeat the run, or "
-                "name the recipe instead of the run folder"
+                f"{subject.name}: has no checkpoint with the network of DAC-KL; repeat the run, or name the recipe instead of "
+                "the run folder"
             )
         return Clip(student=found.student, window=window_at(found.run, row, position, top))

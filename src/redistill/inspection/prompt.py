@@ -96,14 +96,16 @@ def inspect_prompt(
     if isinstance(ids, DataError):
         raise ids
     if len(ids) > tokens.prompt_tokens:
-        raise DataError(f"inspect prompt: the prompt has {len(ids)} tokens; the limit of the run is {tokens.prompt_tokens}")
+        raise DataError(
+            f"inspect prompt: the prompt has {len(ids)} tokens; the limit of the run is {tokens.prompt_tokens}; shorten it"
+        )
     with opened(subject, (config, _no_data()), step) as found:
         subject.report("generating")
         return _answers(found, config, ids, temperature)
 
 
 def _record(folder: Path, text: str) -> Record:
-    """Return a record with the prompt, to be rendered as most training rows were."""
+    """Return a record of the prompt, with the template of most training rows."""
     templates = mapping(at(files.read_json(folder / RUN_FILE), "data", "templates"))
     trained = trained_templates(cast("Mapping[str, Mapping[str, int]]", templates))
     most = max(trained, key=lambda name: trained[name], default="alpaca")

@@ -1,4 +1,4 @@
-"""`redistill inspect revision`: corrections of student text, logged or made now.
+"""`redistill inspect revision`: logged or new corrections of student text.
 
 The corrections are those of SCRG (sequence correction and re-generation), the policy `revised`.
 """
@@ -48,7 +48,8 @@ def logged_revisions(folder: Path, step: int) -> list[dict[str, Json]]:
             others[str(line.get("step"))] = None
     if not found:
         listed = ", ".join([*others][:_LISTED_STEPS]) + (", ..." if len(others) > _LISTED_STEPS else "")
-        raise DataError(f"{folder / FILE}: --step {step}: no correction is logged; choose one of {listed or 'none'}")
+        remedy = f"choose one of {listed}" if listed else "the run has logged none; use --live"
+        raise DataError(f"{folder / FILE}: --step {step}: no correction is logged; {remedy}")
     return found
 
 
@@ -94,7 +95,7 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveRevisions:
-    """Drafts of the present student, with their corrections.
+    """Drafts of a student, with their corrections.
 
     Args:
         student: Where the student's weights come from, such as "checkpoint step-40".
@@ -115,11 +116,11 @@ class LiveRevisions:
 
 
 def live_revisions(subject: Subject, prompts: int | None = None, step: int | None = None) -> LiveRevisions:
-    """Generate drafts with the present student, and correct them.
+    """Generate drafts with a student, and correct them.
 
-    The prompts, random numbers and settings are the ones that the next update would use.  With the checkpoint before an
-    update, the result therefore contains the corrections that the run logged for this update, up to rounding.  If a policy
-    such as `mixed` trains on the gold answer of a prompt, the result has a draft for this prompt nevertheless.
+    The prompts, random numbers and settings are those of the next update.  With the checkpoint before an update, the result
+    therefore contains the corrections that the run logged for this update, up to rounding.  Every prompt has a draft, even if a
+    policy such as `mixed` trains on its gold answer.
 
     Args:
         subject: The run or recipe.

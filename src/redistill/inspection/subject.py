@@ -38,9 +38,10 @@ class Subject:
 
     Args:
         name: The run folder or recipe, as the user named it.
-        config: The settings.  Fine-tunings before the run are replaced by the models that they produced, if these exist.
+        config: The settings.  If the recipe fine-tunes the teacher or the student first, the settings load the fine-tuned model
+            instead, if it exists.
         folder: The run folder; None for a recipe.
-        missing: Names of the fine-tunings whose model does not exist.
+        missing: Names of the fine-tunings ("teacher", "start") whose model does not exist.
         report: Function that is called with the name of each phase when it starts.
     """
 
@@ -100,7 +101,7 @@ def _missing(config: Run) -> list[str]:
 def _without_stages(config: Run, missing: Sequence[str]) -> Run:
     """Return settings that load the fine-tuned teacher and student directly.
 
-    In these settings, the teacher is not cached.  The fine-tunings in `missing` are removed.
+    In these settings, the teacher is not cached.  For a fine-tuning in `missing`, the original model is loaded.
     """
     teacher, student = config.teacher, config.student
     if isinstance(teacher, TeacherConfig):
@@ -119,7 +120,7 @@ class Opened:
 
     Args:
         run: The run, whose output folder is a temporary folder.
-        step: Number of updates with which the student's weights were trained; 0 if it is unknown.
+        step: Number of updates after which the student's weights were saved; 0 if it is unknown.
         student: Where the student's weights come from, such as "checkpoint step-40".
     """
 
@@ -147,10 +148,10 @@ def opened(subject: Subject, data: tuple[Run, DataSets], step: int | None = None
     """
     config = data[0]
     if config.teacher is not None and not isinstance(config.teacher, TeacherConfig):
-        raise ConfigError(f"{subject.name}: teacher.kind: inspect loads the teacher itself; use a recipe with teacher.model")
+        raise ConfigError(f"{subject.name}: teacher.kind: must be a local model; use a recipe with teacher.model")
     if subject.folder is not None and subject.missing:
-        names = " and ".join(subject.missing)
-        raise CheckpointError(f"{subject.name}: the model of the fine-tuning {names} does not exist; restore its folder")
+        names = " and ".join("student" if name == "start" else name for name in subject.missing)
+        raise CheckpointError(f"{subject.name}: the fine-tuned {names} does not exist; restore its folder")
     found = None
     if subject.folder is not None:
         checkpoints = subject.folder / "checkpoints"
@@ -185,7 +186,7 @@ def _with_trained_student(config: Run, folder: Path) -> Run:
 
 
 def _updates(folder: Path | None) -> int:
-    """Return the number of updates that run.json states; 0 if it states none."""
+    """Return the number of updates in run.json; 0 if it is missing."""
     updates = None if folder is None else number(at(files.read_json(folder / RUN_FILE), "cost", "updates"))
     return 0 if updates is None else int(updates)
 

@@ -68,7 +68,10 @@ def print_revisions(lines: Sequence[Mapping[str, Json]]) -> None:
 
 
 def print_live(found: LiveRevisions) -> None:
-    """Print the student's drafts with the disagreement at each token, and corrections."""
+    """Print the student's drafts and their corrections.
+
+    Each token of a draft is printed with the disagreement of the models.
+    """
     _print(f"student: {found.student}; drafts of update {found.step}; disagreement: {found.detection}, in nats")
     for draft in found.drafts:
         _print(f"sample {draft.sample}: {quoted(_shortened(draft.prompt))}")
@@ -88,7 +91,7 @@ def _draft(draft: Draft) -> Table:
 
 
 def print_clip(clip: Clip) -> None:
-    """Print the window of DAC-KL at one target, the kept classes and some others."""
+    """Print the window of DAC-KL at one target, with kept and other classes."""
     of = clip.window
     _print(f"student: {clip.student}; row {of.row}, target {of.position}: {quoted(of.target)}")
     _print(f"after: {quoted(_shortened(of.context))}")

@@ -34,10 +34,11 @@ class Prompt:
         id: Identifier of the prompt.
         category: Category of the test row; "" if it has none.
         primary: Primary metric of the data set.
-        line: Line of the responses file of the last model, which has the prompt and the references.
+        line: The last model's line of the responses file.  It contains the prompt and the references.
         answers: Each model with its line of the responses file.
-        sort_keys: Numbers to sort by: "score" (higher is better), "teacher" and "baseline" (score minus that of the teacher and
-            of the reference model) and "length" (tokens of the last model's answer).  Unknown numbers are missing.
+        sort_keys: Numbers by which the page can sort, about the last model; unknown numbers are missing.  "score" is its score;
+            "teacher" and "baseline" are its differences to the teacher and to the reference model.  For all three, higher is
+            better.  "length" is the length of its answer in tokens.
     """
 
     dataset: str
@@ -50,7 +51,7 @@ class Prompt:
 
     @property
     def shown_score(self) -> float | None:
-        """Score of the last model as the page shows it; None if it has none."""
+        """Score of the last model, as shown on the page; None if there is no score."""
         return self.primary.shown(number(self.answers[-1][1].get(self.primary.name)))
 
 
@@ -77,7 +78,7 @@ def answers_section(models: Sequence[Evaluation], versus: str | None, max_bytes:
     """Return the prompts with the answers of all models.
 
     The answers are those of the lowest evaluation seed.  All prompts are shown if their texts have at most `max_bytes` bytes.
-    Otherwise prompts are chosen that are evenly spaced in the ranking of each data set.
+    Otherwise, only some are shown, evenly spaced in the ranking of each data set.
 
     Args:
         models: The evaluations; the last one is the student of the run.
@@ -119,7 +120,10 @@ def category_of(line: Mapping[str, Json]) -> str:
 
 
 def _ranked(dataset: str, models: Sequence[Evaluation], versus: str | None) -> Iterator[Prompt]:
-    """Yield the prompts of a data set; the prompt with the lowest score of the last model is the first."""
+    """Yield the prompts of a data set, sorted by the score of the last model.
+
+    The prompt with the worst score is first.
+    """
     first: list[tuple[Evaluation, Lines]] = []
     for model in models:
         seeds = model.answers.get(dataset)

@@ -26,7 +26,7 @@ class Budgets:
     Args:
         unequal: One text per aspect that differs between runs; it lists each value with the labels of the runs that have it,
             such as "updates: 150 (sft), 300 (mgsr, kd)".
-        unequal_names: Names of these aspects, such as "updates".
+        unequal_names: Names of the aspects in `unequal`, such as "updates".
         equal: One text per aspect that does not differ, such as "updates 150".
         unknown: Names of the aspects for which no run has recorded a value.
     """
@@ -43,11 +43,11 @@ class _Aspect:
 
     Args:
         name: Name of the budget or setting in the output, such as "updates".
-        read: Function that receives a run, and returns its value of the budget or setting. The result is None or "" if the run
-            has not recorded a value. Values are compared as text.
+        read: Function that returns a run's value of the budget or setting.  It returns None or "" if the run has not recorded a
+            value.  Values are compared as text.
         optional: Whether a run may have no value; for example, a run without a teacher has no teacher weights. If True, runs
             without a value are ignored. If False, the value of such a run is the text "not recorded".
-        by_seed: If True, only runs with the same training seed are compared, for example because each seed has its own
+        by_seed: If True, only runs with the same training seed are compared.  For example, each training seed may have its own
             fine-tuned teacher.
     """
 
@@ -88,7 +88,7 @@ def _agree(pairs: Iterable[tuple[int, str]]) -> bool:
 def _by_value(values: Sequence[tuple[Entry, str]], lineup: Lineup) -> str:
     """Return a text that lists each value with the labels of the runs that have it.
 
-    If only some runs with a label have the value, the label is followed by the training seeds of these runs.
+    Training seeds follow a label if only some of its runs have the value.
     """
     holders: dict[str, list[Entry]] = {}
     for entry, value in values:
@@ -177,8 +177,8 @@ def _model(role: str) -> Callable[[Entry], Json]:
 def _weights(role: str) -> Callable[[Entry], Json]:
     """Return a function that reads the hash of a model's weights from a run.
 
-    The model is the teacher if `role` is "teacher", else the student before training.  The hash is stored with the scores of
-    the model, so the function returns None if the run has not evaluated the model.
+    The model is the teacher if `role` is "teacher".  Otherwise, it is the student before training.  The function returns None
+    if the run has not evaluated the model.
     """
 
     def read(entry: Entry) -> Json:
@@ -192,9 +192,9 @@ def _fine_tuned(stage: str, role: str) -> Callable[[Entry], Json]:
     """Return a function that reads the hashes of fine-tuned weights from a run.
 
     `stage` is a fine-tuning before the distillation: "teacher" fine-tunes the teacher, "start" fine-tunes the student.  The
-    function returns one hash per file of weights, or the folder of the weights if no hash is recorded.  It returns "not
-    fine-tuned" if the run had no such fine-tuning.  It returns None if the run has no model of this `role`, or if run.json is
-    too old to list any fine-tuning.
+    function returns one hash per file of weights.  Without recorded hashes, it returns the folder of the weights.  It returns
+    "not fine-tuned" if the run had no such fine-tuning.  It returns None if the run has no model of this `role`.  It also
+    returns None for an old run.json without entries for fine-tuning.
     """
 
     def read(entry: Entry) -> Json:
@@ -228,9 +228,9 @@ def _evaluated(name: str, *parts: str) -> Callable[[Entry], Json]:
 
 
 def _prompts(dataset: str, entry: Entry) -> Json:
-    """Return the number and the hash of the prompts of a data set, as text.
+    """Return the number and a hash of the prompts of a data set, as text.
 
-    The hash covers the ids and texts of prompts and references: two test files may use the same ids for different prompts.
+    The hash covers the ids, the prompts and the references.  Two test files may use the same ids for different prompts.
     """
     hashes = {} if entry.run.student is None else entry.run.student.question_hashes(dataset)
     found = hashlib.blake2b(json.dumps(sorted(hashes.items())).encode(), digest_size=5).hexdigest()

@@ -33,7 +33,7 @@ def model_card(
         run_folder: Folder of the run; None for a model that no run of redistill has trained.
         label: Title of the card.
         target: What was exported.
-        licences: Licence of each model that the student was made from, by name of the model.
+        licences: Licences of the models from which the student was made.  The keys are the names of these models.
 
     Raises:
         CheckpointError: a file of the run folder is damaged.
@@ -53,9 +53,9 @@ def model_card(
 
 
 def _metadata(run: RunFolder | None, target: str, licences: Mapping[str, str]) -> dict[str, Json]:
-    """Return the metadata of the card, which the model hub reads.
+    """Return the metadata of the card for the model hub.
 
-    The licence is named only if all models that the student was made from have the same one; otherwise the user must choose.
+    The metadata contain a licence only if all models from which the student was made have this licence.
     """
     named = {licence.strip().lower() for licence in licences.values()}
     licence = named.pop() if len(named) == 1 else ""

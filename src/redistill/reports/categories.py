@@ -27,10 +27,11 @@ class CategoryScore:
 
     Args:
         name: The category.
-        num_prompts: Number of its prompts.
+        num_prompts: Number of prompts in the category.
         scores: Mean score of each model over prompts and evaluation seeds, by label.
-        interval: Difference of the student to the reference model, with its 95 % interval; None if they are not compared.
-        others: The same for each further metric, with the student's score: by name, pairs of score and interval.
+        interval: Student's score minus that of the reference model, with its 95 % interval; None if they are not compared.
+        others: For each further metric, by name: the student's score, and the interval of its difference to the reference
+            model.
     """
 
     name: str
@@ -107,7 +108,10 @@ def category_scores(dataset: str, models: Sequence[Evaluation], versus: str | No
 
 
 def _interval(prompts: Sequence[str], ours: Mapping[str, float], theirs: Mapping[str, float] | None = None) -> Interval | None:
-    """Return the mean difference over prompts with its 95 % interval; None without scores of both models."""
+    """Return the mean difference `ours` - `theirs`, with its 95 % interval.
+
+    The mean is taken over `prompts`.  The result is None for fewer than two prompts, or if a prompt has no score in `theirs`.
+    """
     if len(prompts) < 2 or theirs is None or not theirs.keys() >= set(prompts):
         return None
     return paired_bootstrap([np.array([[ours[prompt] - theirs[prompt] for prompt in prompts]])])
@@ -121,9 +125,12 @@ def has_categories(model: Evaluation) -> bool:
 def weakest_sentence(models: Sequence[Evaluation], versus: str | None) -> str:
     """Return a sentence that names where the last model scores lowest.
 
-    For each primary metric, the sentence has the weakest category of at least `MIN_PROMPTS` prompts, or the weakest data set if
-    no data set has two such categories.  If there is only one data set, the sentence has the prompts with the lowest scores.
-    It also has the number of prompts on which the model scores lower than the teacher, or else than the reference model.
+    For each primary metric, the sentence names the category with the worst score.  Only categories with at least `MIN_PROMPTS`
+    prompts are compared.  A data set with fewer than two such categories is compared as a whole.  If there is nothing else to
+    compare, the sentence names the worst prompts of this data set.
+
+    The sentence also states on how many prompts the model is worse than the teacher.  Without a teacher, the model is compared
+    with the reference model.
 
     Args:
         models: The evaluations; may be empty.
@@ -155,7 +162,10 @@ def weakest_sentence(models: Sequence[Evaluation], versus: str | None) -> str:
 
 
 def _lowest(model: Evaluation, measure: Measure) -> str:
-    """Return the prompts with the worst scores in a metric that is the primary one of a single data set."""
+    """Return the prompts on which a model has the worst scores in `measure`, as text.
+
+    `measure` is the primary metric of exactly one data set with scores.
+    """
     (dataset,) = [
         name for name in model.datasets if model.measures(name)[0].name == measure.name and _means(model, name, measure.name)
     ]
@@ -166,7 +176,11 @@ def _lowest(model: Evaluation, measure: Measure) -> str:
 
 
 def _behind(models: Sequence[Evaluation], versus: str | None) -> str:
-    """Return on how many prompts the last model scores lower than the teacher or the reference model."""
+    """Return a phrase that states on how many prompts the last model is worse.
+
+    The model is compared with the teacher.  Without a teacher, it is compared with the reference model.  The result is "" if
+    there is nothing to compare.
+    """
     student = models[-1]
     other = next((m for m in models[:-1] if m.role == "teacher"), None) or next((m for m in models if m.label == versus), None)
     if other is None:
@@ -182,7 +196,10 @@ def _behind(models: Sequence[Evaluation], versus: str | None) -> str:
 
 
 def _categories(model: Evaluation, dataset: str) -> dict[str, str]:
-    """Return the category of each prompt that has one; an answer file is untrusted."""
+    """Return the category of each prompt that has one.
+
+    Categories are untrusted: each is returned as one line of at most `MAX_NAME` characters.
+    """
     found = {}
     for lines in model.answers.get(dataset, {}).values():
         for prompt, line in lines.items():
@@ -193,7 +210,10 @@ def _categories(model: Evaluation, dataset: str) -> dict[str, str]:
 
 
 def _means(model: Evaluation, dataset: str, name: str) -> dict[str, float]:
-    """Return the mean score of each prompt that every evaluation seed has answered."""
+    """Return the mean score of each prompt over evaluation seeds.
+
+    Prompts without a score for one of the seeds are left out.
+    """
     seeds = model.prompt_scores(dataset, name)
     common = set.intersection(*(set(seed) for seed in seeds)) if seeds else set()
     return prompt_means([{prompt: seed[prompt] for prompt in sorted(common)} for seed in seeds])
@@ -212,13 +232,19 @@ def _cells(found: CategoryScore, labels: Sequence[str], measure: Measure) -> Ite
 
 
 def _further(measures: Sequence[Measure], label: str) -> str:
-    """Return the sentence of the caption about further metrics."""
+    """Return a sentence that explains the columns of further metrics in a caption.
+
+    The result is "" if there are no further metrics.
+    """
     titles = listed([measure.title for measure in measures])
     return f" The last columns have {titles} of {label}, with the difference and its interval." if measures else ""
 
 
 def _other_cell(found: CategoryScore, measure: Measure) -> Cell:
-    """Return the cell of a further metric: the student's score with its difference."""
+    """Return the cell of a further metric.
+
+    The cell has the student's score, and its difference to the reference model.
+    """
     if measure.name not in found.others:
         return Cell(NOTHING)
     value, interval = found.others[measure.name]

@@ -67,8 +67,8 @@ def latex(comparison: Comparison) -> str:
 def csv_text(comparison: Comparison) -> str:
     """Return the comparison as CSV, with numbers in full precision.
 
-    There is one line for each model and each column of the tables (a data set, or an average).  Then there is one line for each
-    value in the tables of the MGSR paper that redistill includes (arXiv 2407.10068).  A field without a value is empty.
+    Each model has one line per table column (a data set or an average).  Further decodings have lines of their own.  Values of
+    the included tables of the MGSR paper (arXiv 2407.10068) have one line each.  Fields without a value are empty.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -95,8 +95,8 @@ def build_comparison(
     Args:
         folders: Run folders or sweep folders.
         outputs: Files to write; the suffix selects the format: .html, .md, .tex or .csv.
-        baseline: Label or folder of the run that the others are compared with.  If None, the baseline is set by the sweep; if
-            no sweep sets one, it is the first run.
+        baseline: Label or folder of the run that the others are compared with.  If None, it is the baseline that a sweep sets,
+            or else the first run.
         labels: Labels of the runs to include, in this order; if empty, all runs are included.
         published: Names of published tables of the MGSR paper (arXiv 2407.10068) to include; `published.published_names` lists
             them.

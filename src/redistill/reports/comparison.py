@@ -34,7 +34,7 @@ METHOD_ROLES = ("baseline", "student")
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """A row of the tables: one model, or a method's models, one per training seed.
+    """A row of the tables: one model, or the models of a method.
 
     Args:
         label: Name of the row.
@@ -86,12 +86,12 @@ class Estimate:
     """A mean score with its standard deviation.
 
     Args:
-        mean: Mean over training seeds of the mean over evaluation seeds, in the metric's unit; None if not measured.
-        deviation: Sample standard deviation over training or evaluation seeds (see `over`); None for fewer than two seeds.
-        over: Seeds of the standard deviation: "training seeds" if there are two or more of them, else "evaluation seeds".
+        mean: Mean score in the metric's unit, over evaluation seeds and then over training seeds; None if not measured.
+        deviation: Sample standard deviation over the seeds that `over` names; None for fewer than two seeds.
+        over: Seeds over which `deviation` is taken: "training seeds" if there are two or more, else "evaluation seeds".
         num_trainings: Number of training seeds.
-        num_seeds: Number of evaluation seeds per training seed; if this number differs between training seeds, the largest
-            one.
+        num_seeds: Number of evaluation seeds per training seed.  If it differs between training seeds, it is the largest
+            number.
     """
 
     mean: float | None
@@ -115,12 +115,12 @@ class Row:
         contrast: Difference to the reference model; None if there is no such model or the models cannot be compared.
         versus: Label of the reference model; None if there is none or this model is the reference model.
         note: Reason why the model cannot be compared with the reference model; else "".
-        others: Difference to the reference model in each further metric of the column, by name; metrics without a score per
+        others: Difference to the reference model in each further metric of the column, by name.  Metrics without a score per
             prompt are missing.
-        scores: Mean over seeds of every score except the primary metric, by name; None if not measured.  "length_tokens" is the
-            length of responses, in tokens; "eos_rate", "distinct_2" and "agreement" (with the teacher) are in [0, 1];
-            "cross_entropy" and "kl" are teacher-forced, in nats per token; the scores in `records.ACCEPTANCE` rate the model as
-            a draft model; other metrics have their own units.
+        scores: All scores except the primary metric, by name, as means over seeds; None if not measured.  "length_tokens" is
+            the length of responses in tokens.  "eos_rate", "distinct_2" and "agreement" (with the teacher) are in [0, 1].
+            "cross_entropy" and "kl" are teacher-forced, in nats per token.  The scores in `records.ACCEPTANCE` rate the model
+            as a draft model.  Other metrics have their own units.
     """
 
     column: str
@@ -226,7 +226,7 @@ def columns(models: Sequence[Entrant]) -> list[Column]:
 
 
 def by_primary(over: Sequence[Column]) -> list[list[Column]]:
-    """Group columns by primary metric; the last column of a group has the means."""
+    """Group columns by primary metric; an average is the last column of its group."""
     return [list(group) for _, group in itertools.groupby(over, key=lambda column: column.primary.name)]
 
 
@@ -322,7 +322,7 @@ def _difference(column: Column, measure: Measure, model: Entrant, reference: Ent
 
 
 def _obstacle(dataset: str, metric: str, models: Sequence[Evaluation]) -> str:
-    """Return why responses of models cannot be paired by prompt, or "" if they can."""
+    """Return why responses cannot be compared prompt by prompt; "" if they can."""
     scores = [model.prompt_scores(dataset, metric) for model in models]
     if not all(any(of_model) for of_model in scores):
         return "no responses to compare"
@@ -339,8 +339,8 @@ def _strata(
 
     The second result is the number of common training seeds.
 
-    Arrays have the shape [common training seeds, prompts]. If no seed is common, the scores of each model are averaged over its
-    training seeds. Each array then has one row, the difference of these averages.
+    Arrays have the shape [common training seeds, prompts].  If there is no common seed, each model's scores are averaged over
+    its training seeds first.  Each array then has one row.
     """
     shared = sorted(ours.keys() & theirs.keys())
     strata = []
@@ -394,6 +394,6 @@ def _shared(lineup: Lineup, role: Literal["teacher", "before"], name: str) -> li
 
 
 def _distinct(trainings: Mapping[int, Evaluation]) -> dict[int, Evaluation]:
-    """Return the evaluation of each distinct model, for its first training seed."""
+    """Return one evaluation per distinct model: that of its first training seed."""
     first = {found.identity: seed for seed, found in reversed(list(trainings.items()))}
     return {seed: found for seed, found in trainings.items() if first[found.identity] == seed}

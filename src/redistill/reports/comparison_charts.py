@@ -1,7 +1,7 @@
 """Charts of a comparison, as SVG.
 
-They show differences to the baseline, and quality against cost, size and speed.
-Every number of a chart also stands in a table of the page.
+They show differences to the baseline, and quality against cost, size and speed. Every number of a chart is also in a table of
+the page.
 """
 
 from collections.abc import Iterable, Sequence
@@ -114,7 +114,7 @@ def quality_plot(title: str, measure: Measure, points: Sequence[Point]) -> Chart
         points: The models.
 
     Returns:
-        The chart; None if the quantity has fewer than two different values, as displayed.
+        The chart; None if fewer than two different values of the quantity would be displayed.
     """
     if len({large(point.cost) for point in points}) < 2:
         return None
@@ -161,7 +161,7 @@ def _set_labels(axes: "Axes", measure: Measure, quantity: str, models: Sequence[
 
 
 def _height(points: Sequence[Point]) -> float:
-    """Return the height of a chart in inches, which leaves a line of text for each point."""
+    """Return the height of a chart with one line of text per point, in inches."""
     return max(3.0, 1 + _LINE_INCHES * len(points))
 
 

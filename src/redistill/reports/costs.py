@@ -34,8 +34,8 @@ class Cost:
 def method_cost(entries: Sequence[Entry]) -> Cost:
     """Return the mean training cost of a method; `entries` are its runs.
 
-    A fine-tuning of the student that several runs share is counted for each of these runs, since each run alone would need the
-    fine-tuning.  Fine-tuning of the teacher is not counted; see `teacher_cost`.
+    Several runs may start from the same fine-tuned student.  The cost of its fine-tuning is counted for each of these runs.
+    Fine-tuning of the teacher is not counted; see `teacher_cost`.
     """
     stages = [_stages(entry.run) for entry in entries]
     parts = [[at(entry.run.description, "cost"), *before.values()] for entry, before in zip(entries, stages, strict=True)]
@@ -64,9 +64,9 @@ def teacher_cost(entries: Sequence[Entry]) -> Cost | None:
 
 
 def machines(entries: Sequence[Entry]) -> list[str]:
-    """Return one text per machine that was used: its processor and its accelerators.
+    """Return a text for each machine that was used, without duplicates.
 
-    Machines with the same text are listed once.  Seconds on different machines are not comparable.
+    The text names the processor and the accelerators.  Durations on different machines are not comparable.
     """
     found = [mapping(at(entry.run.description, "machine")) for entry in entries]
     parts = [[held.get("cpu"), *cast(list[Json], held.get("accelerators") or [])] for held in found]
@@ -85,8 +85,8 @@ def _stages(run: RunFolder) -> dict[str, Json]:
 def _combined(parts: Sequence[Json], name: str) -> float | None:
     """Return the cost `name` of a run and its stages together.
 
-    `parts` are the costs of the run and of each stage.  The result is their sum, or for peak memory their maximum; it is None
-    if the cost is missing from one of them.
+    `parts` are the costs of the run and of each stage.  The result is the sum over the parts, or the maximum for peak memory.
+    It is None if a part lacks this cost.
     """
     found = [number(at(part, name)) for part in parts]
     known = [value for value in found if value is not None]

@@ -29,7 +29,7 @@ def drawn(paint: Callable[["Axes"], None], label: str, size_inches: tuple[float,
     Args:
         paint: Function that draws into the axes of the figure.  Lines and texts of colour `INK` have the page's text colour.
         label: Text that describes the figure to readers who cannot see it.
-        size_inches: Width and height of the figure.  The page scales it; fonts have 9 points at this size.
+        size_inches: Width and height of the figure.  The page scales the figure.  The font size is 9 points before scaling.
 
     Example:
         >>> str(drawn(lambda axes: None, "an empty figure"))[:62]
@@ -66,7 +66,10 @@ def legend_above(axes: "Axes", columns: int) -> None:
 
 
 def _inline(document: str, label: str) -> Markup:
-    """Return the <svg> element of a document; the page sets its size and its text colour."""
+    """Return the <svg> element of a document.
+
+    The element has no size and no text colour of its own; the page sets both.
+    """
     svg = document[document.index("<svg") :]
     svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # the attributes of <svg>
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)

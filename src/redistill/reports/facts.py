@@ -26,8 +26,8 @@ def lineup_of(runs: Sequence[RunFolder], labels: Sequence[str]) -> Lineup:
     """Return the runs of a report as a comparison.
 
     Args:
-        runs: The run, followed by its baselines, at least one.  The first baseline is the baseline of the comparison, as in the
-            rest of the report.
+        runs: The run, followed by one or more baselines.  The first baseline is the baseline of the comparison, as in the rest
+            of the report.
         labels: Label of each run.
     """
     entries = [Entry(label=label, seed=0, run=run) for run, label in zip(runs, labels, strict=True)]
@@ -85,9 +85,9 @@ def scrg_sentence(log: RunLog, revisions: Spaced[Line]) -> str:
 def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
     """Return a sentence that states whether the window of DAC-KL collapsed.
 
-    The metric `recovered` is the kept fraction of the teacher's mass outside the arg max.  The window collapsed if the mean of
-    `recovered` over the last tenth of the updates is below `guards.min_recovered`.  Logs of earlier versions have no
-    `recovered`.  For these logs, the window collapsed if only the arg max is kept for more than 90 % of the tokens.
+    The metric `recovered` is the kept fraction of the teacher's probability mass outside the arg max.  The window collapsed if
+    the mean of `recovered` over the last tenth of the updates is below `guards.min_recovered`.  A log without `recovered` is
+    from an earlier version.  The window then collapsed if only the arg max is kept for more than 90 % of the tokens.
     """
     if "kept_mass" not in log.train:
         return "The run does not use DAC-KL, so there is no window that could collapse (metrics.jsonl has no kept_mass)."
@@ -105,7 +105,7 @@ def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
 def changes_sentence(lineup: Lineup | None) -> str:
     """Return a sentence about what differs between a run and its baselines.
 
-    The sentence has method, policy, divergence and span loss of each run, if they differ, and the number of settings that
+    The sentence names method, policy, divergence and span loss of each run where they differ.  It also states how many settings
     differ.
 
     Args:
@@ -134,9 +134,10 @@ def changes_sentence(lineup: Lineup | None) -> str:
 
 
 def _training_parts(run: RunFolder) -> dict[str, str]:
-    """Return method, policy, divergence and span loss of a run in words; "" for an unknown part.
+    """Return method, policy, divergence and span loss of a run in words.
 
-    Runs of earlier versions have not recorded the policy and objective that the method sets.
+    A component that run.json does not record is "".  For example, earlier versions did not record the policy that a method
+    sets.
     """
     config, method = run.description.get("config"), run.description.get("method")
     policy, objective = (at(run.description, "resolved", name) or at(config, name) for name in ("policy", "objective"))
@@ -169,7 +170,10 @@ def command_of(run: RunFolder) -> str:
 
 
 def repeat_sentence(run: RunFolder) -> str:
-    """Return a sentence with the command that repeats a run, and with its versions."""
+    """Return a sentence with the command that repeats a run.
+
+    The sentence also names the version and the commit of redistill, if they are recorded.
+    """
     command, commit = command_of(run), run.description.get("commit")
     if not command:
         return "The run has not recorded its command (run.json: command)."
@@ -185,7 +189,7 @@ def _mean(curve: Curve) -> float:
 
 
 def _end(curve: Curve) -> float:
-    """Return the mean of the bins in the last tenth of the updates."""
+    """Return the mean value of a curve over the last tenth of the updates."""
     bins = curve.bins()
     is_last = bins.steps >= bins.steps[0] + (1 - LAST) * (bins.steps[-1] - bins.steps[0])
     return float((bins.counts * bins.means)[is_last].sum() / bins.counts[is_last].sum())

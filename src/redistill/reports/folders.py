@@ -76,8 +76,8 @@ BEFORE_METRICS_HAD_NAMES = (
 def measures(scores: Json) -> tuple[Measure, ...]:
     """Return the metrics of one data set, the primary metric first.
 
-    `scores` is the value of the data set in scores.json.  Older files do not list metrics; for such a file, the result has
-    the metrics of that version (`BEFORE_METRICS_HAD_NAMES`).
+    `scores` is the value of the data set in scores.json.  If it lists no metrics, the file is from an earlier version.  The
+    result is then `BEFORE_METRICS_HAD_NAMES`.
     """
     found = []
     for name, described in mapping(at(scores, "metrics")).items():
@@ -179,7 +179,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Content of a run folder: run.json and evaluations; `log_lines` reads its logs.
+    """Content of a run folder, without the logs (see `log_lines`).
 
     Args:
         path: The folder.
@@ -244,7 +244,7 @@ def read_evaluation(folder: Path, label: str, role: str) -> Evaluation | None:
 def log_lines(path: Path) -> Iterator[Mapping[str, Json]]:
     """Yield the lines of a log in a run folder, such as metrics.jsonl.
 
-    One line at a time is in memory.  There are no lines if the file is missing.  Lines that are not JSON objects are skipped.
+    Only one line is kept in memory.  There are no lines if the file is missing.  Lines that are not JSON objects are skipped.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -297,7 +297,7 @@ def read_object(path: Path) -> Mapping[str, Json]:
         raise DataError(f"{path}: contains {type(value).__name__}; must be a JSON object")
     if value.get("schema", SCHEMAS[0]) not in SCHEMAS:
         held, read = shown(value["schema"]), " or ".join(map(str, SCHEMAS))
-        raise DataError(f"{path}: schema = {held}: this version of redistill reads {read}; install a newer version")
+        raise DataError(f"{path}: schema = {held}: must be {read}; install a newer version of redistill")
     return value
 
 
@@ -374,9 +374,9 @@ def responses_files(folder: Path, scores: Mapping[str, Json]) -> Iterator[tuple[
 
 
 def question_hash(line: Mapping[str, Json]) -> str:
-    """Return a hash of prompt and references of a line of a responses file.
+    """Return a hash of the prompt and the references in a line of a responses file.
 
-    A line of exported scores contains the hash in place of the texts.
+    Exported scores contain this hash instead of the texts.
     """
     if isinstance(recorded := line.get(QUESTION_HASH), str):
         return recorded

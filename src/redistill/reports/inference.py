@@ -1,8 +1,8 @@
 """Differences between two methods or two students, with intervals and p-values.
 
-A claim about a method must hold for training seeds that were not run, so training seeds are the unit of such a claim.  With
-two or more common training seeds, `contrast` makes such a claim from a crossed model of seeds and prompts.  With fewer, it
-makes a claim about the students that were trained, and only prompts are a random sample.
+The result of `contrast` is about either methods or trained students.  With two or more common training seeds, it is about the
+methods.  Training seeds and prompts are then both random samples (a crossed model).  With fewer common seeds, it is about the
+trained students, and only prompts are a random sample.
 """
 
 import math
@@ -19,12 +19,12 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Variance:
-    """Variance of a mean difference, by the sample that would reduce it.
+    """Variance of a mean difference, split by source.
 
     Args:
-        seeds: Part that is inversely proportional to the number of training seeds.
-        prompts: Part that is inversely proportional to the number of prompts.
-        residual: Part that is inversely proportional to the product of both numbers.
+        seeds: Part due to training seeds.  It is inversely proportional to their number.
+        prompts: Part due to prompts.  It is inversely proportional to their number.
+        residual: Remaining part.  It is inversely proportional to the product of both numbers.
 
     Example:
         >>> Variance(seeds=1.0, prompts=3.0, residual=0.5).total
@@ -37,7 +37,7 @@ class Variance:
 
     @property
     def total(self) -> float:
-        """Sum of the parts."""
+        """Total variance: the sum of all parts."""
         return self.seeds + self.prompts + self.residual
 
 
@@ -49,16 +49,16 @@ class Contrast:
         interval: Score of the model minus score of the reference model in the primary metric, and the 95 % confidence interval
             of this difference.  The sign is not reversed for metrics where lower is better.
         p: p-value of the null hypothesis that the difference is 0.
-        p_holm: `p` corrected for multiple tests by Holm's method, over all trained students that are compared on these prompts;
+        p_holm: `p` after Holm's correction for multiple tests.  The tests are those of all trained students on these prompts.
             None for the teacher and for the student before training.
         wins, ties, losses: Numbers of prompts on which the model is better than, equal to and worse than the reference.
-        num_seeds: Number of training seeds that both models have.  With 2 or more, `interval` and `p` are about the
-            methods; with fewer, they are about the trained students.  With 0, each score is first averaged over all
+        num_seeds: Number of training seeds that both models have.  With 2 or more, `interval` and `p` are about the methods.
+            With fewer, they are about the trained students.  With 0, the scores of each model are first averaged over its
             training seeds.
-        detectable: The smallest true difference that a test at the 5 % level detects with a power of 80 %, in the metric's
-            unit.  It is computed for the same numbers of seeds and prompts, and the same variance; None with a single prompt.
-        variance: Variance of the difference, by source; None with a single prompt.  For a claim about the trained students, it
-            has only the part of the prompts.
+        detectable: Smallest true difference that a test at the 5 % level detects with a power of 80 %, in the metric's unit.
+            The numbers of seeds and prompts and the variance are those of this comparison.  None with a single prompt.
+        variance: Variance of the difference, by source; None with a single prompt.  If the result is about trained students,
+            only the part due to prompts is nonzero.
     """
 
     interval: Interval
@@ -73,7 +73,7 @@ class Contrast:
 
     @property
     def about(self) -> Literal["methods", "students"]:
-        """Whether `interval` and `p` are about the methods, or only the trained students."""
+        """What `interval` and `p` are about: the methods, or only the trained students."""
         return "methods" if self.num_seeds > 1 else "students"
 
 
@@ -110,10 +110,10 @@ def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None
               \nu = V^2 \Bigl/ \Bigl( \frac{A^2}{S - 1} + \sum_k \frac{B_k^2}{P_k - 1} + \sum_k \frac{C_k^2}{(S - 1)(P_k - 1)}
               \Bigr)
 
-    d_si is the difference on prompt i with training seed s, and V estimates the variance of its mean.  With one data set of
-    P prompts and S seeds, A, B and C are the mean squares of seeds, of prompts and of the residual, each divided by S P.
-    With several data sets k, A is computed from the means of the seeds over all data sets, and B and C are sums over data
-    sets. The confidence interval and the p-value come from a t distribution with nu degrees of freedom (Satterthwaite).
+    d_si is the difference on prompt i with training seed s, and V estimates the variance of its mean.  With one data set of P
+    prompts and S seeds, A, B and C are the mean squares of seeds, of prompts and of the residual, each divided by S P.  With
+    several data sets k, A is computed from the mean of each seed over all data sets.  B and C are then the sums of all B_k and
+    C_k.  The confidence interval and the p-value come from a t distribution with nu degrees of freedom (Satterthwaite).
 
     Source: the quasi-F ratio of Clark, Journal of Verbal Learning and Verbal Behavior 12 (1973) 335-359.  The maximum replaces
     estimates of V that are too small by chance.  benchmarks/seed_inference.py simulates the error rates.
@@ -123,7 +123,7 @@ def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None
 
     Returns:
         The mean difference with its 95 % interval, in the unit of the scores; the two-sided p-value; and the smallest
-        difference that this design detects (`Contrast.detectable`).
+        detectable difference (`Contrast.detectable`).
 
     Example:
         >>> interval, p, detectable = crossed([np.array([[1.0, 3.0, 2.0], [2.0, 4.0, 3.0], [0.0, 2.0, 4.0]])])
@@ -145,9 +145,10 @@ def crossed(strata: Sequence[np.ndarray]) -> tuple[Interval, float, float | None
 
 @dataclass(frozen=True)
 class _Components:
-    """The mean squares A, B and C of `crossed`, as pairs of the variance of the mean and its degrees of freedom.
+    """The mean squares A, B and C of `crossed`, each with its degrees of freedom.
 
-    `prompts` and `residuals` have a pair for each data set with two or more prompts.
+    The mean squares are scaled as in `crossed`.  `prompts` and `residuals` have a pair for each data set with two or more
+    prompts.
     """
 
     seeds: Sequence[tuple[float, int]]
@@ -162,7 +163,10 @@ class _Components:
 
 
 def _of_seeds(strata: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the mean difference [data sets, training seeds]."""
+    """Return the mean difference of each data set and training seed.
+
+    The shape is [data sets, training seeds].
+    """
     return np.array([stratum.mean(axis=1) for stratum in strata])
 
 
@@ -193,9 +197,9 @@ def _error_of_prompts(strata: Sequence[np.ndarray]) -> tuple[float, float] | tup
 
 
 def _detectable(error: float | None, freedom: float) -> float | None:
-    """Return the true difference that a test detects with the power `POWER`.
+    """Return the smallest true difference that a test detects with power `POWER`.
 
-    It is computed by the t approximation of the power.
+    The power is computed by a t approximation.
     """
     return None if error is None else (_quantile((1 + LEVEL) / 2, freedom) + _quantile(POWER, freedom)) * error
 

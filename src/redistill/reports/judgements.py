@@ -20,7 +20,7 @@ _COLUMNS = ("test set", "against", "judge", "prompts", "wins, ties, losses", "sc
 class Judgement:
     """How often a judge preferred the answers of a model, on one data set.
 
-    More than 12 fields: it has the numbers of one comparison, all of which a page shows.
+    More than 12 fields: a page shows each of them.
 
     Args:
         model: Name of the judge.
@@ -29,11 +29,11 @@ class Judgement:
         seeds: Evaluation seeds of the answers.
         limit: Only the first `limit` prompts of the data set were judged; None for all prompts.
         prompts: Number of prompts with a judged pair of answers.
-        wins, ties, losses: Numbers of judged pairs.  The judge sees a pair twice, with the answers exchanged.  If the two
-            verdicts differ, the pair is a tie.
+        wins, ties, losses: Numbers of judged pairs.  The judge compares each pair twice, the second time with the answers
+            exchanged.  If the two verdicts differ, the pair is a tie.
         disagreements: Number of ties whose two verdicts differ.
-        unparsed: Number of pairs without a score, since a reply was neither "A", "B" nor "tie".
-        missing: Number of answers that were not judged, since there is no other answer to the prompt.
+        unparsed: Number of pairs without a score.  The judge's reply was not "A", "B" or "tie".
+        missing: Number of answers that were not judged because there was no other answer to the prompt.
         score: Mean score in [0, 1]: a win is 1, a tie 0.5 and a loss 0.  None if no pair has a score.
         lower, upper: 95 % interval of `score`, by bootstrap over prompts; None without a score.
         by_prompt: Mean score of each prompt, by its id.
@@ -105,7 +105,7 @@ def judge_table(judged: Sequence[tuple[str, Judgement]]) -> Table | None:
     """Build the table of the results of judges; None if there are none.
 
     Args:
-        judged: Pairs of the label of a row and its result.
+        judged: The results, each with the label of its row.
     """
     if not judged:
         return None
@@ -123,10 +123,10 @@ def judge_table(judged: Sequence[tuple[str, Judgement]]) -> Table | None:
 
 
 def judge_cost_table(judged: Sequence[tuple[str, Judgement]]) -> Table | None:
-    """Build the table of what judges cost, one line per comparison; None if unknown.
+    """Build the table of the costs of judges, with one line per comparison.
 
     Args:
-        judged: Pairs of the label of a row and its result.
+        judged: The results, each with the label of its row.
     """
     by_comparison = {(label, found.model, found.against, *found.seeds, found.limit): found for label, found in judged}
     known = [(str(key[0]), found) for key, found in by_comparison.items() if found.cost]
@@ -154,7 +154,7 @@ def _cost_cells(found: Judgement) -> list[Cell]:
 
 
 def _cells(found: Judgement) -> list[Cell]:
-    """Return the cells of a row of the table."""
+    """Return the cells of one row in the table of results of judges."""
     answers = f"{'seed' if len(found.seeds) == 1 else 'seeds'} {', '.join(found.seeds)}" if found.seeds else ""
     answers += "" if found.limit is None else f"; first {counted(str(found.limit), 'prompt')}"
     interval = "" if found.score is None else f"[{fixed(found.lower, 3)}, {fixed(found.upper, 3)}]"

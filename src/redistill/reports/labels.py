@@ -22,7 +22,7 @@ class Box(NamedTuple):
     """A rectangle in fractions of the axes.
 
     Args:
-        left, bottom, right, top: The ends of the rectangle.
+        left, bottom, right, top: Positions of the edges of the rectangle.
     """
 
     left: float
@@ -40,7 +40,7 @@ class Label(NamedTuple):
 
     Args:
         point: The point.
-        end: The end of the label that is nearest to the point, at half the height of the label.
+        end: Middle of the left or right edge of the label, whichever is nearer to the point.
         box: The rectangle of the label's text.
     """
 
@@ -62,9 +62,10 @@ class Label(NamedTuple):
 def label_positions(points: Sequence[Place], widths: Sequence[float], height: float) -> list[Label]:
     """Return a position for the label of each point.
 
-    A label is beside its point, or as near above or below as possible.  Labels overlap neither each other nor points, and the
-    lines that join labels to their points do not cross each other or a label.  Labels end inside the axes.  If there is no
-    such position for a point, its line may cross others; if labels would still overlap, its label is beside the point.
+    A label is beside its point or, if there is no space, as near above or below it as possible.  Labels lie inside the axes.
+    They do not overlap other labels or points.  A line joins a label that is above or below to its point.  These lines do not
+    cross each other or a label.  If there is no such position, the line may cross others.  If the label would still overlap
+    another, it is put beside its point.
 
     Args:
         points: Horizontal and vertical position of each point, in fractions of the axes.
@@ -128,7 +129,10 @@ def _candidates(point: Place, width: float, height: float, count: int) -> Iterat
 
 
 def _is_inside(label: Label) -> bool:
-    """Return whether a label ends inside the axes; one beside its point may reach over the upper or the lower end."""
+    """Return whether a label is inside the axes.
+
+    A label beside its point may extend above or below the axes.
+    """
     box = label.box
     return box.left >= 0 and box.right <= 1 and (not label.is_moved or (box.bottom >= 0 and box.top <= 1))
 

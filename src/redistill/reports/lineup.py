@@ -63,16 +63,14 @@ class Lineup:
 def read_lineup(folders: Sequence[Path], baseline: str | None = None, labels: Sequence[str] = ()) -> Lineup:
     """Read the runs in `folders`, each of which is a run folder or a sweep folder.
 
-    A run of a sweep has the label of its row in the sweep.  The label of a run folder that is given directly is its method.  If
-    such runs of one method differ in settings other than seed, output folder and name, the runs with equal settings form a
-    group, and the label of a run is the common prefix of the names in its group.  A suffix with the run's own training seed,
-    such as "-seed10", is removed from a name first.  If two groups would have the same label, names of the folders are used, or
-    else their paths.
+    A run of a sweep has the label of its row in the sweep.  Run folders that are given directly are grouped by method and
+    settings; seed, output folder and name are ignored.  If a method has a single group, the label of its runs is the method.
+    Otherwise, the label is the common prefix of the run names in the group.  A suffix with the training seed, such as
+    "-seed10", is removed from the names first.  If two groups would have the same label, folder names are used, or else paths.
 
     Args:
         folders: Run folders or sweep folders.
-        baseline: A label or a run folder.  If None, the baseline is set by the sweep; if no sweep sets one, it is the first
-            run.
+        baseline: A label or a run folder.  If None, it is the baseline that a sweep sets, or else the first run.
         labels: Labels of the runs to include, in this order; if empty, all runs are included.
 
     Raises:
@@ -167,10 +165,11 @@ def _label_plain(runs: Sequence[RunFolder]) -> list[Entry]:
 
 
 def _labels(kinds: Sequence[tuple[str, str]], names: Sequence[str]) -> list[str]:
-    """Return the label of each run, given its method with its settings, and its name.
+    """Return the label of each run.
 
-    If all runs of a method have the same settings, their label is the method. Otherwise it is the common prefix of the names of
-    the runs with the same settings, such as mgsr-long for mgsr-long-10 and mgsr-long-20.
+    `kinds` has the method and the settings of each run.  If all runs of a method have the same settings, their label is the
+    method.  Otherwise, it is the common prefix of the names of the runs with the same settings.  For example, the runs
+    mgsr-long-10 and mgsr-long-20 have the label mgsr-long.
     """
     num_variants = Counter(method for method, _ in set(kinds))
     labels = []
@@ -191,10 +190,10 @@ def _settings(run: RunFolder) -> str:
 def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
     """Return the entries without duplicate runs; make labels unique across sweeps.
 
-    If several sweeps use the same label, the name of the sweep is appended to the label of each of their runs.
+    If several sweeps use the same label, the name of the sweep is appended to the label.
 
     Raises:
-        CheckpointError: two runs have the same training seed, and the same label even with the name of the sweep.
+        CheckpointError: two runs have the same label and training seed, even after sweep names were appended.
     """
     swept = {entry.run.path.resolve() for entry in found if entry.sweep}
     alone = {entry.run.path.resolve(): entry for entry in found if not entry.sweep}
@@ -209,7 +208,7 @@ def _with_unique_labels(found: Sequence[Entry]) -> list[Entry]:
         other = held.setdefault((entry.label, entry.seed), entry)
         if other is not entry:
             raise CheckpointError(
-                f"{entry.run.path}: label '{entry.label}' and training seed {entry.seed} are also those of {other.run.path}; "
+                f"{entry.run.path}: has the same label '{entry.label}' and training seed {entry.seed} as {other.run.path}; "
                 "must be unique; pass only one of the two, or give the runs different names"
             )
     return named

@@ -88,8 +88,9 @@ class _Read:
     """Content of the lines of metrics.jsonl that have been read so far.
 
     Args:
-        log: The curves, and the events.
-        train, validation: The last line about an update, and the last one about a validation; empty if there is none.
+        log: The curves and the events.
+        train: The last line about an update; empty if there is no such line.
+        validation: The last line about a validation; empty if there is no such line.
         seconds: Durations of the last updates.
         events: The last events, the newest last.
     """
@@ -118,15 +119,15 @@ class LiveState:
 
     Args:
         folder: The run folder.
-        phase: "waiting" (there is no run.json yet), "training", "evaluating" or "finished".  If no process uses the folder and
-            the run is not finished, it is "trained" after training, and "stopped" before the end of training.
+        phase: "waiting" (there is no run.json yet), "training", "evaluating" or "finished".  If no process uses the folder of
+            an unfinished run, the phase is "stopped" before the end of training, and "trained" after it.
         name: Name of the run.
         method: Name of the run's method.
         step: Number of updates done.
         updates: Number of updates of the run; None if it is unknown.
         left_s: Estimate of the remaining seconds of training; None if it is unknown.
-        train, validation: The last line of metrics.jsonl about an update, and the last one about a validation; empty if
-            there is none.
+        train: The last line of metrics.jsonl about an update; empty if there is no such line.
+        validation: The last line of metrics.jsonl about a validation; empty if there is no such line.
         events: The last events, the newest last.
         answers: Number of test answers of the student.
         curves: Values of the curves, by name.

@@ -47,9 +47,9 @@ class RunLog:
 
 
 class Revisions(Spaced[Line]):
-    """Evenly spaced lines of revisions.jsonl, and the error positions of all.
+    """Evenly spaced lines of revisions.jsonl, and the error positions of all lines.
 
-    Each line is about a correction.
+    Each line describes a correction of student text.
 
     Args:
         positions: Number of corrections by index of the error token in the text, from 0 to `MAX_POSITION`.
@@ -66,7 +66,10 @@ class Revisions(Spaced[Line]):
         self.positions: Counter[int] = Counter()
 
     def add(self, item: Line) -> None:
-        """Append a line; a position that is not a number >= 0 is not counted."""
+        """Append a line, and count its error position.
+
+        The position is counted only if it is a number >= 0.
+        """
         super().add(item)
         position = number(item.get("position"))
         if position is not None and position >= 0:
@@ -77,7 +80,7 @@ class Revisions(Spaced[Line]):
 class _Chunk:
     """Lines of metrics.jsonl that have not been added to the curves of the report yet.
 
-    Of a line about a training update, only the values that the report needs are kept.
+    Lines about training updates are reduced to the values that the report needs.
     """
 
     rows: list[list[Json]] = field(default_factory=list)
@@ -168,8 +171,8 @@ def _extend_origins(curves: dict[str, Curve], steps: np.ndarray, origins: Sequen
     """Append a batch of updates to the curve of each origin, in place.
 
     An origin, such as "student", states how a sequence was created.  The curve of an origin shows the fraction of sequences
-    that have this origin.  `origins` has one mapping per update, from origin to number of sequences.  An origin that a
-    mapping lacks has the fraction 0.
+    that have this origin.  `origins` has one mapping per update, from origin to number of sequences.  An origin that is missing
+    in a mapping has the fraction 0.
     """
     names = list(dict.fromkeys([*curves, *chain.from_iterable(origins)]))
     if not names:

@@ -1,4 +1,4 @@
-"""Names what a run folder lacks, so that its report can state it."""
+"""Lists the data that a run folder lacks, for the report of the run."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -22,8 +22,8 @@ class Overview:
 
     Args:
         verdict: Sentences about quality, size and speed, and about the difference to the reference model.
-        picture: Quality by size, as an <svg> element; None if it is not known for two models.
-        answers: Pairs of a question and its answer, each one sentence.
+        picture: Chart of quality by size, as an <svg> element; None if fewer than two models can be shown.
+        answers: Pairs of a question and an answer, each of one sentence.
     """
 
     verdict: Sequence[str]
@@ -74,7 +74,7 @@ def overview_of(
 
 
 def _verdict(run: RunFolder, overall: Sequence[Row]) -> Sequence[str]:
-    """Return the sentences about each primary metric."""
+    """Return the sentences of the verdict, for each primary metric."""
     teachers = {row.measures[0].name: row for row in overall if row.role == "teacher"}
     sentences = []
     for student in (row for row in overall if row.role == "student"):

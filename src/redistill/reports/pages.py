@@ -58,7 +58,7 @@ def render(
 
 
 def policy(scripts: Sequence[str]) -> str:
-    """Return the Content-Security-Policy of a page that runs only these scripts.
+    """Return the Content-Security-Policy that allows only given scripts in a page.
 
     Args:
         scripts: The text of each inline script.
@@ -123,7 +123,7 @@ def percent(value: object) -> str:
 
 
 def short(value: object) -> str:
-    """Truncate a text to 2000 characters, and append the number of omitted ones."""
+    """Truncate a text to 2000 characters, and state how many characters are omitted."""
     text = plain(str(value))  # redact first: truncation could split a secret
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 

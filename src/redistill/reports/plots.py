@@ -79,8 +79,8 @@ def panels(log: RunLog, validated: Sequence[Measure] = (), baseline: tuple[str, 
     Args:
         log: The log, as `read_log` returns it for the names `TRAINING_NAMES`.
         validated: Metrics that validation may have logged; if empty, they are inferred from the log.
-        baseline: Labels of the run and of the baseline, and the log of the baseline.  Charts have the baseline's curves as
-            well: as dashed lines, or, for stacked areas, as a chart of their own.
+        baseline: Labels of the run and of the baseline, and the log of the baseline.  The baseline's curves are dashed lines in
+            the same charts.  Its stacked areas are separate charts.
     """
     own, other, theirs = baseline or ("", "", RunLog())
     scores = {measure.name: _title(measure) for measure in validated or _undescribed(log.validation)}
@@ -140,10 +140,11 @@ def _highest(bins: Bins) -> float:
 def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
     """Return four parts of the teacher's probability mass, which sum to 1.
 
-    The parts are the arg max, the other classes that DAC-KL keeps, dropped classes that are more probable than a kept one
-    ("dropped above"), and the other dropped classes ("dropped below").  If the most probable classes are kept, "dropped above"
-    is 0.  Fig. 5 of MGSR (arXiv 2407.10068) compares the kept classes with all classes, but does not show them over updates.
-    The result is empty if a metric is missing, or if the arg max is not always kept.
+    The parts are "arg max" and "other kept" (the other classes that DAC-KL keeps), "dropped above" and "dropped below".
+    "dropped above" are dropped classes that are more probable than some kept class.  It is 0 if the most probable classes are
+    kept. "dropped below" are all other dropped classes.  Fig. 5 of MGSR (arXiv 2407.10068) compares the kept classes with all
+    classes, but does not show them over updates.  The result is empty if a metric is missing, or if the arg max is not always
+    kept.
     """
     if any(name not in train for name in MASSES):
         return []
@@ -162,7 +163,7 @@ def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
 
 
 def _undescribed(names: Iterable[str]) -> Iterator[Measure]:
-    """Yield metrics for the validation curves of a log that describes no metrics.
+    """Yield a metric for each validation curve of a log that lists no metrics.
 
     `names` are the names of the curves.
     """
@@ -188,9 +189,12 @@ def _plot(
 ) -> Markup:
     """Plot curves, given as labelled bins, and return the <svg> element.
 
-    A line shows the mean of each bin of a curve; a band around it shows the minimum and the maximum.  If `stacked` is True, the
-    means are plotted as stacked areas instead.  `dashed` are the curves of a baseline, without bands; of several curves, each
-    has the colour of the run's curve.  `limits` are the ends of the vertical axis.  The axis is logarithmic if `log` is True.
+    A line shows the mean of each bin; a band around it shows the minimum and the maximum.  If `stacked` is True, the means are
+    plotted as stacked areas instead.
+
+    `dashed` are curves of a baseline, plotted without bands.  If the run has several curves, each dashed curve has the colour
+    of the corresponding curve of the run.  `limits` are the ends of the vertical axis.  The axis is logarithmic if `log` is
+    True.
     """
 
     def paint(axes: "Axes") -> None:
@@ -219,5 +223,8 @@ def _plot(
 
 
 def _marker(bins: Bins) -> str | None:
-    """Return the marker of the points of a short curve; a curve of one point would be invisible without it."""
+    """Return the marker for the points of a short curve; None for a longer curve.
+
+    A curve of a single point is visible only with a marker.
+    """
     return "o" if len(bins.steps) < 12 else None

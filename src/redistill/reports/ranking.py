@@ -1,6 +1,7 @@
 """The result of a comparison in words.
 
-The sentences name the best method, its lead, and whether the lead is settled.
+The sentences name the best method, and its lead over the second best method.  A lead is called settled if its 95 % interval
+excludes 0.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +20,13 @@ _SIGNIFICANT = 0.05
 def conclusions(measured: Measured) -> list[list[str]]:
     """Return the main results as sentences, one list for each primary metric.
 
-    The sentences are about the average over data sets, or about the data set if there is only one.  They name the best method,
-    its score, and whether its lead is settled.  Then they have its differences to the baseline and to the second best method;
-    the smallest difference that the comparison could detect; the teacher's quality that the best method keeps; and what its
-    training cost.
+    The sentences are about the average over data sets, or about the data set if there is only one.  They state, in this order:
+
+    - the best method, its score, and whether its lead is settled (the 95 % interval excludes 0);
+    - its differences to the baseline and to the second best method;
+    - the smallest difference that the comparison could detect;
+    - the fraction of the teacher's quality that it keeps;
+    - its training cost.
 
     Args:
         measured: The compared runs.
@@ -61,7 +65,7 @@ def _sentences(measured: Measured, column: Column) -> Iterator[str]:
 def _lead(measured: Measured, column: Column, best: Row, second: Row) -> Row:
     """Return the row with the difference of the best to the second best method.
 
-    If one of them is the baseline, it is the reference model of the result.
+    If one of the two methods is the baseline, the result is the row of the other method; its reference model is the baseline.
     """
     if "baseline" in (best.role, second.role):
         return second if best.role == "baseline" else best
@@ -71,7 +75,10 @@ def _lead(measured: Measured, column: Column, best: Row, second: Row) -> Row:
 
 
 def _leader(best: Row, lead: Row | None, count: int, column: Column) -> str:
-    """Return the sentence that names the best method and its score, and whether its lead is settled."""
+    """Return the sentence about the best method.
+
+    It names the method, its score, and whether its lead is settled (the 95 % interval excludes 0).
+    """
     measure = column.primary
     where = f"averaged over {len(column.datasets)} data sets" if column.is_average else f"on {column.name}"
     value = score(best.primary.mean, measure.unit)
@@ -94,9 +101,10 @@ def _leader(best: Row, lead: Row | None, count: int, column: Column) -> str:
 
 
 def _unconfirmed(row: Row) -> float | None:
-    """Return the p-value of a difference that Holm's correction does not confirm, else None.
+    """Return the corrected p-value if only Holm's correction removes the significance.
 
-    The 95 % interval of such a difference excludes 0, but the corrected p-value is at least 5 %.
+    The 95 % interval of the difference then excludes 0, but the corrected p-value is at least 5 %.  Otherwise, the result is
+    None.
     """
     p = None if row.contrast is None else row.contrast.p_holm
     return p if is_settled(row) and p is not None and p >= _SIGNIFICANT else None
@@ -113,7 +121,10 @@ def _differences(measured: Measured, column: Column, best: Row, second: Row, lea
 
 
 def _limits(measured: Measured, column: Column, row: Row) -> Iterator[str]:
-    """Yield what the difference to the baseline does not show: effects of many methods, few seeds, and small differences."""
+    """Yield the sentences about the limits of the difference to the baseline.
+
+    The limits are multiple tests, few common training seeds, and differences that are too small to detect.
+    """
     found = row.contrast
     if found is None:
         return
@@ -134,7 +145,10 @@ def _limits(measured: Measured, column: Column, row: Row) -> Iterator[str]:
 
 
 def _kept(measured: Measured, column: Column, best: Row) -> Iterator[str]:
-    """Yield the sentence about the teacher's quality that the best method keeps, at what size and speed."""
+    """Yield a sentence about the quality, size and speed of the best method.
+
+    They are relative to those of the teacher.  Nothing is yielded if there is no teacher, or more than one.
+    """
     teachers = [row for row in measured.rows if row.column == column.name and row.role == "teacher"]
     if len(teachers) != 1:
         return
@@ -142,7 +156,10 @@ def _kept(measured: Measured, column: Column, best: Row) -> Iterator[str]:
 
 
 def _training(measured: Measured, best: Row, others: Sequence[Row]) -> Iterator[str]:
-    """Yield the sentence about the training cost of the best method, beside that of the baseline or else the second best."""
+    """Yield a sentence about the training cost of the best method.
+
+    The sentence also has the cost of the baseline.  If the baseline is the best method, it has that of the second best method.
+    """
     baseline = [row for row in others if row.role == "baseline"]
     spent = [(row.model, measured.costs[row.model].figures) for row in (best, *(baseline or others)[:1])]
     known = [(label, of) for label, of in spent if of["seconds"] is not None and of["trained_tokens"] is not None]

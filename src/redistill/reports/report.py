@@ -76,12 +76,16 @@ def summary_table(run_folder: Path, baselines: Sequence[Path] = ()) -> list[dict
             baselines, it is the student before training.
 
     Returns:
-        One dict per row.  Its keys are dataset, model, role, metric (name of the data set's primary metric), title (heading of
-        this metric), unit, num_seeds, num_prompts, difference (to the reference model), lower and upper (bounds of its 95 %
-        confidence interval), versus (label of the reference model), note (why there is no difference), length_tokens,
-        eos_rate, distinct_2, cross_entropy, kl and agreement; and the scores in `records.ACCEPTANCE`, if they were measured.
-        The mean score in each metric has the name of the metric as its key; for the primary metric, the key with the suffix
-        _sd has the standard deviation.  A value is None if it was not measured.
+        One dict per row; a value is None if it was not measured.  The keys are:
+
+        - "dataset", "model", "role", "num_seeds" and "num_prompts";
+        - "metric" (name of the primary metric of the data set), "title" (heading of this metric) and "unit";
+        - "difference" (to the reference model), "lower" and "upper" (bounds of its 95 % confidence interval), "versus" (label
+          of the reference model) and "note" (why there is no difference);
+        - "length_tokens", "eos_rate", "distinct_2", "cross_entropy", "kl" and "agreement";
+        - the scores in `records.ACCEPTANCE`, if they were measured;
+        - the name of each metric, for the mean score; for the primary metric, also the name with the suffix "_sd", for the
+          standard deviation.
 
     Raises:
         CheckpointError: a folder is not a run folder, or a file in it is damaged.
@@ -147,7 +151,10 @@ def _validated(run: RunFolder) -> tuple[Measure, ...]:
 
 
 def _baseline_log(labels: Sequence[str], baselines: Sequence[RunFolder]) -> tuple[str, str, RunLog] | None:
-    """Return the labels of the run and of its first baseline, and the log of the baseline; None if it has no log."""
+    """Return the labels of a run and its first baseline, and the log of the baseline.
+
+    The result is None if there is no baseline, or if the baseline has no log.
+    """
     if not baselines:
         return None
     log = read_log(log_lines(baselines[0].path / "metrics.jsonl"), plots.TRAINING_NAMES)
@@ -155,7 +162,7 @@ def _baseline_log(labels: Sequence[str], baselines: Sequence[RunFolder]) -> tupl
 
 
 def _logged(log: RunLog, revisions: Revisions) -> dict[str, object]:
-    """Return the variables for events and corrections."""
+    """Return the template variables for events and corrections."""
     return {
         "events": log.events.items(NUM_EVENTS),
         "kinds": sorted(log.kinds.items()),
@@ -167,7 +174,10 @@ def _logged(log: RunLog, revisions: Revisions) -> dict[str, object]:
 
 
 def _cost_table(runs: Sequence[RunFolder], labels: Sequence[str], overall: Sequence[Row]) -> Table | None:
-    """Return the training cost of the run and its baselines beside their scores; None if nothing was recorded."""
+    """Return the table of training costs and scores of a run and its baselines.
+
+    The result is None if there are no scores, or if no run has recorded its training time.
+    """
     costs = {label: cost_of(run) for label, run in zip(labels, runs, strict=True)}
     if not overall or all(cost.figures["seconds"] is None for cost in costs.values()):
         return None
@@ -177,7 +187,7 @@ def _cost_table(runs: Sequence[RunFolder], labels: Sequence[str], overall: Seque
 
 
 def _setup(run: RunFolder) -> dict[str, object]:
-    """Return the variables for data, recipe, machine and versions."""
+    """Return the template variables for data, recipe, machine and versions."""
     data = _data(mapping(run.description.get("data")))
     return {
         "data": data,

@@ -31,7 +31,7 @@ _TITLES = {
 
 
 def results_section(models: Sequence[Evaluation], rows: Sequence[Row]) -> dict[str, object]:
-    """Return the variables of the results in the template, by name.
+    """Return the template variables for the results, by name.
 
     Args:
         models: The evaluations, that of the run last.
@@ -62,7 +62,7 @@ def _qualities(rows: Sequence[Row]) -> Iterator[dict[str, object]]:
     """Yield one dict per primary metric, with the mean scores of student and teacher.
 
     Means are taken over the data sets with this primary metric.  The value of "gain" is the mean difference between the student
-    and the reference model: the first baseline, or the student before training if there is no baseline.
+    and the reference model.  The reference model is the first baseline.  Without baselines, it is the student before training.
     """
     for primary in dict.fromkeys(row.measures[0] for row in rows if row.role == "student"):
         scored = [row for row in rows if row.measures[0] == primary]
@@ -114,9 +114,9 @@ def _decodings(models: Sequence[Evaluation], versus: Mapping[str, str | None]) -
 
 
 def _other_scores(datasets: Sequence[str], models: Sequence[Evaluation]) -> Table | None:
-    """Return the table of the scores of answers that the other tables of scores lack.
+    """Return the table of scores that no other table of the report contains.
 
-    These scores include pass@k.  The result is None if there are none.
+    An example is pass@k.  The result is None if there are no such scores.
     """
     found = [(model, dataset) for dataset in datasets for model in models if dataset in model.datasets]
     shown = {*GENERATED, *TEACHER_FORCED, *ACCEPTANCE, *(each.name for model, name in found for each in model.measures(name))}
@@ -139,9 +139,9 @@ def _other_scores(datasets: Sequence[str], models: Sequence[Evaluation]) -> Tabl
 
 
 def _scores(model: Evaluation, dataset: str) -> Mapping[str, float]:
-    """Return all scores of a model on a data set by name, as means over evaluation seeds.
+    """Return all scores of a model on a data set by name, as means over seeds.
 
-    The name of a pass@k starts with the name of its metric.
+    The seeds are evaluation seeds.  A pass@k score is named after its metric, such as "METRIC pass@5".
     """
     held = model.datasets.get(dataset)
     seeds = [mapping(seed) for seed in mapping(at(held, "seeds")).values()]
@@ -177,9 +177,10 @@ def _numbers_table(models: Sequence[Evaluation]) -> Table | None:
 
 
 def _numbers(scores: Json) -> dict[str, list[str]]:
-    """Return the numbers in a JSON value as texts, by the path of their key.
+    """Return all numbers in a JSON value as texts, by path.
 
-    Values of evaluation seeds are under one path, without the seed.
+    A path consists of the keys that lead to a number.  Evaluation seeds are left out of the path, so the values of all seeds
+    have the same path.
     """
     found: dict[str, list[str]] = {}
     waiting: list[tuple[tuple[str, ...], Json]] = [((), scores)]

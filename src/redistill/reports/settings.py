@@ -58,7 +58,10 @@ def commands(lineup: Lineup) -> list[tuple[str, str]]:
 
 
 def _recipe(lineup: Lineup, label: str) -> Mapping[str, Json]:
-    """Return the settings of a method; run.json may hold anything."""
+    """Return the settings of a method, as recorded by its first run.
+
+    The result is empty if run.json has no valid settings.
+    """
     recipe = mapping(at(lineup.of(label)[0].run.description, "config"))
     return {name: value for name, value in recipe.items() if name not in NOT_THE_METHOD}
 

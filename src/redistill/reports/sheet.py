@@ -56,14 +56,14 @@ class Comparison:
         name: Title of the comparison.
         baseline: Label of the runs that the others are compared with.
         verdict: The main results as sentences, one list for each primary metric.
-        tables: Scores, differences, decodings, other scores, acceptance, results of judges, costs and published values.
-            Scores, other scores and acceptance have one table per primary metric; differences and decodings have one table per
-            column.
+        tables: Tables of scores, differences, decodings, other scores, acceptance, judges, costs and published values, in this
+            order.  Scores, other scores and acceptance have one table per primary metric.  Differences and decodings have one
+            table per column.
         budgets: Budgets and settings that are equal in all runs, and budgets and settings that differ.
         tests: Text that explains how confidence intervals and p-values of the differences were computed.
         left_out: One phrase for each unfinished run of the sweeps.
-        records: The lines of the CSV file, with numbers in full precision: one per model and column of the tables, one per
-            method, column and further decoding, and one per published value.
+        records: Lines of the CSV file, with numbers in full precision.  There is one line per model and table column.  There is
+            also one per method, column and further decoding, and one per published value.
         fields: Field names of the records, in the order of the columns of a CSV file.
     """
 
@@ -82,7 +82,7 @@ def comparison_of(measured: Measured, published: Mapping[str, Published] | None 
     """Build the comparison of runs, independent of the output format.
 
     Args:
-        measured: The runs, as `measure` returns them.
+        measured: The runs, as `read_measured` returns them.
         published: Published tables of the MGSR paper (arXiv 2407.10068) to include, by name.
     """
     lineup, models, over, rows = measured.lineup, measured.models, measured.columns, measured.rows
@@ -143,8 +143,7 @@ def _fields(
     """Return the field names of the records, in the order of CSV columns.
 
     Primary metrics with their standard deviations come first, then differences, other metrics and costs.  The field "decoding"
-    exists only if a method was evaluated with further decodings.  The fields of draft models exist only if their scores were
-    measured.
+    exists only if a method was evaluated with further decodings.  The scores in `ACCEPTANCE` exist only if they were measured.
     """
     drafted = any(row.scores["acceptance"] is not None for row in rows)
     decoded = any(decodings_of(models, column.datasets) for column in over)

@@ -48,7 +48,7 @@ class AnsweredPrompt:
         id: Id of the prompt in the data set.
         category: Category of the test row; "" if it has none.
         measure: Primary metric of the data set.
-        prompt: Text of the prompt, at most 2000 characters, as are all texts.
+        prompt: Text of the prompt.  This and all other texts have at most 2000 characters.
         reference: First reference response; None if there is none.
         responses: One response for each model that has one.
     """
@@ -67,7 +67,7 @@ class AnsweredPrompt:
         return [each.score for each in self.responses if each.role != "teacher" and each.score is not None]
 
     def score_of(self, method: str) -> float | None:
-        """Return the score of a method; None if it has none."""
+        """Return the score of a method; None if the method has no score."""
         return next((each.score for each in self.responses if (each.model, each.role != "teacher") == (method, True)), None)
 
     @property
@@ -104,9 +104,10 @@ class SideBySide:
     """Prompts of a comparison with the responses of all methods.
 
     Args:
-        prompts: The prompts, by data set and then from the largest to the smallest disagreement of the methods.
-        num_prompts: Number of prompts of the test sets; `prompts` has fewer if their texts are larger than the size limit.
-        seeds: For each method, the training seed and the evaluation seed of the responses, as text.
+        prompts: The prompts, grouped by data set.  Within a data set, the prompt with the largest disagreement of the methods
+            is first.
+        num_prompts: Number of prompts of the test sets.  `prompts` has fewer if their texts exceed the size limit.
+        seeds: Training seeds and evaluation seed of the responses, as text.
     """
 
     prompts: Sequence[AnsweredPrompt]
@@ -128,13 +129,13 @@ class SideBySide:
 def side_by_side(lineup: Lineup, max_bytes: int = MAX_BYTES) -> SideBySide:
     """Read the responses of all methods to the same prompts.
 
-    The responses of a method are those of its lowest training seed for the lowest evaluation seed.
-    The teacher is that of the first method that has one.  A response is left out if its method was evaluated on another prompt
-    or other references with the same id.
+    The responses of a method are those of its lowest training seed for the lowest evaluation seed.  The responses of the
+    teacher are read from the first run that has some.  Methods may have been evaluated on different prompts or references with
+    the same id.  In this case, only the responses to the prompt of the first method are returned.
 
     Args:
         lineup: The runs of the comparison.
-        max_bytes: Maximum size of the texts in an HTML page.  If the texts are larger, prompts are left out, so that the others
+        max_bytes: Maximum size of the texts in an HTML page.  If all texts are larger, some prompts are left out.  The others
             are evenly spaced in the order of disagreement.
 
     Raises:

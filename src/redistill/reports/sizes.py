@@ -1,4 +1,4 @@
-"""Size, speed and memory of the models of a report, beside their quality."""
+"""Quality, size, speed and memory of the models of a report."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -52,11 +52,13 @@ Figures = dict[str, float]
 
 
 def figures_of(model: Evaluation, run: RunFolder) -> Figures:
-    """Return the figures of a model by name; unknown figures are missing.
+    """Return size, speed and memory of a model.
+
+    The keys are names in `FIGURES`.  Unknown values are missing.
 
     Args:
         model: The evaluation of the model.
-        run: The run of the report.  Its run.json has figures of its own teacher and student.
+        run: The run of the report.  Its run.json is used if the model is the teacher or the student of this run.
     """
     role = model.role if model.role in ("teacher", "student") else ""
     recorded = at(run.description, "models", role)
@@ -65,13 +67,16 @@ def figures_of(model: Evaluation, run: RunFolder) -> Figures:
 
 
 def measured_figures(model: Evaluation) -> Figures:
-    """Return the figures in a model's scores.json by name; unknown ones are missing."""
+    """Return size, speed and memory of a model, as measured by its evaluation.
+
+    The keys are names in `FIGURES`.  Values that are missing in scores.json are missing in the result.
+    """
     found = {name: number(at(model.scores, *path)) for name, path in FIGURES.items()}
     return {name: value for name, value in found.items() if value is not None and value > 0}
 
 
 def model_sizes(run: RunFolder) -> dict[str, dict[str, object]]:
-    """Return the name, a description and the figures of "teacher" and "student".
+    """Return name, description, size, speed and memory of "teacher" and "student".
 
     A value that the evaluation measured takes precedence over the value in run.json.
     """
@@ -87,7 +92,10 @@ def model_sizes(run: RunFolder) -> dict[str, dict[str, object]]:
 
 
 def _description(role: str, name: str, run: RunFolder) -> str:
-    """Return the name of a model; for a student that was built from the teacher, how it was built."""
+    """Return a description of the student that was initialised from the teacher.
+
+    For any other model, the result is its name.
+    """
     config = at(run.description, "config", "student")
     if role != "student" or at(config, "model") != "teacher":
         return name
@@ -98,10 +106,10 @@ def _description(role: str, name: str, run: RunFolder) -> str:
 
 
 def ratios(run: RunFolder) -> Figures:
-    """Return the figures of the student divided by those of the teacher, by name.
+    """Return size, speed and memory of the student divided by those of the teacher.
 
-    Both models were measured by the same run.  Speed, latency and memory depend on the machine and on its other work, so the
-    student of one run is never divided by the teacher of another run.
+    The keys are names in `FIGURES`.  Both models were measured by the same run.  Speed, latency and memory depend on the
+    machine and on its other work.  Therefore, the student of one run is never divided by the teacher of another run.
     """
     sizes = model_sizes(run)
     ours, theirs = ({name: number(value) for name, value in sizes.get(role, {}).items()} for role in ("student", "teacher"))
@@ -110,15 +118,19 @@ def ratios(run: RunFolder) -> Figures:
 
 
 def teacher_figures(run: RunFolder) -> Figures:
-    """Return the figures of the teacher of a run by name; unknown ones are missing."""
+    """Return size, speed and memory of the teacher of a run.
+
+    The keys are names in `FIGURES`.  Unknown values are missing.
+    """
     held = model_sizes(run).get("teacher", {})
     return {name: value for name in FIGURES if (value := number(held.get(name))) is not None}
 
 
 def relative_figures(runs: Sequence[RunFolder], models: Sequence[Evaluation]) -> dict[str, Figures]:
-    """Return the figures of each model, divided by those of the teacher of its run.
+    """Return size, speed and memory of each model, relative to the teacher of its run.
 
-    The keys of the result are the labels of the models.  The teacher has no entry.
+    The keys of the result are the labels of the models.  Each value maps names in `FIGURES` to ratios.  The teacher has no
+    entry.
 
     Args:
         runs: The run of the report, followed by its baselines.
@@ -175,7 +187,8 @@ def size_table(runs: Sequence[RunFolder], models: Sequence[Evaluation], rows: Se
 def quality_picture(run: RunFolder, models: Sequence[Evaluation], rows: Sequence[Row]) -> Markup | None:
     """Draw quality against size; return None for fewer than two models.
 
-    The quality is in percent of the teacher's score.  It is the score itself if the teacher has none, or if lower is better.
+    The quality is in percent of the teacher's score.  It is the score itself if the teacher has no positive score, or if lower
+    scores are better.
 
     Args:
         run: The run of the report.
@@ -222,15 +235,15 @@ def _size_axis(axes: "Axes", sizes: Sequence[float]) -> None:
 
 
 def figure_cells(figures: Figures, relative: Figures, teacher: Figures | None = None) -> Iterator[Cell]:
-    """Yield a table cell for each figure, in the order of `FIGURES`.
+    """Yield a table cell for each figure (size, speed, memory) in `FIGURES`.
 
     The text of an unknown figure is a dash.
 
     Args:
         figures: Figures of a model by name.
         relative: Figures of the model divided by those of the teacher in the same run, by name.
-        teacher: Figures of this teacher, if the table has no row for it.  A figure that depends on the machine is then shown
-            with that of the teacher.
+        teacher: Figures of the teacher in the same run, if the table has no row for this teacher.  Figures that depend on the
+            machine are then followed by the figure of the teacher.
 
     Example:
         >>> [cell.text for cell in figure_cells({"parameters": 1.2e8, "bytes": 2.4e8, "p50_s": 0.25}, {})][:4]
@@ -248,7 +261,7 @@ def figure_cells(figures: Figures, relative: Figures, teacher: Figures | None = 
 
 
 def _shown(name: str, value: float | None) -> str:
-    """Return a figure as text."""
+    """Format the value of the figure `name` in `FIGURES`; a dash for None."""
     if value is None:
         return NOTHING
     if name.endswith("bytes"):
@@ -259,7 +272,7 @@ def _shown(name: str, value: float | None) -> str:
 def _points(
     run: RunFolder, models: Sequence[Evaluation], scores: Mapping[tuple[str, str], float | None]
 ) -> Iterator[tuple[str, str, float, float]]:
-    """Yield label, role, size and quality of the models for which both are known."""
+    """Yield label, role, size and quality of each model for which all are known."""
     for model in models:
         size, quality = figures_of(model, run).get("parameters"), scores.get((model.role, model.label))
         if size is not None and quality is not None:

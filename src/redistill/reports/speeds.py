@@ -1,4 +1,4 @@
-"""Size and speed of the models of a comparison, beside the quality that they keep."""
+"""Size and speed of the models of a comparison, and the quality that they keep."""
 
 from collections.abc import Sequence
 
@@ -20,18 +20,18 @@ from redistill.reports.tables import Cell, Kind, Line, Table
 
 
 def figures_of(model: Entrant) -> Figures:
-    """Return the figures of a model by name, as means over its training seeds.
+    """Return size, speed and memory of a model, as means over its training seeds.
 
-    The names are those of `sizes.FIGURES`.  A figure is missing if no evaluation has recorded it.
+    The keys are names in `sizes.FIGURES`.  A value is missing if no evaluation has recorded it.
     """
     return _means([measured_figures(each) for each in model.trainings.values()])
 
 
 def ratios_of(measured: Measured, label: str) -> Figures:
-    """Return the figures of a method divided by those of the teachers of its runs.
+    """Return size, speed and memory of a method, divided by those of its teachers.
 
-    The mean over the method's runs is divided by the mean over the teachers of these runs.  Runs that lack one of both figures
-    are left out.
+    The keys are names in `sizes.FIGURES`.  The mean over the method's runs is divided by the mean over the teachers of these
+    runs. Runs that did not measure both models are left out.
 
     Args:
         measured: The compared runs.
@@ -42,12 +42,15 @@ def ratios_of(measured: Measured, label: str) -> Figures:
 
 
 def _teachers_of(measured: Measured, label: str) -> Figures:
-    """Return the figures by which `ratios_of` divides."""
+    """Return the mean size, speed and memory of the teachers used in `ratios_of`."""
     return {name: sum(other for _, other in found) / len(found) for name, found in _pairs(measured, label).items()}
 
 
 def _pairs(measured: Measured, label: str) -> dict[str, list[tuple[float, float]]]:
-    """Return each figure of student and teacher for the runs of a method that have both."""
+    """Return the values of student and teacher in each run of a method.
+
+    The keys are names in `sizes.FIGURES`.  Runs that did not measure both models are left out.
+    """
     pairs: dict[str, list[tuple[float, float]]] = {}
     for entry in measured.lineup.of(label):
         teacher = teacher_figures(entry.run)
@@ -59,7 +62,8 @@ def _pairs(measured: Measured, label: str) -> dict[str, list[tuple[float, float]
 def kept_quality(measured: Measured, column: Column) -> dict[str, float]:
     """Return the fraction of the teacher's score that each method reaches, by label.
 
-    The result is empty if there is no single teacher with a positive score, or if lower scores are better.
+    The result is empty if lower scores are better, or if there is not exactly one teacher.  It is also empty if the score of
+    the teacher is not positive.
     """
     rows = [row for row in measured.rows if row.column == column.name]
     teachers = [row.primary.mean for row in rows if row.role == "teacher"]
@@ -100,6 +104,6 @@ def size_table(measured: Measured, column: Column) -> Table:
 
 
 def _means(found: Sequence[Figures]) -> Figures:
-    """Return the mean of each figure over the models that have it."""
+    """Return the mean of each figure over the models for which it is known."""
     means = {name: mean(held[name] for held in found if name in held) for name in FIGURES}
     return {name: value for name, value in means.items() if value is not None}

@@ -1,9 +1,8 @@
 """Means over seeds, and confidence intervals and tests for model differences.
 
-A stratum is an array [training seeds, prompts]: the differences between two models on one data set.  The score of a prompt is
-its mean over evaluation seeds.  The mean of a stratum is taken over seeds and prompts, and the estimated difference is the mean
-over strata.  With one stratum, it is the difference on a data set; with several, it is the difference of averages over data
-sets.
+A stratum is an array [training seeds, prompts] of score differences between two models on one data set.  The score of a prompt
+is its mean over evaluation seeds.  The estimated difference is the mean over strata of each stratum's mean.  Each data set
+therefore has the same weight.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -101,9 +100,9 @@ def paired_bootstrap(strata: Sequence[np.ndarray], *, resamples: int = RESAMPLES
     """Compute the mean difference with its percentile bootstrap interval.
 
     Prompts are resampled with replacement within each data set. The scores of a prompt stay paired, so that prompts which are
-    hard for both models do not widen the interval.  Training seeds are averaged first: the interval refers to the evaluated
-    models, not to other training seeds.  The variation of sampled responses is included in the scores, which are means over
-    evaluation seeds.
+    hard for both models do not widen the interval.  Differences are averaged over training seeds first.  The interval is
+    therefore about the evaluated models, not about other training seeds.  The variation of sampled responses is included in the
+    scores, which are means over evaluation seeds.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
 
@@ -133,8 +132,8 @@ def sign_flip(strata: Sequence[np.ndarray], *, flips: int = FLIPS, seed: int = 0
     This is a permutation test.  Under the null hypothesis that both models are equally good on every prompt, the sign of each
     difference is arbitrary.  p is the fraction of sign patterns whose mean difference is at least as far from 0 as the observed
     one.  With n prompts, all 2^n patterns are evaluated if there are at most `flips` of them.  Otherwise `flips` random
-    patterns and the observed one are evaluated, so p >= 1 / (flips + 1).  Training seeds are averaged first: p refers to the
-    evaluated models, not to other training seeds.
+    patterns and the observed one are evaluated, so p >= 1 / (flips + 1).  Differences are averaged over training seeds first.
+    p is therefore about the evaluated models, not about other training seeds.
 
     Source: Fisher's randomisation test; Phipson and Smyth, Permutation p-values should never be zero (2010), which explains why
     the observed pattern is counted.
@@ -222,7 +221,7 @@ def evenly(total: int, count: int) -> Sequence[int]:
 def _blocks(total: int, width: int) -> Iterator[int]:
     """Split `total` samples of `width` numbers each into blocks of limited size.
 
-    Yields the number of samples of each block.  A block has at most 4,000,000 numbers (`_BLOCK`), or a single larger sample.
+    Yields the number of samples of each block.  A block has at most 4,000,000 numbers (`_BLOCK`), but at least one sample.
     """
     block = max(1, _BLOCK // width)
     yield from (min(block, total - first) for first in range(0, total, block))
@@ -233,6 +232,6 @@ def _require_same_prompts(scores_a: Mapping[str, float], scores_b: Mapping[str, 
     if unpaired:
         model = "first" if unpaired[0] in scores_a else "second"
         raise DataError(
-            f"comparison: {len(unpaired)} prompts have a response of one model only, such as '{unpaired[0]}' of the {model}; "
-            "both models must have the same prompts; evaluate them on the same test set"
+            f"comparison: {len(unpaired)} prompts have a response of only one model, such as '{unpaired[0]}' (only the {model} "
+            "model); evaluate both models on the same test set"
         )

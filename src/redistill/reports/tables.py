@@ -56,7 +56,7 @@ class Table:
         key: Short identifier, unique in a comparison; used for anchors and LaTeX labels.
         title: Heading of the table.
         caption: Metric, units and other facts needed to read the table.
-        columns: Column headings; the first is that of the column with the labels of the rows.
+        columns: Column headings.  The first one is for the labels of the rows.
         lines: Rows of the table.
         measured: False if the values were published by the MGSR paper (arXiv 2407.10068), not measured here.
         is_detail: Whether the terminal omits the table.
@@ -81,7 +81,7 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
         over: Columns with the same primary metric.
         rows: Rows of the comparison.
         apart: Whether a table of another primary metric precedes this table.  If True, the `key` of this table contains the
-            name of its metric, so that keys are unique.
+            name of the metric, so that keys are unique.
     """
     measure, names = over[0].primary, {column.name for column in over}
     rows = [row for row in rows if row.column in names]
@@ -186,9 +186,9 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
 
 
 def acceptance_table(column: Column, rows: Sequence[Row], *, apart: bool = False) -> Table | None:
-    """Build the table of the scores of models as draft models, for one column.
+    """Build the table of acceptance in speculative decoding, for one column.
 
-    The result is None if no model has such scores.  The arguments are those of `other_scores_table`.
+    The models are draft models.  The result is None if none was measured.  The arguments are those of `other_scores_table`.
     """
     found = [row for row in rows if row.column == column.name and row.scores["acceptance"] is not None]
     if not found:
@@ -382,7 +382,7 @@ def _spread_caption(models: Sequence[Entrant], rows: Sequence[Row]) -> str:
 
 
 def _over(found: Estimate) -> str:
-    """Return a phrase such as "over 5 evaluation seeds"; "" for one seed."""
+    """Describe the seeds of a mean: "over 5 evaluation seeds", or "" for one seed."""
     each = "one evaluation seed" if found.num_seeds == 1 else f"{found.num_seeds} evaluation seeds"
     if found.num_trainings > 1:
         return f"over {found.num_trainings} training seeds, each the mean of {each}"

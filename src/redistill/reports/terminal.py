@@ -61,8 +61,8 @@ def _summary(rows: Sequence[Row]) -> Table:
 def print_scores(scores: Mapping[str, object]) -> None:
     """Print the scores of one model, as means over evaluation seeds.
 
-    The primary metric of a data set is printed with its standard deviation over seeds.  Below the table are the latency and the
-    memory of answers that were generated one at a time, if they were measured.
+    The primary metric of a data set is printed with its standard deviation over seeds.  Latency and peak memory are printed
+    below the table if they were measured.  They are those of answers that were generated one at a time.
 
     Args:
         scores: Content of scores.json.

@@ -61,7 +61,7 @@ class Curve:
         """Append points in the order of their steps.
 
         Args:
-            steps, values: Float arrays of one length; a point with a number that is not finite is omitted.
+            steps, values: Float arrays of the same length.  Points with NaN or infinities are omitted.
         """
         known = np.isfinite(steps) & np.isfinite(values)
         points = np.concatenate([self._ends, _as_bins(steps[known], values[known])], axis=1)
@@ -99,8 +99,8 @@ def _as_bins(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _merged(bins: np.ndarray, width: int) -> np.ndarray:
     """Merge neighbouring bins into bins of `width` points.
 
-    The last of the new bins may have fewer points.  Points are counted from 0; each of the new bins begins with point number 0,
-    `width`, 2 * `width` and so on.  One of the old bins must begin at each of these points.
+    Points are counted from 0.  The new bins begin at the points 0, `width`, 2 * `width` and so on.  Each of these points must
+    be the first point of an old bin.  The last new bin may have fewer than `width` points.
     """
     first = np.cumsum(bins[0]) - bins[0]  # number of the first point of each bin
     starts = np.flatnonzero(first % width == 0)

@@ -53,7 +53,7 @@ class Token:
     Args:
         index: Position in the text, from 0.
         text: The text of the token, with visible signs for line breaks and tabs.
-        divergence: Divergence of both models at the token, in nats; None if it was not finite.
+        divergence: Divergence between the models at the token, in nats; None if it was not finite.
         student, teacher: Probability of the token for each model; None if it was not recorded.
         level: Number of the colour, from 0 to 4.
         is_error: Whether SCRG replaced this token, or inserted it.
@@ -95,7 +95,7 @@ class TokenMap:
 
 @dataclass
 class _Counts:
-    """Sums over all tokens of several texts, which need no memory for each token.
+    """Sums over all tokens of several texts, in constant memory.
 
     Divergences are counted in bins of equal width on a logarithmic axis; smaller and larger values are in the outermost bins.
     """
@@ -124,8 +124,8 @@ def tokens_section(run: RunFolder, baseline: tuple[str, str, RunFolder] | None =
 
     Args:
         run: The run folder.
-        baseline: Labels of the run and of a baseline, and the folder of the baseline.  The histogram of divergences of the
-            run's answers then has that of the baseline's answers as well.
+        baseline: Labels of the run and of a baseline, and the folder of the baseline.  The histogram of divergences then shows
+            the answers of both.
 
     Returns:
         None if the run has no divergences by token.  Otherwise a dict:
@@ -133,7 +133,8 @@ def tokens_section(run: RunFolder, baseline: tuple[str, str, RunFolder] | None =
         - "answers": token maps of at most `NUM_ANSWERS` answers of the student to test prompts, each with its prompt;
         - "revisions": token maps of at most `NUM_REVISIONS` corrections, before and after, each with its prompt;
         - "charts": histograms;
-        - "of_answers", "before" and "after": sums over all tokens of the file; those of corrections start at the error token.
+        - "of_answers", "before" and "after": sums over the tokens of all answers, and of all texts before and after a
+          correction.  Of corrected texts, only the tokens from the error token on are counted.
 
         Answers and corrections are evenly spaced over their files.
 
@@ -168,7 +169,7 @@ def tokens_section(run: RunFolder, baseline: tuple[str, str, RunFolder] | None =
 
 
 def _answer(run: RunFolder, line: Line) -> dict[str, object]:
-    """Return the prompt of an answer, and its token map."""
+    """Return the token map of an answer, with the prompt."""
     dataset, prompt = str(line.get("dataset")), str(line.get("id"))
     lines = {} if run.student is None else run.student.answers.get(dataset, {}).get(str(line.get("seed")), {})
     shown = _token_map("student's answer", line, "forward_kl", error=None)
@@ -190,19 +191,22 @@ def position_chart(positions: Mapping[int, int]) -> dict[str, str | Markup] | No
 
 
 def _prompts(run: RunFolder, shown: Sequence[Line]) -> dict[tuple[str, str], str]:
-    """Return the prompts of some corrections, which only revisions.jsonl has."""
+    """Return the prompts of corrections, by update and training example.
+
+    The prompts are read from revisions.jsonl.
+    """
     wanted = {_key(line) for line in shown}
     lines = log_lines(run.path / LOGGED) if wanted else ()
     return {_key(line): str(line.get("prompt") or "") for line in lines if _key(line) in wanted}
 
 
 def _key(line: Line) -> tuple[str, str]:
-    """Return the update and the training example of a correction, which identify it."""
+    """Return the key of a correction: its update and its training example."""
     return str(line.get("step")), str(line.get("sample"))
 
 
 def _revision(line: Line, prompt: str | None) -> dict[str, object]:
-    """Return the prompt of a correction, where it was made, and its token maps."""
+    """Return the token maps, the prompt, the update and the position of a correction."""
     position = _position(line)
     maps = [
         _token_map(title, mapping(line.get(name)), "reverse_kl", error=position)
@@ -305,7 +309,10 @@ def _visible(text: str) -> str:
 
 
 def _numbers(values: Json) -> list[float | None]:
-    """Return the numbers of a list; None for a value that is no number, or whose size no divergence or logarithm has."""
+    """Return the numbers of a list.
+
+    A value becomes None if it is not a number, or if its size is `LARGEST` or more.
+    """
     found = map(number, values) if isinstance(values, list) else ()
     return [value if value is not None and abs(value) < LARGEST else None for value in found]
 

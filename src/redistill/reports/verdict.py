@@ -1,4 +1,8 @@
-"""The verdict on a model in words, and how many prompts or seeds would settle it."""
+"""The verdict on a model in words.
+
+A difference is called settled if its 95 % interval excludes 0.  For other differences, the verdict states how many prompts or
+training seeds would settle them.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +19,10 @@ MOST = 100_000
 
 @dataclass(frozen=True)
 class Needed:
-    """The sample that would settle a difference.
+    """The sample size that would settle a difference; see `needed`.
 
     Args:
-        count: Number of prompts or training seeds in all, two significant digits.
+        count: Total number of prompts or training seeds, rounded up to two significant digits.
         unit: What is counted.
     """
 
@@ -36,17 +40,18 @@ def needed(row: Row) -> Needed | None:
 
     .. math:: V_s + k\,(V_p + V_r) = \Bigl( \frac{d}{D} \Bigr)^2 V, \qquad n' = n / k
 
-    d is the present difference, and D is the smallest difference that the present n prompts detect (`Contrast.detectable`).
-    V_s, V_p and V_r are the parts of its variance V that are due to training seeds, to prompts and to the residual
-    (`inference.Variance`).  If d is the true difference, the interval of n' prompts excludes 0 with a probability of 80 %.  For
-    a claim about trained students V_s is 0, so that n' = n (D / d)^2, where D is 2.8 times the standard error.
+    A difference is settled if its 95 % interval excludes 0.  d is the present difference, n is the present number of prompts,
+    and D is the smallest difference that n prompts detect (`Contrast.detectable`).  V is the variance of d.  V_s, V_p and V_r
+    are its parts due to training seeds, to prompts and to the residual (`inference.Variance`).  If d is the true difference, n'
+    prompts settle it with a probability of 80 %.  For trained students, V_s is 0, so n' = n (D / d)^2, where D is 2.8 times the
+    standard error.
 
-    If training seeds contribute more to the variance than prompts, the formula gives the number of training seeds instead:
-    V_s and V_p change places.
+    If training seeds contribute more to the variance than prompts, n and n' are numbers of training seeds, and V_s and V_p are
+    exchanged.
 
     Returns:
-        The number of prompts or of training seeds, each in all, not in addition; None if the row is not compared, if it is
-        settled, or if no number up to 100,000 (`MOST`) is sufficient.
+        The total number of prompts or of training seeds.  None if the model is not compared, if the difference is settled, or
+        if no number up to 100,000 (`MOST`) is sufficient.
     """
     found = row.contrast
     if found is None or is_settled(row) or not found.detectable or found.variance is None or not found.interval.difference:
@@ -68,8 +73,8 @@ def needed(row: Row) -> Needed | None:
 def difference_sentence(row: Row) -> str:
     """Return the verdict: better or worse, by how much, and whether it is settled.
 
-    The difference is settled if its 95 % interval excludes 0.  If it is not settled, the sentence has the number of prompts or
-    training seeds that would settle it (`needed`).  If the models are not compared, the sentence has the reason.
+    The difference is settled if its 95 % interval excludes 0.  If it is not settled, the sentence states how many prompts or
+    training seeds would settle it (`needed`).  If the models are not compared, the sentence states the reason.
 
     Args:
         row: Scores of the model, with the difference to its reference model.
@@ -101,7 +106,7 @@ def amount(row: Row) -> str:
         ValueError: the row has no interval.
     """
     if row.interval is None:
-        raise ValueError("the row has no difference to a reference model")
+        raise ValueError(f"amount: {row.model} has no difference to a reference model; check row.interval first")
     primary = row.measures[0]
     lower, middle, upper = (
         difference(value, primary.unit) for value in (row.interval.lower, row.interval.difference, row.interval.upper)

@@ -38,7 +38,7 @@ class Shown:
         title: Training example and token.
         context: The end of the text before the token.
         target: The token of the gold answer.
-        sentence: The interval, and what it keeps.
+        sentence: The ends of the window, and the classes and the probability mass that it keeps.
         svg: Probabilities of both models by rank of the class, with the kept classes marked.
         table: Probabilities of the most probable classes.
     """
@@ -71,7 +71,10 @@ def windows_section(run: RunFolder) -> list[Shown]:
 
 
 def _shown(line: Mapping[str, Json]) -> Shown | None:
-    """Return the window of a line; None if the line lacks its numbers."""
+    """Return the window in a line of windows.jsonl.
+
+    The result is None if a required number is missing.
+    """
     names = ("lower", "upper", "kept_classes", "kept_mass", "recovered", "divergence")
     values = {name: value for name in names if (value := number(line.get(name))) is not None}
     classes = list(_classes(line.get("classes")))
@@ -91,7 +94,10 @@ def _shown(line: Mapping[str, Json]) -> Shown | None:
 
 
 def _classes(listed: Json) -> Iterator[_Class]:
-    """Yield the classes of a line that have all numbers, the teacher's most probable one first."""
+    """Yield the classes in a line of windows.jsonl.
+
+    The teacher's most probable class is first.  Classes with missing numbers are left out.
+    """
     for found in listed[:MAX_CLASSES] if isinstance(listed, list) else ():
         if isinstance(found, dict):
             rank, teacher, student = (number(found.get(name)) for name in ("rank", "teacher", "student"))

@@ -1,7 +1,7 @@
 """Laws of divergences.
 
-A law is a property that every divergence must have.  p is the teacher and q the student.  A violated law raises an
-AssertionError, which states the law, the input and the values.
+A law is a property that every divergence must have.  p is the distribution of the teacher, and q is that of the student.  A
+violated law raises an AssertionError, which states the law, the input and the values.
 
 If a divergence cannot satisfy a law, its class has an attribute `disobeys = {"law": "reason"}` with the name of the law.
 `check_divergence` skips this law.
@@ -144,7 +144,10 @@ def gradient_matches_finite_differences(divergence: Divergence) -> Findings:
 
 
 def zero_gradient_when_equal(divergence: Divergence) -> Findings:
-    """Check that the gradient with respect to the student's logits is 0 if q = p."""
+    """Check that the gradient is 0 if student and teacher are equal.
+
+    The gradient is taken with respect to the student's logits.
+    """
     logits_NV = log_rows(18)  # logits of both models, so that q and p are bitwise equal
     largest = float(_gradient(divergence, logits_NV, logits_NV.log_softmax(-1)).abs().max())
     yield largest < 1e-12, f"q = p = log_rows(18) has a gradient of {largest:g}"
@@ -159,7 +162,7 @@ def teacher_gets_no_gradient(divergence: Divergence) -> Findings:
 
 
 def accurate_close_to_the_teacher(divergence: Divergence) -> Findings:
-    """Check that the float32 gradient is accurate if q is close to p.
+    """Check that the float32 gradient is accurate for a student close to the teacher.
 
     This is the case late in training.  The error relative to the float64 gradient must be below 5e-3 (L2 norms).
     """

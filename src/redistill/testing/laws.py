@@ -15,11 +15,11 @@ Findings = Iterator[tuple[bool, str]]
 
 
 def suite(*laws: Callable[[Part], Findings]) -> Mapping[str, Callable[[Part], None]]:
-    """Return a mapping from the name of each law to a function that checks the law.
+    """Return functions that check laws, by name of the law.
 
-    Each argument is a function that tests a law of a divergence or policy on several cases.  For each case, it yields a bool
-    (whether the law holds) and a text with the input and values.  The functions of the mapping raise an AssertionError with
-    this text if the law is violated.  The mapping also has the law `is_a_frozen_dataclass`.
+    Each argument tests one law of a divergence or policy on several cases.  For each case, it yields a bool (whether the law
+    holds) and a text with the input and values.  A function of the result raises an AssertionError with this text if its law is
+    violated.  The result also contains the law `is_a_frozen_dataclass`.
     """
     return {law.__name__: partial(_demand, law) for law in (is_a_frozen_dataclass, *laws)}
 
@@ -39,7 +39,7 @@ def check(part: Part, laws: Mapping[str, Callable[[Part], None]]) -> None:
 
 
 def disobeyed(part: object, laws: Collection[str]) -> Mapping[str, str]:
-    """Return the laws that a divergence or policy declares not to satisfy.
+    """Return the laws that do not apply to a divergence or policy.
 
     The class attribute `disobeys = {"law": "reason"}` declares these laws.
 

@@ -178,8 +178,7 @@ POLICY_LAWS = suite(
 def drawn(policy: Policy, steps: Sequence[int]) -> list[Draw]:
     """Return the sequences that the policy draws at the given steps.
 
-    Before every even step, the policy receives a validation loss, since some policies adapt to it.  The loss rises with the
-    step.
+    Before every even step, the policy receives a validation loss, to which some policies adapt.  The loss rises with the step.
     """
     draws = []
     for step in steps:

@@ -123,7 +123,7 @@ def arithmetic(random: np.random.Generator) -> Question:
 
 
 def story_sum(random: np.random.Generator) -> Question:
-    """Sample a question: how many things has a person after getting or giving some?"""
+    """Sample a question: how many things does a person have after a gain or loss?"""
     person, other = _some(random, WORDS["people"], 2)
     things = _word(random, "countable")
     a, b = sorted(_some(random, range(2, 21), 2), reverse=True)

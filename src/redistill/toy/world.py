@@ -106,6 +106,9 @@ def _record(seed: int, split: Split, index: int) -> Record:
 
 
 def _bucket(question: Question) -> int:
-    """Return a hash from 0 to 99 of a question, which determines the question's split."""
+    """Return a hash of a question, from 0 to 99.
+
+    The split of the question is determined by this hash.
+    """
     key = "\x1f".join(question.asks[0]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % 100
