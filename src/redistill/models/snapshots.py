@@ -130,8 +130,8 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
     first = name.partition("/")[0]
     if is_local(name) and HUB_NAME.fullmatch(name):
         raise ModelError(
-            f"{name}: no such folder; give a model folder. If this is a hub model, the local folder {first} hides it: "
-            f"to load it, run from a folder that does not contain {first}"
+            f"{name}: no such folder in the folder {first}; give a model folder. If this is a hub model, the folder {first} "
+            f"hides it: to load it, run from a folder that does not contain {first}"
         )
     if not is_local(name) and (match := _WITH_REVISION.fullmatch(name)):
         remedy = f"use {match[1]}, and set revision (--revision of evaluate) to {match[2]}"
