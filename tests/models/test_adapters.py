@@ -145,7 +145,7 @@ def test_resized_embeddings_are_named_as_the_reason(tiny, world, tmp_path, names
     model.name_or_path = str(base)
     settings = LoraConfig(r=2, target_modules=names, init_lora_weights=False)
     get_peft_model(model, settings).save_pretrained(adapter, save_embedding_layers=True)
-    with pytest.raises(ModelError, match=r"resized embeddings: .* has 44 rows here, and 40 in the base model") as caught:
+    with pytest.raises(ModelError, match=r"resized .* has 44 rows in the adapter, and 40 in the base model") as caught:
         load_model(ModelConfig(model=str(adapter)))
     assert "base_model_name_or_path" not in str(caught.value)
 

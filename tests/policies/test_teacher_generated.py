@@ -176,7 +176,7 @@ def test_answers_of_other_settings_are_rejected(fixture: PolicyFixture, tmp_path
     run(fixture.policy(TeacherGenerated(), folder=tmp_path))
     with pytest.raises(DataError) as caught:
         run(fixture.policy(node, folder=tmp_path, **tools))
-    assert f"{tmp_path / FILE}: {said}; set policy.store to another file, or remove this one" in str(caught.value)
+    assert f"{tmp_path / FILE}: {said}; set policy.store to another file, or delete this file" in str(caught.value)
 
 
 def test_answers_of_another_teacher_are_rejected_and_rounding_is_tolerated(fixture: PolicyFixture, tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ class Decoder:
     def start(self, prompts: Sequence[TokenIds], max_new_tokens: int) -> None:
         """Start a new batch; load stored prefixes of the prompts into the KV cache.
 
-        A stored prefix is the beginning of a text on which the model has run before.  The prompts are left-padded to one
-        length, and the next call of `logits` reads the same columns of all prompts.  Therefore the end of some stored
-        prefixes is read again.
+        A stored prefix is the beginning of a text that the model has read before.  The prompts are left-padded to one
+        length, and the next call of `logits` reads the same columns of all prompts.  Therefore that call can read the last
+        tokens of a stored prefix again.
 
         Args:
             prompts: Token ids of the prompts.

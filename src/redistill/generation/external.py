@@ -13,7 +13,7 @@ from redistill.errors import RedistillError, TrainingError, one_line
 
 
 class CheckedEngine:
-    """Wraps an engine; checks its results, and converts its errors to TrainingError.
+    """Wraps an engine: checks its results, and converts exceptions to TrainingError.
 
     Args:
         engine: The engine that is wrapped.
@@ -32,7 +32,7 @@ class CheckedEngine:
         >>> CheckedEngine(Silent(), "mine:Silent", vocabulary=8).generate([request], Sampling())
         Traceback (most recent call last):
             ...
-        redistill.errors.TrainingError: engine mine:Silent: 0 results for 1 requests; return one each
+        redistill.errors.TrainingError: engine mine:Silent: 0 results for 1 requests; return one result for each request
     """
 
     def __init__(self, engine: Engine, name: str, vocabulary: int) -> None:
@@ -61,9 +61,8 @@ class CheckedEngine:
         with self._checked("generate"):
             generations = list(self.engine.generate(requests, sampling))
         if len(generations) != len(requests):
-            raise TrainingError(
-                f"engine {self._name}: {len(generations)} results for {len(requests)} requests; return one each"
-            )
+            counts = f"{len(generations)} results for {len(requests)} requests"
+            raise TrainingError(f"engine {self._name}: {counts}; return one result for each request")
         for request, generation in zip(requests, generations):
             if fault := self._fault(request, generation):
                 raise TrainingError(f"engine {self._name}: result of {request.stream}: {fault}")

@@ -1,6 +1,6 @@
 """Text generation by a model of this process, with a random stream per sequence.
 
-Each sequence has its own stream of random numbers, and token t is sampled with the t-th group of this stream
+Each sequence has its own stream of random numbers.  The stream is divided into groups, and group t samples token t
 (`sample_rows`).  A response therefore does not depend on its batch, on the order of the requests, or on the number of
 processes.  The only exception is rounding: another batch changes the last bits of floating-point sums, and very rarely
 changes a token.
@@ -49,21 +49,21 @@ def generate(
 ) -> list[Generation]:
     r"""Continue every request with a model of this process.
 
-    With a teacher, `Sampling` selects one of two modes.  Either tokens are sampled from a mixture of both models (MiniLLM,
-    arXiv 2306.08543).  Or they are sampled from `model`, and the teacher replaces tokens that it ranks low (SKD, arXiv
-    2410.11325).  N-gram bans, temperature, top-k and top-p are applied to each model's distribution first.
+    With a teacher, `Sampling` selects one of two modes.  In the first, tokens are sampled from a mixture of both models
+    (MiniLLM, arXiv 2306.08543).  In the second, tokens are sampled from `model`, and the teacher replaces tokens that it
+    ranks low (SKD, arXiv 2410.11325).
 
     Args:
         model: A causal language model.  It runs in eval mode without gradient; its previous mode is restored.
         requests: Sequences to continue, in any order; they are batched by length.
-        sampling: Settings.  Repeated n-grams are banned first; then temperature, top-k and top-p apply, as in transformers.
+        sampling: Settings.  To the logits of each model, n-gram bans, temperature, top-k and top-p are applied, in this order.
         end_ids: End tokens.  A response ends with the first end token that is sampled, and includes this token.
         pad_id: Token id of padding.  All ids are valid, because the attention mask identifies padding.
         batch_size: Sequences per batch.  `batch_size`, `memory` and `static` change results by rounding only.
-        vocabulary: Only token ids below this number are sampled, since the head may have additional rows; None allows all ids.
-        teacher: The other model, on the same device, with the same tokens below `vocabulary`; run only if `sampling` uses it.
+        vocabulary: Only token ids below this number are sampled; None allows all ids.
+        teacher: The teacher, on the same device, with the same tokens below `vocabulary`.  It runs only if `sampling` uses it.
         memory: Stored states of texts that `model` has read with its present weights.  Prefixes in the memory are not read
-            again, and generated texts are added.  If None, every prompt is read.
+            again, and generated texts are added to it.  If None, every prompt is read.
         static: KV caches of fixed size, which stay allocated.  If None, the caches grow with the text.
 
     Returns:
@@ -123,7 +123,7 @@ def probabilities(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Return the logits divided by the temperature; those outside the top k are -inf.
+    """Return the logits divided by the temperature; logits outside the top k are -inf.
 
     If neither temperature nor top-k has an effect, the function returns the input tensor itself.
     """
@@ -136,9 +136,10 @@ def _softened(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def _masses(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Return numbers that are, row by row, proportional to `probabilities`.
+    """Return the result of `probabilities`, but without normalised rows.
 
-    `sample_rows` does not need normalised rows.  The function may overwrite the logits.
+    Each row is proportional to the probabilities; `sample_rows` does not need normalised rows.  This function may overwrite
+    the logits.
     """
     if sampling.top_p < 1.0:
         return probabilities(logits_NV, sampling)
@@ -182,13 +183,13 @@ def _remember(decoders: Sequence[Decoder], batch: "_LiveBatch", removed_L: torch
 
 
 def _next_tokens(logits: Sequence[torch.Tensor], sampling: Sampling, uniform_LK: torch.Tensor) -> torch.Tensor:
-    """Return the next token of each row, token_L; may overwrite the logits.
+    """Return the next token of each row, token_L.
 
-    `logits` has the logits of one model, or of student and teacher.  At temperature 0 the token is the arg max.  With one
-    model, the token is sampled from its distribution.  With two models, `sampling` selects one of two modes.  In the first,
-    the token is sampled from a mixture.  In the second, the token is sampled from the student, and replaced if the teacher
-    ranks it low.  In the second mode, the first half of `uniform_LK` samples the student's token, and the second half
-    samples the replacement.
+    `logits` contains the logits of one model, or of student and teacher; this function may overwrite them.  At temperature 0
+    the token is the arg max.  With one model, the token is sampled from its distribution.  With two models and
+    `sampling.teacher_top_k` = 0, the token is sampled from their mixture.  Otherwise, the first half of `uniform_LK` samples
+    the student's token, and the second half samples the teacher's token.  The teacher's token is used if the teacher ranks
+    the student's token low.
     """
     if sampling.temperature == 0:
         return logits[0].argmax(dim=-1)

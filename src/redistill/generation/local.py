@@ -27,11 +27,11 @@ class LocalEngineConfig:
     Args:
         ahead: Number of updates whose text is generated at once, in [1, 1024].  The text of an update is
             then generated with weights that are up to `ahead` - 1 updates old.
-        decoder: How tokens are computed one after another.  With "static", the KV cache has a fixed size, which stays allocated
-            between updates.  "compiled" is "static", and the computation of a token is compiled; on a GPU it is recorded as
-            a CUDA graph as well.  If None, the cache grows with the text.
-        max_staleness: Largest accepted age of these weights in updates, >= 0.  If None, the limit is that of the method: 15 if
-            its only divergence is forward KL (also the skewed one), and 3 otherwise.
+        decoder: How tokens are computed one after another.  With "static", the KV cache has a fixed size, and stays allocated
+            between updates.  "compiled" has the same cache, and also compiles the computation of a token; on a GPU it records
+            a CUDA graph.  If None, the cache grows with the text.
+        max_staleness: Largest accepted age, in updates, of the weights that generate text, >= 0.  If None, the limit is 15 for
+            objectives whose only divergence is forward KL or skew forward KL, and 3 for others.
 
     Raises:
         ConfigError: a number is out of range.

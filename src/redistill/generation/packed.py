@@ -53,7 +53,7 @@ _packed: "WeakKeyDictionary[nn.Module, _Packed]" = WeakKeyDictionary()
 
 @dataclass
 class _Packed:
-    """Restores the layers of a model whose weights are packed.
+    """The state of a model whose layers use packed weights.
 
     Args:
         layers: Exit stack that restores the layers when it is closed.
@@ -66,11 +66,12 @@ class _Packed:
 
 @contextmanager
 def packed_layers(model: nn.Module) -> Iterator[None]:
-    """Context in which the linear layers of `model` are faster for few rows on a CPU.
+    """Context in which linear layers of `model` use packed weights, on a CPU.
 
-    On entry, the weights are copied in the memory order of oneDNN (packed).  Later changes of the weights have no effect inside
-    the context.  Threads that use the same model concurrently share the copies, and the last exit restores the layers.  Layers
-    of other types, such as quantised layers, are not changed.
+    Products with few rows are faster with packed weights: copies in the memory order of oneDNN.  The weights are copied on
+    entry, and later changes of the weights have no effect inside the context.  Threads that use the same model concurrently
+    share the copies, and the last exit restores the layers.  Layers of other types, such as quantised layers, are not
+    changed.
     """
     with _lock:
         if model not in _packed:

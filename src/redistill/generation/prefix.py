@@ -1,10 +1,9 @@
-"""Prefix memory: states of texts, so that no prefix is read twice in a step.
+"""Prefix memory: stored states of texts, so that prefixes are not read again.
 
 To read tokens means to run the model on them.  A `PrefixMemory` maps token ids to the keys, values and last hidden states
 that the model computed for them.  Before a text is read, its longest stored prefix is looked up, and only the tokens after
 this prefix are read.  Reuse changes hidden states by rounding only, so in fp32 it very rarely changes generated text.  A
-memory is valid for one model with fixed weights.  The object that created the memory must delete it when the weights
-change.
+memory is valid for one model with fixed weights.  When the weights change, the code that created the memory must delete it.
 """
 
 from bisect import bisect_left, insort
@@ -150,7 +149,7 @@ def load_prefixes(reader: CachedBody, prefixes: Sequence[tuple[int, PrefixStates
     """Fill an empty KV cache with one prefix per row, padded on the left with zeros.
 
     Args:
-        reader: The body whose empty cache is filled; prefixes of its model can be reused.
+        reader: The body whose empty cache is filled; `reader.can_reuse` must be True.
         prefixes: For each row, the number of tokens of its prefix, at most `width`, and the states of a text that begins with
             this prefix.
         width: Number of columns to fill.
@@ -251,8 +250,8 @@ class PrefixReader:
 def _groups_of_similar_length(left: Sequence[int]) -> Iterator[list[int]]:
     """Yield groups of texts with similar numbers of unread tokens.
 
-    A text is given by its index in `left`.  Unread tokens are those on which the model has to run, and `left` has their
-    number for each text.  A text without unread tokens is in no group.
+    Unread tokens are tokens on which the model has to run.  `left` contains the number of unread tokens of each text.  A group
+    is a list of indices of `left`.  A text without unread tokens is in no group.
     """
     group: list[int] = []
     for index in sorted((index for index, tokens in enumerate(left) if tokens), key=lambda index: left[index]):

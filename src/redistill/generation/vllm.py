@@ -47,25 +47,25 @@ class VllmEngineConfig:
         folder: Folder through which vLLM gets the student's weights.  This process writes them to a new subfolder, which is
             removed at the end.  If None, the temporary folder of this machine is used.
         transfer: How the weights get from the folder to a server.  "reload" uses vLLM's own routes.  "extension" uses a class
-            of redistill with which the server was started; a tied head may then stay tied.  "restart" writes the weights to
-            the subfolder "redistill-student" of `folder`, and waits until the user has restarted the servers from it.
+            of redistill with which the server was started; it keeps a tied head tied.  "restart" writes the weights to the
+            subfolder "redistill-student" of `folder`, and waits until the user has restarted the servers from it.
         api_key_env: Name of the environment variable that contains the API key.  If None, no key is sent.
         every: Number of updates from one transfer of the weights to the next, in [1, 1024].  If `ahead` is larger, the weights
             are transferred only every `ahead` updates.  Text is generated with weights that are up to max(every, ahead) - 1
             updates old.
         ahead: Number of updates whose text is generated at once, in [1, 1024].  One of `every` and `ahead` must be a multiple
             of the other.
-        max_staleness: Largest accepted age in updates of the weights that generate text, >= 0.  If None, the limit is that of
-            the method: 15 if its only divergence is forward KL (also the skewed one), and 3 otherwise.
-        unsupported: What to do with text that is sampled from mixtures of student and teacher.  "reject" rejects a recipe that
-            needs such text; "local" generates it in this process.
+        max_staleness: Largest accepted age, in updates, of the weights that generate text, >= 0.  If None, the limit is 15 for
+            objectives whose only divergence is forward KL or skew forward KL, and 3 for others.
+        unsupported: "reject" rejects a recipe that needs text sampled from mixtures of student and teacher.  "local" generates
+            such text in this process.
         concurrent_requests: Maximum number of open requests of one process, in [1, 1024].
         timeout_s: Seconds after which a request without a complete reply is sent again, > 0.
-        patience_s: Seconds during which a failed request is sent again, and a restart is awaited, >= 0.  After that, the
-            command ends.  The same command resumes.
-        tolerance: Largest accepted difference after the first transfer, in nats, >= 0.  It is the mean absolute difference
-            between log-probabilities of vLLM and of the student.  After later transfers the limit is 5 times the first
-            difference, but at least 0.001 and at most `tolerance`.
+        patience_s: Time limit in seconds for repeated requests and for a restart of the servers, >= 0.  After that, the command
+            ends with an error.  The same command resumes the run.
+        tolerance: Largest accepted mean absolute difference between log-probabilities of vLLM and of the student after the
+            first transfer, in nats, >= 0.  After later transfers the limit is 5 times the first difference, but at least 0.001
+            and at most `tolerance`.
         colocated: Settings of vLLM in the mode "colocated".  If None, the defaults are used.
 
     Raises:
@@ -159,7 +159,7 @@ class VllmEngineConfig:
         return f"engine: training data (token ids of prompts) {destinations(self)}"
 
     def build(self, tools: EngineTools) -> "VllmEngine":
-        """Create the engine; it uses vLLM for the first time when weights are transferred."""
+        """Create the engine; no request is sent before the first transfer of weights."""
         return VllmEngine(self, self.connect(tools.note), tools)
 
 
@@ -175,8 +175,8 @@ class VllmEngine:
         tools: The objects that engines are built from.
 
     Attributes:
-        synced_step: Number of updates after which the student had the weights that vLLM has; None before the first
-            transfer.
+        synced_step: Step of the weights in vLLM: the number of updates that were finished when these weights were
+            transferred.  None before the first transfer.
     """
 
     def __init__(self, settings: VllmEngineConfig, backend: Backend, tools: EngineTools) -> None:
@@ -215,8 +215,8 @@ class VllmEngine:
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Return the continuation of every request, in the order of the requests.
 
-        Each request has its own seed.  The returned log-probabilities of the tokens are those of the model, before temperature,
-        top-k, top-p and bans are applied.
+        Each request has its own seed.  The log-probabilities of the tokens are computed before temperature, top-k, top-p and
+        n-gram bans are applied.
 
         Raises:
             ConfigError: `sampling` requires a mixture of student and teacher, and the setting `unsupported` is not "local".

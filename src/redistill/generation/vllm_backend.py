@@ -1,4 +1,4 @@
-"""What the vLLM engine needs of vLLM, on servers or on this machine."""
+"""Interface between the vLLM engine and vLLM, on servers or on this machine."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -36,7 +36,7 @@ class Backend(Protocol):
 
         Args:
             longest: Maximum number of tokens of a text, prompt and answer together.
-            report: Function that is called with one line if the version was not tested.
+            report: Function that is called with one line if redistill was not tested with this version.
 
         Returns:
             The length limit in tokens; None if it is not known.
@@ -72,7 +72,7 @@ class Backend(Protocol):
         """Check that repeated n-grams can be banned.
 
         Raises:
-            ServerError: they cannot be banned, or see the class.
+            ServerError: vLLM does not ban repeated n-grams, rejects the request, or sends an invalid reply.
             ServerUnavailableError: see the class.
         """
 

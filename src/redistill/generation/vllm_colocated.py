@@ -71,7 +71,7 @@ class ColocatedConfig:
 
 
 class TextOutput(Protocol):
-    """The part of vLLM's class `RequestOutput` that is used.
+    """The part of vLLM's class `RequestOutput` that redistill uses.
 
     Its attribute `outputs` has one text.
     """
@@ -81,9 +81,9 @@ class TextOutput(Protocol):
 
 
 class CompletionOutput(Protocol):
-    """The part of vLLM's class `CompletionOutput` that is used: a text.
+    """The part of vLLM's class `CompletionOutput` that redistill uses: a text.
 
-    `logprobs` has one mapping for each token of the text, from token ids to objects with an attribute `logprob`.
+    `logprobs` contains a mapping for each token of the text.  A mapping maps token ids to objects with an attribute `logprob`.
     """
 
     @property
@@ -94,14 +94,14 @@ class CompletionOutput(Protocol):
 
 
 class Logprob(Protocol):
-    """The part of vLLM's class `Logprob` that is used."""
+    """The part of vLLM's class `Logprob` that redistill uses."""
 
     @property
     def logprob(self) -> float: ...
 
 
 class InProcessModel(Protocol):
-    """The part of vLLM's class `LLM` that is used."""
+    """The part of vLLM's class `LLM` that redistill uses."""
 
     def generate(
         self, prompts: Sequence[Mapping[str, object]], sampling_params: Sequence[object], *, use_tqdm: bool
@@ -116,19 +116,19 @@ class InProcessModel(Protocol):
 
 
 class Package(Protocol):
-    """The part of the package vllm that is used."""
+    """The part of the package vllm that redistill uses."""
 
     def LLM(self, **settings: object) -> InProcessModel:
         """Load a model."""
 
     def SamplingParams(self, **settings: object) -> object:
-        """Return how the tokens of a text are sampled."""
+        """Return the sampling settings of a text."""
 
 
 def import_vllm() -> Package:
     """Import the package vllm, which takes many seconds.
 
-    Variables of the environment that are not set yet get the values that redistill needs, before vLLM reads them.
+    Before the import, environment variables of vLLM are set to the values that redistill needs, unless they are already set.
 
     Raises:
         ConfigError: the package cannot be imported.
@@ -149,7 +149,7 @@ def import_vllm() -> Package:
 class ColocatedVllm:
     """A model that vLLM runs on this machine (generation.vllm_backend.Backend).
 
-    vLLM is started when weights are loaded for the first time.  If it fails, it is started again when weights are loaded again.
+    vLLM is started when weights are loaded for the first time.  If vLLM fails, the next load of weights starts it again.
 
     Args:
         settings: Settings of vLLM.
@@ -176,7 +176,7 @@ class ColocatedVllm:
 
         Args:
             longest: Maximum number of tokens of a text, prompt and answer together.
-            report: Function that is called with one line if the version was not tested.
+            report: Function that is called with one line if redistill was not tested with this version.
 
         Returns:
             The setting `positions`.
@@ -242,7 +242,7 @@ class ColocatedVllm:
         """Check that vLLM can ban repeated n-grams, as `VllmServers.check_ban` does.
 
         Raises:
-            ServerError: vLLM does not ban them, or failed.
+            ServerError: vLLM does not ban repeated n-grams, or failed.
             Interrupted: a signal arrived while vLLM failed.
         """
         token = vocabulary // 2
@@ -250,8 +250,8 @@ class ColocatedVllm:
         (reply,) = self._run([next_request(model, [token], top_k=1, server=0, extra=extra)])
         if parse_next(reply, top_k=1, vocabulary=vocabulary)[0] == token:
             raise ServerError(
-                f"{_LABEL}: does not ban repeated n-grams; install redistill again in this environment, since vLLM finds the "
-                "ban through the installed package, or set no_repeat_ngram to 0"
+                f"{_LABEL}: does not ban repeated n-grams; install redistill again in this environment, since the ban is a "
+                "vLLM plugin of the installed package, or set no_repeat_ngram to 0"
             )
 
     def generate(
@@ -295,7 +295,7 @@ class ColocatedVllm:
         )
 
     def _run(self, requests: Sequence[Request]) -> list[Json]:
-        """Return replies in the form of a server, without sending the requests to one."""
+        """Run vLLM on the requests; return replies in the format of a vLLM server."""
         with self._failures():
             if self._llm is None or self._package is None:
                 raise ServerError(f"{_LABEL}: is not running")
@@ -312,7 +312,7 @@ class ColocatedVllm:
     def _failures(self) -> Iterator[None]:
         """Context that converts an exception of vLLM to a ServerError.
 
-        After an exception that is not an invalid reply, vLLM has to be started again.
+        If the cause is not an invalid reply, the next load of weights starts vLLM again.
         """
         try:
             yield
@@ -335,7 +335,7 @@ def _sampling(body: Mapping[str, Json]) -> dict[str, object]:
 
 
 def _reply(output: TextOutput) -> Json:
-    """Return a text of vLLM in the form of a reply of a server."""
+    """Convert a text from vLLM to the format in which a vLLM server replies."""
     (text,) = output.outputs
     token_ids: list[Json] = list(text.token_ids)
     choice: dict[str, Json] = {"token_ids": token_ids}

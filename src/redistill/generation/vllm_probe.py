@@ -1,4 +1,4 @@
-"""The comparison of a vLLM server's weights with those of the student.
+"""The comparison of the weights of a vLLM server with the weights of the student.
 
 Server and student compute the log-probabilities of the next token after probe texts.  The comparison detects weights that
 were not replaced, such as an old head.  It also detects states in the server's prefix cache that old weights have computed:
@@ -55,7 +55,7 @@ def student_logprobs(student: nn.Module, texts: Sequence[Sequence[int]], vocabul
     Args:
         student: The language model.
         texts: Token ids of the texts, which must have equal lengths.
-        vocabulary: Number of classes V of the result.  Classes of additional rows of the head are dropped.
+        vocabulary: Number V of token ids in the result.  Additional rows of the head are dropped after the softmax.
 
     Returns:
         logp_NV on the CPU, in float32.

@@ -40,9 +40,9 @@ class ServedWeights:
             this machine is used.  The route "restart" needs a folder, and keeps the subfolder `RESTART_FOLDER`.
         tolerance: Upper limit of the differences between log-probabilities, in nats (see `Threshold`).
         route: How all weights get from the folder to vLLM.
-        takes_adapters: True if adapters are transferred by the route "adapter", unless `route` is "restart".  If False, all
-            weights are transferred, with merged adapters.
-        patience_s: Seconds for which a restart of the servers is awaited.
+        takes_adapters: Whether adapters are transferred without the base model, by the route "adapter".  If False, or if
+            `route` is "restart", all weights are transferred, with merged adapters.
+        patience_s: Maximum time to wait for a restart of the servers, in seconds.
 
     Attributes:
         model: Name of the model with the student's weights in vLLM.
@@ -127,7 +127,7 @@ class ServedWeights:
         self._texts = probe_texts(self._tools.vocabulary, special, longest)
 
     def _write(self, student: CausalModel) -> Loaded:
-        """Write the student's weights to a folder; return the folder with its route.
+        """Write the student's weights to a folder; return the folder and the route.
 
         For the route "adapter", only the adapters are written.  For the route "extension", a head that is tied to the input
         embedding stays tied; for the other routes, the written head is untied.
@@ -187,7 +187,7 @@ class ServedWeights:
     def _await_restart(self, folder: Path) -> tuple[float, str]:
         """Wait until all servers have the weights in `folder`.
 
-        The wait ends after at most `patience_s` seconds.  The result is that of the last call of `_gap`.
+        The wait ends after at most `patience_s` seconds.  The function returns the result of its last call of `_gap`.
 
         Raises:
             ServerUnavailableError: a server cannot be reached.
@@ -210,9 +210,9 @@ class ServedWeights:
             time.sleep(_POLL_S)
 
     def _gap(self) -> tuple[float, str]:
-        """Return the largest difference from the student, and the label of its server.
+        """Return the largest difference between a server and the student.
 
-        The difference is the mean absolute difference of log-probabilities, in nats.
+        The result is the mean absolute difference of log-probabilities, in nats, and the label of the server.
 
         Raises:
             ServerError: a server does not have the model, or sent an invalid reply.

@@ -1,7 +1,7 @@
-"""A function of redistill in the worker processes of a vLLM server.
+"""A function for the worker processes of a vLLM server, which reloads all weights.
 
-Only a vLLM server uses this module.  A server that is started with `--worker-extension-cls
-redistill.generation.vllm_worker.HeadReloader` has the function in each of its workers, where `/collective_rpc` calls it.  Like
+Only a vLLM server uses this module.  The option `--worker-extension-cls redistill.generation.vllm_worker.HeadReloader` of the
+server adds the function to each of its workers, and the route `/collective_rpc` calls the function.  Like
 `generation.vllm_plugin`, the module needs no package that a server may lack.
 """
 

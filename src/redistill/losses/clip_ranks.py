@@ -40,8 +40,8 @@ def keep_mask(logp_NV: Tensor, lower_N: Tensor, upper_N: Tensor, mode: Mode = "v
     - "entry_quantile": s_v = 1 - (r_v + 1/2) / V, the quantile of p_v among the V probabilities.  l = 1 - k/V and u = 1 keep
       the k most probable classes.
     - "mass": s_v is the mass of the classes ranked before v, and l <= s_v < u.  In this mode, u excludes the least probable
-      classes, and l excludes the most probable classes; in the other modes it is the reverse.  u = 1 excludes no class that
-      has mass.
+      classes, and l the most probable classes.  In the other modes, u excludes the most probable classes, and l the least
+      probable classes.  u = 1 excludes no class of positive probability.
 
     Scores are computed and compared in float64 for inputs of any dtype.  In float32, the mass of all classes before a class of
     low probability can be rounded to 1: the rounding error exceeds the mass of the class.
@@ -204,9 +204,9 @@ def _compact_row(p_V: NDArray[np.float32], edges: NDArray[np.int64]) -> NDArray[
     """Return the compact form of one row, computed with a histogram of probabilities.
 
     The upper 16 bits of a float32 probability are the index of its histogram bin, so the bins are in the order of the
-    probabilities.  The compact form has the `edges[0]` largest probabilities, and sums over ranges of lower ranks; the ranges
-    begin at the ranks in `edges`.  The values in a bin are sorted if the bin has one of these largest probabilities, or if a
-    range begins inside it.  All values of any other bin are in one range, so the sums are exact without sorting.
+    probabilities.  The compact form consists of the `edges[0]` largest probabilities, and of the sum of each bucket.  The ranks
+    in `edges` are the bounds of the buckets.  The function sorts only two kinds of bins: those with any of the largest
+    probabilities, and those in which a bucket begins.  All other bins lie inside one bucket, so their sums are sufficient.
     """
     bits_V = (p_V.view(np.uint32) >> 16).astype(np.intp)
     count_B, mass_B = np.bincount(bits_V)[::-1], np.bincount(bits_V, weights=p_V)[::-1]  # bins in descending order

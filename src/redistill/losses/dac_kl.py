@@ -37,7 +37,7 @@ def clipped_divergence(logq_NV: Tensor, logp_NV: Tensor, keep_NV: Tensor, normal
     r"""Compute the KL from the clipped teacher to the student, per row.
 
     p is the teacher and q the student, over all classes.  S is the set of kept classes, P the sum of p over S, and Q the sum of
-    q over S.  p_S is p on S and 0 elsewhere; q_S is defined alike.  There are four normalisations:
+    q over S.  p_S and q_S equal p and q on S, and are 0 elsewhere.  There are four normalisations:
 
     .. math::
         \text{none (Eq. 8):}   \quad & L = \sum_{v \in S} p_v \log (p_v / q_v) \\

@@ -16,9 +16,9 @@ MEMORY_PART = 2
 def activation_bytes(model: nn.Module, item_bytes: int) -> int:
     """Estimate the bytes of activations for the backward pass of one token.
 
-    The estimate is the size of the inputs and outputs of all linear layers.  In float32, the bytes that autograd keeps were
-    measured for five families: they are 0.8 to 2.4 times the estimate.  Attention matrices of the implementation "eager" are
-    not included.  With gradient checkpointing, the estimate is the input of each layer, and the activations of one layer.
+    The estimate is the size of the inputs and outputs of all linear layers.  It does not include the attention matrices of
+    the implementation "eager".  With gradient checkpointing, the estimate is the size of the inputs of all layers, plus the
+    activations of one layer.  In float32, autograd keeps 0.8 to 2.4 times the estimated bytes (measured for five families).
 
     Args:
         model: A causal language model.
@@ -55,7 +55,7 @@ def token_limit(memory_bytes: int, occupied_bytes: int, token_bytes: int) -> int
 
 
 def _features(module: nn.Module) -> int:
-    """Return the numbers of inputs and outputs of a linear layer together; 0 for other modules."""
+    """Return the input size plus output size of a linear layer; 0 for other modules."""
     if isinstance(module, Conv1D):
         return int(sum(module.weight.shape))
     return module.in_features + module.out_features if isinstance(module, nn.Linear) else 0

@@ -1,10 +1,10 @@
 """Reads LoRA (low-rank) adapters, and merges them into a base model.
 
-Other programs may have saved the adapters.
+The adapters can come from other programs.
 
 The file adapter_config.json is untrusted input. PEFT applies every field of the file, and a field can change the base
 model, load further files, or name a Python module to import. Therefore this module reads only the fields of a plain LoRA
-adapter. The module rejects an adapter in which another field has a value other than the field's default.
+adapter. It rejects an adapter if any other field is not at its default.
 """
 
 import dataclasses
@@ -105,8 +105,8 @@ class Adapter:
     def tokenizer_folder(self, model: str) -> ModelFolder | None:
         """The adapter's folder, if the tokenizer is loaded from this folder.
 
-        The user must have given the adapter itself as the model to load, and the folder of the adapter must contain a
-        tokenizer. Otherwise the tokenizer of the base model is loaded.
+        This is the case if `model` is the name of the adapter, and the adapter's folder contains a tokenizer. Otherwise the
+        tokenizer of the base model is loaded.
 
         Args:
             model: Name of the model to load, as given by the user.
@@ -222,7 +222,7 @@ def _check_types(name: str, fields: Mapping[str, Json]) -> None:
 def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, Stored]) -> None:
     """Reject a config with a rank larger than the rank of the stored weights.
 
-    Without this check, PEFT would allocate matrices of any rank that the config sets.
+    PEFT would allocate matrices of the rank in the config, however large it is.
     """
     stored = max((tensor.shape[0] for key, tensor in tensors.items() if _DOWN.search(key) and tensor.shape), default=0)
     if not stored:
@@ -238,10 +238,9 @@ def _check_ranks(name: str, fields: Mapping[str, Json], tensors: Mapping[str, St
 
 
 def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.Tensor]) -> None:
-    """Reject an adapter if its tensors have other names or shapes than expected.
+    """Reject an adapter whose tensors do not match its config and the base model.
 
-    The expected tensors follow from the adapter's settings and the base model. An adapter of an embedding that is tied to the
-    LM head is rejected as well.
+    Names and shapes of the tensors are compared. An adapter of an embedding that is tied to the LM head is also rejected.
     """
     import peft
 
@@ -251,7 +250,7 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     for key in sorted((copies.keys() - expected.keys()) & found.keys()):
         if copies[key].shape != found[key].shape:
             raise ModelError(
-                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows here, and "
+                f"{adapter.name}: was saved with resized embeddings: {key} has {found[key].shape[0]} rows in the adapter, and "
                 f"{copies[key].shape[0]} in the base model; resize the base model to {found[key].shape[0]} rows "
                 "(resize_token_embeddings), merge the adapter into it with PEFT, and load the merged model"
             )
@@ -267,9 +266,8 @@ def _check_fits(adapter: Adapter, adapted: CausalModel, found: dict[str, torch.T
     if odd:
         shapes = (" x ".join(map(str, tensors[odd[0]].shape)) for tensors in (found, expected))
         raise ModelError(
-            f"{adapter.name}: {len(odd)} weights do not match the base model; the first, {odd[0]}, is {next(shapes)} in the "
-            f"adapter, but {next(shapes)} according to its {ADAPTER_CONFIG} and the base model; check r and "
-            f"base_model_name_or_path in {ADAPTER_CONFIG}"
+            f"{adapter.name}: {len(odd)} weights do not match the base model; the first, {odd[0]}, has the shape "
+            f"{next(shapes)}, but {next(shapes)} is expected; check r and base_model_name_or_path in its {ADAPTER_CONFIG}"
         )
     layers = unwrapped(adapted).get_input_embeddings(), unwrapped(adapted).get_output_embeddings()
     if layers[0].weight is layers[1].weight and any(hasattr(layer, "lora_A") for layer in layers):

@@ -1,9 +1,9 @@
 """Allow-lists for the fields of a model's JSON files.
 
-The files of a model are untrusted input, and transformers applies every field of them. A field can replace a method of a
+The files of a model are untrusted input, and transformers applies every field in them. A field can replace a method of a
 class. It can also name a class to create, a kernel to download, or another file to read. Therefore only the fields that
-this module returns are passed to transformers. Fields that no code of the model's family reads are left out. Fields that
-could change which code runs, or which files are read, are left out or rejected by name.
+this module returns are passed to transformers. Fields that no code of the model's family reads are removed. A field that
+could change which code runs, or which files are read, is removed or raises an error.
 """
 
 import functools
@@ -109,9 +109,10 @@ def config_fields(what: str, fields: Mapping[str, Json]) -> Fields:
 
 
 def _config(what: str, fields: Mapping[str, Json], kind: type[PretrainedConfig] | None) -> Fields:
-    """The allowed fields of a config of the class `kind`.
+    """The allowed fields of a config of the class `kind` (None for an unknown class).
 
-    `kind` is None for an unknown class. The fields of an inner config are filtered by the class of the inner config.
+    A field can contain another config, such as the config of a vision model. The class of that config determines which of
+    its fields are allowed.
     """
     kept: Fields = {}
     parts: Mapping[str, type] = getattr(kind, "sub_configs", {})
@@ -138,7 +139,7 @@ def _check_name(what: str, key: str, kind: type | None = None) -> None:
     """Reject a field whose name could change which code or files are used.
 
     transformers sets each field of a config as an attribute of an object. A field with the name of a method would replace the
-    method. `kind` is the class of the object; it is None if the class is unknown, or if the field stays in a dict.
+    method. `kind` is the class of the object. It is None if the class is unknown, or if transformers keeps the field in a dict.
     """
     attribute = None if kind is None else inspect.getattr_static(kind, key, None)
     is_method = callable(attribute) or isinstance(attribute, classmethod | staticmethod)
@@ -149,7 +150,7 @@ def _check_name(what: str, key: str, kind: type | None = None) -> None:
 
 
 def _is_allowed(key: str, kind: type | None) -> bool:
-    """Whether models with the config class `kind` may read the field `key` as data."""
+    """Whether the field `key` may be passed to models with the config class `kind`."""
     if key in _DROPPED:
         return False
     if key.startswith("_"):  # a few families declare a private field that their models read
@@ -167,10 +168,10 @@ def _declared(kind: type | None) -> set[str]:
 
 @functools.cache
 def _words(kind: type | None) -> frozenset[str]:
-    """The words in the source code of the model family with the config class `kind`.
+    """All words in the source code of the model family with the config class `kind`.
 
-    The source code includes the config class, the model classes, and modules that all families share. A family may read
-    fields that its config class does not declare. A field whose name is not among these words has no effect.
+    A field of a config has no effect if its name is not one of these words. The source code consists of the config class, the
+    model classes, and modules that all families share. It may read fields that the config class does not declare.
     """
     paths = {Path(inspect.getfile(module)) for module in _SHARED_SOURCES}
     for parent in (kind or PretrainedConfig).__mro__:
@@ -181,11 +182,11 @@ def _words(kind: type | None) -> frozenset[str]:
 
 
 def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, Json]) -> type[PretrainedConfig] | None:
-    """The class of an inner config: a config that is the value of a field of a config.
+    """The class of an inner config (a config inside another config); None if unknown.
 
-    The inner config has the fields `fields`, and is the value of the field `key` of an outer config.  The outer config has
-    the class `kind`, which declares the class `named` for this field.  If `named` is AutoConfig, the `model_type` of the
-    inner config determines the class.  The result is None if this `model_type` is missing or unknown.
+    `kind` is the class of the outer config, and `fields` are the fields of the inner config.  The class `kind` declares the
+    class `named` for its field `key`, which contains the inner config.  If `named` is AutoConfig, the `model_type` of the
+    inner config determines the result.
     """
     if issubclass(named, PretrainedConfig):
         return named
@@ -199,7 +200,7 @@ def _part_class(named: type, kind: type | None, key: str, fields: Mapping[str, J
 
 
 def _plain(what: str, value: Json) -> Json:
-    """A copy of `value` without private fields and without the fields in `_DROPPED`.
+    """A copy of `value` without private fields ("_...") and the fields in `_DROPPED`.
 
     Raises:
         ModelError: an object in `value` has a field that could change which code or files are used.
@@ -306,14 +307,15 @@ def tokenizer_fields(what: str, fields: Mapping[str, Json]) -> Fields:
 
 
 def _token(value: Json) -> Json:
-    """A special token: its text, or an object with the attributes of an added token."""
+    """Return the allowed fields of a special token; a plain text is not changed."""
     return {key: inner for key, inner in value.items() if key in _TOKEN} if isinstance(value, Mapping) else value
 
 
 def _tokenizer_class(what: str, name: Json) -> Fields:
-    """The field `tokenizer_class` with the value `name`; no field if `name` is None.
+    """Return a dict with the field `tokenizer_class`; an empty dict if `name` is None.
 
-    If transformers has no class of this name, the value is TokenizersBackend, the class that transformers uses instead.
+    The value of the field is `name`. If transformers has no class with this name, the value is TokenizersBackend, which
+    transformers uses for unknown names.
 
     Raises:
         ModelError: `name` is not the name of a class, or names an object of transformers that is not a tokenizer.

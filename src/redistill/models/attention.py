@@ -26,7 +26,7 @@ def check_attention(attention: Attention | None) -> None:
         attention: The implementation; None for the default of the family.
 
     Raises:
-        ConfigError: flash attention is requested, and there is no GPU, or the package flash_attn is not installed.
+        ConfigError: flash attention is requested, but the GPU or the package flash_attn is missing.
 
     Example:
         >>> check_attention("sdpa")  # part of torch, on every device
@@ -68,5 +68,5 @@ def use_attention(model: nn.Module, attention: Attention | None, name: str) -> N
     if text_config(model)._attn_implementation != attention:
         raise ConfigError(
             f"attention = {attention!r}: not supported by the {text_config(model).model_type} family of {name}{reason}; "
-            f"choose one of {others}, or remove it"
+            f"choose one of {others}, or remove the setting"
         )

@@ -37,7 +37,7 @@ class Columns:
         self._filled = 0
 
     def append(self, new: torch.Tensor) -> torch.Tensor:
-        """Append the columns `new`; return a view of the tensor with all columns."""
+        """Append the columns `new`; return a view of all columns of the tensor."""
         filled = self._filled + new.shape[-2]
         if self._buffer is None or filled > self._buffer.shape[-2]:
             capacity = -(-filled // PIECE_TOKENS) * PIECE_TOKENS
@@ -76,7 +76,7 @@ class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not anno
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append keys and values [B, H, T, D], and return all keys and all values.
 
-        This method overrides that of `DynamicLayer`.
+        This method overrides `DynamicLayer.update`.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -86,7 +86,7 @@ class LeanLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not anno
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Keep only the sequences with the batch indices `beam_idx`, in this order.
 
-        This method overrides that of `CacheLayerMixin`.
+        This method overrides `CacheLayerMixin.reorder_cache`.
         """
         if self.is_initialized:
             self.keys, self.values = self._key_columns.select(beam_idx), self._value_columns.select(beam_idx)
@@ -112,11 +112,11 @@ def takes_positions(model: nn.Module) -> bool:
 
 
 def prefixes_can_be_reused(model: nn.Module) -> bool:
-    """Return whether the cached keys and values of a text's prefix can be reused.
+    """Return whether cached keys and values of a prefix can be reused for other texts.
 
-    The result is True if the prefix can be reused for a text of another length, in a batch with other padding. Every layer
-    must have full attention, and the body (the model without its LM head) must have an argument for positions. Prefixes
-    cannot be reused with sliding windows, recurrent states, or rotary frequencies that depend on the length of the text.
+    The other texts may have other lengths and other padding. Every layer must have full attention, and the body (the model
+    without its LM head) must have an argument for positions. Prefixes cannot be reused with sliding windows, recurrent
+    states, or rotary frequencies that depend on the length of the text.
     """
     config = text_config(model)
     layers = DynamicCache(config=config).layers
@@ -167,8 +167,8 @@ class CachedBody:
         """Start a new batch with an empty cache.
 
         Args:
-            rows: Number of sequences of the batch.  This cache takes any number; `StaticBody` allocates memory for it.
-            columns: Number of columns that the batch can have at its end; the same applies.
+            rows: Number of sequences of the batch.  Only `StaticBody` uses this number, to allocate memory.
+            columns: Maximum number of columns of the batch.  Only `StaticBody` uses this number, to allocate memory.
         """
         self.cache = new_cache(self._model)
 
@@ -182,13 +182,13 @@ class CachedBody:
             layer.update(keys, values)
 
     def row(self, sequence: int) -> int:
-        """Return the row of the cache that has the sequence with this batch index."""
+        """Return the cache row of the sequence with the batch index `sequence`."""
         return sequence
 
     def read(self, ids_LT: torch.Tensor, mask_LC: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
         """Process T new columns, and return their hidden states hidden_LTD.
 
-        The new columns follow the columns in the cache, and are added to it.
+        The cache contains the columns before the new columns. The new columns are added to the cache.
 
         Args:
             ids_LT: Token ids of the new columns, for L sequences.
@@ -214,10 +214,10 @@ class CachedBody:
         self.cache.reorder_cache(kept)
 
     def is_outdated(self, before: int, after: int) -> bool:
-        """Return whether a cache is invalid after its text has become longer.
+        """Return whether a text has become too long for its cached keys and values.
 
-        The text had `before` tokens when the cache was computed, and has `after` tokens now. A cache can become invalid
-        only with longrope: this rotary embedding uses other frequencies for texts above a certain length.
+        The text had `before` tokens when the keys and values were computed, and has `after` tokens now. The result can be
+        True only with longrope: this rotary embedding uses other frequencies for texts above a certain length.
         """
         return self._limit is not None and before <= self._limit < after
 
@@ -259,8 +259,8 @@ def check_cache(model: nn.Module, *, name: str, remedy: str = "use another famil
             raise ModelError(f"{name}: text cannot be generated with the {family} family ({reason}); {remedy}") from error
     expected_ND = torch.cat(alone)
     found = {
-        "in a padded batch than alone": torch.cat([padded_LTD[0], padded_LTD[1, :3]]),
-        "with a cache than without": torch.cat([start_LTD[0], alone[0][-1:], start_LTD[1, 2:], end_LTD[0]]),
+        "for a sequence alone and in a padded batch": torch.cat([padded_LTD[0], padded_LTD[1, :3]]),
+        "with and without a cache": torch.cat([start_LTD[0], alone[0][-1:], start_LTD[1, 2:], end_LTD[0]]),
     }
     own_NV = classifier.logits(expected_ND)
     spread = (own_NV - own_NV.mean(dim=1, keepdim=True)).norm()
@@ -268,4 +268,4 @@ def check_cache(model: nn.Module, *, name: str, remedy: str = "use another famil
     allowed = 0.01 if is_exact else 0.1  # rounding can change which experts are chosen
     for where, hidden_ND in found.items():
         if (classifier.logits(hidden_ND) - own_NV).norm() > allowed * spread:
-            raise ModelError(f"{name}: the {family} family computes other logits {where}; {remedy}")
+            raise ModelError(f"{name}: the {family} family computes different logits {where}; {remedy}")

@@ -3,10 +3,10 @@
 A chat template is a program from an untrusted source. Jinja's sandbox prevents access to Python's internals, but it does not
 prevent a template from looping for hours or from building a string of 10^11 characters.
 
-Therefore the first rendering of a template takes place in a child process, which is stopped at the limits. A thread or a
-signal could not stop a loop inside compiled code, and limits of this process would stop the run. The child is a fork of
-this process, and has already imported the template engine. Therefore the child starts fast, and imports no code from the
-current folder.
+Therefore the first rendering of a template takes place in a child process with limits. The child is stopped if it exceeds a
+limit. A thread or a signal could not stop a loop inside compiled code, and limits on this process would
+stop the run. The child is a fork of this process, which has already imported the template engine. Therefore the child starts
+fast, and imports no code from the current folder.
 
 The child sets its limits with setrlimit, renders the template, writes the texts to a pipe and exits. The child calls
 neither torch nor CUDA, which cannot be used after a fork. The time limit applies to the CPU time of the child, so that no
@@ -83,8 +83,8 @@ def check_chat_templates(name: str, tokenizer: Tokenizer, arguments: Mapping[str
         arguments: Template arguments by name, such as {"enable_thinking": False}, with which the templates will be rendered.
 
     Raises:
-        ModelError: a template is not a string or not valid Jinja, is blocked by the sandbox, or exceeds a limit of time,
-            memory or length; or the name of a template is not a plain file name.
+        ModelError: a template is not a valid Jinja string; the sandbox blocks it; it exceeds a limit of time, memory or
+            length; or its name is not a plain file name.
     """
     templates: object = tokenizer.chat_template
     if templates is None:
@@ -98,8 +98,8 @@ def check_chat_templates(name: str, tokenizer: Tokenizer, arguments: Mapping[str
             )
         if not isinstance(template, str):
             raise ModelError(
-                f"{name}: chat_template has the type {type(template).__name__}; it must be a string in Jinja: fix its "
-                "tokenizer_config.json"
+                f"{name}: chat_template has the type {type(template).__name__}; it must be a string with a Jinja "
+                "template; fix its tokenizer_config.json"
             )
     for kind, text in _first_renderings(tokenizer, arguments or {}):
         if kind in _FAULTS:
@@ -118,8 +118,8 @@ def two_turns(tokenizer: Tokenizer) -> str:
 def _first_renderings(tokenizer: Tokenizer, arguments: Mapping[str, object]) -> list[Rendered]:
     """Render the short test conversations `_TRIED` with each template of a tokenizer.
 
-    The default template comes first. A process computes the renderings once for each tokenizer and set of arguments, and
-    stores them.
+    The default template comes first. The renderings are cached: the same templates and arguments are rendered only once in a
+    process.
     """
     described = [tokenizer.chat_template, tokenizer.special_tokens_map, dict(arguments)]
     key = json.dumps(described, default=str, sort_keys=True)

@@ -89,8 +89,8 @@ class CheckedModel:
     def restore_paths(self, tokenizer: Tokenizer) -> None:
         """Replace paths in the temporary folder by paths of the model's own files.
 
-        A tokenizer that was loaded from the temporary folder contains such paths. Some tokenizers copy these files when they
-        are saved, after the temporary folder has been removed. The tokenizer is changed in place.
+        The attributes of a tokenizer contain paths of the files that it was loaded from. Some tokenizers copy these files
+        when they are saved, but the temporary folder has been removed by then. The tokenizer is changed in place.
         """
         for kept in (vars(tokenizer), getattr(tokenizer, "init_kwargs", {})):
             for key, value in kept.items():
@@ -116,8 +116,8 @@ def checked_model(name: str, revision: str | None, *, downloads: bool = False) -
 
     Raises:
         ModelError: the model is missing or incomplete; a link points to a file outside of the model's folder; or a field of
-            a JSON file is invalid, or could change which code or files are used. In messages of ModelErrors that are raised
-            inside the context, the name of the model replaces the path of the temporary folder.
+            a JSON file is invalid, or could change which code or files are used. If a ModelError is raised inside the
+            context, its message contains the name of the model instead of the path of the temporary folder.
     """
     if name.endswith(".gguf"):
         path = model_path(name)
@@ -168,11 +168,11 @@ def _check_complete(found: ModelFolder) -> None:
     first = next(iter(found.matching("*.safetensors")), None)
     if first is None:
         raise ModelError(
-            f"{found.name}: contains no .safetensors file; pickled weights are not read, convert them with save_pretrained"
+            f"{found.name}: contains no .safetensors file; pickled weights are not read: convert them with save_pretrained"
         )
     if found.find(SINGLE) is None and found.find(INDEX) is None:
         raise ModelError(
-            f"{found.name}: contains {first}, but neither {SINGLE} nor {INDEX}, which lists the files; download the model again"
+            f"{found.name}: contains {first}, but neither {SINGLE} nor the index {INDEX}; download the model again"
         )
     check_pointers(found.name, *found.path.iterdir())
 
@@ -181,7 +181,7 @@ def _check_complete(found: ModelFolder) -> None:
 def _temporary_folder(name: str) -> Iterator[Path]:
     """Context with a temporary folder that only this user can read.
 
-    In messages of ModelErrors that are raised inside the context, `name` replaces the path of the folder.
+    If a ModelError is raised inside the context, `name` replaces the path of the folder in its message.
     """
     with contextlib.ExitStack() as stack:
         with reading(f"{name}:", "free space in the folder for temporary files, or set TMPDIR", failure="cannot be checked"):

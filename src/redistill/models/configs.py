@@ -70,8 +70,8 @@ def check_fields(what: str, fields: Mapping[str, object], *, sizes: bool = True)
     Args:
         what: Names of the model and the file for error messages.
         fields: All fields of the file, or the fields of one object in it.
-        sizes: True if `fields` are the settings of a language model, whose sizes, such as "hidden_size", must be positive;
-            False for another object, such as the settings of a vision model.
+        sizes: Whether sizes, such as "hidden_size", must be positive.  True for the settings of a language model, and False
+            for other objects, such as the settings of a vision model.
 
     Raises:
         ModelError: a field has the wrong type or is out of range.
@@ -128,7 +128,7 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
     """Reject a config that does not match the stored weights.
 
     The model is built on the device "meta", without memory for its weights. This check accepts weights that are missing in
-    the files: the loader reports them later by name.
+    the files, because the loader later reports their names.
 
     Args:
         name: Name of the model for error messages.
@@ -136,8 +136,8 @@ def check_fits(name: str, settings: ModelSettings, tensors: Mapping[str, Stored]
         tensors: The stored weights by name, from the headers of the files.
 
     Raises:
-        ModelError: the model cannot be built, is much larger than the stored weights, or has tensors of other sizes or
-            types.
+        ModelError: the model cannot be built; it is much larger than the stored weights; or a tensor of the model and the
+            stored tensor with the same name differ in size or type.
     """
     quantised = getattr(settings, "quantization_config", None) is not None
     stored = sum(tensor.size for tensor in tensors.values())
@@ -151,8 +151,7 @@ def check_size(
 ) -> None:
     """Reject a config whose model does not match the weights in the files.
 
-    The model may have more weights than the files contain, up to a limit: if weights are missing in the files, the loader
-    reports their names later.
+    This check accepts some weights that are missing in the files, because the loader later reports their names.
 
     Args:
         name: Name of the model for error messages.
@@ -162,8 +161,8 @@ def check_size(
         tensors: Stored tensors whose sizes and types are compared with those of the model.
 
     Raises:
-        ModelError: the model cannot be built; a tensor of the model has another size or type than the stored tensor of the same
-            name; or the model has more than 2 * `weights` + 1,000,000 weights.
+        ModelError: the model cannot be built; a tensor of the model and the stored tensor with the same name differ in size or
+            type; or the model has more than 2 * `weights` + 1,000,000 weights.
     """
     model = build_without_memory(name, settings, 16 * parts + 4000)
     expected = model.state_dict() if tensors else {}
@@ -181,8 +180,8 @@ def _check_tensor(name: str, key: str, expected: torch.Tensor, found: Stored) ->
         raise WeightsError(f"{name}: {key} is {shapes[0]} in {found.file}, but {shapes[1]} according to config.json; {_OTHER}")
     if expected.is_floating_point() and not found.is_float:
         raise ModelError(
-            f"{name}: {key} has the type {found.dtype} in {found.file}; weights must be floating point numbers, or config.json "
-            "must have the quantization_config of their format: save the model again with save_pretrained"
+            f"{name}: {key} has the type {found.dtype} in {found.file}: must be a floating point type, or "
+            "config.json must contain a quantization_config; save the model again with save_pretrained"
         )
 
 
@@ -224,9 +223,9 @@ def build_without_memory(name: str, settings: ModelSettings, parts: int) -> Caus
 
 @contextlib.contextmanager
 def _naming_field(what: str, fields: Mapping[str, object]) -> Iterator[None]:
-    """Context that converts exceptions to one-line ModelErrors with the invalid field.
+    """Context that converts exceptions to one-line ModelErrors that name a field.
 
-    The invalid field is the field whose value the exception quotes, such as the name of an unknown activation function. If
+    The message names the field whose value the exception quotes, such as the name of an unknown activation function. If
     there is no such field, the message names only `what`.
     """
 

@@ -48,11 +48,11 @@ def body_module(model: nn.Module) -> nn.Module:
     The body includes the final norm (and the layer `project_out` of OPT).
 
     Raises:
-        ModelError: the model has no body apart from its head.
+        ModelError: the model has no separate body.
     """
     plain = unwrapped(model)
     if plain.base_model is plain:
-        raise ModelError(f"{type(plain).__name__}: has no body apart from its head; use a causal language model")
+        raise ModelError(f"{type(plain).__name__}: has no body separate from its LM head; use a causal language model")
     return plain.base_model
 
 
@@ -82,7 +82,7 @@ def head(model: nn.Module, vocabulary: int | None = None) -> Head:
 
     Args:
         model: A causal language model, with or without PEFT adapters.
-        vocabulary: Number of classes that are used, from class 0 on; if None, all rows of the head are used.
+        vocabulary: Number of rows of the head that are used (the first rows); if None, all rows are used.
 
     Raises:
         ModelError: the head is not a plain linear layer.
@@ -173,14 +173,14 @@ def rope_parts(model: nn.Module) -> list[Mapping[str, object]]:
 
 
 def longrope_limit(model: nn.Module) -> int | None:
-    """Return the length up to which longrope uses its short frequencies; add a hook.
+    """Prepare longrope for batches; return the maximum length of short texts.
 
-    Longrope is a rotary embedding that uses other frequencies for longer texts. The result is the maximum length, in tokens,
-    of a text with the frequencies for short texts; None for models without longrope.
+    Longrope is a rotary embedding that uses other frequencies for long texts than for short texts. The result is in tokens;
+    None for models without longrope.
 
     Transformers chooses the same frequencies for all rows of a batch, by the length of the longest row. Therefore the function
-    registers a forward hook on each rotary embedding of a model with longrope. The hook chooses the frequencies of each row by
-    the length of that row. A second call registers no second hook.
+    registers a forward hook on each rotary embedding of the model. The hook chooses the frequencies of each row by the length
+    of that row. A second call registers no second hook.
     """
     limits = [part["original_max_position_embeddings"] for part in rope_parts(model) if part["rope_type"] == "longrope"]
     if not limits:

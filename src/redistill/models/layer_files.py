@@ -101,8 +101,8 @@ def layer_files(source: ModelConfig) -> Iterator[LayerFiles | None]:
     """Open the files of a model whose layers are read one by one.
 
     Yields:
-        The files, which can be read while the context is active.  None if the files of this model cannot be read in parts: a
-        GGUF file, an adapter, the dtype "auto", or a multimodal model.
+        The files, which can be read while the context is active.  None for a GGUF file, an adapter, the dtype "auto" and a
+        multimodal model, because their layers cannot be read one by one.
 
     Raises:
         ModelError: the model is missing or incomplete, or its config is invalid.
@@ -135,11 +135,11 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
         layers: Number or indices of the layers; see `InitialiseConfig`.
 
     Returns:
-        A student with the same weights as that of `student_from_layers`, in eval mode on the CPU.  None if the files of this
-        teacher cannot be read in parts (`layer_files`), or if the family's weights have other names in files than in memory.
+        The student, in eval mode on the CPU.  Its weights equal those of the result of `student_from_layers`.  None if
+        `layer_files` yields None, or if the family's weights have other names in files than in memory.
 
     Raises:
-        ConfigError: the teacher does not have all of `layers`.
+        ConfigError: a layer in `layers` does not exist in the teacher.
         ModelError: a file is damaged, the family does not allow a model of these layers, or a weight is not finite.
     """
     with layer_files(source) as files:
@@ -159,10 +159,10 @@ def student_from_files(source: ModelConfig, layers: int | tuple[int, ...]) -> Ca
 def _weights(
     paths: list[Path], name: str, chosen: tuple[int, ...], *, skips_others: bool = False
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the weights of the chosen layers and those outside of all layers.
+    """Yield the weights of the chosen layers, and the weights that belong to no layer.
 
-    Each is yielded with its name in the student, and is memory-mapped. `name` is the name of the layer list, such as
-    "layers". With `skips_others`, only weights of the chosen layers are yielded.
+    The function yields each weight with its name in the student. The weights are memory-mapped. `name` is the name of the
+    layer list, such as "layers". With `skips_others`, only weights of the chosen layers are yielded.
     """
     pattern = layer_name(name)
     for path in paths:
@@ -189,7 +189,7 @@ def _filled(
 ) -> CausalModel | None:
     """Return a model of a family with the given weights.
 
-    The result is None if a weight is missing, or has another shape than in the model.
+    The result is None if a weight is missing, or if its shape does not match the model.
     """
     model, report = family.from_pretrained(
         None,

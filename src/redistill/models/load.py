@@ -48,8 +48,8 @@ class ModelConfig:
     """The model to load, and the options for loading it.
 
     Args:
-        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  If this is a LoRA
-            adapter, it is merged into the base model that the adapter's configuration names.
+        model: A hub name ("openai-community/gpt2"), a local folder, or the path of a .gguf file.  A LoRA adapter is merged
+            into the base model that its configuration names.
         revision: Branch, tag or commit of a hub model; if None, its main branch is used.
         adapter: Folder or hub name of a LoRA adapter to be merged into `model`; if None, no adapter is merged.
         dtype: dtype of the weights: "float32", "bfloat16", or "auto" for the file's dtype.  Students are trained in float32;
@@ -96,17 +96,17 @@ def load_model(
     Args:
         config: The model, and the adapter that is merged into it.
         quantise: Format of the quantised weights, "nf4" or "int8"; "none" if they are not quantised.
-        device: Device to which weights are read one by one, so that the machine's memory never contains the whole model. GGUF
-            files, models with an adapter and quantised models are read to the CPU instead.
+        device: Device for the weights.  They are read to this device one by one, so that the machine's memory never contains
+            the whole model.  GGUF files, models with an adapter and quantised models are read to the CPU instead.
 
     Returns:
         The model, in eval mode, and its tokenizer.
 
     Raises:
-        ConfigError: the attention implementation cannot be used; or `quantise` is "nf4" or "int8", and one of these conditions
-            holds: bitsandbytes is not installed; the model is a GGUF file; an adapter is merged into the model.
+        ConfigError: the attention implementation cannot be used; or the model cannot be quantised, because bitsandbytes is not
+            installed, the model is a GGUF file, or an adapter is merged into the model.
         ModelError: the model is missing, incomplete or damaged, or its family cannot be split into a body and an LM head.
-        WeightsError: weights of the model are missing or have another shape than its config describes.
+        WeightsError: weights of the model are missing, or their shapes do not match its config.
         NotFiniteError: weights or logits of the model are not finite, or a matrix has a weight above 10^12 in absolute value.
     """
     check_attention(config.attention)
@@ -184,7 +184,7 @@ def load_tokenizer(config: ModelConfig) -> Tokenizer:
 def _read_tokenizer(checked: CheckedModel, settings: ModelSettings | None) -> Tokenizer:
     """Load and check the tokenizer of a checked model.
 
-    `settings` is the config of the model; None if only the tokenizer is checked, or for a GGUF file.
+    `settings` is the config of the model. It is None for a GGUF file, and for a tokenizer without a model.
     """
     name, source = checked.name, checked.source
     remedy = _DAMAGED if checked.gguf else "check the name, the network, and that the folder is complete"
@@ -331,7 +331,7 @@ def _read_weights(
         options: Further arguments for `from_pretrained`, which may quantise the weights.
 
     Raises:
-        WeightsError: a weight is missing or has another shape than the config describes.
+        WeightsError: a weight is missing, or its shape does not match the config.
         ModelError: the weights cannot be read, or the model uses a kernel that is not part of transformers or torch.
     """
     remedy = _DAMAGED if checked.gguf else "check the name, the network, and that the folder is complete"

@@ -36,16 +36,15 @@ class LoraConfig:
 
     .. math:: W' = W + \frac{\alpha}{r} B A, \qquad A \in R^{r \times D},\ B \in R^{E \times r}
 
-    W is the frozen weight of a linear layer with D inputs and E outputs.  A is initialised at random and B with 0, so that the
-    student equals its base model exactly before training.  Source: Hu et al. (arXiv 2106.09685); the defaults are those of
-    DistiLLM's scripts.
+    W is the frozen weight of a linear layer with D inputs and E outputs.  A is initialised at random and B with 0, so W' = W
+    before training.  Source: Hu et al. (arXiv 2106.09685); the defaults are those of DistiLLM's scripts.
 
     Args:
         rank: The rank r of the adapters, >= 1.
         alpha: Numerator of the scaling factor alpha / r, > 0.
         dropout: Dropout probability of an adapter's inputs in training, in [0, 1).
-        targets: Names of the linear layers that get an adapter. If None, these are the family's query and value
-            projections, or the input projections of a state-space model.
+        targets: Names of the linear layers that get an adapter. If None, the query and value projections get an adapter; in
+            a state-space model, the input projections.
         quantise: "nf4" or "int8" stores the frozen base in 4 or 8 bits (QLoRA); "none" does not quantise it.
         export: "merged" saves a model with the adapters merged into its weights; "adapter" saves the adapters without the base.
 
@@ -141,9 +140,9 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of `model` that a checkpoint contains, by name.
 
-    For a model with adapters, these are the adapters; for other models, the whole state dict. The state dict contains the
-    parameters themselves and not copies, so that tied parameters are the same object. Sharded tensors stay sharded;
-    `placement.full` collects them.
+    For a model with adapters, the result contains only the adapters. For any other model, the result is its state dict, with
+    the parameters themselves instead of copies, so that tied parameters are the same object. Sharded tensors stay sharded;
+    `placement.full` collects the shards.
     """
     if not has_adapters(model):
         return model.state_dict(keep_vars=True)
@@ -197,8 +196,8 @@ def save_student(
         folder: Path of the folder, which must exist.
         export: "merged" saves a model that transformers can load, with merged adapters and dequantised weights; "adapter" saves
             only the adapters, in the format of PEFT. A model without adapters is always saved as a whole.
-        state: The result of `trainable_state`, with unsharded tensors. If None, the model's own state dict is saved. None
-            is not allowed for a sharded model, whose own state dict contains shards even inside `Placement.unsharded`.
+        state: The result of `trainable_state`, with unsharded tensors. It is required for a sharded model, whose own state
+            dict contains shards even inside `Placement.unsharded`. If None, the model's own state dict is saved.
 
     Raises:
         ModelError: `export` is "adapter", but there is no name by which the base model could be loaded.
@@ -212,8 +211,8 @@ def save_student(
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     else:
         raise ModelError(
-            "export = 'adapter': the student's base model was built in this run (from layers, a GGUF file, or another adapter) "
-            "and has no name that its adapters could refer to; use export: merged"
+            "export = 'adapter': the base model has no name that its adapters could refer to, since this run built it from "
+            "layers, a GGUF file or another adapter; use export: merged"
         )
     tokenizer.save_pretrained(folder)
 
@@ -262,9 +261,9 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 def _target_modules(model: nn.Module, wanted: tuple[str, ...] | None) -> list[str]:
     """Choose the layers that get an adapter, and return their names for PEFT.
 
-    `wanted` has the names of the layers; if None, the query and value projections are chosen. A name is the last part of a
-    layer's path, such as "q_proj". If other modules have the same name, for example in a vision encoder, full paths are
-    returned.
+    `wanted` contains the last parts of the paths of these layers, such as "q_proj". If it is None, the query and value
+    projections are chosen. If other modules have one of these names, for example in a vision encoder, the function returns
+    full paths.
     """
     linear = _linear_layers(model)
     there = {path.rpartition(".")[2] for path in linear}

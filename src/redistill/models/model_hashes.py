@@ -1,8 +1,8 @@
 """Hashes of the files that a model is loaded from.
 
-The hashes identify the model: two models with equal hashes compute the same.  Files that `load_model` does not read, and
-fields of config.json that do not affect the computation, do not affect the hashes.  The user's own files are hashed, and
-not the temporary files that `checked_model` creates.
+Models with equal hashes compute the same results.  The hashes do not depend on files that `load_model` does not read, or on
+fields of config.json that do not affect the computation.  The hashed files are the original files of the model, not the
+temporary files that `checked_model` creates.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _RESTORE = "restore its files"
 def model_hashes(config: ModelConfig, file_hash: Callable[[Path], str]) -> dict[str, str]:
     """Hash the files from which `load_model(config)` reads model and tokenizer.
 
-    The files of a hub model are those of the snapshot that this process has loaded.
+    For a hub model, the files of the snapshot that this process has loaded are hashed.
 
     Args:
         config: The model, and the adapter that is merged into it.
@@ -46,8 +46,8 @@ def model_hashes(config: ModelConfig, file_hash: Callable[[Path], str]) -> dict[
 
     Returns:
         A SHA-256 for each of "weights", "adapter", "config", "tokenizer" and "chat template".  If an adapter is merged,
-        "weights" refers to the base model.  For a GGUF file, "weights" refers to the whole file, including its config and its
-        tokenizer, and the hashes of "config", "tokenizer" and "chat template" are constants.
+        "weights" is the hash of the base model's weights.  For a GGUF file, "weights" is the hash of the whole file, which also
+        contains the config and the tokenizer; the hashes of "config", "tokenizer" and "chat template" are then constants.
 
     Raises:
         ModelError: a file of the model has been removed, or cannot be read.
@@ -69,9 +69,9 @@ def model_hashes(config: ModelConfig, file_hash: Callable[[Path], str]) -> dict[
 
 
 def _folder_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict[str, Json]:
-    """Return what identifies a model in a folder.
+    """Return the values from which the hashes of a model in a folder are computed.
 
-    The result has the hashes of the weight files, and the fields of the configs.
+    These values are the hashes of the weight files ("weights") and the fields of the configs ("config").
     """
     weights = weight_names(folder) or [SINGLE]
     removed = next((file for file in (CONFIG, *weights) if folder.find(file) is None), None)
@@ -85,9 +85,9 @@ def _folder_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict
 
 
 def _tokenizer_parts(folder: ModelFolder, file_hash: Callable[[Path], str]) -> dict[str, Json]:
-    """Return what identifies a tokenizer in a folder.
+    """Return the values from which the hashes of a tokenizer in a folder are computed.
 
-    The result has two entries: the tokenizer and its chat templates.  Each has the hashes of files, and the fields of
+    The result has two entries: "tokenizer" and "chat template".  Each contains hashes of files, and fields of
     tokenizer_config.json.
     """
     tokenizer, template = (
@@ -107,7 +107,7 @@ def _hashes(folder: ModelFolder, names: Sequence[str], file_hash: Callable[[Path
 
 
 def _fields(folder: ModelFolder, file: str) -> dict[str, Json] | None:
-    """Return the fields of a JSON file that affect the model; None if it is missing."""
+    """Return the fields of a JSON file that affect the model; None without the file."""
     path = folder.find(file)
     if path is None:
         return None

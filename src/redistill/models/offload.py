@@ -1,8 +1,8 @@
 """Offloading of a teacher's layers to the machine's memory or to files.
 
 The weights of a layer are on the device only while the layer computes.  Accelerate copies them to the device
-when the layer is called, and frees them afterwards.  Embeddings, final norm and head stay on the device, since the pass over
-the vocabulary reads the weight of the head itself.
+when the layer is called, and frees them afterwards.  Embeddings, final norm and head stay on the device, because the
+vocabulary pass uses the weight of the head without calling the head.
 """
 
 import shutil
@@ -22,7 +22,8 @@ Offload = Literal["cpu", "disk"]
 def offload_layers(model: nn.Module, where: Offload, device: torch.device | str, folder: Path) -> None:
     """Offload the layers of a model, and move all other weights to a device, in place.
 
-    Results are bitwise those of the model on the device.  The weights of the layers can no longer be read or trained.
+    The results are bitwise equal to those of a model that is not offloaded.  Weights of offloaded layers cannot be read or
+    trained.
 
     Args:
         model: A causal language model on the CPU, without quantised weights.
@@ -70,7 +71,7 @@ def is_offloaded(model: nn.Module) -> bool:
 def device_weights(model: nn.Module) -> int:
     """Return the maximum size in bytes of a model's weights on its device.
 
-    These are all weights, or for a model with offloaded layers, the largest layer and the weights outside of the layers.
+    If layers are offloaded, only one layer is on the device at a time, together with the weights outside of the layers.
 
     Example:
         >>> device_weights(nn.Linear(2, 2, bias=False))

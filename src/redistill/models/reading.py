@@ -58,7 +58,7 @@ def json_object(what: str, path: Path, remedy: str) -> dict[str, Json]:
         remedy: Action that fixes the failure, with which the message ends.
 
     Raises:
-        ModelError: the file cannot be read, is not JSON, or contains another value than an object.
+        ModelError: the file cannot be read, is not JSON, or contains no JSON object.
     """
     with reading(what, remedy, failure="is not JSON"):
         fields: object = parse_json(path.read_bytes(), any_number=True, unique_keys=False)  # as transformers reads it

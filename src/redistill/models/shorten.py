@@ -2,9 +2,9 @@
 
 Configs describe layers in different ways: by lists with one entry per layer, lists of layer indices, the number of dense
 layers at the start, or the period of a repeated pattern. `shortened_config` converts these fields, so that each layer of
-the student is described like the teacher's layer that it is copied from. `check_layers` compares the layers of the two
-models. If the layers differ, `check_layers` raises an error.  They differ if the config describes them by a field that this
-module does not convert.
+the student is described like the teacher's layer that it is copied from. `check_layers` raises an error if a layer of the
+student differs from that layer of the teacher.  This happens if the config has a field for layers that this module does not
+convert.
 """
 
 import copy
@@ -28,11 +28,11 @@ _OWN = ("idx", "index", "layer_id", "training", "store_full_length_kv")
 
 
 def shortened_config(settings: ModelSettings, chosen: tuple[int, ...]) -> ModelSettings:
-    """Return the config of a model that consists of some layers of another model.
+    """Return the config of a student that consists of some layers of a teacher.
 
     Args:
-        settings: The config of the other model; it is not changed.
-        chosen: Indices of the layers in the other model.
+        settings: The config of the teacher; it is not changed.
+        chosen: Indices of these layers in the teacher.
 
     Raises:
         ModelError: transformers rejects the config that has only the chosen layers.
@@ -104,10 +104,10 @@ def _remapped(text: ModelSettings, chosen: tuple[int, ...]) -> Iterator[tuple[st
 
 
 def _are_indices(values: Sequence[object], count: int) -> bool:
-    """Return whether a list contains layer indices and not one value for each layer.
+    """Return whether a list in a config contains indices of layers.
 
-    Layer indices are integers below `count`, the number of layers, in ascending order. If there are at most 2 layers, a
-    list of `count` integers is considered as one value for each layer.
+    The alternative is a list with one value for each layer. Indices are integers below `count`, the number of layers, in
+    ascending order. If `count` is at most 2, a list of `count` integers has one value for each layer.
     """
     numbers = [value for value in values if type(value) is int and 0 <= value < count]
     return len(numbers) == len(values) and numbers == sorted(set(numbers)) and not (len(values) == count <= 2)
@@ -133,8 +133,8 @@ def check_layers(student: nn.Module, teacher: nn.Module, chosen: tuple[int, ...]
         if different:
             settings = unwrapped(teacher).config
             raise ModelError(
-                f"initialise.layers = {list(chosen)}: layer {own} of the student has another structure than layer {index} of "
-                f"the teacher ({different[0]} differs); the config of the {settings.get_text_config().model_type} family "
+                f"initialise.layers = {list(chosen)}: layer {own} of the student and layer {index} of the teacher "
+                f"differ in {different[0]}; the config of the {settings.get_text_config().model_type} family "
                 f"describes layers by {_fields(settings)}; choose other layers"
             )
 

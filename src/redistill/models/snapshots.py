@@ -113,16 +113,16 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
 
     For a model on the hub, the function downloads the configs, the tokenizer and the adapter (if any). It does not download
     the weights of the model. With `HF_HUB_OFFLINE=1`, or if the hub does not answer within 10 s, files that were downloaded
-    before are used. A path (`is_local`) is never looked up on the hub, where anyone may register a model with the same
-    name.
+    before are used. If `is_local` recognises `name` as a path, the hub is not used: anyone could register a model with this
+    name on the hub.
 
     Args:
         name: A local folder, or a hub name.
         revision: Branch, tag or commit of a hub model; None uses its main branch.
 
     Raises:
-        ModelError: the folder, repository or revision does not exist; the name is no possible path or hub name; or the hub
-            cannot be reached, and no files of the model were downloaded before.
+        ModelError: the folder, repository or revision does not exist; `name` is neither a valid path nor a valid hub name; or
+            the hub cannot be reached, and no files of the model were downloaded before.
     """
     path = model_path(name)
     if path.is_dir():
@@ -130,8 +130,8 @@ def model_folder(name: str, revision: str | None) -> ModelFolder:
     first = name.partition("/")[0]
     if is_local(name) and HUB_NAME.fullmatch(name):
         raise ModelError(
-            f"{name}: no such folder in the folder {first}; give a model folder. The folder {first} hides the hub "
-            f"model of this name: to load that model, run from a folder without {first}"
+            f"{name}: no such folder in the folder {first}; give a model folder. If this is a hub model, the folder {first} "
+            f"hides it: to load it, run from a folder that does not contain {first}"
         )
     if not is_local(name) and (match := _WITH_REVISION.fullmatch(name)):
         remedy = f"use {match[1]}, and set revision (--revision of evaluate) to {match[2]}"

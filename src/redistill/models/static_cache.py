@@ -24,16 +24,16 @@ MIN_COLUMNS = 128
 
 
 class StaticBody(CachedBody):
-    """The body of a model with a cache of fixed size; otherwise equal to `CachedBody`.
+    """A `CachedBody` whose cache has a fixed size.
 
-    The cache stays allocated after a batch, and the next batch uses it again if its shape fits.  Sequences that `select`
-    removes stay in the cache, so that its shape does not change; their results are ignored.
+    The cache stays allocated after a batch.  The next batch uses it again if it needs a cache of the same shape.  Sequences
+    that `select` removes stay in the cache, so that its shape does not change.  Their hidden states are not returned.
 
     Args:
         model: A causal language model that `static_fault` accepts. The caller sets eval mode and disables gradients.
         compiled: Whether the computation of one column is compiled with torch.compile. On a GPU it is also recorded as a CUDA
-            graph, so that all its kernels are launched at once. If compilation fails, a warning is issued once, and the
-            computation continues without it.
+            graph, so that all its kernels are launched at once. If compilation fails, a warning is issued once, and
+            uncompiled code is used.
 
     Raises:
         ConfigError: `compiled` is True, and the folder of torch's compiler cache cannot be created, or other users could change
@@ -88,7 +88,7 @@ class StaticBody(CachedBody):
         self._live_L = self._live_L[kept]
 
     def row(self, sequence: int) -> int:
-        """Return the row of the cache that has the sequence with this batch index."""
+        """Return the cache row of the sequence with the batch index `sequence`."""
         return sequence if self._live_L is None else int(self._live_L[sequence])
 
     def load(self, kv_LXBHCD: torch.Tensor) -> None:
@@ -117,7 +117,10 @@ class StaticBody(CachedBody):
         return cast(torch.Tensor, self._body(**given, use_cache=True).last_hidden_state)
 
     def _mask_of_columns(self, columns: int) -> torch.Tensor:
-        """Return the causal mask of several new columns, [R, 1, T, C]; True where a token attends to a column."""
+        """Return the causal mask of T new columns: [R, 1, T, C] for R rows and C columns.
+
+        The mask is True where a token attends to a column.
+        """
         assert self._mask_RC is not None
         column_C = torch.arange(self._columns, device=self._mask_RC.device)
         causal_TC = column_C <= self._filled + torch.arange(columns, device=column_C.device)[:, None]
@@ -126,7 +129,7 @@ class StaticBody(CachedBody):
         return mask_RTC[:, None]
 
     def _set_lengths(self) -> None:
-        """Set the number of columns that the cache has; a compiled call that failed may have changed it."""
+        """Set the number of columns in the cache, which a failed call may have changed."""
         for layer in self.cache.layers:
             layer.cumulative_length.fill_(self._filled)
 
@@ -148,7 +151,8 @@ class StaticBodies:
     def of(self, model: nn.Module) -> CachedBody:
         """Return the `StaticBody` of a model.
 
-        If the model cannot have a cache of fixed size, the result is a `CachedBody`, and a note is printed at the first call.
+        If the model cannot have a cache of fixed size, the function returns a `CachedBody`.  The first call with this model
+        then prints a note.
         """
         if model not in self._bodies:
             fault, effect, compiled = static_fault(model), "the KV cache grows with the text", self._kind == "compiled"

@@ -49,7 +49,7 @@ class StreamedBody:
         self.first = first
 
     def release_first(self) -> None:
-        """Free the memory of the layer that `first` holds; its head stays in memory."""
+        """Free the memory of the layer of `first`; the head of `first` stays in memory."""
         layer_list(self.first)[1].to("meta")
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class StreamedBody:
         weights = _twice(first, self._outside or {})
         both = self._files.with_weights((0, 0), weights)
         if both is None:
-            raise self._rejected("a model of two layers needs other weights")
+            raise self._rejected("a model with two copies of its first layer cannot be built")
         expected_BTE = body(both.to(self._device))(ids_BT, mask_BT)
         try:
             middle_BTE = _run_layer(first, ids_BT, mask_BT, None, is_last=False)

@@ -1,7 +1,7 @@
 """The student as one module: its body, its head and the network of DAC-KL.
 
-The body maps token ids to hidden states, and the head maps hidden states to logits. DAC-KL is a divergence from a teacher that
-is clipped to an interval; its network predicts the interval.
+The body maps token ids to hidden states, and the head maps hidden states to logits. DAC-KL is a divergence over the classes
+whose score lies in an interval. A small network predicts the interval.
 
 A `Placement` distributes the parameters of this whole module over processes, so that all gradients are handled in the same way.
 Training must call only the forward method of this module: if the parameters are sharded, a submodule that is called directly
@@ -31,10 +31,11 @@ class StudentModule(nn.Module):
 
     Args:
         model: A causal language model of transformers.
-        vocabulary: Number of classes that teacher and student share, from class 0 on; further rows of the head are padding.
+        vocabulary: Number of classes that teacher and student share. They are the first rows of the head; all other rows are
+            padding.
         divergence: The divergence of the objective. If it is a module with parameters, such as DAC-KL with its network, it is
             registered as a submodule, so that its parameters are trained.
-        compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" compiles also the body (the
+        compile: "none" compiles nothing, "rows" compiles the terms of the objective, and "all" also compiles the body (the
             model without its LM head). "auto" means "rows" or "none", depending on the vocabulary size and the machine.
 
     Raises:
@@ -53,7 +54,7 @@ class StudentModule(nn.Module):
 
     @property
     def is_compiled(self) -> bool:
-        """Whether the first training passes compile functions, which takes time.
+        """Whether functions are compiled in the first training passes.
 
         Compilation takes seconds to minutes.
         """
@@ -79,10 +80,9 @@ class StudentModule(nn.Module):
             mode: "learn" computes the objective, and "rows" only the hidden states.
 
         Returns:
-            With "rows", the hidden states of the rows, [N, D], and the head that maps them to logits. With "learn", the
-            objective as a scalar, and the unweighted sum of each term by name. If the head is trainable, the forward pass
-            also adds the gradient of its weight to the weight's ``grad``. The caller must then run the backward pass of the
-            scalar with a gradient of 1.
+            With "rows", the hidden states of the rows, [N, D], and the head. With "learn", the objective as a scalar, and
+            the unweighted sum of each term by name. With "learn", the forward pass also adds the gradient of a trainable
+            head's weight to ``weight.grad``. The caller must then run the backward pass with a gradient of 1.
         """
         hidden_BTD = (self._compiled_body or body(self.model))(batch.input_ids_BT, batch.attention_mask_BT)
         hidden_ND, student_head = hidden_BTD.flatten(0, 1)[batch.position_N], head(self.model, self._vocabulary)

@@ -111,7 +111,7 @@ def check_ids(name: str, tokenizer: Tokenizer, rows: int) -> None:
 def compatibility_warnings(teacher_tokenizer: Tokenizer, student_tokenizer: Tokenizer, *, chat: bool = True) -> list[str]:
     """Return warnings about differences between tokenizers with the same vocabulary.
 
-    The differences may reduce the quality of the student. Chat templates are compared only if `chat` is set.
+    The differences may reduce the quality of the student. Chat templates are compared only if `chat` is True.
     """
     warnings = []
     if teacher_tokenizer.eos_token_id != student_tokenizer.eos_token_id:

@@ -35,16 +35,16 @@ class Adaptive(WrappingNode):
     batch.  Fresh text is added to the buffer (first in, first out).
 
     The policy compares each validation loss with a reference loss, which is at first the validation loss before training.
-    If the validation loss is at least the reference loss + `epsilon`, :math:`\phi` is raised by `threshold_step` (to 1 at
-    most).  The validation loss then becomes the reference loss.  Otherwise, :math:`\phi` and the reference loss do not
-    change.
+    If the validation loss is at least the reference loss + `epsilon`, :math:`\phi` is raised by `threshold_step`, up to a
+    maximum of 1.  The validation loss then becomes the reference loss.  Otherwise, :math:`\phi` and the reference loss do
+    not change.
 
     Source: the adaptive off-policy scheduler of DistiLLM (arXiv 2402.03898), as in its public code; "Off-policy" in Table
     3a of MGSR (arXiv 2407.10068).  The public code samples one number r per micro-batch and process, and has one buffer per
     process.  This implementation samples one r per training sample by default, and has one buffer for all processes.
 
     Args:
-        source: Generates the fresh text.  If it revises the student's text, the buffer contains the revised text.
+        source: The policy that generates the fresh text.  If this policy revises text, the buffer contains the revised text.
         threshold: Initial threshold, in [0, 1]; at 0 only gold answers are used until the validation loss has risen.
         epsilon: Smallest increase of the validation loss over the reference loss that raises the threshold, >= 0, in nats
             per token.

@@ -21,7 +21,7 @@ class _Waiting:
 
     Args:
         sequences: The sequences of this process.
-        weights: Number of updates after which the student had the weights that generated the text.
+        weights: Step of the weights that generated the text: the number of updates that the student had finished.
     """
 
     sequences: tuple[TokenSequence, ...]
@@ -32,17 +32,17 @@ class AheadSource(Wrapping):
     """Generates the sequences of several updates at once (policies.source.Source).
 
     Let n be `num_steps`.  At each step s that is a multiple of n, the wrapped source generates sequences for the training
-    examples of the steps s to s + n - 1.  The random numbers of an answer are those of step s.  A training example can
-    occur in several of these steps.  So that its answers differ, its second answer has the random numbers of step s + 1,
-    its third answer those of step s + 2, and so on.
+    examples of the steps s to s + n - 1.  The answers use the random numbers of step s.  A training example can occur in
+    several of these steps.  So that its answers differ, its second answer uses the random numbers of step s + 1, its third
+    answer uses the random numbers of step s + 2, and so on.
 
     Args:
         source: The source whose sequences are returned.
         gold: The training examples, in the order of training.
         num_steps: Number n of updates whose sequences are generated at once, >= 1.
         updates: Number of updates of the run; no text is generated for steps after the last update.
-        weights_step: Function that receives the number of finished updates.  It returns how many of them were finished when
-            the engine received its weights.
+        weights_step: Function that receives the number of finished updates, and returns the step of the engine's weights: the
+            number of updates that were finished when the engine received its weights.
 
     Example:
         >>> from redistill.policies import StudentGenerated

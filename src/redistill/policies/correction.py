@@ -22,7 +22,7 @@ def locate_error(
 
     .. math:: j = \arg\max_{i \le n} \; \mathrm{KL}(q_i \,\|\, p_i) \quad \text{over } y_i^s \ne y_i^t \quad\text{(Eq. 3)}
 
-    q_i and p_i are the distributions of student and teacher that *predict* response token i, for i up to the number n of
+    q_i and p_i are the distributions of student and teacher that *predict* response token i, and n is the number of response
     tokens.  y_i^s is the student's token, and y_i^t the teacher's token.  Column i of `score_BT` and of the teacher's
     tokens comes from the logits one position before token i.  The caller chooses the teacher's token from p_i once, and
     passes the same token to `locate_error` and `correct`.  If several positions have the largest score, the first is

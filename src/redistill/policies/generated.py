@@ -128,7 +128,7 @@ class Interleaved(StudentGenerated):
 
     New answers are generated at every step.
 
-    .. math:: y_t \sim q(\cdot \mid y_{<t}), \quad \text{and again}\; y_t \sim p(\cdot \mid y_{<t})
+    .. math:: y_t \sim q(\cdot \mid y_{<t}), \quad \text{replaced by}\; y_t \sim p(\cdot \mid y_{<t})
         \;\text{ if it is not among the } k \text{ most probable tokens of } p(\cdot \mid y_{<t})
 
     y_t is the token at position t; q is the student, p the teacher.  A token is replaced before the next token is sampled,

@@ -179,7 +179,7 @@ class RevisedSource(Wrapping):
         source: Generates the drafts.
         tools: The objects that the policy uses.
         scores: Computes the scores of drafts.  If drafts are generated in chunks, this must be the object that scored the
-            chunks, because it has stored their scores.  None, which creates a new object, is allowed only without chunks.
+            chunks, because it has stored their scores.  If None (only allowed without chunks), a new object is created.
     """
 
     def __init__(self, settings: Revised, source: Source, tools: PolicyTools, scores: ScoresDrafts | None = None) -> None:
@@ -227,8 +227,9 @@ class RevisedSource(Wrapping):
     ) -> tuple[list[TokenSequence], list[int]]:
         """Run round `number` of revision; return the revised drafts and error tokens.
 
-        An error token is a token that was replaced; it is given by its position.  A draft without an error token is returned
-        unchanged, with the position -1.  `starts` has a position for each draft; tokens before this position are not replaced.
+        An error token is a token that was replaced.  The function returns the position of each error token.  A draft without
+        an error token is returned unchanged, with the position -1.  `starts` has a position for each draft; tokens before
+        this position are not replaced.
         """
         score_BT, teacher_BT = self._scores.of(step, number, drafts)
         student_BT, valid_BT = pad([draft.response_ids for draft in drafts], 0)

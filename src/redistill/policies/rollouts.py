@@ -203,7 +203,7 @@ class RolloutsSource(Wrapping):
     def _score(self, sequences: list[TokenSequence]) -> list[_Scored]:
         """Return each sequence with the log-probabilities of its targets.
 
-        The log-probabilities are those of student and teacher.
+        Both the student and the teacher compute log-probabilities.
         """
         found = self._scorer.statistics(sequences, ("student_logprob", "teacher_logprob"))
         rows = zip(sequences, found["student_logprob"], found["teacher_logprob"], strict=True)

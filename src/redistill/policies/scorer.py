@@ -54,7 +54,7 @@ class Scorer:
                 if no statistic in `ask` samples tokens.
 
         Returns:
-            A dictionary from the name of each statistic to a list, which has a tensor [targets] for each sequence.
+            For each name in `ask`, a list that contains a tensor [targets] for each sequence.
         """
         found: dict[Statistic, list[torch.Tensor]] = {name: [] for name in ask}
         for start in range(0, len(sequences), self.batch_size):

@@ -108,9 +108,9 @@ def _split(value: StateValue, path: Path, found: list[tuple[Path, torch.Tensor |
 
 
 def _joined(value: Json, path: Path, found: Mapping[Path, StateValue]) -> StateValue:
-    """Return a copy of `value` into which the values of `found` are inserted.
+    """Return a copy of `value` that contains the values of `found` instead of None.
 
-    `found` has the positions of these values in the whole state, and `path` is the position of `value` in the same state.
+    The keys of `found` are the positions of these values in the whole state, and `path` is the position of `value` in it.
     """
     if path in found:
         return found[path]

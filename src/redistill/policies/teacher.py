@@ -225,7 +225,7 @@ class ResponseStore:
                 shown = plain_line(reprlib.repr(given))
                 raise DataError(
                     f"{self._path}: its answers have {name} = {shown}, and this run has {mine}; set policy.store to another "
-                    "file, or remove this one"
+                    "file, or delete this file"
                 )
 
 

@@ -90,8 +90,8 @@ class Core:
 
         Args:
             raw_CV: Raw logits of the student, before scale and softcap.
-            target_rows: For the rows of the tile, the teacher's logits or the classes that the teacher provides.  None if
-                no term compares the tile with the teacher.
+            target_rows: The teacher's logits, `TopClasses` or `SampledClasses` of the rows.  None if no term compares the
+                tile with the teacher.
             tensors: For each of `self.rules`, its tensor arguments, such as targets and weights.
         """
         logq_CV = torch.log_softmax(finished(raw_CV, self.scale, self.softcap), dim=-1)
@@ -114,15 +114,15 @@ def of_rows(target_rows: TargetRows | None, change: Callable[[Tensor], Tensor]) 
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """Rows that are processed at once, and a halo row if the span loss needs one.
+    """A tile: rows that are processed at once, and possibly the halo row.
 
-    The span loss compares student and teacher at each pair of neighbouring rows.  The halo row is the row after the tile: the
-    second row of a pair whose first row is the last row of the tile.
+    The span loss compares student and teacher at each pair of neighbouring rows.  Therefore it also needs the halo row: the
+    row after the tile.
 
     Args:
         raw_CV: Raw logits of the student, including the halo row.
-        target_rows: For these rows, including the halo row, the teacher's logits or the classes that the teacher provides.
-            None if no term compares these rows with the teacher.
+        target_rows: The teacher's logits, `TopClasses` or `SampledClasses` of these rows, including the halo row.  None if no
+            term compares these rows with the teacher.
         tensors: For each term, its tensor arguments, such as targets and weights, without the halo row.
     """
 

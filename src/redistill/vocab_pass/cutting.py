@@ -95,8 +95,8 @@ def cut_rows(chunk_bytes: int, row_bytes: int, compiled: bool, device: torch.dev
 def padded_rows(num_rows: int, tile: int, device: torch.device | str) -> int:
     """Return the number of rows to which a compiled tile is padded.
 
-    Terms are compiled anew for each number of rows.  On a CPU, all tiles have the maximum number of rows.  On an accelerator,
-    tiles are large.  There, they have the maximum number of rows, half or a quarter of it.
+    Terms are compiled again for each number of rows, so only a few numbers are used.  On a CPU, all tiles are padded to the
+    maximum number of rows.  On an accelerator, tiles are large, and are padded to the maximum, a half or a quarter of it.
 
     Args:
         num_rows: Number of rows of the tile.

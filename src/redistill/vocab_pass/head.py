@@ -54,8 +54,7 @@ class Products:
         """The dtype in which the operands of the matrix products are stored.
 
         The dtype is torch.bfloat16 if the device is CUDA, `self.bf16` is True and autograd is disabled.  Otherwise it is
-        `self.result`.  Autograd is excluded, since it cannot differentiate a product of bf16 operands with a float32
-        result.
+        `self.result`.  Autograd cannot differentiate a product of bf16 operands with a float32 result.
         """
         return torch.bfloat16 if self.bf16 and self.device == "cuda" and not torch.is_grad_enabled() else self.result
 
@@ -77,7 +76,7 @@ class Products:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """Context without autocast, in which the precision of CPU products is set.
+        """Context without autocast; it also sets the precision of products on a CPU.
 
         If `self.bf16` is True, products of fp32 tensors on a CPU round their operands to bf16.
         """

@@ -28,7 +28,7 @@ def with_phrases(
 ) -> tuple[Term, ...]:
     """Return the terms, with `value_N` and `slope_N` set in each `PhraseTerm`.
 
-    The heads of student and teacher are applied to the rows of these terms one additional time, without gradient.
+    For each `PhraseTerm`, the heads of student and teacher are applied to its rows one additional time, without gradient.
 
     Args:
         terms: The terms of the objective.  Terms of other classes are returned unchanged.
@@ -66,7 +66,7 @@ def _prepared(
 def _teacher_logprob(rows: TargetRows, token_C: Tensor) -> Tensor:
     """Return the teacher's log-probability of each token.
 
-    The value is NaN for a token that is not among the classes that the teacher provides.
+    The value is NaN for a token whose log-probability the teacher does not provide.
     """
     assert not isinstance(rows, SampledClasses), "a span loss needs the teacher's probabilities"
     if isinstance(rows, Tensor):

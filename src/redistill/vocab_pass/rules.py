@@ -61,7 +61,7 @@ def both_models(logq_CV: Tensor, target_rows: TargetRows) -> Both:
 
     Args:
         logq_CV: Student log-probabilities.
-        target_rows: Teacher logits of the same rows, or the classes that the teacher provides.
+        target_rows: Teacher logits, `TopClasses` or `SampledClasses` of the same rows.
     """
     if isinstance(target_rows, SampledClasses):
         logq_CK, dtype = logq_CV.gather(1, target_rows.class_NK), logq_CV.dtype

@@ -126,7 +126,7 @@ def _invert(masses_NK: torch.Tensor, uniform_N: torch.Tensor) -> torch.Tensor:
     """Return for each row the first index whose cumulative mass exceeds a threshold.
 
     The threshold is `uniform_N` times the largest cumulative mass of the row, so such an index always exists.  An index
-    with mass 0 is never returned, even if rounding makes the cumulative mass rise there.
+    with mass 0 is never returned, even if rounding increases the cumulative mass at this index.
     """
     cumulative_NK = masses_NK.cumsum(-1).masked_fill(masses_NK <= 0, -1.0)
     threshold_N = uniform_N * cumulative_NK.amax(-1)

@@ -36,13 +36,13 @@ def vocab_pass(
     .. math:: L = \sum_k c_k \sum_n l_k(n) \quad \text{over terms } k \text{ with coefficients } c_k \text{ and rows } n
 
     The forward pass also computes the gradients of the hidden states, the head and the divergence's parameters, in chunks
-    of rows. The backward pass multiplies these gradients by the incoming scalar.  Each input that requires a gradient gets
-    one, even a gradient of 0: in data-parallel training, all processes must have gradients of the same tensors.  The span
-    loss compares neighbouring rows. If the rows of a pair are in different chunks, the second row (the halo row) is
+    of rows. The backward pass multiplies these gradients by the incoming scalar.  An input that requires a gradient gets a
+    gradient of 0 if it has no effect: in data-parallel training, all processes must have gradients of the same tensors.  The
+    span loss compares neighbouring rows. If the rows of a pair are in different chunks, the second row (the halo row) is
     computed in both chunks, and its two gradients are added.
 
     Args:
-        student_hidden_ND: Hidden states of the rows: only of the positions that predict a target token.
+        student_hidden_ND: Hidden states of the rows.  Only positions that predict a target token have a row.
         student_head: The student's head; no gradient is computed for frozen weights.
         target: Function that returns the teacher's logits of a slice of rows; None without divergence and span terms.
         terms: The terms of the objective; at most one of each class, each with its own name.
@@ -154,15 +154,14 @@ class _Task:
     def with_halo(self, rows: slice) -> slice:
         """Return `rows`, extended by the next row (the halo row) if a span term needs it.
 
-        The span loss compares the last row with the next row, if the latter is one of the first `num_distilled` rows.
+        The span loss compares the last of `rows` with the next row, if the next row is one of the first `num_distilled` rows.
         """
         return slice(rows.start, rows.stop + int(self.has_pairs and rows.stop < self.num_distilled))
 
     def target_rows(self, rows: slice) -> TargetRows | None:
-        """Return the teacher's distributions of `rows`.
+        """Return the teacher's logits, `TopClasses` or `SampledClasses` of `rows`.
 
-        These are logits, `TopClasses` or `SampledClasses`.  Only rows among the first `num_distilled` rows of the batch are
-        included; if there are none, the result is None.
+        Only the first `num_distilled` rows of the batch are included; if `rows` contains none of them, the result is None.
         """
         rows = slice(rows.start, min(rows.stop, self.num_distilled))
         if rows.start >= rows.stop:
@@ -242,7 +241,10 @@ class _GradientInForward(torch.autograd.Function):
 
 
 def _holds_gradient(weight_VD: Tensor) -> bool:
-    """Return whether gradients can be added to `weight_VD.grad`; create it if missing."""
+    """Return whether gradients can be added to `weight_VD.grad`.
+
+    If so, a missing `weight_VD.grad` is created.
+    """
     if not (weight_VD.requires_grad and weight_VD.is_leaf and weight_VD.dtype == loss_dtype(weight_VD)):
         return False
     if weight_VD.grad is None:
@@ -252,7 +254,10 @@ def _holds_gradient(weight_VD: Tensor) -> bool:
 
 @torch.no_grad()
 def _walk(task: _Task, sums: Sums, gradients: _Gradients | None) -> Tensor:
-    """Return the objective; add to `sums` in place, and to `gradients` if not None."""
+    """Return the objective; add to `sums` and `gradients` in place.
+
+    If `gradients` is None, no gradients are computed.
+    """
     storage, zero = task.products.storage, task.hidden_ND.new_zeros((), dtype=torch.float64)
     task = replace(task, hidden_ND=task.hidden_ND.to(storage), head=task.head.prepared(task.hidden_ND))
     sums |= {term.name: torch.zeros_like(zero) for term in task.terms}
@@ -268,8 +273,8 @@ def _walk_block(task: _Task, block: slice, carry_V: Tensor | None, sums: Sums, g
     The halo row of a block is the first row of the next block, if the span loss compares it with the block's last row.
 
     Args:
-        carry_V: If the first row of this block is the halo row of the previous block, the gradient of its raw logits from
-            the previous block; otherwise None.
+        carry_V: The result for the previous block.  It is a gradient if the halo row of the previous block is the first row of
+            this block; otherwise None.
 
     Returns:
         The gradient of the raw logits of this block's halo row; None without a halo row or without gradients.

@@ -8,14 +8,14 @@ the properties that every divergence must have.
 A log-probability of -inf marks a class that a model rules out (vocabulary padding, a mask):
 
 - A class that both models rule out contributes 0 to every divergence.
-- Some formulas can be infinite if only one model rules out a class: those of forward KL, of reverse KL, of their
-  combinations, and of alpha-beta with an exponent of 0.  In these divergences, the class contributes 0 instead of the value
-  of the formula.  An infinite loss would end the run because of a single class that one model cannot predict.
-- The formulas of Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are always finite.
-  In these divergences, the class contributes the value of the formula.
+- Forward KL, reverse KL, their combinations, and alpha-beta with an exponent of 0 can be infinite if only one model rules out
+  a class.  In these divergences, the class contributes 0 instead.  An infinite loss would end the run because of a single
+  class that one model cannot predict.
+- Jensen-Shannon, skew KL, total variation, and alpha-beta with both exponents above 0 are always finite.  In these
+  divergences, the class contributes the value of the formula.
 
 The divergences do not reduce over rows, and have no trainable parameters.  `ByOrigin` applies a different divergence to text of
-each origin (data set, student or teacher).  All others do not depend on the origin.
+each origin (data set, student or teacher).  The other divergences do not depend on the origin.
 """
 
 from redistill.losses.divergences.acceptance import HybridAcceptance, NegativeLogAcceptance

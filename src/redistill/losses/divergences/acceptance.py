@@ -21,13 +21,13 @@ class NegativeLogAcceptance(Softened):
     .. math:: D(p, q) = -\log \alpha, \qquad \alpha = \sum_v \min(p_v, q_v)
 
     p is the teacher, q the student (the draft model). Source: LK losses (arXiv 2602.23881). D is in nats per token, D >= 0,
-    and D = 0 exactly when p = q. The gradient flows through q only. The gradient is that of total variation, divided by
-    alpha. Therefore it does not vanish where nearly all tokens are rejected.
+    and D = 0 exactly when p = q. The gradient flows through q only. It equals the gradient of total variation, divided
+    by alpha. Therefore it does not vanish where nearly all tokens are rejected.
 
     Call:
         logq_NV: Student log-probabilities; float64 stays float64, all else is computed in float32.
         logp_NV: Teacher log-probabilities, same shape, no gradient.
-        Returns divergence_N, unreduced; at most 175 (1417 in float64), where p and q have no class in common.
+        Returns divergence_N, unreduced.  Its maximum, if p and q have no class in common, is 175 (1417 in float64).
 
     Example:
         >>> logp_NV, logq_NV = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.4, 0.6]]).log()

@@ -28,8 +28,8 @@ class ByOrigin:
     divergence, for most of them nats per token.
 
     Args:
-        student: Divergence on text that the student generated alone (origin "student"), together with the teacher ("mixture"),
-            or for an earlier update ("replay").
+        student: Divergence on text that the student generated: alone (origin "student"), together with the teacher (origin
+            "mixture"), or in an earlier update (origin "replay").
         teacher: Divergence on text that the teacher generated.
         dataset: Divergence on gold answers.  If None, the divergence `teacher` is used.
         revised: Divergence on student text in which a token was replaced by the teacher's.  If None, `student` is used.
@@ -86,7 +86,7 @@ class ByOrigin:
     def needs(self) -> Needs:
         """What the divergences require of the teacher.
 
-        The result includes the probabilities of classes, and the requirements of each single divergence.
+        The result combines the requirements of the single divergences.
         """
         needs = Needs(probabilities=True)
         for divergence in self.parts.values():

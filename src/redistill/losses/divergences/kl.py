@@ -51,7 +51,7 @@ class ForwardKL(Softened):
 
         .. math:: \hat D = -\sum_k w_k \log q_{c_k} - H(p), \qquad \mathbb{E}\,\hat D = \mathrm{KL}(p \,\|\, q)
 
-        The estimate and its gradient have no bias.  A single estimate can be negative.
+        The estimate and its gradient are unbiased.  A single estimate can be negative.
 
         Args:
             logq_NK: Student log-probabilities of the sampled classes.

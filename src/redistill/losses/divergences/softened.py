@@ -17,7 +17,7 @@ from redistill.tensors import loss_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Softened:
-    r"""Base class of divergences, which applies temperatures to both distributions.
+    r"""Base class of divergences; it applies temperatures to both distributions.
 
     .. math:: D_T(p, q) = D\bigl(\mathrm{softmax}(\log p / (T\, T_p)),\; \mathrm{softmax}(\log q / T)\bigr)
 

@@ -44,14 +44,15 @@ class Taid(Softened):
     p_t depends on q.  Early targets are close to the student, so a student that is much worse than the teacher approaches the
     teacher in small steps.  Source: TAID (arXiv 2501.16937).  D is in nats per token, D >= 0, and D = 0 exactly when p = q.
 
-    In the equations above, t follows a linear schedule.  If `adaptation` is above 0, the target can move faster than this
-    schedule.  It moves faster if the loss decreases more.  After update n, whose mean divergence is J_n,
+    In the equations above, t follows a linear schedule.  If `adaptation` is above 0, t can increase faster than this schedule:
+    the more the loss decreases, the faster.  After update n, whose mean divergence is J_n,
 
     .. math:: m_n = \beta m_{n-1} + (1 - \beta) \frac{J_{n-1} - J_n}{J_{n-1}}, \qquad
         t_{n+1} = \max\bigl(t_{schedule},\; \min(t_{end},\; t_n + \alpha\, \sigma(m_n) (1 - t_n))\bigr)
 
     t_schedule is the value of the linear schedule, alpha is `adaptation`, beta is `momentum`, and sigma is the logistic
-    function.  After the first update, only J is set.  Inside `by_origin`, this divergence uses the linear schedule only.
+    function.  The first update only sets J, because a decrease needs two values of J.  Inside `by_origin`, this divergence uses
+    the linear schedule only.
 
     Args:
         t_start: Weight t of the teacher at the first update, in (0, 1).
@@ -106,8 +107,7 @@ class Taid(Softened):
         """Return the pace after an update.
 
         Args:
-            pace: State before this call: the progress that the update used, and momentum and loss after the previous
-                update.
+            pace: State before the update: `momentum` and `loss` of the previous update, and `progress` of this update.
             loss: Mean divergence of the update, in nats; must be finite.
         """
         if pace.loss is None:
