@@ -267,7 +267,7 @@ class Batch:
             both rows.
         num_sampled, num_sampled_rows: Number of sequences, and number of rows, with the role "distillation".
         num_span_samples: Number of sequences with the role "distillation" and at least one span that the span loss uses.
-        role: "pretraining" if only the pre-training term uses the micro-batch; "task" if all other terms use it.
+        role: "pretraining" for a micro-batch of the pre-training term; "task" for a micro-batch of the other terms.
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
         old_logprob_N, advantage_N, importance_N: float32; the values of `Rollout`, for the first `num_sampled_rows` rows. They
             are 0 for sequences without a `Rollout`.
@@ -312,7 +312,7 @@ class Batch:
 
 
 class Divergence(Protocol):
-    """A function that measures the distance of two distributions, student and teacher.
+    """A function that measures how much student and teacher distributions differ.
 
     A divergence is a frozen dataclass whose fields are its hyper-parameters.
 
@@ -665,7 +665,7 @@ class Sampling:
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether tokens depend on the teacher, so that the engine runs both models."""
+        """Whether the teacher affects sampling; if so, the engine runs both models."""
         return self.teacher_share > 0 or self.teacher_top_k > 0
 
 
@@ -674,8 +674,7 @@ class GenerationRequest:
     """One prompt to continue.
 
     Args:
-        prompt_ids: The tokens to continue. If only the end of a response is generated again, its beginning is part of these
-            tokens.
+        prompt_ids: The tokens to continue: a prompt, or a prompt with the beginning of a response.
         max_new_tokens: Maximum number of tokens to generate, >= 1.
         seed: Seed of the run or of the evaluation.
         stream: Key of the random stream of this request, such as ("response", step, sample). Seed and key determine the random
@@ -924,10 +923,11 @@ class Needs(_Flags):
             from the student, sampled tokens, or log-probabilities of given tokens.
         teacher_text: Requires text that the teacher generates.
         mixture: Requires tokens sampled from a mixture of student and teacher.
-        samples_student: Requires text sampled from the student, because the student's log-probabilities of it are used.
+        samples_student: Requires text sampled from the student, because the log-probabilities of this text under the student
+            are used.
         gold: Requires gold answers, which are the answers in the data. If neither policy nor objective requires them, the
             training data may consist of prompts alone.
-        replacement: Requires an engine that replaces tokens of the student that the teacher ranks low, while text is generated.
+        replacement: Requires an engine that, during generation, replaces student tokens that the teacher ranks low.
 
     Raises:
         ConfigError: a field is not a bool.

@@ -149,7 +149,9 @@ class ServerError(RedistillError):
 
 
 class ServerUnavailableError(ServerError):
-    """A server did not reply in time, or all attempts of a request failed temporarily.
+    """A server did not reply in time, or all attempts of a request failed.
+
+    The request may succeed later.
 
     Example:
         >>> issubclass(ServerUnavailableError, ServerError), ServerUnavailableError.exit_code

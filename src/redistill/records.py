@@ -156,7 +156,7 @@ class Conversation:
 
     Args:
         turns: The messages, oldest first.
-        tools: The tools that the assistant may call: the definition of each, as the text of a JSON object.
+        tools: Definitions of the tools that the assistant may call, each as the text of a JSON object.
 
     Example:
         >>> Conversation((Turn("system", "Be brief."), Turn("user", "Good morning."))).turns[-1].content
@@ -175,8 +175,8 @@ class Record:
         record_id: Identifier of the row, such as "dolly:17".
         prompt: The prompt that a model answers.
         references: Correct answers; empty for a row that has only a prompt.
-        answer: The last turn of a conversation, if it has reasoning or tool calls; otherwise None. A reference is only a text
-            and cannot contain them. Training uses this turn; scores are computed with the reference.
+        answer: The last turn of a conversation, if it has reasoning or tool calls; otherwise None. Training uses this turn.
+            Scores are computed with the references, which contain neither reasoning nor tool calls.
         category: Kind of the task, such as "open_qa", by which reports group scores; "" if the row has none.
 
     Example:
@@ -244,9 +244,8 @@ class Metric:
             one reference.
         aggregate: Function that returns the score of a data set. It receives the scores of all its answers with one seed.
             Comparisons of models use means over prompts instead.
-        can_score: Function that receives a record. It returns False if every answer would get the worst score, because of the
-            record's references. Such records are reported before training and before an evaluation. By default, every record
-            can be scored.
+        can_score: Function that receives a record. It returns False if the references of the record give every answer the worst
+            score. Such records are reported before training and before an evaluation. By default, every record can be scored.
         binary: True if every score is 0 (wrong) or 1 (correct). An evaluation with several seeds then also computes pass@k: the
             probability that at least one of k answers is correct.
 

@@ -1,8 +1,8 @@
 """Shape letters, padding, and the dtype of losses.
 
 A supervised token is a token that the student is trained to predict. Its *row* is the distribution that predicts it. The row of
-a token at position t is computed from the hidden state at position t - 1. Only data/collate.py applies this shift. A chunk
-consists of rows whose [rows, vocabulary] tensors exist at the same time.
+a token at position t is computed from the hidden state at position t - 1. Only data/collate.py applies this shift. Tensors
+of shape [rows, vocabulary] are computed for one chunk of rows at a time, to save memory.
 
 Shape letters are the suffixes of tensor names:
 

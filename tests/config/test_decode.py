@@ -152,7 +152,7 @@ REJECTED = {
     "default kind, no mapping": ({"engine": 3}, "engine.kind: missing; choose one of local"),
     "external default kind": (
         {"engine": "own:Engine"},
-        "engine.kind = 'own:Engine': external classes are not accepted here, only for no field; use a kind that redistill",
+        "engine.kind = 'own:Engine': external classes are not accepted; use a kind that redistill defines",
     ),
     "deep": (
         {"group": {"inner": {"kind": "circle", "radios": 1}}},

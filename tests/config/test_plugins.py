@@ -275,7 +275,7 @@ def test_declared_capabilities_are_checked_against_the_method(folder):
 def test_a_student_cannot_copy_layers_of_an_external_teacher(folder):
     student = {"model": "teacher", "initialise": {"layers": 2}}
     assert error_of(folder, "own_parts", method="kd", student=student, **OUTSIDE).startswith(
-        "student.model = 'teacher': needs a teacher whose weights are loaded here (teacher.kind local)"
+        "student.model = 'teacher': needs a teacher that is loaded in this process (teacher.kind local)"
     )
 
 
@@ -358,14 +358,14 @@ def test_an_invalid_teacher_or_engine_is_rejected(folder, section, expected):
 def test_a_field_without_external_classes_is_rejected_with_those_that_accept_them(folder):
     policy = {"kind": "rollouts", "source": "own_parts:Late"}
     assert error_of(folder, "own_parts", method="minillm", policy=policy) == (
-        "policy.source.kind = 'own_parts:Late': external classes are not accepted here, only for divergence, policy, "
-        "teacher, engine; use a kind that redistill defines"
+        "policy.source.kind = 'own_parts:Late': external classes are accepted only for divergence, policy, teacher, "
+        "engine; use a kind that redistill defines"
     )
 
 
 def test_an_invalid_method_is_rejected(folder):
     assert error_of(folder, "own_parts", method="own_parts:NUMBER") == (
-        "method = 'own_parts:NUMBER': is a int; must be a redistill.config.methods.Method"
+        "method = 'own_parts:NUMBER': has the type int; must be a redistill.config.methods.Method"
     )
 
 

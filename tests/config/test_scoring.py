@@ -84,13 +84,13 @@ REJECTED = {
     ),
     "no name near": (
         {"evaluation": {"metrics": ["zzz"]}},
-        "evaluation.metrics = 'zzz': no such metric; choose one of rouge_l, exact_match, chrf, final_number;",
+        "evaluation.metrics = 'zzz': no such metric; choose one of rouge_l, exact_match, chrf, final_number (",
     ),
     "none": ({"evaluation": {"metrics": []}}, "evaluation.metrics = []: must have at least one"),
     "twice": ({"evaluation": {"metrics": ["rouge_l", "rouge_l"]}}, "evaluation.metrics = ['rouge_l', 'rouge_l']: must have"),
     "no metric": (
         {"evaluation": {"metrics": ["scoring_parts:NUMBER"]}},
-        "evaluation.metrics = 'scoring_parts:NUMBER': is a int; must be",
+        "evaluation.metrics = 'scoring_parts:NUMBER': has the type int; must be",
     ),
     "no object": (
         {"evaluation": {"metrics": ["scoring_parts:MIEN"]}},
@@ -131,12 +131,12 @@ REJECTED = {
     ),
     "no task": (
         {"data": {"tests": {"scoring_parts:NUMBER": None}}},
-        "data.tests: 'scoring_parts:NUMBER': is a int; must be a redistill.data",
+        "data.tests: 'scoring_parts:NUMBER': has the type int; must be a redistill.data",
     ),
-    "no such task": ({"data": {"tests": {"doly": None}}}, "data.tests: no task 'doly'; did you mean 'dolly'? give a path"),
+    "no such task": ({"data": {"tests": {"doly": None}}}, "data.tests: no test set 'doly'; use 'dolly', or give"),
     "task without rows": (
         {"data": {"tests": {"scoring_parts:BARE": None}}},
-        "data.tests: no task 'bare'; must be one of dolly",
+        "data.tests: no test set 'bare'; use one of dolly",
     ),
     "task of a bad name": (
         {"data": {"tests": {"scoring_parts:SLASHED": "a.jsonl"}}},

@@ -75,7 +75,7 @@ def test_a_path_replaces_the_hub_file(name, local, hub):
 
 
 def test_an_unknown_task_without_a_path_is_an_error_with_the_nearest_name():
-    with pytest.raises(ConfigError, match="no task 'dollie'; did you mean 'dolly'"):
+    with pytest.raises(ConfigError, match="no test set 'dollie'; use 'dolly'"):
         load_task("dollie")
 
 

@@ -104,7 +104,7 @@ def test_a_csv_file_without_a_header_is_one_error(tmp_path: Path, name: str, col
     with pytest.raises(DataError) as caught:
         read_records(Source(path=str(path), columns=columns), max_bad_rows=10**6)
     names = "'Name the colour 0.', 'Red 0.'"
-    assert str(caught.value).startswith(f"{path}: its first line has no known name of a column ({names}); if it is a row, put")
+    assert str(caught.value).startswith(f"{path}: its first line has no known column name ({names}); if it is a row, put")
 
 
 def test_a_csv_file_whose_columns_can_be_mapped_suggests_the_mapping(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ FAULTS: dict[str, tuple[Callable[[int], bytes], str]] = {
     "missing key": (lambda k: json.dumps({"output": f"{k}"}).encode(), "its keys are 'output'; rows need instruction"),
     "wrong type": (lambda k: line(output=k), "'output' is a number; it must be a string"),
     "1 MB row": (lambda k: line(output="x" * MAX_ROW_BYTES), f"a row may have at most {MAX_ROW_BYTES}"),
-    "all masked": (lambda k: line(instruction=f"{k}?", output="\u200b"), "has no tokens in this tokenizer"),
+    "all masked": (lambda k: line(instruction=f"{k}?", output="\u200b"), "returns no tokens for the prompt or the answer"),
     "duplicate": (lambda k: json.dumps(clean(k % FIRST)).encode(), "exact duplicate of "),
     "BOM": (lambda k: b"\xef\xbb\xbf" + line(output=f"{k}"), "begins with a byte order mark"),
     "CR in a string": (lambda k: line(output="a?b").replace(b"?", b"\r"), "not JSON (Invalid control character"),

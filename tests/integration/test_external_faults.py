@@ -119,7 +119,7 @@ FAULTS: dict[str, tuple[int, dict[str, Any], str]] = {
         f"engine, {fault}": (code, {"engine": {"kind": "parts:Engine", "fault": fault}}, text)
         for fault, code, text in [
             ("raises", 2, "its capabilities cannot be computed (RuntimeError: no capabilities)"),
-            ("dict", 2, "capabilities is a dict; must be a redistill.contracts.EngineCapabilities"),
+            ("dict", 2, "capabilities has the type dict; must be a redistill.contracts.EngineCapabilities"),
             ("flag", 2, "mixture = 'yes': must be True or False"),
             ("build", 2, "cannot be built (RuntimeError: no server)"),
             ("methods", 2, "has no sync and no generate"),

@@ -133,5 +133,5 @@ def test_a_run_learns_from_a_quantised_teacher(tmp_path):
 
 @pytest.mark.parametrize("change", [{"adapter": "a"}, {"model": "teacher.gguf"}])
 def test_a_teacher_that_cannot_be_quantised_is_rejected_when_the_recipe_is_read(tmp_path, change):
-    with pytest.raises(ConfigError, match=r"teacher\.quantise = 'nf4': needs a teacher without adapter that is no GGUF file"):
+    with pytest.raises(ConfigError, match=r"teacher\.quantise = 'nf4': cannot be combined with an adapter or a GGUF file"):
         tiny_run(tmp_path, teacher={"quantise": "nf4", **change})

@@ -1,1 +1,1 @@
-"""The configuration of runs: YAML recipes, methods and classes of other packages."""
+"""The configuration of runs: recipes, distillation methods, external components."""

@@ -2,7 +2,7 @@
 
 A method declares what it needs, such as teacher logits of the whole vocabulary (`Needs`). A teacher and an engine declare what
 they support (`TeacherCapabilities`, `EngineCapabilities`). Teacher and engine are compatible with the method if they support
-everything that it needs. No model is loaded to find this out.
+everything that it needs. The check loads no model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -167,8 +167,8 @@ def why_gold(row: Method) -> str:
         row: The method.
 
     Returns:
-        One line of text that names the part of the method that needs gold answers, and methods without such a part; "" if
-        the method has no such part.
+        One line of text that names the setting that needs gold answers, and the methods that can train on prompts alone. The
+        result is "" if the method is one of them.
 
     Example:
         >>> why_gold(METHODS["kd"])  # doctest: +ELLIPSIS

@@ -77,9 +77,9 @@ def decode(expected: type[Tree], tree: Mapping[str, object], names: Names, exter
 def _check_texts(value: object, path: str = "") -> None:
     """Raise a ConfigError if `value` contains a string that is not allowed.
 
-    A string must not be too long, and must not contain a secret, a control character or a line feed. It must be a possible path
-    of a file, unless its field is in `_FREE`. All strings in mappings and lists are checked. `path` is the path of `value` in
-    the recipe, for the error message.
+    A string must not be too long, and must not contain a secret, a control character or a line feed. If the name of its field
+    matches `_FILES`, the string must also be a valid path of a file. All strings in mappings and lists are checked. `path` is
+    the path of `value` in the recipe, for the error message.
     """
     if isinstance(value, dict):
         for key, item in value.items():
@@ -98,7 +98,7 @@ def _check_text(path: str, text: str) -> None:
             f"{path} = {shown(text)}: is {len(text)} characters long; must be at most {MAX_TEXT}; use a shorter name or path"
         )
     if text.splitlines() not in ([], [text]):
-        raise ConfigError(f"{path} = {shown(text)}: contains a line feed; remove it, since names and paths have one line")
+        raise ConfigError(f"{path} = {shown(text)}: contains a line feed; remove it, since the value must be one line")
     if text != printable(text):
         fault = "contains a control character, an invisible character or a lone surrogate; remove it"
         raise ConfigError(f"{path} = {shown(text)}: {fault}")
@@ -197,8 +197,8 @@ def _decode_kind(members: list[type], value: object, path: str, context: _Contex
     """Return an instance of the dataclass that the key `kind` of `value` selects.
 
     The dataclass is one of `members`, or an external class (a class of another package). A string `value` is equivalent to a
-    mapping with only the key `kind` and this string. If a mapping has no key `kind`, it selects the first class of `members`
-    that defines an attribute `kind`; an inherited attribute does not count.
+    mapping with only the key `kind` and this string. A mapping without the key `kind` selects the first class of `members`
+    that itself defines an attribute `kind`.
     """
     tree = {"kind": value} if isinstance(value, str) else value
     kinds = {kind_of(member): member for member in members}

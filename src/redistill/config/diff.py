@@ -23,9 +23,10 @@ class Difference(NamedTuple):
 
 
 def config_diff(left: Run, right: Run) -> list[Difference]:
-    """Return the settings in which two recipes differ, with all defaults.
+    """Return the settings in which two recipes differ.
 
-    The policy and the objective are those that each run uses: those of the recipe, or else those of its method.
+    A field that a recipe omits has its default value. The policy and the objective are those that each run uses: those of the
+    recipe, or else those of its method.
 
     Args:
         left: The first recipe.
@@ -47,7 +48,7 @@ def config_diff(left: Run, right: Run) -> list[Difference]:
 
 
 def resolved(run: Run) -> Mapping[str, Json]:
-    """Return the settings of a run with all defaults.
+    """Return all settings of a run, including those with default values.
 
     The policy and the objective are those that the run uses: those of the recipe, or else those of the method.
 

@@ -32,7 +32,7 @@ def declared(node: object, attribute: str, expected: type[Declared], where: str)
         ) from error
     if not isinstance(value, expected):
         raise ConfigError(
-            f"{where}.kind = {kind_of(type(node))}: {attribute} is a {type(value).__name__}; must be a "
+            f"{where}.kind = {kind_of(type(node))}: {attribute} has the type {type(value).__name__}; must be a "
             f"redistill.contracts.{expected.__name__}"
         )
     return value
@@ -60,8 +60,8 @@ def teacher_capabilities(node: object, *, local: bool) -> TeacherCapabilities | 
 
     Args:
         node: The settings of the teacher; None if the recipe has no teacher.
-        local: Whether the teacher is a model that redistill loads in this process. Only such a teacher may declare `mixture`:
-            tokens can be sampled from a mixture of the student and the teacher.
+        local: Whether the teacher is a model that redistill loads in this process. Only such a teacher may declare `mixture`,
+            which means that tokens can be sampled from a mixture of student and teacher.
 
     Raises:
         ConfigError: `capabilities` has a wrong type, or a teacher that is not local declares `mixture`.

@@ -152,7 +152,7 @@ class Builder:
         return _any_of(found)
 
     def _list(self, args: tuple[object, ...], text: str) -> Schema:
-        """Return the schema of a list; a text is short for a list with only this text."""
+        """Return the schema of a list; a text is accepted instead of a list with this text."""
         each = text if "each in" in text else ""
         if args[1:] != (...,):
             items = [self._type(arg, each) for arg in args]
@@ -165,7 +165,7 @@ class Builder:
     def _kinds(self, nodes: list[type], *, is_optional: bool) -> Schema:
         """Return the schema of a section whose dataclass the key `kind` selects.
 
-        A text is short for a section with only the key `kind`.
+        A text is accepted instead of a section that has only the key `kind`.
         """
         kinds = {kind_of(node): node for node in nodes}
         names = [name for kind in kinds for name in _spellings(kind)]
@@ -191,7 +191,7 @@ def _items(value: Json) -> list[Json]:
 
 
 def mapping(value: Json) -> dict[str, Json]:
-    """Return a value of a schema that is a mapping, as a dict."""
+    """Convert a mapping in a schema to a dict."""
     assert isinstance(value, Mapping)
     return dict(value)
 

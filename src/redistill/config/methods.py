@@ -51,8 +51,8 @@ class Method:
         source: The publication that introduced the method.
         start: The initial student. "base" is the model `student.model` of the recipe. "finetuned" is this model after the
             supervised fine-tuning `student.finetune`; if the recipe does not set `student.finetune`, it is the same as "base".
-        optimiser, training, evaluation: The method's default values for fields of the sections with these names in a recipe.
-            The keys are names of fields.
+        optimiser, training, evaluation: The method's default values for the sections `optimiser`, `training` and `evaluation`
+            of a recipe. The keys are names of fields.
     """
 
     policy: PolicyConfig

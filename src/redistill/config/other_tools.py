@@ -1,7 +1,7 @@
 """Settings, options and values of other tools, and their equivalents in redistill.
 
-The tools are TRL, transformers' Trainer, axolotl, LLaMA-Factory and lm-evaluation-harness. This module imports no module that
-takes long to import, because the command line imports it.
+The tools are TRL, transformers' Trainer, axolotl, LLaMA-Factory and lm-evaluation-harness. The command line imports this
+module, so this module must not import modules that take long to import.
 """
 
 import re

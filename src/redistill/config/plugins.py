@@ -96,8 +96,9 @@ class External:
         """
         slot = next((slot for slot in self.slots if set(slot.members) <= set(members)), None)
         if slot is None:
-            slots = ", ".join(slot.kind for slot in self.slots) or "no field"
-            raise ConfigError(f"external classes are not accepted here, only for {slots}; use a kind that redistill defines")
+            slots = ", ".join(slot.kind for slot in self.slots)
+            accepted = f"accepted only for {slots}" if slots else "not accepted"
+            raise ConfigError(f"external classes are {accepted}; use a kind that redistill defines")
         found = self.load(kind)
         remedy = f"test it with redistill.testing.check_{slot.kind}" if slot.has_laws else "see docs/adding.md"
         named = f"{'an' if slot.kind[0] in 'aeiou' else 'a'} {slot.kind}"
@@ -122,7 +123,7 @@ def instance(name: str, expected: type[Component]) -> Component:
         module = name.partition(":")[0]
         raise ConfigError(f"not imported; add --allow-code {module}, or import {module} first in Python")
     if not isinstance(found, expected):
-        raise ConfigError(f"is a {type(found).__name__}; must be a {expected.__module__}.{expected.__name__}")
+        raise ConfigError(f"has the type {type(found).__name__}; must be a {expected.__module__}.{expected.__name__}")
     return found
 
 

@@ -48,7 +48,7 @@ class Run:
     """The configuration of a run, called a recipe.
 
     `method` selects a policy and an objective. A `policy` or `objective` in the recipe replaces that of the method completely.
-    Fields that are omitted there have the defaults of the class, not the values of the method.
+    Fields that this replacement omits have the defaults of its class, not the values of the method.
 
     More than 12 fields: the class is the root of a recipe and has one field for each section.
 
@@ -113,7 +113,7 @@ class Run:
             )
         if self.student.model == "teacher" and not isinstance(self.teacher, TeacherConfig):
             raise ConfigError(
-                "student.model = 'teacher': needs a teacher whose weights are loaded here (teacher.kind local); set "
+                "student.model = 'teacher': needs a teacher that is loaded in this process (teacher.kind local); set "
                 "teacher.model, or set student.model to another model"
             )
         fault = mismatch(row, self.teacher_capabilities, self.engine_capabilities)
@@ -334,7 +334,7 @@ def decode_run(tree: Mapping[str, object], source: str, allow_code: Iterable[str
 def _row(tree: Mapping[str, object], source: str, external: External) -> Method | None:
     """Return the method that a recipe names, or None if there is no such method.
 
-    The module of an external method is imported. An unknown method is not reported here: `decode_run` raises the
+    The module of an external method is imported. This function accepts an unknown method: `decode_run` raises the
     ConfigError later, when the `Run` is created.
     """
     name = str(tree.get("method", Run.method))
@@ -383,7 +383,7 @@ def up_to_date(tree: Mapping[str, Json]) -> dict[str, Json]:
 def without_outputs(tree: Mapping[str, Json]) -> dict[str, Json]:
     """Return a copy of a configuration without the fields that do not affect training.
 
-    These are the output folders, the trackers, the decodings (sampling settings for additional test answers) and `measure`.
+    These are the fields `out`, `tracking`, `measure` and `decodings` (sampling settings for additional test answers).
     """
     kept = {name: item for name, item in tree.items() if name not in ("out", "tracking", "decodings", "measure")}
     return {name: without_outputs(item) if isinstance(item, Mapping) else item for name, item in kept.items()}

@@ -64,7 +64,7 @@ def writer_of(held: Mapping[str, object]) -> object:
 def current_tree(tree: Mapping[str, object], source: str) -> dict[str, object]:
     """Check the schema number of a recipe, and return the recipe without the number.
 
-    The result is a copy without the key "schema".
+    The result is a copy of the recipe without the key "schema", which has the number.
 
     Args:
         tree: The recipe.

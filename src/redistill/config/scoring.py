@@ -34,8 +34,8 @@ def metric(name: str) -> Metric:
     if ":" not in name:
         if name in METRICS:
             return METRICS[name]
-        hint = nearest(name, METRICS, f"choose one of {', '.join(METRICS)};")
-        raise ConfigError(f"metrics = '{name}': no such metric; {hint} an external metric is named module:NAME")
+        hint = nearest(name, METRICS, f"choose one of {', '.join(METRICS)}")
+        raise ConfigError(f"metrics = '{name}': no such metric; {hint} (the name of an external metric is module:NAME)")
     try:
         found = instance(name, Metric)
     except ConfigError as error:
@@ -69,8 +69,8 @@ def named_task(name: str) -> Task:
         raise ConfigError(f"tests: '{name}': {error}") from error
     if files.slug(found.name) != found.name:
         raise ConfigError(
-            f"tests: {shown(found.name)}: the name of a test set may contain letters, digits, '.', '_' and '-', and at most "
-            f"{files.MAX_NAME} characters, since it is part of file names; rename it to {files.slug(found.name)}"
+            f"tests: {shown(found.name)}: the name of a test set may contain letters, digits, '.', '_' and '-', and must have "
+            f"at most {files.MAX_NAME} characters; rename it to {files.slug(found.name)}"
         )
     for own in found.metrics:
         _check_needs(own, f"tests: '{name}'")

@@ -93,8 +93,8 @@ class TeacherConfig(ModelConfig):
             dtype in which the teacher computes them, so that nothing is rounded.
         cache_new_text: Whether the teacher model is loaded in addition to the cache. The model then computes the hidden states
             of text that the cache lacks, such as text of the student. If the policy has a replay buffer, these states are
-            stored in the folder `teacher-states` of the run and reused. Requires `cache`, with the form "full".
-        cache_form: What is stored of the teacher. "full": the teacher's hidden states, from which all logits are computed.
+            stored in the folder `teacher-states` of the run and reused. Requires `cache`; `cache_form` must be "full".
+        cache_form: What the cache contains. "full": the teacher's hidden states, from which all logits are computed.
             "top_k": the teacher's most probable classes (token ids), and the total probability of all other classes.
             "sampled": classes that were sampled from the teacher's distributions.
         quantise: "nf4" or "int8" stores the weights of the linear layers in 4 or 8 bits. If None, they are not quantised.
@@ -102,9 +102,9 @@ class TeacherConfig(ModelConfig):
             the GPU when it computes. If None, the whole teacher is on the GPU. `redistill cache-teacher` ignores this setting.
 
     Raises:
-        ConfigError: `model` is empty; the dtype is unknown; `cache` is empty; `cache_dtype` is set, but the form is not "full";
-            `cache_new_text` is set, but `cache` is not set or the form is not "full"; `quantise` is set for a GGUF file or
-            with an adapter; or both `quantise` and `offload` are set.
+        ConfigError: `model` is empty; the dtype is unknown; `cache` is empty; `cache_dtype` is set, but `cache_form` is not
+            "full"; `cache_new_text` is set, but `cache` is not set or `cache_form` is not "full"; `quantise` is set, but the
+            teacher is a GGUF file or has an adapter; or both `quantise` and `offload` are set.
 
     Example:
         >>> TeacherConfig(model="openai-community/gpt2-large", dtype="bfloat16").capabilities.full_vocabulary
@@ -125,7 +125,7 @@ class TeacherConfig(ModelConfig):
         super().__post_init__()
         if self.quantise is not None and (self.adapter is not None or self.model.endswith(".gguf")):
             raise ConfigError(
-                f"quantise = {self.quantise!r}: needs a teacher without adapter that is no GGUF file; remove quantise, or save "
+                f"quantise = {self.quantise!r}: cannot be combined with an adapter or a GGUF file; remove quantise, or save "
                 "the teacher with save_pretrained first"
             )
         if self.quantise is not None and self.offload is not None:
@@ -204,8 +204,8 @@ class StudentConfig(ModelConfig):
         if self.lora is not None and is_changed and (self.lora.quantise != "none" or self.lora.export == "adapter"):
             setting = "quantise" if self.lora.quantise != "none" else "export"
             raise ConfigError(
-                f"lora.{setting} = {getattr(self.lora, setting)!r}: needs an unchanged base model; remove "
-                f"initialise, adapter or the .gguf file, or remove {setting}"
+                f"lora.{setting} = {getattr(self.lora, setting)!r}: cannot be combined with initialise, "
+                f"adapter or a GGUF file; remove lora.{setting}, or use a model without these"
             )
         if self.start == "finetuned" and self.finetune is None:
             raise ConfigError("start = 'finetuned': needs finetune; set it, such as {updates: 3 epochs, learning_rate: 5e-4}")

@@ -1,7 +1,8 @@
-"""The Alpaca template: as Python for data, and as Jinja for exported students.
+"""The Alpaca template, as a Python function and as a Jinja template.
 
-Both versions render the same text.  The template is that of Stanford Alpaca, which MiniLLM, DistiLLM and MGSR (Table 8 of
-its paper) use for all model families except Qwen.
+The Python function renders data. The Jinja template is stored with an exported student. Both render the same text.
+
+The template is that of Stanford Alpaca. MiniLLM, DistiLLM and MGSR use it for all model families except Qwen (MGSR, Table 8).
 """
 
 import json
@@ -88,8 +89,9 @@ def alpaca_jinja(tokenizer: Tokenizer) -> str:
     r"""Return the Alpaca template in Jinja, for the folder of an exported student.
 
     The template renders messages exactly as `alpaca_prompt` does.  It also writes the special tokens that the tokenizer
-    puts before a text, and the end token after the last answer.  A user message may have the form "INSTRUCTION\n\n###
-    Input:\nINPUT".
+    puts before a text, and the end token after the last answer.
+
+    If the only user message contains "\n\n### Input:\n", the header for an instruction with an input is used.
 
     Args:
         tokenizer: The tokenizer of the student.

@@ -40,9 +40,10 @@ def filled(value: object, name: str) -> str:
 
 
 def text_of(value: object, name: str) -> str:
-    """Check that `value` is a string of valid characters, and return it.
+    """Check that `value` is a string of valid Unicode, and return it.
 
-    BadRow is raised for any other value.  `name` is the name of the value in the message.
+    BadRow is raised for any other value, and for a string with a NUL character.  `name` is the name of the value in the
+    message.
     """
     if not isinstance(value, str):
         fault: Fault = "missing text" if value is None else "wrong type"
@@ -55,9 +56,9 @@ def text_of(value: object, name: str) -> str:
 
 
 def first(row: Mapping[str, object], *names: str) -> object:
-    """Return the value in `row` of the first key in `names` whose value is not null.
+    """Return the first value of `row` under the keys `names` that is not null.
 
-    The result is None if there is no such key.
+    The keys are tried in order. The result is None if there is no such value.
     """
     key = first_key(row, *names)
     return None if key is None else row[key]

@@ -2,7 +2,7 @@
 
 A chat template is a Jinja program that comes with a model.  This module passes messages, tools and arguments to the template,
 and fixes the date that the template prints. It also determines whether the template renders tools and reasoning. Templates are
-untrusted: `models.chat_templates` must first render a template with limits of time, memory and output.
+untrusted. Before this module renders a template, `models.chat_templates` must render it with limits of time, memory and output.
 """
 
 import json
@@ -133,9 +133,9 @@ class Chat:
         return text
 
     def literal_ranges(self, dialogue: Dialogue, text: str, special: SpecialTokens, *, prompts: bool) -> tuple[Range, ...]:
-        """Find the special tokens in a rendered dialogue that come from its messages.
+        """Find the special tokens in a rendered dialogue that come from the dialogue.
 
-        Special tokens that come from definitions of tools are found too.
+        They come from its messages or its tool definitions, and not from the template.
 
         Args:
             dialogue: The dialogue.
@@ -177,7 +177,8 @@ class Chat:
         ):
             if is_lost:
                 raise DataError(
-                    f"the chat template does not render {what}; use a model whose template does, or remove this from the row"
+                    f"the chat template does not render {what}; use a model whose template renders this content, or remove the "
+                    "content from the row"
                 )
         return _messages(dialogue.turns, support), [json.loads(tool) for tool in dialogue.tools]
 
@@ -221,9 +222,9 @@ class Chat:
             return ""
 
     def _applied(self, messages: Sequence[Message], tools: object, prompts: bool) -> str:
-        """Return the text that `tokenizer.apply_chat_template` returns for a fixed date.
+        """Render messages as `tokenizer.apply_chat_template` does, with the fixed date.
 
-        This function is four times as fast as `apply_chat_template`, which copies its arguments.
+        This function is four times as fast as `apply_chat_template`, because it does not copy the messages.
         """
         tokenizer, settings = self._tokenizer, self._settings
         if getattr(tokenizer.apply_chat_template, "__func__", None) is not PreTrainedTokenizerBase.apply_chat_template:
@@ -267,7 +268,7 @@ def _messages(turns: Sequence[Turn], support: _Support) -> list[Message]:
 def _names_in(value: object) -> list[str]:
     """Return all names in tool definitions and calls.
 
-    These are all keys, and the values of the keys `name`, `id` and `type`.
+    The names are the keys of objects, and the values of the keys `name`, `id` and `type`.
     """
     if isinstance(value, ToolCall):
         return [value.name, *([value.call_id] if value.call_id else []), *_names_in(json.loads(value.arguments))]
@@ -281,9 +282,9 @@ def _names_in(value: object) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> tuple[jinja2.Template, Mapping[str, object]]:
-    """Compile a chat template; return it with the functions that it may call.
+    """Compile a chat template; also return the functions that it may call.
 
-    The template runs in the sandbox of transformers, an environment that restricts what its expressions can do.
+    The template runs in the sandbox of transformers, which restricts what expressions can do.
     """
     compiled = _compile_jinja_template(template)
     return compiled, dict(compiled.globals)
@@ -309,7 +310,7 @@ def prints_date(tokenizer: Tokenizer) -> bool:
 
 
 def chat_notes(tokenizer: Tokenizer, settings: ChatSettings) -> Iterator[str]:
-    """Yield notes on template arguments without effect, and on a date in the template."""
+    """Yield notes on unused template arguments and on the date in rendered texts."""
     variables = _variables(tokenizer)
     for name in sorted(settings.arguments.keys() - variables):
         known = ", ".join(sorted(variables.difference(GIVEN, tokenizer.special_tokens_map))) or "no others"

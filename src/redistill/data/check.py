@@ -39,11 +39,12 @@ class Repeat:
     """A row that repeats an earlier row or the prompt of a test row.
 
     Args:
-        line: The line number of the row in its file, from 1.  In a JSON array or hub data set, the index of the row, from 1.
+        line: Line number of the row in its file, or number of the row in a JSON array or hub data set; the first is 1.
         of: The earlier row or the test row, as "SOURCE:LINE". SOURCE is the file or hub data set of that row.
-        how: How the row repeats the other row. "duplicate": prompt and answers equal those of an earlier row verbatim. "exact":
-            the prompt equals that of a test row up to white space; a run does not train on the row. "normalised": the prompts
-            also differ in case, character width (full-width or half-width) or outer punctuation; a run trains on the row.
+        how: "duplicate" means that an earlier row has the same prompt and answers.  "exact" means that a test row has the same
+            prompt, up to white space; a run does not train on the repeating row.  "normalised" means that a test row has the
+            same prompt up to white space, case, outer punctuation and character width (full-width or half-width letters); a
+            run trains on the repeating row.
     """
 
     line: int
@@ -113,15 +114,15 @@ class SourceCheck:
         source: Path of the file, or name of the hub data set.
         test: Name of the test set; None for training and validation data.
         rows: Number of usable rows.
-        verdict: The number of usable rows of each form, as text. A form is the keys of a row, such as "prompt/completion". If
-            every row is unusable, the text is "none". If the source cannot be read or has no rows, the text is the reason.
+        verdict: A text with the number of usable rows of each form (the keys of a row), such as "prompt/completion, 20 rows".
+            It is "none" if every row is unusable. It is the reason if the source cannot be read or has no rows.
         readable: Whether the source could be read and has at least one row.
         unusable: The unusable rows.
         unused: For each column that is not used, the number of rows that have a value in it.
         prompts_alone: Number of usable rows without an answer.
-        repeats: Rows that duplicate an earlier row, also of another source, and rows whose prompt is in a test set.
-        tokens: Lengths in tokens. None for a test set, and if there is no tokenizer. Also None if no row has a target (a token
-            that the student is trained to predict).
+        repeats: Rows that duplicate an earlier row of this or another source, and rows whose prompt is also in a test set.
+        tokens: Lengths in tokens; None for a test set, without a tokenizer, or if no row has a target (a token that the student
+            is trained to predict).
         special_tokens: Counts of special tokens in the text of the rows; all counts are zero without a tokenizer.
         templates: Number of rows by their template, "chat", "alpaca" or "verbatim"; empty without a tokenizer.
     """
@@ -148,8 +149,8 @@ class SourceCheck:
     def is_sound(self) -> bool:
         """Whether the source is readable and has no faulty rows.
 
-        A row is faulty if it is unusable, or if it has the prompt of a test row ("exact" or "normalised" in `Repeat.how`).  A
-        duplicate of an earlier row is not a fault.
+        A row is faulty if it is unusable, or if its prompt is also in a test set ("exact" or "normalised" in `Repeat.how`).
+        A duplicate of an earlier row is not a fault.
         """
         return self.readable and not self.unusable and all(repeat.how == "duplicate" for repeat in self.repeats)
 
@@ -191,9 +192,9 @@ def check_data(
     Args:
         sources: Pairs (source, split).  A source is a file, a folder or a hub name; the split, such as "train", is the part
             that is read from a folder or hub data set.
-        tests: Maps each test set, or its name, to a file.  If the file is None, the test set is read from the hub.
-        require_answer: Whether a row without an answer is unusable.  If None, such a row is unusable, except in a file in which
-            no row has an answer.  Such a file contains prompts for methods that train on generated text.
+        tests: Maps each test set (a `Task` or its name) to a file.  If the file is None, the test set is read from the hub.
+        require_answer: Whether a row without an answer is unusable.  If None, a file may consist of prompts alone, for methods
+            that train on generated text; in any other file, a row without an answer is unusable.
         tokenizer: Tokenizer for the checks of lengths, special tokens and targets (tokens that the student is trained to
             predict). If None, these checks are skipped.
         tokens: Template and length limits; if None, the default settings are used.
@@ -202,8 +203,8 @@ def check_data(
         One check per source, in order, then one per test set; a folder with several files has one check per file.
 
     Raises:
-        ConfigError: a test set has neither a file nor a hub data set; or there are conversations, and the tokenizer has no
-            chat template.
+        ConfigError: a test set has neither a file nor a hub data set; or a row needs a chat template, but the tokenizer has
+            none.
         ModelError: the tokenizer has no end token.
     """
     limits = tokens or TokenizeConfig()
@@ -236,7 +237,10 @@ def _check_tests(
     tokenizer: Tokenizer | None,
     limits: TokenizeConfig,
 ) -> tuple[list[SourceCheck], dict[tuple[How, Question], str]]:
-    """Return a check of each test set, and a map from each test prompt to its row."""
+    """Check each test set; return the checks and the row of each test prompt.
+
+    The second result maps test prompts to rows, as described in `_leak`.
+    """
     test_checks: list[SourceCheck] = []
     test_origins: dict[tuple[How, Question], str] = {}
     for task, path in tests.items():
@@ -258,8 +262,8 @@ def _survey(
 ) -> tuple[SourceCheck, Records]:
     """Read one source with `read`; return its check and its records.
 
-    Repeats and lengths are not checked. `test` is the name of the test set, or None for other data. If the source cannot be
-    read, the returned records are `none`, an empty sequence.
+    Repeats and lengths are not checked. `test` is the name of the test set, or None for other data. `none` is an empty
+    sequence, which is returned as the records if the source cannot be read.
     """
     try:
         records, report = read()
@@ -282,7 +286,7 @@ def _survey(
 def _single(source: str | Source, split: str) -> Sequence[Source]:
     """Return one source for each file of a folder.
 
-    If nothing is found, `source` itself is returned, and `_survey` reports the error.
+    If the source has no file, `source` itself is returned. `_survey` then reports the error.
     """
     try:
         return single_sources(source, split)
@@ -291,7 +295,7 @@ def _single(source: str | Source, split: str) -> Sequence[Source]:
 
 
 def _training_rows(source: Source, split: str, require_answer: bool | None) -> tuple[Rows, ReadReport]:
-    """Read the rows of a source; the arguments are those of `check_data`."""
+    """Read the rows of a source; `check_data` describes `require_answer`."""
     records, report = survey_records(source, split=split, require_answer=require_answer is not False)
     has_prompts_alone = report.rejected and not records and all(row.fault == "no answer" for row in report.rejected)
     if require_answer is None and has_prompts_alone:
@@ -328,13 +332,12 @@ def _rendered(
 
 
 def _leak(record: Record, origins: Mapping[tuple[How, Question], str]) -> Repeat | None:
-    """Find the first test row that has the prompt of `record`.
+    """Find a test row with the prompt of `record`; return None if there is none.
 
-    The row is returned as a `Repeat`.
+    An "exact" match takes precedence over a "normalised" match.
 
-    `origins` maps each test prompt to its row, written as "SOURCE:LINE". Its keys are pairs: the kind of comparison, "exact" or
-    "normalised", and the prompt in the form that is compared. An "exact" match takes precedence over a "normalised" match. The
-    result is None if there is no match.
+    `origins` maps test prompts to test rows. A key is a pair: the kind of comparison ("exact" or "normalised"), and the result
+    of the function in `_PROMPT_KEYS` for the prompt. A value is the first test row with this prompt, as "SOURCE:LINE".
     """
     for how, key in _PROMPT_KEYS.items():
         if (origin := origins.get((how, key(record)))) is not None:

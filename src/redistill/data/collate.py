@@ -33,11 +33,11 @@ def collate(
         device: Device of the tensors of the batch.
         span_config: Settings of the span loss (MGSR, Eq. 10). The loss compares pairs of neighbouring targets within a phrase,
             and the settings determine the weight of each pair. If None, all weights are 0.
-        role: "pretraining" if only the pre-training term of the objective uses the batch; "task" if the other terms use it.
+        role: "pretraining" for a batch of the pre-training term of the objective; "task" for a batch of the other terms.
 
     Returns:
-        The batch.  Row n of the batch is the prediction of the n-th target.  Targets are counted over all sequences, in the
-        order of the sequences in the batch.
+        The batch.  Tensors with the suffix _N have one element for each target.  The targets are in the order of the sequences
+        in the batch.
     """
     ordered = sorted(items, key=lambda item: "distillation" not in item.roles)
     sequences = [item.sequence for item in ordered]
@@ -75,8 +75,8 @@ def collate(
 def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
     """Return a micro-batch of one padding token and no target.
 
-    An empty batch adds zero to every sum and gradient.  All processes of a job may have to make the same number of forward
-    passes. A process with fewer micro-batches then adds empty ones.
+    The batch adds zero to every sum and gradient.  If all processes of a job must make the same number of forward passes, a
+    process with fewer micro-batches adds empty ones.
     """
     return collate((), pad_id=pad_id, device=device)
 
@@ -84,7 +84,7 @@ def empty_batch(*, pad_id: int, device: torch.device | str = "cpu") -> Batch:
 def _phrases(sampled: Sequence[TokenSequence], span_config: SpanConfig) -> tuple[tuple[int, int, float], ...]:
     """Return the spans that the span loss uses, in the form of `Batch.phrases`.
 
-    Each span is a tuple: the first row, the row after the last one, and the weight.
+    Each span is a tuple (first, stop, weight).  [first, stop) is a half-open range of indices of the batch's targets.
     """
     found: list[tuple[int, int, float]] = []
     first = 0

@@ -46,14 +46,14 @@ def check_columns(columns: Mapping[str, str]) -> None:
 
 
 def renamed(row: Mapping[str, object], columns: Mapping[str, str]) -> dict[str, object]:
-    """Return a row with its columns renamed to the keys that `columns` maps to them.
+    """Return a copy of a row with columns renamed to the keys of a form.
 
-    A row with none of the columns is returned unchanged. If a key of `columns` determines the form of the row, such as
+    A copy of a row with none of the columns is unchanged. If a key of `columns` determines the form of the row, such as
     "prompt", the row's own keys for other forms are removed.
 
     Args:
         row: The row.
-        columns: Maps keys of rows to columns of the row.
+        columns: Maps each key to the column that is renamed to this key.
 
     Example:
         >>> renamed({"question": "2 + 2?", "answer": "4", "id": 7}, {"prompt": "question", "completion": "answer"})

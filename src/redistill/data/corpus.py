@@ -1,7 +1,7 @@
 """Plain text for the pre-training term, in blocks of equal length.
 
 Consecutive line breaks become one line break, and an end token follows each document. The tokens after the last complete block
-are dropped. Source: the preparation of OpenWebText in MiniLLM and DistiLLM. Instruction data is read by `data.reader`.
+are dropped. MiniLLM and DistiLLM prepare OpenWebText in the same way. The module `data.reader` reads instruction data.
 """
 
 import array

@@ -3,7 +3,7 @@
 The ids of each text are exactly those that the tokenizer returns for this text alone.
 
 Many texts share their template and most of their words. Each text is therefore divided into pieces of about one word, and each
-different piece is encoded only once. The module `words` chooses the pieces so that the ids of a text are the ids of its pieces,
+distinct piece is encoded only once. The module `words` chooses the pieces so that the ids of a text are the ids of its pieces,
 one after the other.
 """
 
@@ -81,12 +81,10 @@ class TextEncoder:
         return [list(ids[text]) for text in texts]
 
     def _ids_of(self, pieces: Set[str | int], words: WordSplitter) -> Mapping[str | int, list[int]]:
-        """Map each piece of text to its token ids.
+        """Return a mapping from each element of `pieces` to its token ids.
 
-        A piece may also be the id of an added token; it is mapped to a list with this id.
-
-        `pieces` contains the pieces and ids that `WordSplitter.split` returned. The result is a cache, so it may also contain
-        pieces of earlier calls.
+        `pieces` contains results of `WordSplitter.split`: pieces of text, and ids of added tokens. An id is mapped to a list
+        that contains only this id. The mapping is a cache, so it may also contain pieces of earlier calls.
         """
         if self._num_kept > CHARACTERS_KEPT:
             self._known.clear()
@@ -128,10 +126,9 @@ class TextEncoder:
         return [self._stand_ins.encode(text) or self._apart(text) for text in texts]
 
     def _apart(self, text: Text) -> list[int]:
-        """Return the token ids of a text whose parts are encoded separately.
+        """Divide a text at special tokens, encode each part, and return all token ids.
 
-        The text is split at the special tokens outside its literal ranges (ranges of special tokens that are encoded as plain
-        text).  Each part between these special tokens is encoded as plain text.
+        The text is not divided at special tokens in its literal ranges (`Text.literal`), which are encoded as plain text.
         """
         assert self._stand_ins is not None
         ids: list[int] = []
@@ -149,8 +146,8 @@ class _StandIns:
     The character ranges of these special tokens are called the literal ranges of the text.
 
     The tokenizer's backend (its implementation in Rust) encodes either all special tokens of a text as plain text, or none.
-    This class lets the backend encode all of them as plain text. Therefore each special token outside the literal ranges is
-    replaced before encoding by a stand-in: an added token that is not special. After encoding, the id of each stand-in is
+    In this class, the backend encodes all of them as plain text. Before encoding, each special token outside the literal
+    ranges is replaced by a stand-in, which is an added token that is not special. After encoding, the id of each stand-in is
     replaced by the id of its special token.
 
     Args:

@@ -157,7 +157,7 @@ class ExampleBuilder:
         self._end.append(len(self._ids))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays that `Examples.of` takes, by name of the field of `Examples`."""
+        """Return the arrays that `Examples.of` takes; the keys are fields of `Examples`."""
         return {
             "index_N": np.frombuffer(self._index, dtype=np.int64),
             "prompt_N": np.frombuffer(self._prompt, dtype=np.int64),

@@ -204,9 +204,9 @@ def _items(text: str, name: str) -> Iterator[object]:
 
 
 def _item(text: str, start: int) -> tuple[object, int]:
-    """Return the value of an array that begins at index `start`, and the index of its end.
+    """Decode the value of a JSON array that begins at index `start`.
 
-    The value is a `BadRow` if an object in it has two equal keys.
+    The second result is the index after the value.  If an object has duplicate keys, the first result is a `BadRow`.
     """
     try:
         return parse_json_at(text, start)

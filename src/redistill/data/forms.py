@@ -1,7 +1,7 @@
 """Parsing of a JSON row as a prompt and its answers.
 
 The keys of a row determine its form, such as "prompt/completion".  Texts are used verbatim.  A malformed row is rejected with a
-reason. Texts are never changed to make a row usable.
+reason; it is not repaired.
 """
 
 import reprlib
@@ -28,8 +28,8 @@ class ParsedRow:
     """The form, prompt and references of a row.
 
     The form names the keys of the row, such as "prompt/completion". The references are the answers of the row, all of which
-    are correct. A row without an answer has no references. `used` contains the keys whose values the prompt or the
-    references contain. `answer` and `category` are the same as the fields of `Record` with these names.
+    are correct. A row without an answer has no references. `used` contains the keys of the row whose values are used.
+    `answer` and `category` are the same as the fields of `Record` with these names.
     """
 
     form: Form
@@ -141,9 +141,9 @@ def texts_of(prompt: Instruction | RawPrompt | Conversation) -> tuple[str, ...]:
 
 
 def answer_texts(turn: Turn | None) -> tuple[str, ...]:
-    """Return the texts of a turn except its content: its reasoning and tool calls.
+    """Return the reasoning and the tool calls of a turn, as texts.
 
-    The result is empty if there is no such text.
+    The result is empty if the turn has neither, or if `turn` is None.
     """
     if turn is None:
         return ()

@@ -29,7 +29,9 @@ class ReadCost:
     max_tokens: int
 
     def limited(self, max_tokens: int | None) -> "ReadCost":
-        """Return a copy with a further limit of tokens in a micro-batch, or none.
+        """Return the same cost with at most `max_tokens` tokens in a micro-batch.
+
+        If `max_tokens` is None, the limit does not change.
 
         Example:
             >>> ReadCost(48, 2048).limited(512).max_tokens, ReadCost(48, 2048).limited(None).max_tokens
@@ -46,8 +48,7 @@ ACCELERATOR = ReadCost(overhead_tokens=2048, max_tokens=16384)
 def read_cost(device: torch.device | str) -> ReadCost:
     """Return the cost of a forward and backward pass on `device`.
 
-    The unit of cost is the time in which the device processes one token.  The result is one of two constants, one for CPUs and
-    one for accelerators; the function measures nothing.
+    The unit of cost is the time in which the device processes one token.  The result is the constant `CPU` or `ACCELERATOR`.
     """
     return CPU if torch.device(device).type == "cpu" else ACCELERATOR
 

@@ -19,8 +19,8 @@ class HeldOut(NamedTuple):
 
     Args:
         indices: Indices of the selected rows, in increasing order (int64).
-        rejected, too_long: The unusable rows before the last selected row, as in `TokenizeReport`. If there are fewer usable
-            rows than requested, these are all unusable rows.
+        rejected, too_long: The unusable rows before the last selected row, as in `TokenizeReport`. If too few rows are usable,
+            all unusable rows are listed.
     """
 
     indices: np.ndarray

@@ -92,7 +92,7 @@ def keys_of_message(message: Mapping[str, object]) -> tuple[str, ...]:
 def _joined(content: object, where: str) -> object:
     """Join the parts of a message's content to one text.
 
-    A content that is not a list of parts is returned unchanged.
+    Content that is not a list of parts is returned unchanged.
     """
     if not isinstance(content, list) or not all(isinstance(part, dict) and "type" in part for part in content):
         return content
@@ -131,12 +131,11 @@ def tools_of(value: object) -> tuple[str, ...]:
     """Convert the tool definitions of a row to JSON texts, one for each tool.
 
     Args:
-        value: A list of definitions, or this list as a JSON text.  A definition is an object
-            `{"type": "function", "function": {...}}`, or only the inner object, which has a name.  None and an empty list stand
-            for no tools.
+        value: A list of definitions, or this list as a JSON text; None or an empty list if there are no tools.  A definition is
+            an object `{"type": "function", "function": {...}}`, or only its inner object.  The inner object has a name.
 
     Raises:
-        BadRow: `value` is anything else.
+        BadRow: `value` does not have this form.
 
     Example:
         >>> tools_of('[{"name": "get_time"}]')
@@ -155,9 +154,9 @@ def tools_of(value: object) -> tuple[str, ...]:
 
 
 def _decoded(value: object, where: str, name: str) -> object:
-    """Return the JSON value of a text.
+    """Decode `value` if it is a JSON text; return any other value unchanged.
 
-    A `value` that is not a text is returned unchanged.
+    `where` and `name` are the position and the name of the value in the message of a BadRow.
     """
     if not isinstance(value, str):
         return value

@@ -1,8 +1,8 @@
 """Reading of records from files, folders and data sets of the Hugging Face hub.
 
 `sources` finds the files, `formats` reads their rows, and `forms` parses a row.  Unusable rows are rejected with their line
-number and the reason. The module uses no template and no tokenizer. Text is kept verbatim. In some published files, "<n>"
-stands for a line break; it remains three characters.
+number and the reason. The module uses no template and no tokenizer. Text is kept verbatim. Some published files
+contain "<n>" instead of line breaks; the module does not replace "<n>".
 """
 
 import json
@@ -84,21 +84,22 @@ def read_records(
 
     - `instruction`, `input` (optional), `output`; the keys `context` and `response` of Databricks' data are read as `input` and
       `output`;
-    - `prompt`, `completion` (or `response`, `output`): a string prompt is used verbatim, a list is read as messages;
+    - `prompt`, `completion` (or `response`, `output`); a prompt that is a string is used verbatim, and a prompt that is a list
+      is read as messages;
     - `messages` of `role` and `content`, or ShareGPT's `conversations` of `from` and `value`; the last message is the answer.
 
-    An answer is a string, or a list of equally correct strings.  A byte order mark, CRLF line ends, blank lines, and a single
-    JSON array instead of lines are accepted.  `Source.columns` maps columns with other names to these keys.
+    An answer is a string, or a list of equally correct strings.  `Source.columns` maps columns with other names to these keys.
+    A file may have a byte order mark, CRLF line ends and blank lines.  It may also contain one JSON array instead of lines.
 
     Args:
         source: A file with an ending of `formats.FORMATS`, a folder with files of a split, or a hub name `owner/name`.  A
             source that looks like a path is never requested from the hub.
         split: The split to read from a folder or hub data set, if `source` names no split.
         hub_file: A file of the hub repository to read instead of a split.
-        max_bad_rows: Maximum number of unusable rows of a file, >= 0.
+        max_bad_rows: Maximum number of unusable rows in each file, >= 0.
         require_answer: Whether a row without an answer is unusable; if False, its record has no references (correct answers).
         why_answer: The reason why answers are required, such as "policy fixed needs gold answers", for the error message.
-        rejected: A JSON Lines file to write the unusable rows to; rows of other sources in this file are kept.  If None, no
+        rejected: A JSON Lines file to which the unusable rows are written.  Its lines on other sources are kept.  If None, no
             file is written.
         cache: Function that receives warnings about the cache, for example that a file cannot be written. If it is not None,
             the rows of a large file are stored in the cache for later runs. None disables the cache.
@@ -144,7 +145,7 @@ def survey_records(
 def single_sources(source: str | Path | Source, split: str, columns: Mapping[str, str] | None = None) -> list[Source]:
     """Return one source for each file of a folder.
 
-    Every file then has its own report.
+    If the results are read one by one, every file has its own report.
 
     Args:
         source: A file, a folder, or a hub name.
@@ -228,8 +229,7 @@ def _surveyed_unchanged(place: Located, digest: str, require_answer: bool) -> St
 def _digest_of_large(path: Path) -> str | None:
     """Return the hash of a file if the file is large enough for the cache.
 
-    None is returned for a smaller file, and for a file that cannot be read. The caller reports the error when it reads the
-    file.
+    None is returned for a smaller file, and for a file that cannot be read.
     """
     try:
         return files.digest(path) if path.stat().st_size >= CACHED_BYTES else None
@@ -306,16 +306,17 @@ def _check_encoding(place: Located, bad: list[Json], num_good: int) -> None:
 
 
 def _check_header(place: Located, bad: list[Json], header: Mapping[str, object]) -> None:
-    """Raise DataError if the first line of a CSV file seems to be a row, which is a fault of the whole file.
+    """Raise DataError if the first line of a CSV file seems to be a row.
 
-    `header` maps the cells of the first line to values.  None of them is the name of a column that rows of any form have.
+    This is the case if all rows have unknown keys, and no cell of the first line is a known column name.  `bad` contains the
+    unusable rows, as in `_About`.  The keys of `header` are the cells of the first line.
     """
     is_unknown = all(fault == "unknown keys" for _, fault, _ in cast("list[tuple[int, str, str]]", bad))
     if header and is_unknown and "prompt: COLUMN" in mapping_hint(header):
         names = plain_line(", ".join(repr(name[:40]) for name in list(header)[:6]))
         raise DataError(
-            f"{place.name}: its first line has no known name of a column ({names}); if it is a row, put a line such as "
-            "prompt,completion before it; if it has names of columns, set data.columns"
+            f"{place.name}: its first line has no known column name ({names}); if it is a row, put a header such as "
+            "prompt,completion before it; if it is a header, set data.columns"
         )
 
 
@@ -341,7 +342,7 @@ def _as_json(value: object) -> bytes:
 def line_of(record: Record) -> int:
     """Return the line number of a record in its file, from 1.
 
-    For a JSON array or hub data set, the result is the position of the record, from 1.
+    For a JSON array or hub data set, the result is the number of the row, from 1.
     """
     return int(record.record_id.rpartition(":")[2])
 
@@ -349,10 +350,11 @@ def line_of(record: Record) -> int:
 def _check_rows(report: ReadReport, max_bad_rows: int, rejected: Path | None, why_answer: str) -> None:
     """Raise DataError if a file has too many unusable rows, or no usable row.
 
-    At most `max_bad_rows` rows may be unusable.
-
-    `rejected` is the file that lists the unusable rows, for the message; None if there is no such file.  `why_answer` is the
-    reason why answers are required.
+    Args:
+        report: The report on the file.
+        max_bad_rows: Maximum number of unusable rows.
+        rejected: The file that lists the unusable rows, for the message; None if there is no such file.
+        why_answer: The reason why answers are required, for the message.
     """
     num_good, bad = report.num_rows, report.rejected
     if not num_good and not bad:

@@ -23,7 +23,7 @@ class RejectedRow:
     """An unusable row.
 
     Args:
-        line: Line number of the row in its file, from 1.  In a JSON array or hub data set, the position of the row, from 1.
+        line: Line number of the row in its file, or number of the row in a JSON array or hub data set; the first is 1.
         fault: The kind of fault.
         reason: The reason, in one line.
     """
@@ -33,9 +33,9 @@ class RejectedRow:
     reason: str
 
     def in_file(self, name: str) -> "RejectedRow":
-        """Return a copy of this row with the name of its file put in front of the reason.
+        """Return a copy of this row whose reason begins with `name`, the file name.
 
-        The reason needs the name if the source has several files.
+        The file name is needed if the source has several files.
         """
         return replace(self, reason=f"{name}: {self.reason}")
 

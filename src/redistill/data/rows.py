@@ -1,6 +1,6 @@
 """Rows of data as arrays, and records that are created from them on access.
 
-A row takes the bytes of its text and about 60 bytes more. Python objects would take much more.
+A row takes about 60 bytes more than its text. As Python objects, a row would take much more memory.
 """
 
 import contextlib
@@ -180,7 +180,7 @@ class Rows(Sequence[Record]):
         return Rows(self.tables, self.table_N[indices], self.row_N[indices])
 
     def where(self, index: int) -> tuple[str, int]:
-        """Return the source of the record with this index, and its line in the source."""
+        """Return the source and the line number of the record with this index."""
         table = self._table(index)
         return table.source, int(table.lines[self.row_N[index]])
 

@@ -1,6 +1,6 @@
 """Sample rows: short questions and answers, as conversations.
 
-The rows are small data for a first run of the program.  They were written for this package and have its licence.
+The rows are a small data set for a first run.  They were written for this package and have the licence of the package.
 """
 
 from pathlib import Path

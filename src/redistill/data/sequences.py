@@ -121,10 +121,10 @@ class SequenceEncoder:
         return _chosen(record.references, self.config.reference, seed, sample) if record.references else None
 
     def _results(self, tasks: Sequence[_Steps]) -> list["Spelled | DataError"]:
-        """Run the generators `tasks` to their end, and return their results.
+        """Run the generators `tasks`, and return their results.
 
-        The result of a generator is the encoded conversation, or the DataError that it raised. The texts that all generators
-        request at the same time are encoded together.
+        The result of a generator is the encoded conversation, or the DataError that it raised. In each round, the texts that
+        all generators request are encoded together.
         """
         results: dict[int, Spelled | DataError] = {}
         waiting: dict[int, list[Text]] = {}
@@ -152,9 +152,9 @@ class SequenceEncoder:
 
         The generator yields lists of texts to encode, receives their token ids, and returns the encoded conversation.
 
-        The conversation is cut at its stops: the end of each prompt and of each answer. The text up to each stop is encoded.
-        The ids up to a stop usually begin with the ids up to the previous stop. Otherwise a token extends over the previous
-        stop, and the text between the two stops is encoded separately.
+        A stop is the end of a prompt or of an answer. The text up to each stop is encoded. Usually, the ids up to a stop begin
+        with the ids up to the previous stop. If they do not, a token extends over the previous stop. The text between the two
+        stops is then encoded separately.
         """
         config = self.config
         transcript = render_transcript(
@@ -185,7 +185,7 @@ class SequenceEncoder:
             supervised += [is_answer] * (len(ids) - len(supervised))
             done = stop
         if not ids or supervised[0] or len(ids) == prompt:
-            raise DataError("the prompt or the answer has no tokens in this tokenizer; change or remove the row")
+            raise DataError("the tokenizer returns no tokens for the prompt or the answer; change or remove the row")
         return Spelled(ids, supervised, prompt, transcript.ended)
 
     def _rendering(self, record: Record) -> Rendering:

@@ -50,7 +50,7 @@ class Source:
         columns: Maps keys of rows, such as prompt, to columns with other names; if None, `data.columns` is used.
 
     Raises:
-        ConfigError: `path` is empty, or a key of `columns` is not the key of a row.
+        ConfigError: `path` is empty, or `columns` has an unknown key.
 
     Example:
         >>> Source.of("owner/name:main@v2[train[:1%]]")
@@ -127,8 +127,8 @@ def located(source: Source, default: str) -> list[Located]:
     - the file `<split>` with an ending of `FORMATS`, such as `train.jsonl`;
     - the files `<split>-*`, such as `train-00000-of-00002.parquet`;
     - all files of the subfolder `<split>`;
-    - the files of the subfolder `data` with such names;
-    - all files of the folder, if none of them is named after a split.
+    - the files `<split>` and `<split>-*` of the subfolder `data`;
+    - all files of the folder, if no file name begins with the name of a split.
 
     Nothing is requested from the hub.
 
@@ -137,7 +137,7 @@ def located(source: Source, default: str) -> list[Located]:
         default: The split to read if the source names no split: "train", "validation" or "test".
 
     Raises:
-        DataError: there is no such file or folder, a file has another ending, or a setting does not apply to the source.
+        DataError: there is no such file or folder, a file has an unsupported ending, or a setting does not apply to the source.
     """
     if (fault := unusable(source.path)) is not None:
         raise DataError(f"{plain_line(source.path)[:100]}: {fault}")
@@ -179,8 +179,8 @@ def download(source: Source, hub_file: str) -> Located:
 def hub_rows(place: Located) -> Iterator[tuple[int, None, object]]:
     """Yield the rows of a split of a hub data set.
 
-    Each result is a tuple: the position of the row, from 1; None; and the row as a dict. The library `datasets` downloads the
-    data, and runs no code of the repository.
+    Each result is a tuple (number, None, row). `number` counts the rows from 1, and `row` is a dict. The library `datasets`
+    downloads the data, and runs no code of the repository.
 
     Raises:
         DataError: the hub does not answer, or has no such data set, configuration, revision or split.
@@ -287,5 +287,5 @@ def _data_files(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _first_word(stem: str) -> str:
-    """Return the split in a name such as train-00000-of-00002 or train_1."""
+    """Return the split in a file name such as `train-00000-of-00002` or `train_1`."""
     return re.split(r"[-_.]", stem)[0]

@@ -165,7 +165,10 @@ class SpecialTokenCounts:
 
 
 def _any_of(letters: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern that matches any of the letters, and nothing if there are none."""
+    """Return a pattern that matches any of the letters.
+
+    If `letters` is empty, the pattern matches nothing.
+    """
     return re.compile("|".join(map(re.escape, sorted(set(letters)))) or "(?!)")
 
 
@@ -174,9 +177,9 @@ def _rows(count: int) -> str:
 
 
 def _named(tokens: Counter[str]) -> str:
-    """Return a text with the five most frequent tokens and their counts.
+    """List the five most frequent tokens with their counts, as text.
 
-    The text also has the number of other tokens.
+    The text ends with the number of tokens that are not listed.
     """
     shown = ", ".join(f"{token} ({count})" for token, count in tokens.most_common(5))
     return shown + (f" and {len(tokens) - 5} others" if len(tokens) > 5 else "")
@@ -208,15 +211,15 @@ def _marked(
 ) -> list[bool] | None:
     """Find the characters of `text` that may belong to a special token of a message.
 
-    These are the characters that come from a message, and are part of one of `tokens`.
+    These characters come from a message, and are part of one of `tokens`. If `edges` is True, the characters of an incomplete
+    token at the start or end of a message are found too, since the template may write the rest of the token.
 
-    If `edges` is True, a part of a token at the start or end of a message counts too. The template may write the rest of the
-    token. The characters are marked in the messages, and the messages are rendered again. The mark is an unused character
-    before the marked one.
+    To find the characters, an unused character is inserted before each of them in the messages, and the messages are rendered
+    again.
 
     Returns:
-        For each character of `text`, True if the character was found. None if the template rejects the marked messages or
-        renders them differently.
+        A list with one value for each character of `text`: True if the character was found. None if the template rejects the
+        changed messages or renders them differently.
     """
     used = set(text).union(*map(set, _contents(messages)))
     marker = next(chr(code) for code in range(0xF0000, 0xFFFFD) if chr(code) not in used)

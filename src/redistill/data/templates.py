@@ -97,8 +97,8 @@ def checked_renderings(prompts: Mapping[str, int], template: Template, tokenizer
     counts = renderings(prompts, template)
     if "chat" in counts and not tokenizer.chat_template:
         raise ConfigError(
-            f"data.tokens.template = {template}: {where} has {counts['chat']} rows for a chat template, and the tokenizer has "
-            "no chat template (most base models have none); set template: alpaca, or use a model with a chat template"
+            f"data.tokens.template = {template}: {where} has {counts['chat']} rows that need a chat template, but the "
+            "tokenizer has no chat template (most base models have none); set template: alpaca, or use a model with one"
         )
     return counts
 
@@ -160,7 +160,9 @@ def _check_alpaca(dialogue: Dialogue) -> None:
         (any(turn.reasoning for turn in dialogue.turns), "reasoning (reasoning_content, thinking)"),
     ):
         if is_lost:
-            raise DataError(f"the Alpaca template does not render {what}; set `template: auto`, or remove this from the row")
+            raise DataError(
+                f"the Alpaca template does not render {what}; set `template: auto`, or remove the content from the row"
+            )
 
 
 def literal_ranges(
@@ -266,7 +268,8 @@ def _is_ended(text: str, answer: Turn, tokenizer: Tokenizer) -> bool:
 def dialogue_of(prompt: Prompt) -> Dialogue:
     """Return a prompt as a dialogue.
 
-    An `Instruction` becomes its last turn, after its system message and history. A `RawPrompt` is the only turn.
+    The turns of an `Instruction` are its system message, its history, and a last turn with the instruction and its input. A
+    `RawPrompt` has only one turn.
     """
     if isinstance(prompt, Conversation):
         return Dialogue(prompt.turns, prompt.tools)
@@ -279,7 +282,7 @@ def dialogue_of(prompt: Prompt) -> Dialogue:
 def prompt_before(prompt: Prompt, index: int) -> Prompt:
     """Return the prompt of an earlier answer.
 
-    The answer is the assistant turn with this index in `turns_of(prompt)`.
+    The answer is the assistant turn with the index `index` in `turns_of(prompt)`.
     """
     if isinstance(prompt, Conversation):
         return replace(prompt, turns=prompt.turns[:index])

@@ -42,9 +42,10 @@ class TokenizeConfig:
             at the start of a longer prompt.
         response_tokens: Maximum answer length in tokens, including the end token, >= 1.  A longer answer is truncated and has
             no end token.
-        template: The prompt template. "auto" renders conversations with the chat template of the tokenizer, and instructions
-            with the template of Stanford Alpaca. It uses prompts with a completion verbatim. "chat" renders all rows with the
-            chat template. "alpaca" is like "auto", but renders conversations with the Alpaca template.
+        template: The prompt template. With "auto", conversations are rendered with the chat template of the tokenizer, and
+            instructions with the template of Stanford Alpaca; prompts with a completion are used verbatim. With "chat", all
+            rows are rendered with the chat template. With "alpaca", conversations are rendered with the Alpaca template, and
+            other rows as with "auto".
         template_arguments: Arguments of the chat template by name, such as {enable_thinking: false}.  They are used in every
             rendering, in training and in evaluation.
         template_date: Date and time that a chat template prints, in ISO format, such as 2026-11-30T09:00:00.  If None and the
@@ -336,7 +337,7 @@ def tokenize_prompts(
             if isinstance(ids, DataError):
                 raise DataError(f"{role}: {record.record_id}: {ids}") from ids
             if not ids:
-                raise DataError(f"{role}: {record.record_id}: its prompt has no tokens in this tokenizer; remove the row")
+                raise DataError(f"{role}: {record.record_id}: the tokenizer returns no tokens for the prompt; remove the row")
             if len(ids) > config.prompt_tokens:
                 front = ids[:1] if ids[0] == tokenizer.bos_token_id and config.prompt_tokens > 1 else []
                 ids = front + ids[len(ids) - config.prompt_tokens + len(front) :]

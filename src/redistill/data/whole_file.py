@@ -36,7 +36,8 @@ def fault_of_file(head: bytes, kind: str) -> str | None:
 
     Args:
         head: The first bytes of the file; the whole file if it is not longer than `HEAD_BYTES`.
-        kind: Ending of the file, without ".gz", or "gz" for the compressed bytes themselves.
+        kind: The format that `head` should have: an ending such as "jsonl", or "gz" for compressed bytes. Decompressed bytes of
+            a .gz file have the ending before ".gz".
 
     Example:
         >>> fault_of_file(b"PK" + bytes([3, 4]) + b"...", "jsonl")

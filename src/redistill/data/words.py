@@ -48,8 +48,7 @@ at the start of each text and after each added token, even before another space.
 class WordSplitter:
     """Divides texts into added tokens and pieces that can be encoded separately.
 
-    An added token is a text, such as that of a special token. A tokenizer finds added tokens before it divides the rest of the
-    text into words.
+    A tokenizer finds added tokens, such as its special tokens, before it divides the rest of the text into words.
 
     Args:
         backend: Encodes the pieces.  It inserts no space, and encodes special tokens as plain text.

@@ -169,7 +169,10 @@ def estimate(run: Run, clock: Clock = time.perf_counter, report: Callable[[str],
 
 
 def _progress(done: int, measured: int, started: float) -> str:
-    """Return the line after a measurement; the first of all is a warm-up, which is not in `measured`."""
+    """Return the line that is printed after a measurement.
+
+    `measured` is the number of measurements without the first one, which is a warm-up.
+    """
     return f"estimating memory and time: {done} of {1 + measured} measurements, {duration(time.monotonic() - started)}"
 
 

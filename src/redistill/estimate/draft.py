@@ -1,4 +1,7 @@
-"""Drafts of recipes: settings, each with the reason for its value, and their text."""
+"""Drafts of recipes.
+
+A draft contains settings, each with the reason for its value.  `recipe_text` converts a draft to YAML.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Chooses batch sizes and dtypes with which a run fits into the memory.
+"""Chooses batch sizes and dtypes with which a run fits into memory.
 
-The memory is the one that `redistill.estimate.estimate` computes.
+`redistill.estimate.estimate` computes how much memory a run needs.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Fitted(NamedTuple):
 def fitted(draft: Draft, memory_bytes: int, measure: Measure, report: Callable[[str], None]) -> Fitted:
     """Change a draft until its run fits into the memory.
 
-    The phase with the largest memory determines the change: a smaller micro-batch, recomputed activations, a smaller
-    batch of generated texts or of validation prompts. Weights are stored in bfloat16 first, if they are not trained.
+    First, the dtype of models that are not trained is changed to bfloat16. Each later change concerns the phase that needs the
+    most memory: a smaller micro-batch, activation checkpointing, or a smaller batch for generation or validation.
 
     Args:
         draft: The settings.
@@ -65,7 +65,7 @@ def smaller(draft: Draft, found: Estimate, why: str) -> dict[str, Setting]:
     Args:
         draft: The settings.
         found: The estimate with these settings.
-        why: Reason for the change, for the recipe.
+        why: Reason for the change, which is written into the recipe as a comment.
     """
     for path in ("teacher.dtype", "student.dtype"):  # that of a trained student is not in the draft
         if path in draft and draft[path].value == "float32":

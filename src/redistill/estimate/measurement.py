@@ -74,8 +74,8 @@ def measure(sample: Sample, prints: Mapping[Role, Blueprint], layers: Layers, re
 
     Returns:
         Sizes by name: numbers of weights ("student", "teacher", "trained") and bytes ("weights", "gradients", "saved").
-        "saved" is the number of bytes by which the weights are larger in this measurement than in the run: the run may
-        quantise the student, or have no teacher in this process. Seconds and peak bytes are in `recorder.costs`.
+        "saved" is the size of weights in this measurement that the run does not have, because it quantises a model or has no
+        teacher in this process. Seconds and peak bytes are in `recorder.costs`.
     """
     run = sample.run
     student, teacher = prints["student"].shallow(layers.student, run.seed), None

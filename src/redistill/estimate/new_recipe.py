@@ -33,7 +33,9 @@ VALIDATIONS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """What a new recipe must train; everything else is chosen.
+    """Settings of a new recipe that the user has chosen.
+
+    The other settings are chosen automatically.
 
     More than 12 fields: there is one for each option of `redistill init`.
 
@@ -55,7 +57,8 @@ class Requirements:
         memory_bytes: Memory of the device; None for that of this machine.
 
     Raises:
-        ConfigError: there is neither a student nor a teacher whose layers it could have, or both lengths of training are set.
+        ConfigError: `student` is not set, and `teacher` or `layers` is not set either; both `updates` and `hours` are set; or
+            `hours` is not a finite number > 0.
     """
 
     name: str
@@ -171,7 +174,10 @@ def _data(requirements: Requirements) -> Draft:
 
 
 def _check_vocabularies(requirements: Requirements, tokenizer: Tokenizer) -> None:
-    """Raise VocabularyError if the teacher's tokenizer differs from `tokenizer`, that of the student."""
+    """Raise VocabularyError if teacher and student have different vocabularies.
+
+    `tokenizer` is the tokenizer of the student.
+    """
     if requirements.teacher is None or requirements.student is None:
         return
     vocabularies = load_tokenizer(ModelConfig(model=requirements.teacher)).get_vocab(), tokenizer.get_vocab()
@@ -183,7 +189,10 @@ def _check_vocabularies(requirements: Requirements, tokenizer: Tokenizer) -> Non
 
 
 def _template(tokenizer: Tokenizer) -> Draft:
-    """Return the Alpaca template if the tokenizer has no chat template, which rows with messages need otherwise."""
+    """Return the setting `template: alpaca` if the tokenizer has no chat template.
+
+    By default, rows with messages need a chat template.
+    """
     if tokenizer.chat_template:
         return {}
     return {"data.tokens.template": Setting("alpaca", "the tokenizer has no chat template; rows with messages use this one")}

@@ -30,7 +30,7 @@ class Blueprint(NamedTuple):
     """Configuration of a model of the run, without weights.
 
     Args:
-        config: The model's config, of transformers.
+        config: The transformers config of the model.
         layers: Number of layers that the model has in the run.
         source: Settings with which the run loads the model.
     """

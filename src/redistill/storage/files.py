@@ -93,9 +93,9 @@ disk = Disk()
 
 
 def check_own_file(descriptor: int) -> None:
-    """Check that an open file is a regular file that has only one name.
+    """Check that an open file is a regular file with only one hard link.
 
-    A write to such a file cannot change a file with another name.
+    A write to such a file changes no file under another path.
 
     Raises:
         OSError: the file is not a regular file, or it has several hard links.
@@ -146,7 +146,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def create_with_parents(folder: Path) -> None:
-    """Create `folder` and its missing parents, and sync the parent of each."""
+    """Create `folder` and its missing parents; sync the parent of each new folder."""
     if not folder.is_dir():
         create_with_parents(folder.parent)
         disk.make_folder(folder)

@@ -105,7 +105,10 @@ def copy(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of interrupted writes; no process may be using `folder`."""
+    """Remove temporary files that interrupted writes have left in `folder`.
+
+    No process may use the folder during the call.
+    """
     for path in folder.glob(f"{TEMPORARY}*"):
         files.disk.remove(path)
 

@@ -1,4 +1,4 @@
-"""Which names are looked up on the model hub, and whether the hub answers.
+"""Checks whether a name is a local path, and whether the model hub answers.
 
 huggingface_hub repeats an unanswered request several times, so a look-up could take minutes. Before the first look-up, one
 request with a time limit is therefore sent to the hub.
@@ -86,13 +86,13 @@ def _is_timeout(error: Exception) -> bool:
 
 @functools.cache
 def unreachable() -> str:
-    """Return the reason why the hub cannot be reached, or "" if it answers.
+    """Return the reason why the hub cannot be reached.
 
     One request is sent per process, with a time limit of `LOOK_UP_SECONDS`. If the hub does not answer, huggingface_hub's
     offline mode is set for this process: local copies are used, and no other request is sent.
 
     Returns:
-        The reason; also "" if the user has set the offline mode.
+        The reason; "" if the hub answers, or if the user has set the offline mode.
     """
     from huggingface_hub import constants
 

@@ -59,8 +59,8 @@ def parse_json(text: str | bytes, *, any_number: bool = False, unique_keys: bool
 def parse_json_at(text: str, start: int, *, unique_keys: bool = True) -> tuple[Json, int]:
     """Return the JSON value that begins at index `start`, and the index of its end.
 
-    The second result is the index after the last character of the value.  NaN, infinities and integers of any size are allowed,
-    as in `parse_json` with `any_number`; `unique_keys` is that of `parse_json`.
+    The second result is the index after the last character of the value.  NaN, infinities and integers of any size are
+    allowed.  `parse_json` describes the argument `unique_keys`.
 
     Raises:
         JsonError: there is no JSON value; it is nested more than `MAX_DEPTH` levels deep; or

@@ -23,8 +23,8 @@ def truncate(path: Path, size: int) -> bool:
         size: Size of the log in bytes up to the end of the last line to keep, >= 0.
 
     Returns:
-        True if the log was truncated.  False if the log is shorter than `size` bytes, or if no line ends at byte `size`: then
-        another program has changed it, and this function leaves it as it is.
+        True if the log was truncated.  False if the log is shorter than `size` bytes, or if no line ends at byte `size`.  In
+        this case, another program has changed the log, and the log is not truncated.
 
     Raises:
         OutputError: the file cannot be written.
@@ -60,6 +60,9 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def _step(line: Json) -> float:
-    """Return the number of the update that a log line belongs to; 0 without a number."""
+    """Return the number of the update that a log line belongs to.
+
+    The result is 0 if the line has no number.
+    """
     step = line.get("step") if isinstance(line, Mapping) else None
     return step if isinstance(step, int | float) else 0

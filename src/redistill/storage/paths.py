@@ -38,7 +38,7 @@ def unusable(text: str) -> str | None:
 
 
 def expanded(text: str | Path) -> Path:
-    """Return a path in which "~" and "~USER" stand for a home folder.
+    """Replace "~" or "~USER" at the start of a path by the home folder of the user.
 
     If there is no user USER, the path is returned unchanged.
 

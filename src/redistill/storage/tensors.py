@@ -101,9 +101,9 @@ def _layout(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[torch.Tens
 
 
 def _untied(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return each tensor under the first of its names, and its other names.
+    """Return the tensors without duplicates, and the additional names of tied tensors.
 
-    The second result maps each other name to the first name.
+    The first result has each tensor under its first name.  The second result maps each additional name to the first name.
     """
     first: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}

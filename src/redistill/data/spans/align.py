@@ -97,10 +97,10 @@ def offsets_from_ids(ids: Sequence[int], tokenizer: Tokenizer, special_ids: Coll
 
 
 def token_texts(ids: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """Return the text of each token, so that all texts joined are the decoded text.
+    """Decode `ids`, and return the text of each token.
 
-    Special tokens are included.  If several tokens are parts of one character, the first of them has the character, and the
-    others have the text "".
+    The texts of all tokens, one after the other, are the decoded text with special tokens.  If several tokens are parts of one
+    character, the first of them has the character, and the others have the text "".
 
     Args:
         ids: Token ids as a model generated them.

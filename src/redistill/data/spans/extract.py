@@ -204,7 +204,7 @@ def prose(text: str) -> list[tuple[int, str]]:
     """Split `text` into parts; phrases are extracted from each part separately.
 
     Fenced code and blank parts are left out. A part has at most `MAX_PIECE` characters. A longer text is split at the last
-    paragraph break, line break or space within this limit; paragraph breaks are preferred to line breaks, and these to spaces.
+    paragraph break within this limit. If there is none, it is split at the last line break, or else at the last space.
 
     Returns:
         Pairs (offset in `text`, part), in order.

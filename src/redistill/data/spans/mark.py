@@ -1,7 +1,7 @@
 """Addition of the spans of phrases to training sequences.
 
-A span is the range of the targets (tokens that the student is trained to predict) of one phrase.  The span loss compares
-teacher and student within each span.
+A target is a token that the student is trained to predict.  A span is the range of targets that belong to one phrase.  The
+span loss compares teacher and student within each span.
 """
 
 import itertools

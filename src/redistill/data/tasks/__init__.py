@@ -55,12 +55,12 @@ def check_source(task: Task, path: str | Path | Source | None) -> None:
         >>> check_source(known_task("doly"), None)
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: tests: no task 'doly'; did you mean 'dolly'? give a path to use a local file
+        redistill.errors.ConfigError: tests: no test set 'doly'; use 'dolly', or give the path of a local file
     """
     if path is None and task.hub_name is None:
         near = difflib.get_close_matches(task.name, TASKS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"must be one of {', '.join(TASKS)};"
-        raise ConfigError(f"tests: no task '{task.name}'; {hint} give a path to use a local file")
+        hint = f"use '{near[0]}'" if near else f"use one of {', '.join(TASKS)}"
+        raise ConfigError(f"tests: no test set '{task.name}'; {hint}, or give the path of a local file")
 
 
 def load_task(
@@ -76,11 +76,11 @@ def load_task(
 
     Args:
         task: A key of `TASKS`, any name if `path` is given, or a `Task`.
-        path: A file, a folder with test.jsonl, a hub name or a source. If None, the hub file of the task is read.
+        path: A file, a folder with test.jsonl, a hub name or a `Source`. If None, the hub file of the task is read.
         limit: Maximum number of rows, applied after `min_reference_words`; if None, all rows are kept.
-        min_reference_words: A row is left out if its longest reference has fewer words than this number; words are separated by
-            white space.  If None, all rows are kept.  This argument is not needed for the hub files of Super-Natural and
-            Unnatural Instructions: their rows were already selected by the length of the references.
+        min_reference_words: Minimum number of words of a row's longest reference; rows with shorter references are left out.
+            Words are separated by white space.  If None, all rows are kept.  The hub files of Super-Natural and Unnatural
+            Instructions do not need this argument: their rows were already selected by the length of the references.
         max_bad_rows: Maximum number of unusable rows, >= 0.
         rejected: A JSON Lines file that the unusable rows are written to; if None, no file is written.
 
@@ -89,7 +89,7 @@ def load_task(
 
     Raises:
         ConfigError: the task has no hub data set, and no path is given.
-        DataError: the rows cannot be read, more than `max_bad_rows` of them are unusable, or none remains.
+        DataError: the rows cannot be read, more than `max_bad_rows` of them are unusable, or no row is left.
 
     Example:
         >>> from tempfile import TemporaryDirectory

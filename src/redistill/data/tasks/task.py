@@ -25,8 +25,8 @@ class Task:
         hub_file: The file of the hub repository that contains the test rows; the repository may have several files.
         hub_rows: Number of rows of the test set, as in the literature. These are the first rows of the hub file. If None, all
             rows of the file are used.
-        columns: Pairs (key, column), needed if the columns of the data set are not called "instruction" and "output". The
-            values of the key are read from the column. A local file may use the keys or the names of the columns.
+        columns: Pairs (key, column). The value of `key` in a row, such as "output", is read from the column `column`. No pairs
+            are needed if the columns are called "instruction" and "output". A local file may use the keys or the column names.
         metrics: Metrics that are computed before those of the recipe; the first is the primary metric.
 
     Raises:
@@ -78,10 +78,7 @@ class Task:
 
 
 def _with_line_breaks(record: Record) -> Record:
-    """Return the record with line breaks in place of "<n>" in its instruction.
-
-    In the input of the instruction, "<n>" is replaced as well.
-    """
+    """Replace "<n>" by a line break in the instruction of a record and in its input."""
     if not isinstance(record.prompt, Instruction):
         return record
     instruction, given = (text.replace("<n>", "\n") for text in (record.prompt.instruction, record.prompt.input))

@@ -5,8 +5,8 @@ The model generated the instructions, the inputs and the answers.
     {"instruction": "You are given a list of cities. Name the one that is furthest north.", "input": "Cities: Lima, Oslo,
      Rome.", "output": "Oslo"}
 
-MiniLLM evaluates the first 10,000 rows of the hub folder `11_`.  The name of the folder means that the answers have a length of
-at least 11; the documentation of `super_natural` describes this length.
+MiniLLM evaluates the first 10,000 rows of the hub folder `11_`, whose answers have a length of at least 11.  The module
+`super_natural` explains this length.
 
 Source: Honovich et al. 2023 (arXiv 2212.09689), core set; MIT.
 
