@@ -22,8 +22,8 @@ def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> Tea
     """Store the last hidden states of a recipe's teacher.
 
     The store has the hidden states that predict the tokens of the answers in the training and validation data.  It also has
-    the teacher's output head.  Runs with `teacher: {kind: cached, path: OUT}` then need no teacher in memory.  An interrupted
-    call is resumed by the same call.  If the recipe fine-tunes the teacher, the teacher is trained first.
+    the teacher's output head.  Therefore runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.  An
+    interrupted call is resumed by the same call.  If the recipe fine-tunes the teacher, the teacher is trained first.
 
     Args:
         config: The run.

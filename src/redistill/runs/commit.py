@@ -1,8 +1,8 @@
 """The git commit of redistill's own checkout.
 
-The git configuration of a checkout can name programs, for example in `core.fsmonitor`.  Git runs these programs, which would
-be unsafe.  Therefore this module runs git in a temporary repository with the object database and the index of the checkout.
-Git then reads neither the configuration of the checkout nor that of the user.
+The git configuration of a checkout can name programs, for example in `core.fsmonitor`.  Git would run these programs, which
+may be unsafe.  Therefore this module runs git in a temporary repository with the object database and the index of the
+checkout.  Git then reads neither the configuration of the checkout nor that of the user.
 """
 
 import os
