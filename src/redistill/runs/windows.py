@@ -1,4 +1,4 @@
-"""Windows of DAC-KL: the classes that it keeps for one token.
+"""Windows of DAC-KL: the classes that the divergence keeps at one target token.
 
 A run writes a few windows to windows.jsonl when its training ends.
 """
@@ -53,7 +53,7 @@ class ClassRow:
 class Window:
     """The window of DAC-KL at one target of a gold answer.
 
-    More than 12 fields: an instance is one line of windows.jsonl, which has as many.
+    More than 12 fields: there is one for each key of a line in windows.jsonl.
 
     Args:
         row: Index of the training example.
@@ -64,8 +64,7 @@ class Window:
         lower, upper: The interval of scores, l and u of Eq. 6.
         kept_classes: Number of kept classes.
         kept_mass: The teacher's probability of all kept classes.
-        recovered: The fraction of the teacher's probability outside its most probable class that is on kept classes; 1 if no
-            other class has any probability.
+        recovered: Kept fraction of the teacher's probability outside its most probable class; 1 if this probability is 0.
         divergence: The value of DAC-KL at this target, in nats.
         classes: The kept classes and the most probable other ones, in descending order of the teacher's probability.
     """
@@ -148,8 +147,8 @@ def write_windows(run: OpenRun) -> None:
     """Write windows.jsonl, with windows at a few targets of training examples.
 
     The windows are computed with the present weights.  The examples are evenly spaced in the data.  The targets are at 1/5,
-    2/5, 3/5 and 4/5 of the answers.  Nothing is written if the divergence is not DAC-KL, or if the teacher is not a model that
-    this job has loaded.  All processes of the job must call the function.
+    2/5, 3/5 and 4/5 of the answers.  Nothing is written if the divergence is not DAC-KL, or if the run has no local teacher.
+    All processes of the job must call the function.
 
     Args:
         run: The run, after training.

@@ -85,7 +85,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
 
 
 def _compiling(parts: Parts, *, is_first: bool) -> AbstractContextManager[None]:
-    """Context in which the progress bar shows "compiling", for the first update."""
+    """Context that shows the phase "compiling" if the first update compiles the model."""
     compiles = is_first and parts.learner.student.is_compiled
     return parts.output.progress.phase("compiling", in_log=True) if compiles else nullcontext()
 
@@ -150,8 +150,8 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
     """Return this process's sequences as micro-batches of similar lengths.
 
     A micro-batch has at most `micro_batch_size` gold sequences and at most `micro_batch_size` sampled sequences.  If
-    `micro_batch_size` is None, the number of tokens including padding is limited instead (see `grouping.grouped`), by the cost
-    of the device and by the memory of an accelerator.
+    `micro_batch_size` is None, the number of tokens, including padding, is limited instead.  The limit depends on the speed of
+    the device and on the memory of an accelerator (see `grouping.grouped`).
     """
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
@@ -342,8 +342,8 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
 def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
     """Return whether the current student is the best of all validations so far.
 
-    Of two equal scores, the one with the lower cross entropy is better.  If the cross entropies are equal too, the later is
-    better.
+    Of two equal scores, the one with the lower cross entropy is better.  If the cross entropies are equal too, the later
+    validation is better.
     """
     if state.best_score is None or score != state.best_score:
         return state.best_score is None or score > state.best_score

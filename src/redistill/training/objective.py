@@ -120,7 +120,8 @@ class Objective:
 
     Args:
         sft_weight: Weight of the cross entropy, >= 0; 0 removes the term.
-        sft_on: The answers that the cross entropy is computed on: "gold", or "sampled", such as the teacher's answers in SeqKD.
+        sft_on: Sequences on which the cross entropy is computed: "gold", or "sampled" (for example, the teacher's answers in
+            SeqKD).
         divergence: The divergence between teacher and student on the tokens of sampled sequences; if None, there is no
             divergence. `by_origin` applies different divergences to text of the student and text of the teacher.
         divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
@@ -286,7 +287,7 @@ class Counts:
 
 
 def row_context(batch: Batch, progress: float) -> RowContext:
-    """Return origin and training progress of each sampled row of a micro-batch.
+    """Return the origin and the training progress of each sampled target of a batch.
 
     Args:
         batch: The micro-batch.
@@ -353,9 +354,10 @@ def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> di
 
     `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The sum of a term is
     divided by the number of tokens or sequences over which the term is a mean.  The sum of a diagnostic is divided by the
-    number of sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the kept
-    fraction of the teacher's mass outside its arg max: (kept - p_max) / (1 - p_max), or 1 if p_max is 1.  In this formula,
-    kept is the mean of the kept mass, and p_max is the mean of the mass of the arg max.
+    number of sampled tokens.  "loss" is the weighted sum of the means of the terms.
+
+    For DAC-KL, "recovered" is the kept fraction of the teacher's probability outside its most probable class: (kept - top) /
+    (1 - top), or 1 if top is 1.  kept is the mean "kept_mass", and top is the mean "top_mass".
     """
     divisors = {
         "sft": counts.sft_tokens,

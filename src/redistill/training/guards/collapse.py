@@ -79,9 +79,9 @@ class CollapseMonitor:
     """Reports an alarm when a running mean of a text statistic is below its limit.
 
     A text statistic is a number that describes generated responses, such as their mean length.  Its limit is a constant, a
-    fraction of the mean over gold answers, or a fraction of the largest running mean so far.  A running mean covers the
-    last `collapse_window` updates with generated text; checks begin after this number of updates. A running mean that stays
-    below its limit is reported once.  It is reported again only after it has risen above the limit.
+    fraction of the mean over gold answers, or a fraction of the largest running mean so far.  A running mean is computed over
+    the last `collapse_window` updates with generated text.  Checks begin after this number of such updates. A running mean
+    that stays below its limit is reported once.  It is reported again only after it has risen above the limit.
 
     Args:
         config: Limits, and whether an alarm ends the run.
@@ -101,9 +101,8 @@ class CollapseMonitor:
             step: Number of the update, from 1.
             texts: Properties of the sampled sequences of all processes, of any origin.
             gold: Properties of the gold answers of all processes in this update.
-            kept: What DAC-KL kept of the teacher's probability mass: "kept_mass" is the mass of the kept classes, and
-                "recovered" the kept fraction of the mass outside the most probable class.  Each of these names may be
-                missing.
+            kept: Metrics of DAC-KL by name; a metric may be missing.  "kept_mass" is the teacher's probability of the kept
+                classes.  "recovered" is the kept fraction of the teacher's probability outside its most probable class.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".

@@ -29,7 +29,8 @@ class GuardConfig:
         min_distinct: Lower limit of the fraction of distinct bigrams in responses, relative to that in gold answers, in [0,
             1].
         min_kept_mass: Lower limit of the teacher's probability mass of the classes that the divergence DAC-KL keeps, in [0,
-            1]. The most probable class alone may exceed this limit.  Therefore `min_recovered` detects a collapse earlier.
+            1]. The probability of the most probable class alone may exceed this limit.  Therefore `min_recovered` detects a
+            collapse earlier.
         min_recovered: Lower limit of the fraction of the teacher's probability mass outside its most probable class that
             the divergence DAC-KL keeps, in [0, 1].
 
