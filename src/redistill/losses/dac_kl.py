@@ -214,13 +214,13 @@ class DacKLConfig:
 
 
 class DacKL(nn.Module):
-    """DAC-KL: divergence from the teacher clipped to a predicted interval (Eq. 6-8).
+    """DAC-KL: divergence over the classes in a predicted interval (Eq. 6-8).
 
     The unit is nats per token.  DAC-KL is not a divergence in the strict sense.  Without normalisation it may be negative.  The
     network f_sub, which predicts the interval, can reduce the loss by excluding every class with p > q (p is the teacher, q the
-    student).  If student and f_sub both minimise the loss, the kept classes shrink to the tail and the arg max, and finally to
-    the arg max alone.  To detect this, monitor the metric `recovered`: the fraction of the teacher's mass outside its arg max
-    that is kept.
+    student).  If student and f_sub both minimise the loss, the kept classes shrink to the least probable ones and the arg max,
+    and finally to the arg max alone.  To detect this, monitor the metric `recovered`: of the teacher's mass outside its arg
+    max, the fraction that is kept.
 
     Args:
         config: Settings of DAC-KL.

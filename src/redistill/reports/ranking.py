@@ -63,9 +63,9 @@ def _sentences(measured: Measured, column: Column) -> Iterator[str]:
 
 
 def _lead(measured: Measured, column: Column, best: Row, second: Row) -> Row:
-    """Return the row with the difference of the best to the second best method.
+    """Return the row that compares the best method with the second best.
 
-    If one of the two methods is the baseline, the result is the row of the other method; its reference model is the baseline.
+    If one of the two is the baseline, this is the row of the other method, since every row compares a method with the baseline.
     """
     if "baseline" in (best.role, second.role):
         return second if best.role == "baseline" else best
@@ -158,7 +158,8 @@ def _kept(measured: Measured, column: Column, best: Row) -> Iterator[str]:
 def _training(measured: Measured, best: Row, others: Sequence[Row]) -> Iterator[str]:
     """Yield a sentence about the training cost of the best method.
 
-    The sentence also has the cost of the baseline.  If the baseline is the best method, it has that of the second best method.
+    The sentence compares this cost with that of the baseline.  If the baseline is the best method, it compares the cost with
+    that of the second best method.
     """
     baseline = [row for row in others if row.role == "baseline"]
     spent = [(row.model, measured.costs[row.model].figures) for row in (best, *(baseline or others)[:1])]

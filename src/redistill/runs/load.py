@@ -322,7 +322,7 @@ class _ExampleBuilder(NamedTuple):
     def _list_left_out(
         self, rows: Rows, rejected: Sequence[RejectedRecord], too_long: Sequence[RejectedRecord], role: str
     ) -> None:
-        """Add rows without an example to rejected.jsonl, and check their number."""
+        """Write rows that gave no training example to rejected.jsonl; raise an error if there are too many."""
         if self.rejected is not None:
             unused = sorted((*rejected, *too_long), key=lambda found: found.index)
             list_unlearned(self.rejected, [(*rows.where(found.index), found.reason) for found in unused])
