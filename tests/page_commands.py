@@ -1,11 +1,12 @@
 """The commands that pages show, in a form that small models execute, and the folder with the files that the pages name.
 
-Everything that differs from the pages is in this file: the commands that are not executed, words that are replaced, and settings that
-are appended. `test_page_commands` executes the commands.
+Everything that differs from the pages is in this file: the commands that are not executed, words that are replaced, and settings
+that are appended. `test_page_commands` executes the commands.
 """
 
 import json
 import re
+import shlex
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ NOT_EXECUTED = {
     "redistill evaluate runs/first --harness": "the same",
     "vllm serve": "needs vLLM; the server of tests is used",
     "VLLM_SERVER_DEV_MODE=1 vllm serve": "the same",
-    "redistill run mine.yaml method=opd 'engine={kind: vllm, mode: colocated}'": "needs vLLM; tests/integration/test_vllm_colocated.py",
+    "redistill run mine.yaml method=opd 'engine={kind: vllm, mode: colocated}'": "needs vLLM",
     "while true": "the loop that restarts vLLM",
     "version=$": "the same",
     "while [": "the same",
@@ -73,6 +74,7 @@ APPENDED = {
 }
 """Command -> what is appended, so that it takes seconds."""
 
+TUTORIAL = DOCS / "tutorial.md"
 UPDATES = re.compile(r"\b(training\.updates=)(\d+)")
 ADDRESS = "http://127.0.0.1:8000/v1"
 
@@ -102,10 +104,10 @@ def replaced(line: str, url: str) -> str:
     return line.replace(ADDRESS, url)
 
 
-def shortened(words: list[str]) -> list[str]:
+def shortened(words: list[str], page: Path) -> list[str]:
     """The words of `redistill` with fewer updates, and with the settings of APPENDED and FROM_FILES."""
     command, named = words[0], [re.sub(UPDATES, _fewer, word) for word in words]
-    added = list(APPENDED.get(command, []))
+    added = settings_of_tutorial() if page == TUTORIAL and command == "run" else list(APPENDED.get(command, []))
     if any(UPDATES.search(word) for word in words):
         added = [setting for setting in added if not UPDATES.match(setting)]
     if any("student.finetune=" in word for word in words):
@@ -113,6 +115,26 @@ def shortened(words: list[str]) -> list[str]:
     if words[1:2] and words[1] in RECIPES_OF_THE_HUB and command != "config":
         added = [*FROM_FILES, *added]
     return [*named, *added]
+
+
+def settings_of_tutorial() -> list[str]:
+    """The settings that the tutorial's outputs were printed with."""
+    (block,) = re.findall(r"```text\n(training\.updates=.*?)```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL)
+    return shlex.split(block)
+
+
+def shown_output(page: Path) -> set[str]:
+    """The masked lines of a page's blocks of output; not its settings, and not an error, which a test of its own compares."""
+    found = re.findall(
+        r"^```text\n(?!training\.|redistill: )(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return {masked(line) for line in "".join(found).splitlines()} - {""}
+
+
+def masked(line: str) -> str:
+    """A line of output without its numbers, with bytes in one unit, and without the lines and widths of tables."""
+    plain = re.sub(r"[+−-]?\d[\d,.:]*", "#", line)
+    return re.sub(r"[\s\u2500-\u257f]+", " ", re.sub(r"# [kMGT]B", "# B", plain)).strip()
 
 
 def _fewer(found: re.Match[str]) -> str:
