@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from redistill.config.methods import METHODS
 from redistill.data.sample import copy_sample
 from redistill.storage import files
 from tests.first_hour import SHORT, write_own_data
@@ -75,6 +76,9 @@ APPENDED = {
 """Command -> what is appended, so that it takes seconds."""
 
 TUTORIAL = DOCS / "tutorial.md"
+CHANGEABLE = {"run", "train", "cache-teacher", "estimate", "doctor"}
+"""Commands that accept settings."""
+
 UPDATES = re.compile(r"\b(training\.updates=)(\d+)")
 ADDRESS = "http://127.0.0.1:8000/v1"
 
@@ -112,9 +116,22 @@ def shortened(words: list[str], page: Path) -> list[str]:
         added = [setting for setting in added if not UPDATES.match(setting)]
     if any("student.finetune=" in word for word in words):
         added.append("student.finetune.updates=2")
-    if words[1:2] and words[1] in RECIPES_OF_THE_HUB and command != "config":
-        added = [*FROM_FILES, *added]
+    if command in CHANGEABLE and words[1:] and needs_hub(words[1]):
+        is_cached = any("kind: cached" in word for word in words)
+        added = [*(setting for setting in FROM_FILES if not (is_cached and setting.startswith("teacher."))), *added]
     return [*named, *added]
+
+
+def needs_hub(recipe: str) -> bool:
+    """Whether a recipe of the package, or a copy of one, names models and data of the hub."""
+    path = Path(recipe)
+    return recipe in RECIPES_OF_THE_HUB or (path.suffix == ".yaml" and "HuggingFaceTB/" in path.read_text(encoding="utf-8"))
+
+
+def created(line: str) -> str | None:
+    """The recipe that a line creates; each section of a page starts without it."""
+    found = re.search(r"redistill init (\S+)|recipes copy .*--out (\S+)", line)
+    return (found[1] or found[2]) if found else None
 
 
 def settings_of_tutorial() -> list[str]:
@@ -123,17 +140,21 @@ def settings_of_tutorial() -> list[str]:
     return shlex.split(block)
 
 
+NOT_PRINTED = {"compiling"}
+"""Lines of a page that a run of these small models does not print: their vocabulary is too small to compile for."""
+
+
 def shown_output(page: Path) -> set[str]:
     """The masked lines of a page's blocks of output; not its settings, and not an error, which a test of its own compares."""
     found = re.findall(
         r"^```text\n(?!training\.|redistill: )(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
-    return {masked(line) for line in "".join(found).splitlines()} - {""}
+    return {masked(line) for line in "".join(found).splitlines()} - {"", *NOT_PRINTED}
 
 
 def masked(line: str) -> str:
     """A line of output without its numbers, with bytes in one unit, and without the lines and widths of tables."""
-    plain = re.sub(r"[+−-]?\d[\d,.:]*", "#", line)
+    plain = re.sub(r"[+−-]?\d[\d,.:]*(?:e[+-]?\d+)?", "#", line)
     return re.sub(r"[\s\u2500-\u257f]+", " ", re.sub(r"# [kMGT]B", "# B", plain)).strip()
 
 
@@ -219,9 +240,13 @@ def runs_that_exist_before(page_lines: list[str]) -> set[str]:
 
 
 def copy_runs(example: Path, folder: Path, names: set[str]) -> None:
-    """Copy the run to the names that a page uses."""
+    """Copy the run to the names that a page uses; a name begins with the method that the page assumes, such as runs/sft."""
     for name in sorted(names):
         shutil.copytree(example, folder / name)
+        method = Path(name).name.partition("-")[0]
+        path = folder / name / "run.json"
+        if method in METHODS:
+            files.write_json(path, {**files.read_json(path), "method": method})
 
 
 # --- servers ------------------------------------------------------------------------------------------------------------
