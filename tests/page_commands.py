@@ -1,7 +1,7 @@
 """The commands that pages show, in a form that small models execute, and the folder with the files that the pages name.
 
-Everything that differs from the pages is in this file: the commands that are not executed, words that are replaced, and settings
-that are appended. `test_page_commands` executes the commands.
+Everything that differs from the pages is in this file: the commands that are not executed, the words that are replaced, and the
+settings that are appended. `test_page_commands` executes the commands.
 """
 
 import json
@@ -112,6 +112,8 @@ def shortened(words: list[str], page: Path) -> list[str]:
     """The words of `redistill` with fewer updates, and with the settings of APPENDED and FROM_FILES."""
     command, named = words[0], [re.sub(UPDATES, _fewer, word) for word in words]
     added = settings_of_tutorial() if page == TUTORIAL and command == "run" else list(APPENDED.get(command, []))
+    if command == "doctor" and not words[1:]:  # without a recipe, the machine is checked
+        added = []
     if any(UPDATES.search(word) for word in words):
         added = [setting for setting in added if not UPDATES.match(setting)]
     if any("student.finetune=" in word for word in words):

@@ -7,17 +7,25 @@ import dataclasses
 import doctest
 import inspect
 import re
+from pathlib import Path
 from types import ModuleType
 from typing import get_args
 
 import pytest
 import torch
 
+from redistill.config.methods import METHODS
 from redistill.data import tasks
+from redistill.evaluation.acceptance import accepted
+from redistill.evaluation.calibration import calibration_error
+from redistill.evaluation.pass_at_k import pass_at_k
 from redistill.losses.dac_kl import DacKLConfig
 from redistill.losses.divergences import ByOrigin, Divergence
+from redistill.reports.inference import crossed
+from redistill.reports.statistics import holm, paired_bootstrap, sign_flip
 from tests.reference_page import pages, public, submodules
 
+ROOT = Path(__file__).parents[1]
 PUBLIC = public()
 TEST_SETS = [module for module in submodules(tasks) if hasattr(module, "TASK")]
 
@@ -132,6 +140,32 @@ def test_a_divergence_has_its_equation_source_and_unit(node: type) -> None:
     doc = node.__doc__ or ""
     assert re.search(r"math::|Eq\. \d", doc) and re.search(r"Source: |arXiv|the paper", doc)
     assert re.search(r"\bnats\b|in \[0, 1\]", doc)
+
+
+NEEDS_SOURCE = re.compile(
+    r"redistill\.(policies\.(?!order|source|policy|scorer)\w+\.[A-Z]|evaluation\.metrics\.|vocab_pass\.terms\.)"
+)
+STATISTICS = (paired_bootstrap, sign_flip, holm, crossed, pass_at_k, calibration_error, accepted)
+WITH_SOURCE = {
+    **{name: value for name, value in PUBLIC.items() if NEEDS_SOURCE.match(name)},
+    **{f"{function.__module__}.{function.__qualname__}": function for function in STATISTICS},
+}
+"""Policies, metrics, terms of the objective, and functions of statistics."""
+
+
+@pytest.mark.parametrize("name", WITH_SOURCE)
+def test_a_policy_a_metric_a_term_and_a_statistical_function_have_a_source(name: str) -> None:
+    """A paper with its equation, a reference implementation, or "own"."""
+    assert re.search(r"Source:\s+\S", WITH_SOURCE[name].__doc__ or "")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_a_source_in_the_list_and_on_its_page(name: str) -> None:
+    source = METHODS[name].source
+    arxiv = re.search(r"arXiv (\d{4}\.\d{5})", source)
+    page = ROOT / f"docs/methods/{name.partition('-robust')[0]}.md"
+    assert source and page.is_file()
+    assert arxiv is None or arxiv[1] in page.read_text(encoding="utf-8")
 
 
 def test_every_public_name_has_an_entry_in_the_reference() -> None:

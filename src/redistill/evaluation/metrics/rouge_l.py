@@ -26,6 +26,8 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     the reference have no ASCII letter; words with digits and without letters are not counted.  F1 values from different
     divisions are not comparable.
 
+    Source: the package `rouge-score` for the F1; own for the words of other scripts.
+
     Args:
         prediction: The text to score.
         references: At least one correct answer.
