@@ -159,7 +159,11 @@ class VllmEngineConfig:
         return f"engine: training data (token ids of prompts) {destinations(self)}"
 
     def build(self, tools: EngineTools) -> "VllmEngine":
-        """Create the engine; it uses vLLM for the first time when weights are transferred."""
+        """Create the engine; it uses vLLM for the first time when weights are transferred.
+
+        Args:
+            tools: The objects of the run from which an engine is built.
+        """
         return VllmEngine(self, self.connect(tools.note), tools)
 
 
