@@ -120,4 +120,5 @@ def test_each_command_that_is_not_executed_is_on_a_page() -> None:
 
 def test_the_numbers_and_the_lines_of_tables_of_an_output_are_masked() -> None:
     assert masked("│ weights            │   578 MB │") == masked("│ weights │ 1.2 kB │") == "weights # B"
+    assert masked("span 1.523e-05  2 tokens/s") == masked("span 0.0051  31 tokens/s")
     assert masked("step 6: ROUGE-L 7.85") != masked("step 6: ROUGE-L")
