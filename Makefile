@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FIRST_HOUR_ARGS ?=
 
-.PHONY: demo test docs faults golden families oldest first-hour ray trl notebook links nightly lint bench study-toy clean
+.PHONY: demo test docs faults golden families oldest first-hour pages ray trl notebook links nightly lint bench study-toy clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -48,6 +48,12 @@ first-hour:
 	rm -rf $(VENV)-first-hour/work
 	PATH=$(abspath $(VENV)-first-hour/bin):$$PATH python tests/first_hour.py $(VENV)-first-hour/work $(FIRST_HOUR_ARGS)
 
+# The commands of every page in a new environment, with small models; `make test` executes those of two pages.
+pages:
+	$(MAKE) $(VENV)-pages/torch VENV=$(VENV)-pages
+	$(VENV)-pages/bin/python -m pip install --quiet '.[dev]'
+	REDISTILL_PAGES=whole OMP_NUM_THREADS=1 $(VENV)-pages/bin/python -m pytest tests/test_page_commands.py $(PYTEST_ARGS)
+
 # Sweeps on a Ray of this machine; `make test` skips these tests, since the package ray is not installed.
 ray: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet -e '.[ray]'
@@ -69,7 +75,7 @@ links: $(VENV)/installed-dev
 	$(BIN)/python -m sphinx --builder linkcheck --quiet -D include_patterns='docs/**,*.md' -c docs . build/links
 
 # What is too long for every change, the short jobs first. A job that fails does not stop the others.
-NIGHTLY := notebook trl links ray families first-hour oldest golden faults
+NIGHTLY := notebook trl links ray families pages first-hour oldest golden faults
 nightly:
 	$(MAKE) --keep-going $(NIGHTLY)
 
@@ -108,4 +114,4 @@ $(VENV)/installed-dev: $(VENV)/torch pyproject.toml
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-first-hour .ci-cache runs dist build
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-first-hour $(VENV)-pages .ci-cache runs dist build

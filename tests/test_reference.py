@@ -7,17 +7,27 @@ import dataclasses
 import doctest
 import inspect
 import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import get_args
 
 import pytest
 import torch
 
+from redistill.config.methods import METHODS
 from redistill.data import tasks
+from redistill.evaluation.acceptance import accepted
+from redistill.evaluation.calibration import calibration_error
+from redistill.evaluation.pass_at_k import pass_at_k
 from redistill.losses.dac_kl import DacKLConfig
 from redistill.losses.divergences import ByOrigin, Divergence
+from redistill.policies.source import PolicyNode, Source
+from redistill.reports.inference import crossed
+from redistill.reports.statistics import holm, paired_bootstrap, sign_flip
 from tests.reference_page import pages, public, submodules
 
+ROOT = Path(__file__).parents[1]
 PUBLIC = public()
 TEST_SETS = [module for module in submodules(tasks) if hasattr(module, "TASK")]
 
@@ -70,6 +80,36 @@ def annotations(value: object) -> dict[str, str]:
         return {field.name: str(field.type) for field in dataclasses.fields(value) if field.init}
     source = vars(value).get("__init__") if inspect.isclass(value) else value
     return {name: str(kind) for name, kind in getattr(source, "__annotations__", {}).items() if name != "return"}
+
+
+def methods_of(value: type) -> Iterator[tuple[str, Callable[..., object]]]:
+    """The public methods and properties that a class defines; not its fields with a function as default."""
+    for name, found in vars(value).items():
+        function = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
+        if not name.startswith("_") and inspect.isfunction(function) and name not in getattr(value, "__dataclass_fields__", ()):
+            yield name, function
+
+
+CLASSES = {name: value for name, value in PUBLIC.items() if inspect.isclass(value)}
+PROTOCOLS = [value for value in (*CLASSES.values(), PolicyNode, Source) if getattr(value, "_is_protocol", False)]
+METHOD_DOCS: dict[str, str] = {}
+"""Name of a method -> the docstrings that the protocols with this method have for it."""
+for _protocol in PROTOCOLS:
+    for _name, _function in methods_of(_protocol):
+        METHOD_DOCS[_name] = METHOD_DOCS.get(_name, "") + (_function.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_methods_of_a_public_class_are_described_with_their_parameters_and_errors(name: str) -> None:
+    """A method without a docstring has that of its parent class, or of the protocol that its class implements."""
+    for method, function in methods_of(CLASSES[name]):
+        inherited = [getattr(parent, method).__doc__ or "" for parent in CLASSES[name].__mro__ if hasattr(parent, method)]
+        doc = "".join([*inherited, METHOD_DOCS.get(method, "")])
+        assert doc, f"{method}: no docstring"
+        missing = [key for key in inspect.signature(function).parameters if not re.search(rf"\b{key}\b", doc)]
+        assert set(missing) <= {"self", "cls"}, f"{method}: no description of {missing}"
+        raises = re.search(r"^\s+raise \w+Error\(|\bcheck_field\(", inspect.getsource(function), re.MULTILINE)
+        assert not raises or "Raises:" in doc, f"{method}: an error is raised and not listed"
 
 
 def test_the_names_are_found() -> None:
@@ -132,6 +172,32 @@ def test_a_divergence_has_its_equation_source_and_unit(node: type) -> None:
     doc = node.__doc__ or ""
     assert re.search(r"math::|Eq\. \d", doc) and re.search(r"Source: |arXiv|the paper", doc)
     assert re.search(r"\bnats\b|in \[0, 1\]", doc)
+
+
+NEEDS_SOURCE = re.compile(
+    r"redistill\.(policies\.(?!order|source|policy|scorer)\w+\.[A-Z]|evaluation\.metrics\.|vocab_pass\.terms\.)"
+)
+STATISTICS = (paired_bootstrap, sign_flip, holm, crossed, pass_at_k, calibration_error, accepted)
+WITH_SOURCE = {
+    **{name: value for name, value in PUBLIC.items() if NEEDS_SOURCE.match(name)},
+    **{f"{function.__module__}.{function.__qualname__}": function for function in STATISTICS},
+}
+"""Policies, metrics, terms of the objective, and functions of statistics."""
+
+
+@pytest.mark.parametrize("name", WITH_SOURCE)
+def test_a_policy_a_metric_a_term_and_a_statistical_function_have_a_source(name: str) -> None:
+    """A paper with its equation, a reference implementation, or "own"."""
+    assert re.search(r"Source:\s+\S", WITH_SOURCE[name].__doc__ or "")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_a_source_in_the_list_and_on_its_page(name: str) -> None:
+    source = METHODS[name].source
+    arxiv = re.search(r"arXiv (\d{4}\.\d{5})", source)
+    page = ROOT / f"docs/methods/{name.partition('-robust')[0]}.md"
+    assert source and page.is_file()
+    assert arxiv is None or arxiv[1] in page.read_text(encoding="utf-8")
 
 
 def test_every_public_name_has_an_entry_in_the_reference() -> None:

@@ -547,7 +547,12 @@ class TextTeacher(Teacher, Protocol):
     """
 
     def generate(self, requests: "Sequence[GenerationRequest]", sampling: "Sampling") -> "list[Generation]":
-        """Continue every request; results are in the order of the requests."""
+        """Continue every request; results are in the order of the requests.
+
+        Args:
+            requests: The texts to continue.
+            sampling: The settings of sampling, which all requests share.
+        """
 
 
 class PolicyState(Protocol):
@@ -567,6 +572,9 @@ class PolicyState(Protocol):
         """Update the state for a new validation loss, in nats per token.
 
         The method is called after each validation. The first call passes the loss before the first update.
+
+        Args:
+            validation_loss: Mean cross entropy of the validation rows, in nats per token.
         """
 
     def metrics(self) -> Mapping[str, Json]:
@@ -779,6 +787,10 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Continue every request; results are in the order of the requests.
+
+        Args:
+            requests: The texts to continue.
+            sampling: The settings of sampling, which all requests share.
 
         The text may depend on the division of the requests into batches, but only through rounding errors.
         """

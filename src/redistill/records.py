@@ -296,6 +296,10 @@ class Metric:
     def scored(self, answer: str, record: Record) -> float:
         """Return the score of one answer.
 
+        Args:
+            answer: The text to score.
+            record: The row with the references.
+
         Raises:
             DataError: `score` raised an exception or returned a value that is not a finite number.
         """

@@ -12,7 +12,7 @@ import yaml
 
 from redistill.cli.main import main
 from redistill.config.run import encode_run
-from tests.worlds import tiny_run
+from tests.worlds import LLAMA, tiny_run
 
 PAGES = sorted((Path(__file__).parents[2] / "docs/adding").glob("*.md"))
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
@@ -61,7 +61,8 @@ def rejected(folder: Path, capsys: pytest.CaptureFixture[str], module: str, **se
 
 
 def test_the_page_has_an_example_of_every_extension_point():
-    assert {f"my_{kind}" for kind in ("divergence", "policy", "metric", "task", "engine", "teacher")} == FILES.keys()
+    kinds = ("divergence", "policy", "metric", "task", "engine", "teacher", "family")
+    assert {f"my_{kind}" for kind in kinds} == FILES.keys()
 
 
 def test_code_of_the_page_is_rejected_unless_allowed(folder, capsys):
@@ -163,3 +164,39 @@ def test_a_test_set_with_a_metric_of_its_own(folder, capsys):
     scores = json.loads((folder / "out" / "scores.json").read_text())["datasets"]["lengths"]
     assert list(scores["metrics"]) == ["length_error", "rouge_l", "exact_match"]
     assert "length error" in (folder / "out" / "report.html").read_text()
+
+
+SCALED = {**LLAMA, "model_type": "scaled_llama"}
+
+
+@pytest.fixture
+def family(folder):
+    """The family of the page is registered, and afterwards unknown again."""
+    sys.path.append(str(folder))
+    yield lambda: __import__("my_family")
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    CONFIG_MAPPING._extra_content.pop("scaled_llama", None)
+    for config in [key for key in MODEL_FOR_CAUSAL_LM_MAPPING._extra_content if key.model_type == "scaled_llama"]:
+        del MODEL_FOR_CAUSAL_LM_MAPPING._extra_content[config]
+
+
+def test_a_model_family_is_trained_and_keeps_its_type(folder, family):
+    family()
+    tree = encode_run(tiny_run(folder, "gkd", config=SCALED, out="out"))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (script,) = re.findall(r"```python\n(from pathlib import Path\n.*?)```", TEXT, re.DOTALL)
+    exec(script, {})  # noqa: S102 - our own page
+    written = json.loads((folder / "out/model/config.json").read_text())
+    assert (written["model_type"], written["logit_scale"]) == ("scaled_llama", 0.25)
+
+
+def test_a_family_that_scales_its_logits_by_an_unknown_field_is_rejected_by_the_line_of_the_page(folder, family, capsys):
+    code = FILES["my_family"].replace("logit_scale", "output_factor")
+    (folder / "my_family.py").write_text(code, encoding="utf-8")
+    family()
+    tree = encode_run(tiny_run(folder, "gkd", config=SCALED, out="out"))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (line,) = re.findall(r"```text\nstudent: (the scaled_llama family .*)\n```", TEXT)
+    assert main(["train", str(folder / "recipe.yaml")]) == 2
+    assert line in capsys.readouterr().err

@@ -18,7 +18,7 @@ RUN_OR_RECIPE = "a run folder, a YAML file, or a name from `recipes list`"
 def add_inspect(group: Group) -> None:
     """Add the command `inspect` with its actions to a group of commands."""
     text = "Show training examples, corrections, intervals and answers."
-    actions = add_actions(group, "inspect", text, "redistill inspect revision runs/mgsr --step 10")
+    actions = add_actions(group, "inspect", text, "redistill inspect revision runs/mgsr --step 11")
     _sample(actions)
     _revision(actions)
     _clip(actions)
@@ -33,7 +33,7 @@ def _sample(group: Group) -> None:
 
 
 def _revision(group: Group) -> None:
-    parser = add_command(group, "revision", inspect_revision, "redistill inspect revision runs/mgsr --step 10")
+    parser = add_command(group, "revision", inspect_revision, "redistill inspect revision runs/mgsr --step 11")
     _add_subject(parser)
     parser.add_argument("--step", type=count, metavar="N", help="show the corrections that update N has logged")
     text = "generate and correct new drafts with the present student (before training, for a recipe)"

@@ -21,7 +21,7 @@ def accepted(alpha_N: torch.Tensor, sequence_N: torch.Tensor, position_N: torch.
     accepts the tokens proposed at the targets t to t + i - 1.  L_k(t) is the expected number of accepted tokens if k tokens
     are proposed.  No token is proposed after the end of an answer: A_i(t) is 0 if target t + i - 1 is not in the same
     answer.  If alpha is the same at every target and the answer does not end, L_k is alpha (1 - alpha^k) / (1 - alpha).
-    This is the paper's equation 1 without the token that the teacher adds.
+    This is the paper's equation 1 without the token that the teacher adds.  Source: Leviathan et al. (arXiv 2211.17192).
 
     A_i for i > 1 is an estimate.  Here each prefix is part of the given text.  In speculative decoding, the second and
     later proposals follow tokens that the student has proposed.

@@ -158,7 +158,11 @@ class VllmEngineConfig:
         return f"engine: training data (token ids of prompts) {destinations(self)}"
 
     def build(self, tools: EngineTools) -> "VllmEngine":
-        """Create the engine; no request is sent before the first transfer of weights."""
+        """Create the engine; no request is sent before the first transfer of weights.
+
+        Args:
+            tools: The objects of the run from which an engine is built.
+        """
         return VllmEngine(self, self.connect(tools.note), tools)
 
 

@@ -15,6 +15,8 @@ class Fixed(PolicyNode):
 
     Training on gold answers is off-policy distillation (KD) or supervised fine-tuning (SFT).
 
+    Source: Hinton et al. (arXiv 1503.02531) for KD; Eq. 2 of MGSR (arXiv 2407.10068) for SFT.
+
     Example:
         >>> Fixed().needs.gold, Fixed().sampling  # uses the answers in the data, and generates no text
         (True, None)

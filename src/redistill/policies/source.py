@@ -175,7 +175,11 @@ class PolicyNode(Protocol):
 
     @abstractmethod
     def bind(self, tools: PolicyTools) -> Source:
-        """Create the source that returns the sequences of this policy."""
+        """Create the source that returns the sequences of this policy.
+
+        Args:
+            tools: The objects of the run from which a source is built.
+        """
 
     @property
     def sampling(self) -> Sampling | None:

@@ -57,12 +57,18 @@ class Placement:
         """Sum the gradients over all processes, in place.
 
         The method does nothing with one process, or if the backward pass already sums the gradients.
+
+        Args:
+            parameters: The trained parameters; those without a gradient are left out.
         """
 
     def state(self, module: nn.Module) -> dict[str, torch.Tensor]:
         """Return the full state dict in process 0, and an empty dict in all others.
 
         Every process must call this method.
+
+        Args:
+            module: A module that `wrap` returned.
         """
         return full(module.state_dict(keep_vars=True))
 

@@ -45,7 +45,12 @@ class Full:
         return state_bytes
 
     def rows(self, tensors: Tensors, rows: slice) -> dict[str, torch.Tensor]:
-        """Return the stored hidden states of a slice of rows."""
+        """Return the stored hidden states of a slice of rows.
+
+        Args:
+            tensors: The stored tensors by name.
+            rows: Slice of the first dimension.
+        """
         return {"hidden_NE": tensors["hidden_NE"][rows]}
 
 

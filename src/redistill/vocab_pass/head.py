@@ -132,6 +132,9 @@ class Head:
         """Return logits_NV in float32 (in float64 for float64 hidden states).
 
         The logits are float32 for any dtype of the weights, also under autocast.
+
+        Args:
+            hidden_ND: Last hidden states of the rows, after the final norm.
         """
         return self.finish(self.raw(hidden_ND, Products.like(hidden_ND)))
 
@@ -149,13 +152,19 @@ class Head:
     def raw(self, hidden_ND: torch.Tensor, products: Products) -> torch.Tensor:
         """Return the raw logits h W^T + b, which are not yet scaled and capped.
 
-        `products` computes the matrix product.
+        Args:
+            hidden_ND: Last hidden states of the rows.
+            products: Computes the matrix product.
         """
         raw_NV = products(hidden_ND, self.weight_VD[: self.vocabulary].T)
         return raw_NV if self.bias_V is None else raw_NV.add_(self.bias_V[: self.vocabulary].to(raw_NV.dtype))
 
     def finish(self, raw_NV: torch.Tensor) -> torch.Tensor:
-        """Return the logits: the result of `raw`, scaled and then bounded by `softcap`."""
+        """Return the logits: the result of `raw`, scaled and then bounded by `softcap`.
+
+        Args:
+            raw_NV: Raw logits, as `raw` returns them.
+        """
         return finished(raw_NV, self.scale, self.softcap)
 
 

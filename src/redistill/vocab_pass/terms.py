@@ -22,6 +22,8 @@ class CrossEntropyTerm:
 
     c is `coefficient`, m is `mask_N`, y is `target_N`, and q_n is the student's distribution of row n.
 
+    Source: MGSR (arXiv 2407.10068), Eq. 2.
+
     Args:
         coefficient: Factor c.  Training uses the weight of the term divided by the number of targets in the global batch.
         target_N: Target tokens, int64.
@@ -63,6 +65,8 @@ class DivergenceTerm:
 
     c is `coefficient`, w is `weight_N`, and D is `divergence`.  p_n and q_n are the distributions of teacher and student in row
     n.
+
+    Source: that of the divergence, which its own docstring names.
 
     Args:
         coefficient: Factor c.  Training uses the weight of the term divided by the number of tokens or sequences in the
@@ -160,6 +164,7 @@ class PhraseTerm:
     """The likelihood form of the span loss, summed over the first rows of the batch.
 
     `losses.phrase.phrase_rows` has the equation.  `with_phrases` sets `value_N` and `slope_N`; until then the sum is 0.
+    Source: own; MGSR has no such form.
 
     Args:
         coefficient: Factor of the sum.  Training uses the weight of the term divided by the number of samples with spans in

@@ -15,6 +15,8 @@ def exact_match(prediction: str, references: Sequence[str]) -> bool:
     Case, punctuation and differences of white space are ignored.  The normalisation of SQuAD also removes articles; this
     function keeps them.
 
+    Source: own.
+
     Args:
         prediction: The text to score.
         references: Correct answers.  If there are none, the result is False.

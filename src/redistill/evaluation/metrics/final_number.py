@@ -20,6 +20,8 @@ def final_number(text: str) -> Decimal | None:
     are the same number.  A hyphen is a minus sign, unless it follows a letter, a digit, an underscore, a full stop or a
     closing bracket.
 
+    Source: own, for answers in the form of GSM8K (Cobbe et al. 2021, arXiv 2110.14168).
+
     Args:
         text: An answer or a reference.
 

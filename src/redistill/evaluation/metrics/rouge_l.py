@@ -26,6 +26,8 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     words have no ASCII letter; words with digits and no letters are not counted.  F1 values for different scripts are not
     comparable.
 
+    Source: the package `rouge-score` for the F1; own for the words of other scripts.
+
     Args:
         prediction: The text to score.
         references: At least one correct answer.

@@ -22,6 +22,8 @@ def words(text: str) -> list[str]:
     of letters, digits and combining marks.  In scripts that are written without spaces (Chinese characters, kana, Thai,
     Lao, Burmese, Khmer), each character with its combining marks is a word.  Punctuation and symbols separate words.
 
+    Source: own.
+
     Args:
         text: The text; it may be empty.
 

@@ -97,6 +97,7 @@ class Taid(Softened):
 
     @property
     def needs(self) -> Needs:
+        """The features of the teacher that the divergence requires."""
         return super().needs | Needs(full_vocabulary=True)
 
     def interpolation(self, progress: float) -> float:
