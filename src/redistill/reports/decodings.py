@@ -1,4 +1,4 @@
-"""Scores of a comparison by decoding, and differences to the baseline with each decoding.
+"""Scores by decoding, and differences to the baseline with each decoding.
 
 Differences are tested in the same way as with the main decoding.
 """
@@ -121,7 +121,7 @@ def decoding_table(column: Column, decoded: Sequence[Decoded], *, is_detail: boo
 def decoded_contrast_table(
     column: Column, decoded: Sequence[Decoded], baseline: str, *, is_detail: bool = False
 ) -> Table | None:
-    """Build the table of differences to the baseline with each decoding, for one column.
+    """Build the table of differences with each decoding, for one column.
 
     The table has a line for each method and decoding, with the same columns as `contrast_table`.  The result is None if there
     is no method to compare with the baseline.
