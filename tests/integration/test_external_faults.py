@@ -123,7 +123,7 @@ FAULTS: dict[str, tuple[int, dict[str, Any], str]] = {
             ("flag", 2, "mixture = 'yes': must be True or False"),
             ("build", 2, "cannot be built (RuntimeError: no server)"),
             ("methods", 2, "has no sync and no generate"),
-            ("other", 2, "differs from the value that the class declares"),
+            ("other", 2, "other capabilities than the class declares"),
             ("sync", 1, "sync failed (OSError: connection lost)"),
             ("empty", 1, "0 tokens; must be 1 to 16"),
             ("long", 1, "999 tokens; must be 1 to 16"),

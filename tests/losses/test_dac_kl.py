@@ -11,7 +11,7 @@ import torch
 from redistill.errors import ConfigError
 from redistill.losses.clip_network import ClipNetworkConfig, SortedInput
 from redistill.losses.clip_ranks import Mode, keep_mask, score_bounds
-from redistill.losses.dac_kl import DacKL, DacKLConfig, clipped_divergence, dropped_above
+from redistill.losses.dac_kl import DacKL, DacKLConfig, clipped_divergence, dropped_above, recovered
 from redistill.testing import check_divergence
 
 every_mode = pytest.mark.parametrize("mode", get_args(Mode))
@@ -178,6 +178,8 @@ def test_the_diagnostics_describe_the_kept_classes():
     _, rows = DacKL(DacKLConfig(fixed_interval=(0.05, 0.25), keep_target=False), 3, seed=9)(log_rows(35, 3, 3), logp_NV)
     assert rows["kept_classes"].tolist() == [1, 1, 2]
     assert rows["target_only"].tolist() == [0, 0, 0]  # one class, but not the arg max
+    torch.testing.assert_close(rows["kept_top_mass"], torch.tensor([0.0, 0.0, 0.0]))
+    assert recovered({name: float(row_N[1]) for name, row_N in rows.items()}) == pytest.approx(0.1 / 0.55)
 
 
 def test_the_mass_dropped_above_a_kept_class_is_0_for_the_most_probable_classes_and_high_for_tail_and_arg_max():

@@ -342,6 +342,25 @@ def test_metrics_count_revisions_and_tails_that_did_not_change():
     assert source.metrics() == {"revisions": 2, "unchanged_tails": 0.5}
 
 
+def test_a_revision_of_the_last_token_has_no_tail():
+    last = logits_of((SAME, 1), (SAME, 1), (SAME, 1), (6, 9))
+    drafts = dict.fromkeys(range(3), (SAME,) * BUDGET)
+    for teacher, expected in (({0: TWO_ERRORS, 1: last, 2: last}, {"unchanged_tails": 1.0}), (dict.fromkeys(drafts, last), {})):
+        script = Script(drafts, teacher)
+        source = ARGMAX.bind(script.tools())
+        source.sequences(0, [GoldItem(example, gold_sequence(example)) for example in script.examples()])
+        assert source.metrics() == {"revisions": 3, **expected}
+        restored = ARGMAX.bind(script.tools())
+        restored.load_state_dict(source.state_dict())
+        assert restored.metrics() == source.metrics()
+
+
+def test_counts_of_a_checkpoint_of_an_earlier_version_are_restored():
+    source = ARGMAX.bind(Script({0: (SAME,) * BUDGET}, {0: TWO_ERRORS}).tools())
+    source.load_state_dict({"revision_counts": (4, 1)})
+    assert source.metrics() == {"revisions": 4, "unchanged_tails": 0.25}
+
+
 def test_a_token_with_teacher_probability_0_has_the_greatest_surprise():
     ruled_out = logits_of((6, 1), (6, 1), (6, 1), (6, 1))
     ruled_out[2, SAME] = -np.inf

@@ -1,6 +1,8 @@
 """The comparison page: its numbers are those of the files, and old run folders are shown as far as they go."""
 
+import csv
 import html
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 
 from redistill.cli.main import main
+from redistill.deploy.scores import export_scores
 from redistill.reports.compare import build_comparison
-from redistill.reports.inference import contrast
+from redistill.reports.inference import Contrast, contrast
+from redistill.reports.terminal import print_comparison
 from redistill.storage import files
 from tests.reports.complete import DECODINGS
-from tests.reports.fabricated import write_json, write_method, write_scores, write_sweep
+from tests.reports.fabricated import write_json, write_lines, write_method, write_scores, write_sweep
 
 SEEDS, DATASETS = (10, 20), ("dolly", "vicuna")
 
@@ -54,13 +58,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in sorted(sweep.glob("*/scores.json")):
         scores = files.read_json(path)
         for about in scores["datasets"].values():
-            about["decodings"] = {
-                name: {
-                    "sampling": sampling,
-                    "seeds": {"10": {"rouge_l": 40 * rng.random()}, "20": {"rouge_l": 40 * rng.random()}},
-                }
-                for name, sampling in DECODINGS.items()
-            }
+            about["decodings"] = {name: {"sampling": sampling, "seeds": {}} for name, sampling in DECODINGS.items()}
+        for dataset, name, seed in itertools.product(scores["datasets"], DECODINGS, ("10", "20")):
+            lines = files.read_lines(path.parent / "responses" / f"{dataset}-seed{seed}.jsonl")
+            lines = [{**line, "rouge_l": 40 * rng.random()} for line in lines]
+            write_lines(path.parent / "responses" / f"{dataset}@{name}-seed{seed}.jsonl", lines)
+            seeds = scores["datasets"][dataset]["decodings"][name]["seeds"]
+            seeds[seed] = {"rouge_l": float(np.mean([line["rouge_l"] for line in lines]))}
         write_json(path, scores)
     return sweep
 
@@ -77,8 +81,9 @@ def test_the_forest_plot_is_part_of_the_verdict(page):
     assert "second best, is " in verdict[: verdict.index("<svg")] and rest.count("<svg") > 1
 
 
-def scores_of(sweep: Path, method: str, dataset: str) -> np.ndarray:
+def scores_of(sweep: Path, method: str, dataset: str, decoding: str = "") -> np.ndarray:
     """Scores in the responses files, [training seeds, evaluation seeds, prompts]."""
+    dataset += f"@{decoding}" if decoding else ""
     found = []
     for seed in SEEDS:
         folder = sweep / f"{method}-seed{seed}" / "responses"
@@ -118,6 +123,60 @@ def test_scores_of_further_decodings_are_those_of_the_files(sweep, page):
                 by_run.append([each["rouge_l"] for of in DATASETS for each in held[of]["decodings"][name]["seeds"].values()])
             cell = average[method][average[""].index(title)]
             assert cell.startswith(f"{np.mean(by_run):.2f} "), (cell, method, title)
+
+
+def differences_of(sweep: Path, decoding: str = "") -> Contrast:
+    pairs = [(scores_of(sweep, "mgsr", each, decoding), scores_of(sweep, "sft", each, decoding)) for each in DATASETS]
+    return contrast([(mine - other).mean(axis=1) for mine, other in pairs], 2, 1)
+
+
+@pytest.mark.parametrize("shape", ["html", "md", "terminal", "exported"])
+def test_differences_with_each_decoding_are_tested_as_those_of_the_main_decoding(
+    shape, sweep, page, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "250")
+    titles = {"": "main (T 1)", "greedy": "greedy", "cold": "T 0.5, top-p 0.9"}
+    expected = {}
+    for name, title in titles.items():
+        found = differences_of(sweep, name)
+        middle, lower, upper = (
+            f"{each:+.2f}".replace("-", "−") for each in (found.interval.difference, found.interval.lower, found.interval.upper)
+        )
+        expected[f"mgsr, {title}"] = [
+            middle,
+            f"{lower} to {upper}",
+            f"{found.p:.3f}",
+            f"{found.p:.3f}",
+            f"{found.detectable:.2f}",
+        ]
+    if shape == "html":
+        rows = Tables(page).found["Difference to sft by decoding, average"]
+        assert {label: cells[:5] for label, cells in rows.items() if label} == expected
+        assert all(cells[-1] == "methods, 2 seeds" for label, cells in rows.items() if label)
+    elif shape == "terminal":
+        print_comparison(build_comparison([sweep]))
+        printed = capsys.readouterr().out
+        assert "Difference to sft by decoding, average" in printed and "by decoding, dolly" not in printed
+        assert all(label in printed for label in expected)
+    else:
+        folder = export_scores(sweep, tmp_path / "scores").folder if shape == "exported" else sweep
+        build_comparison([folder], [tmp_path / "compare.md"])
+        text = (tmp_path / "compare.md").read_text(encoding="utf-8")
+        assert all(f"|{label}|{'|'.join(cells)}|" in text for label, cells in expected.items())
+
+
+def test_the_csv_has_the_differences_with_each_decoding_in_full_precision(sweep, tmp_path):
+    build_comparison([sweep], [tmp_path / "compare.csv"])
+    with (tmp_path / "compare.csv").open(encoding="utf-8") as text:
+        lines = [line for line in csv.DictReader(text) if line["model"] == "mgsr" and line["column"] == "average"]
+    for name, title in {"": "", "greedy": "greedy", "cold": "T 0.5, top-p 0.9"}.items():
+        (line,) = (line for line in lines if line["decoding"] == title)
+        found = differences_of(sweep, name)
+        for field in ("p", "detectable"):
+            assert float(line[field]) == pytest.approx(getattr(found, field))
+        for field in ("difference", "lower", "upper"):
+            assert float(line[field]) == pytest.approx(getattr(found.interval, field))
+        assert line["about"] == "methods" and line["versus"] == "sft"
 
 
 def test_costs_sizes_and_speeds_are_those_of_the_files(sweep, page):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from redistill.reports.inference import contrast
 from redistill.reports.report import build_report
 from redistill.reports.statistics import paired_bootstrap, paired_differences
 from tests.reports.complete import DECODINGS, write_complete_run
@@ -51,11 +52,11 @@ def test_scores_of_a_data_set(folder, page, dataset):
         (cells,) = [row for row in found if row[0] == label]
         about = read(folder / part / "scores.json")["datasets"][dataset]
         forced, printed = about["teacher_forced"], printed_scores(about["seeds"])
-        assert [cells[1], *cells[4:7]] == [printed[0], *printed[2:]]
+        assert [cells[1], *cells[6:9]] == [printed[0], *printed[2:]]
         assert cells[2] == ("–" if label == "plain-sft" else printed_difference(folder / part, folder / "sft", dataset))
-        assert cells[3].startswith(printed[1])
-        assert cells[7:9] == [f"{forced[name]:.3f}" for name in ("cross_entropy", "kl")]
-        assert cells[9] == f"{100 * forced['agreement']:.1f} %"
+        assert cells[5].startswith(printed[1])
+        assert cells[9:11] == [f"{forced[name]:.3f}" for name in ("cross_entropy", "kl")]
+        assert cells[11] == f"{100 * forced['agreement']:.1f} %"
 
 
 def printed_scores(seeds: dict[str, Any]) -> list[str]:
@@ -87,6 +88,19 @@ def test_scores_of_further_decodings(folder, page, dataset):
     for name in DECODINGS:
         wanted = {*printed_scores(about["decodings"][name]["seeds"]), "2"}
         assert any(wanted <= set(row) for row in rows), name
+
+
+@pytest.mark.parametrize("dataset", ["dolly", "vicuna"])
+def test_each_difference_has_its_detectable_size_and_says_what_it_is_about(folder, page, dataset):
+    (own, other) = (
+        {each[0]["id"]: float(np.mean([line["rouge_l"] for line in each])) for each in zip(*lines(part, dataset), strict=True)}
+        for part in (folder / "mine", folder / "sft")
+    )
+    found = contrast([paired_differences([(own, other)])], 1, 1)
+    rows = [dict(zip(table[0], row, strict=True)) for table in page.tables if "detectable" in table[0] for row in table[1:]]
+    wanted = printed_difference(folder / "mine", folder / "sft", dataset)
+    (row,) = (row for row in rows if wanted in row.values())
+    assert row["detectable"] == f"{found.detectable:.2f}" and row["about"] == "these students"
 
 
 def mean(folder: Path, dataset: str) -> float:

@@ -105,4 +105,12 @@ def test_the_parts_of_the_teachers_mass_sum_to_1_and_need_a_kept_arg_max():
         "dropped below": [0.125] * 3,
     }
     assert _mass_parts(read_log(lines(0.8), TRAINING_NAMES).train) == []
+    dropping = [{**line, "kept_top_mass": 0.25} for line in lines(0.8)]
+    parts = dict(_mass_parts(read_log(dropping, TRAINING_NAMES).train))
+    assert [(label, float(bins.means[0])) for label, bins in parts.items()] == [
+        ("arg max where kept", 0.25),
+        ("other kept", 0.5),
+        ("dropped above", 0.125),
+        ("dropped below", 0.125),
+    ]
     assert [panel.title for panel in plotted(lines(0.5))][-1].startswith("Kept and whole distribution")

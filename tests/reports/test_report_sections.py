@@ -151,6 +151,37 @@ def test_a_window_collapses_below_the_limit_of_the_recipe(run_folder):
     assert facts.dac_kl_sentence(early, read_run(run_folder)).startswith("DAC-KL collapsed: ")
 
 
+@pytest.mark.parametrize("divergence", [{"fixed_interval": [1, 1]}, {"fixed_top": 3}, {"gate": "none"}])
+def test_an_interval_that_is_not_learned_cannot_collapse(divergence, run_folder):
+    lines = [{"kind": "train", "step": 1, "kept_mass": 0.2, "recovered": 0.05, "target_only": 1.0}]
+    described = files.read_json(run_folder / "run.json")
+    resolved = {"policy": {"kind": "fixed"}, "objective": {"divergence": {"kind": "dac_kl", **divergence}}}
+    write_json(run_folder / "run.json", {**described, "resolved": resolved})
+    assert facts.dac_kl_sentence(read_log(lines, TRAINING_NAMES), read_run(run_folder)) == (
+        "The interval of DAC-KL is not learned and cannot collapse: in the last tenth of the updates it keeps 20.0 % of the "
+        "teacher's probability mass and 5.0 % of the mass outside the arg max; only the arg max is kept for 100.0 % of the "
+        "tokens."
+    )
+
+
+def test_the_recovered_mass_of_an_earlier_version_is_left_out_if_the_arg_max_is_not_always_kept(run_folder):
+    """It was computed as if the arg max were kept, so it may be negative."""
+    line = {"kind": "train", "step": 1, "kept_mass": 0.4, "recovered": -0.58, "target_only": 0.0}
+    described = files.read_json(run_folder / "run.json")
+    resolved = {"objective": {"divergence": {"kind": "dac_kl", "keep_target": False}}}
+    write_json(run_folder / "run.json", {**described, "resolved": resolved})
+
+    def sentence(line: dict) -> str:
+        return facts.dac_kl_sentence(read_log([line], TRAINING_NAMES), read_run(run_folder))
+
+    assert sentence(line) == (
+        "DAC-KL did not collapse: in the last tenth of the updates it keeps 40.0 % of the teacher's probability mass; only the "
+        "arg max is kept for 0.0 % of the tokens."
+    )
+    new = sentence({**line, "recovered": 0.02, "kept_top_mass": 0.1})
+    assert new.startswith("DAC-KL collapsed: ") and "2.0 % of the mass outside the arg max" in new
+
+
 def test_the_difference_to_a_baseline_leads_with_the_parts_that_differ(run_folder, baseline_folder):
     """The recipe sets the policy of one run; an earlier version has not recorded the objective that the method sets."""
 
@@ -226,7 +257,11 @@ def test_a_recorded_window_is_shown_with_the_numbers_of_the_file(run_folder):
         ["3", "0.0004", "0.0625", "no"],
     ]
     assert list(rows) == ["Paris", "<b>", "∅"]
+    dropped = [{**classes[0], "is_kept": False}, *classes[1:]]
+    earlier = {**place, **numbers, "classes": dropped, "kept_mass": 0.3, "recovered": -0.75}
+    write_lines(run_folder / "windows.jsonl", [earlier])
     (window,) = windows_section(read_run(run_folder))
+    assert "and 75.0 % of its mass outside the arg max" in window.sentence  # 0.3 / (1 - 0.6), whatever the file has
     assert ">l</text>" in window.svg and ">u</text>" in window.svg  # the names of the dotted lines
 
 

@@ -83,9 +83,12 @@ def test_equal_scores_are_no_difference():
 # --- sentences ----------------------------------------------------------------------------------------------------------
 
 
-def shown(lower: float, middle: float, upper: float, primary: Measure = ROUGE) -> str:
+def shown(
+    lower: float, middle: float, upper: float, primary: Measure = ROUGE, p: float = 0.01, p_holm: float | None = None
+) -> str:
     found = row(differences(middle), primary=primary)
-    return difference_sentence(replace(found, contrast=replace(found.contrast, interval=Interval(middle, lower, upper))))
+    told = replace(found.contrast, interval=Interval(middle, lower, upper), p=p, p_holm=p if p_holm is None else p_holm)
+    return difference_sentence(replace(found, contrast=told))
 
 
 def test_a_difference_is_stated_with_its_interval_and_whether_it_is_settled():
@@ -96,6 +99,23 @@ def test_a_difference_is_stated_with_its_interval_and_whether_it_is_settled():
         "mgsr may be better than sft on dolly: +1.00 ROUGE-L (95 % interval −0.30 to +3.00), not settled with 50 prompts; about"
     )
     assert shown(-3.0, -2.0, -1.0).startswith("mgsr is worse than sft")
+
+
+def test_a_difference_is_not_settled_if_holms_p_value_is_above_5_percent():
+    """The interval is that of one comparison; the p-value after the correction is that of all compared methods."""
+    assert shown(1.2, 2.0, 2.8, p=0.02, p_holm=0.05).endswith("settled with 50 prompts.")
+    assert shown(1.2, 2.0, 2.8, p=0.02, p_holm=0.196) == (
+        "mgsr may be better than sft on dolly: +2.00 ROUGE-L (95 % interval +1.20 to +2.80), not settled with 50 prompts: the "
+        "interval excludes 0, but p = 0.196 after Holm's correction for several methods."
+    )
+    assert shown(-2.8, -2.0, -1.2, p=0.06).endswith("not settled with 50 prompts: the interval excludes 0, but p = 0.060.")
+
+
+def test_a_settled_difference_has_an_interval_without_0_and_a_small_corrected_p_value():
+    found = row(differences(5.0))
+    assert is_settled(found) and is_settled(replace(found, contrast=replace(found.contrast, p_holm=0.05)))
+    assert not is_settled(replace(found, contrast=replace(found.contrast, p_holm=0.051)))
+    assert not is_settled(row(differences(0.1))) and not is_settled(row(None))
 
 
 def test_units_and_directions_of_other_metrics():

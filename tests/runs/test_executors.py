@@ -41,8 +41,8 @@ def run_task(script: Path, task: int, **environment: str) -> subprocess.Complete
     ("on", "said"),
     [
         ("rya", "--on rya: no such executor; choose from local, ray, slurm"),
-        ("local=here", "--on local=here: must not have an address"),
-        ("slurm=here", "--on slurm=here: must not have an address"),
+        ("local=here", "--on local=here: has no address"),
+        ("slurm=here", "--on slurm=here: has no address"),
         ("ray=", "--on ray=: the address must be HOST:PORT"),
         ("ray=ray://head:10001", "--on ray=ray://head:10001: the address must be HOST:PORT"),
     ],

@@ -182,7 +182,7 @@ CASES: dict[str, tuple[Callable[[Path], Run], str]] = {
     ),
     "fewer epochs": (
         lambda folder: longer(folder, "0.5 epochs", "sft", training={"patience": 3}),
-        "3 updates.: must be more than the 4 updates of the run in this folder",
+        "is 3 updates, but the run in this folder has 4, and the number can only be raised",
     ),
     "another seed": (lambda folder: longer(folder, 8, "sft", training={"patience": 3}, seed=4), "seed is 3 there and 4 here"),
     "another batch": (
@@ -227,7 +227,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_from_scratch(tmp_path
     folder = train_student(longer(tmp_path, 4, "sft")).parent
     shutil.rmtree(folder / "checkpoints")
     before = hashes(folder)
-    with pytest.raises(CheckpointError, match="has no checkpoint, so the run cannot be extended to 8 updates"):
+    with pytest.raises(CheckpointError, match="has no checkpoint from which 8 updates could be reached"):
         train_student(longer(tmp_path, 8, "sft"))
     assert hashes(folder) == before
 

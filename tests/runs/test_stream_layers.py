@@ -89,7 +89,7 @@ def teacher_cache_of(recipe: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "fault"),
     [
-        (["method=seqkd"], "--stream-layers: the policy teacher_generated generates text with the teacher"),
+        (["method=seqkd"], "--stream-layers: the policy teacher_generated needs text of the teacher"),
         (["teacher.dtype=auto"], "dtype auto cannot be read layer by layer; leave out --stream-layers"),
     ],
     ids=str,

@@ -87,7 +87,7 @@ def test_another_tokenizer(world: Path, tmp_path: Path, capsys) -> None:
     tokenizer.add_tokens(["fox"])  # changes the ids of the probe text
     script = ModelScript(tmp_path / "other")
     script.tokenizer = tokenizer
-    assert "its tokenizer differs from that of the student" in rejected(world, capsys, script)
+    assert "its tokenizer is not that of the student" in rejected(world, capsys, script)
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "\x1b[2J<|im_end|>\nx"])

@@ -170,6 +170,36 @@ def test_text_of_other_origins_is_ignored():
         assert text_metrics([replace(HEALTHY, origin=origin)]) == {}
 
 
+@pytest.mark.parametrize("origin", ["dataset", "teacher", "replay"])
+@pytest.mark.parametrize("sign", ["recovered", "kept_mass"])
+def test_a_collapse_of_dac_kl_is_reported_whatever_text_the_student_is_trained_on(sign, origin):
+    """DAC-KL collapses on fixed data as well, where the student generates no text."""
+    reported = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=4), reported.append)
+    for step in range(20):
+        monitor.observe(step, [replace(HEALTHY, origin=origin)], GOLD, COLLAPSED[sign][1] if step >= 10 else KEPT)
+    (event,) = reported
+    assert event.facts["sign"] == sign and 10 <= event.step < 14
+    assert event.text.startswith(f"step {event.step}: DAC-KL may have collapsed: ")
+
+
+def test_updates_without_generated_text_do_not_delay_the_check_of_dac_kl():
+    reported = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=4), reported.append)
+    for step in range(1, 9):
+        monitor.observe(step, [HEALTHY] if step % 4 == 0 else GOLD, GOLD, {"recovered": 0.05})
+    assert [(event.step, event.facts["sign"]) for event in reported] == [(4, "recovered")]
+
+
+def test_a_checkpoint_of_an_earlier_version_restores_both_windows():
+    reported = []
+    monitor = CollapseMonitor(GuardConfig(collapse_window=2), reported.append)
+    line = {"length": 40.0, "ended": 1.0, "distinct_2": 0.9, "gold_length": 50.0, "gold_distinct_2": 0.95}
+    monitor.load_state_dict({"window": [{**line, "recovered": 0.05}], "best_ended": 1.0, "alarms": []})
+    monitor.observe(2, [HEALTHY], GOLD, {"recovered": 0.05})
+    assert [(event.step, event.facts["sign"]) for event in reported] == [(2, "recovered")]
+
+
 def test_a_collapse_can_end_the_run():
     monitor = CollapseMonitor(GuardConfig(collapse_window=2, on_collapse="stop"), lambda event: None)
     monitor.observe(1, [HEALTHY], GOLD, {"recovered": 0.05})

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -180,6 +181,33 @@ def test_the_recovered_mass_is_the_kept_fraction_of_the_mass_beside_the_arg_max(
     assert recovered(0.9, 0.6) == pytest.approx(0.75)
     assert recovered(0.6, 0.6) == pytest.approx(0.0)  # the arg max alone: the kept mass of a sure teacher is high all the same
     assert recovered(1.0, 1.0) == 1.0
+
+
+def test_the_recovered_mass_does_not_assume_that_the_arg_max_is_kept():
+    """With keep_target: false and the interval [0.001, 0.5], a class of 0.7 is dropped and classes of 0.2 are kept."""
+    logp_NV = torch.tensor([[0.7, 0.2, 0.0999, 0.0001], [0.4, 0.3, 0.2999, 0.0001]]).log()
+    dac = DacKL(DacKLConfig(fixed_interval=(0.001, 0.5), keep_target=False), 4)
+    sums = {name: float(row_N.sum()) for name, row_N in dac(logp_NV.flip(-1), logp_NV)[1].items()}
+    p_NV, kept_NV = logp_NV.double().exp().numpy(), np.array([[0, 1, 1, 0], [1, 1, 1, 0]])
+    others_NV = np.arange(4) > 0
+    found = averages(FULL, Counts(sampled_tokens=2), sums)
+    expected = (p_NV * kept_NV * others_NV).sum() / (p_NV * others_NV).sum()
+    assert found["recovered"] == pytest.approx(expected, abs=1e-6) and expected > 0.99
+    assert found["kept_top_mass"] == pytest.approx(0.2) and found["top_mass"] == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "is_trained"),
+    [
+        (DacKLConfig(), True),
+        (DacKLConfig(gate="none"), False),
+        (DacKLConfig(fixed_interval=(1.0, 1.0)), False),
+        (DacKLConfig(mode="entry_quantile", fixed_top=3), False),
+        (ForwardKL(), False),
+    ],
+)
+def test_only_dac_kl_with_a_trained_network_can_collapse(divergence, is_trained):
+    assert Objective(divergence=divergence).trains_clip_network == is_trained
 
 
 def test_a_term_with_a_count_of_zero_is_not_logged():

@@ -204,9 +204,9 @@ def _items(text: str, name: str) -> Iterator[object]:
 
 
 def _item(text: str, start: int) -> tuple[object, int]:
-    """Decode one element of a JSON array; the element begins at index `start` of `text`.
+    """Decode the value of a JSON array that begins at index `start`.
 
-    The second result is the index after the element.  If an object has duplicate keys, the first result is a `BadRow`.
+    The second result is the index after the value.  If an object has duplicate keys, the first result is a `BadRow`.
     """
     try:
         return parse_json_at(text, start)

@@ -121,10 +121,10 @@ class SequenceEncoder:
         return _chosen(record.references, self.config.reference, seed, sample) if record.references else None
 
     def _results(self, tasks: Sequence[_Steps]) -> list["Spelled | DataError"]:
-        """Run the Python generators `tasks` in rounds, and return their results.
+        """Run the generators `tasks`, and return their results.
 
-        The result of a generator is the encoded conversation, or the DataError that it raised. In each round, every generator
-        yields the texts that it needs. The texts of all generators are encoded in one call.
+        The result of a generator is the encoded conversation, or the DataError that it raised. In each round, the texts that
+        all generators request are encoded together.
         """
         results: dict[int, Spelled | DataError] = {}
         waiting: dict[int, list[Text]] = {}

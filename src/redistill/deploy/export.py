@@ -1,7 +1,7 @@
 """Export of a student to a folder that other programs read.
 
-The folder is written atomically, with a model card. It contains weights, settings and tokenizers, but no code.
-Models with an architecture that needs its own Python code are not supported.
+The folder is written atomically, with a model card. The folder contains weights, settings and tokenizers, but no code. Models
+that need code of their own cannot be loaded.
 """
 
 import shlex

@@ -11,17 +11,10 @@ from pathlib import Path
 from redistill.deploy.export import Exported
 from redistill.errors import CheckpointError, OutputError
 from redistill.records import Json
-from redistill.reports.folders import (
-    QUESTION_HASH,
-    at,
-    log_lines,
-    measures,
-    question_hash,
-    read_object,
-    responses_files,
-)
+from redistill.reports.folders import at, log_lines, measures, read_object
 from redistill.reports.judgements import FILE as JUDGEMENTS
 from redistill.reports.lineup import SWEEP_FILE
+from redistill.reports.responses import QUESTION_HASH, question_hash, responses_files
 from redistill.runs.folder import RUN_FILE
 from redistill.storage import files, folders
 from redistill.storage.paths import check_path
@@ -92,11 +85,11 @@ def _write_run(run: Path, made: Path) -> None:
 
 
 def _responses(evaluation: Path) -> Iterator[tuple[str, list[Mapping[str, Json]]]]:
-    """Yield the name of each responses file of the main decoding, and its lines without texts."""
+    """Yield the name of each responses file, and its lines without texts."""
     if not (evaluation / "scores.json").is_file():
         return
     scores = read_object(evaluation / "scores.json")
-    for dataset, _, path in responses_files(evaluation, scores):
+    for dataset, _, _, path in responses_files(evaluation, scores):
         names = ["id", "category", *(measure.name for measure in measures(at(scores, "datasets", dataset)))]
         lines: list[Mapping[str, Json]] = [
             {**{name: line[name] for name in names if name in line}, QUESTION_HASH: question_hash(line)}

@@ -62,7 +62,7 @@ class Answerer:
     def request(self, dataset: str, row: Row, seed: int) -> GenerationRequest:
         """Return the request for the answer to one prompt.
 
-        The random numbers of the answer depend only on the seed, the name of the data set and the id of the record.
+        Its random numbers depend only on the seed, the name of the data set and the id of the record.
         """
         record, ids = row
         stream = ("evaluate", dataset, record.record_id)
@@ -72,8 +72,8 @@ class Answerer:
 def is_answer(line: object, metrics: Sequence[Metric]) -> bool:
     """Return whether a value is a line of a responses file.
 
-    The value must be a dict with all keys of an answer, each with a value of the right type.  Scores for `metrics` may be
-    missing, but those that exist must be numbers.
+    Every key of an answer must have a value of its type. A score of one of `metrics` may be missing; otherwise it must be a
+    number.
 
     Args:
         line: A JSON value.

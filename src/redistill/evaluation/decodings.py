@@ -1,7 +1,8 @@
 """Decodings: further settings with which the trained student is sampled.
 
-Some methods, such as DAC-KL, sharpen the student's distributions.  At temperature 1, sharper distributions alone can increase
-the scores.  Scores at several temperatures show how much of a difference between methods is due to decoding.
+Some methods, such as DAC-KL, sharpen the student's distributions.  At temperature 1, this alone can raise the scores, even
+if the student has learned no more.  Scores at several temperatures show how much of a difference between methods is an
+effect of decoding.
 """
 
 from collections.abc import Sequence

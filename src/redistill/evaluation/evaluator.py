@@ -188,7 +188,7 @@ class Evaluator:
         return has_all_classes and self.config.measure.positions_bytes > 0
 
     def _sample(self, datasets: Mapping[str, Sequence[Row]]) -> list[Sampled]:
-        """Return the prompts for which latency, memory and divergences are measured."""
+        """Return the prompts on which latency, memory and divergences by token are measured."""
         seeds = self.config.seeds
         number = self.config.measure.number(len(seeds) * sum(map(len, datasets.values())))
         return sampled_prompts(datasets, number, seeds[0])
@@ -196,8 +196,8 @@ class Evaluator:
     def _held_measurements(self, held: Mapping[str, Json], folder: Path, prompts: int) -> dict[str, Json] | None:
         """Return the measurements of an earlier call.
 
-        Return None if the number of measured prompts is not `prompts`, if divergences by token are missing, or if the earlier
-        call had another teacher.
+        Return None if another number of prompts than `prompts` was measured, if divergences by token are missing, or if the
+        earlier call had another teacher.
         """
         if self.teacher is not None and held.get("teacher_hash") != self.teacher_hash:
             return None

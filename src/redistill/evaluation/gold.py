@@ -123,8 +123,8 @@ def _gold_sums(
 ) -> list[dict[str, float]]:
     """Return the number of targets and the sum of each score, for each example.
 
-    Each sum is over the targets of one example.  The scores are the cross entropy, the scores in `extra` and, with a teacher,
-    the KL divergence and the agreement.  The keys of each dict are "targets" and the names of the scores.
+    The scores are summed over the targets of an example.  The scores are the cross entropy, the scores in `extra` and, with
+    a teacher, the KL divergence and the agreement.  The keys of each dict are "targets" and the names of the scores.
     """
     full = teacher if teacher is not None and teacher.capabilities.full_vocabulary else None
     ask: list[Statistic] = ["cross_entropy"] if full is None else ["cross_entropy", "forward_kl", "agreement"]

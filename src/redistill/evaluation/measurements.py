@@ -32,11 +32,11 @@ class MeasureConfig:
 
     Args:
         prompts: Number of prompts in the sample, over all test sets; >= 0.  The main process answers each of them alone (batch
-            size 1) and measures latency and memory.  With 0, nothing is measured.  If None, the sample has one prompt for
-            every 50 answers of the evaluation, but at least 4 and at most 16 prompts.
-        positions_bytes: Maximum size of positions.jsonl in bytes, >= 0.  This file has the divergences from a local teacher at
-            each token of the sampled answers.  Training with SCRG has the same limit for revision-positions.jsonl.  With 0,
-            neither file is written.
+            size 1) and measures latency and memory.  With 0, nothing is measured.  If None, the sample has one prompt for 50
+            answers of the evaluation, but at least 4 and at most 16 prompts: an answer that is generated alone can take as
+            long as a whole batch.
+        positions_bytes: Maximum size in bytes of positions.jsonl, the divergences from a local teacher by token of the sampled
+            answers; >= 0.  Training with SCRG has the same limit for revision-positions.jsonl.  With 0, neither is written.
 
     Raises:
         ConfigError: a value is below 0.
@@ -109,8 +109,8 @@ def measure(
     """Answer each prompt alone; return the answers, and their latency and memory.
 
     The latency of an answer is the time from the request to its last token.  The latency of the first token is the time of a
-    separate request for one token.  One-time costs, such as the loading of kernels, are excluded: two tokens are generated
-    before the measurements.
+    separate request for one token.  Two tokens are generated before the measurements, so that they exclude one-time costs such
+    as the loading of kernels.
 
     Args:
         answerer: Generates the answers.

@@ -39,8 +39,8 @@ def by_token(
         ask: Names of the statistics.
 
     Returns:
-        One dict for each sequence.  "tokens" has the text of each token of the answer.  Each statistic has one number for each
-        token, rounded to four significant digits.  A number that is not finite is None.
+        For each sequence: "tokens", the text of each token of the answer; and for each statistic, one number for each token,
+        rounded to four significant digits.  A number that is not finite is None.
     """
     found = scorer.statistics(sequences, ask)
     return [

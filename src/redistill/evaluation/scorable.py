@@ -14,7 +14,8 @@ def unscorable_notes(
 ) -> Iterator[str]:
     """Yield notes on records that a metric cannot score.
 
-    `Metric.can_score` returns False for such a record.  Each note is on all such records of one data set and one metric.
+    `Metric.can_score` returns False for such records.  There is one note for each pair of a data set and a metric with such
+    records.
 
     Args:
         datasets: Records by name of the data set.

@@ -165,9 +165,9 @@ def earlier_scores(
 ) -> tuple[dict[str, Any], bool]:
     """Return the scores in the file `path`, and whether they can be reused unchanged.
 
-    The scores can be reused if their settings and metrics are equal to the arguments, and if they include the teacher-forced
-    scores `forced` and all `decodings`.  Each decoding must have exactly the seeds in `decodings`.  If the file is missing,
-    the result is ({}, False).
+    The scores can be reused if they have the given settings and metrics, and if they include the teacher-forced scores
+    `forced` and all given decodings.  Each decoding must have exactly the given seeds.  If the file is missing, the result
+    is ({}, False).
 
     Raises:
         CheckpointError: the content of the file is not that of scores.json.

@@ -121,9 +121,10 @@ class VllmEngineConfig:
 
     @property
     def capabilities(self) -> EngineCapabilities:
-        """The features of the engine, which depend on the setting `unsupported`.
+        """The features of the engine.
 
-        With "local", the engine can sample from mixtures of student and teacher. With "reject", it returns log-probabilities.
+        Mixtures of student and teacher are supported only if `unsupported` is "local", and log-probabilities only if it is
+        "reject".
         """
         return EngineCapabilities(
             mixture=self.unsupported == "local", no_repeat_ngram=True, logprobs=self.unsupported == "reject", deterministic=True

@@ -1,4 +1,4 @@
-"""`redistill inspect clip`: the classes that the DAC-KL loss uses at one token."""
+"""`redistill inspect clip`: the classes that DAC-KL keeps for one token."""
 
 from dataclasses import dataclass
 

@@ -15,6 +15,7 @@ its gradient) is not stored, but computed again in the backward pass.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self, get_args
 
@@ -97,6 +98,29 @@ def dropped_above(p_NV: Tensor, keep_NV: Tensor) -> Tensor:
     """
     least_N1 = p_NV.masked_fill(~keep_NV, torch.inf).amin(dim=-1, keepdim=True)
     return p_NV.masked_fill(keep_NV | (p_NV <= least_N1), 0.0).sum(dim=-1)
+
+
+def recovered(diagnostics: Mapping[str, float]) -> float:
+    r"""Return the kept fraction of the teacher's mass outside its arg max.
+
+    .. math:: \frac{P - a\, p_{max}}{1 - p_{max}}
+
+    P is the kept mass and p_max the mass of the arg max; a is 1 if the arg max is kept, else 0.  The fraction is 0 if only the
+    arg max is kept, and it is 1 if p_max is 1.
+
+    Args:
+        diagnostics: Diagnostics of `DacKL` for one row, or their means over rows: `kept_mass`, `top_mass`, and
+            `kept_top_mass`, which is a p_max.  If `kept_top_mass` is missing, the arg max is kept in every row.
+
+    Example:
+        >>> recovered({"kept_mass": 0.75, "top_mass": 0.5})
+        0.5
+        >>> recovered({"kept_mass": 0.25, "top_mass": 0.5, "kept_top_mass": 0.0})
+        0.5
+    """
+    rest = 1 - diagnostics["top_mass"]
+    kept_top = diagnostics.get("kept_top_mass", diagnostics["top_mass"])
+    return (diagnostics["kept_mass"] - kept_top) / rest if rest > 0 else 1.0
 
 
 # --- DAC-KL -------------------------------------------------------------------------------------------------------------
@@ -193,6 +217,14 @@ class DacKLConfig:
         """
         return self.fixed_interval is None and self.fixed_top is None
 
+    @property
+    def trains_network(self) -> bool:
+        """Whether the network f_sub exists and is trained.
+
+        Without training, the interval cannot collapse.
+        """
+        return self.has_network and self.gate != "none"
+
     @classmethod
     def examples(cls) -> tuple[Self, ...]:
         """Return instances with each mode, normalisation and gate.
@@ -214,13 +246,13 @@ class DacKLConfig:
 
 
 class DacKL(nn.Module):
-    """DAC-KL: divergence over the classes in a predicted interval (Eq. 6-8).
+    """DAC-KL: divergence from the teacher clipped to a predicted interval (Eq. 6-8).
 
     The unit is nats per token.  DAC-KL is not a divergence in the strict sense.  Without normalisation it may be negative.  The
     network f_sub, which predicts the interval, can reduce the loss by excluding every class with p > q (p is the teacher, q the
-    student).  If student and f_sub both minimise the loss, the kept classes shrink to the least probable ones and the arg max,
-    and finally to the arg max alone.  To detect this, monitor the metric `recovered`: of the teacher's mass outside its arg
-    max, the fraction that is kept.
+    student).  If student and f_sub both minimise the loss, the kept classes shrink to the tail and the arg max, and finally to
+    the arg max alone.  To detect this, monitor the metric `recovered`: the fraction of the teacher's mass outside its arg max
+    that is kept.
 
     Args:
         config: Settings of DAC-KL.
@@ -241,7 +273,7 @@ class DacKL(nn.Module):
         self.network = None
         if config.has_network:
             self.network = ClipNetwork(vocabulary, config.network, start=dac_kl_options.START[config.mode], seed=seed)
-            self.network.requires_grad_(config.gate != "none")  # otherwise weight decay would change untrained weights
+            self.network.requires_grad_(config.trains_network)  # otherwise weight decay would change untrained weights
 
     def forward(self, logq_NV: Tensor, logp_NV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the divergence and the diagnostics of each row.
@@ -255,7 +287,8 @@ class DacKL(nn.Module):
             the set of kept classes.  The diagnostics are `kept_mass` (the teacher's probability of S), `top_mass` (the
             teacher's largest probability), `dropped_above` (mass of dropped classes that are more probable than a kept
             one), `kept_classes` (size of S), `lower` and `upper` (the interval), and `target_only` (1 if S consists of the
-            teacher's arg max only, else 0).
+            teacher's arg max only, else 0).  Without `keep_target`, there is also `kept_top_mass`: the teacher's largest
+            probability if S contains its class, else 0.
         """
         logp_NV = logp_NV.detach().to(loss_dtype(logq_NV))
         p_NV = logp_NV.exp()
@@ -270,16 +303,18 @@ class DacKL(nn.Module):
             score_N1, logq_N1, logp_N1 = (rows_NV.gather(-1, top_N1) for rows_NV in (score_NV, logq_NV, logp_NV))
             gate_N1 = self._gate(score_N1, logp_N1, within(score_N1, *ends, self.config.mode, None), ends, None)
             divergence_N = divergence_N + clipped_divergence(logq_N1, logp_N1, gate_N1)
-        kept_N = keep_NV.sum(dim=-1)
+        kept_N, top_mass_N = keep_NV.sum(dim=-1), p_NV.gather(-1, top_N1).squeeze(-1)
         rows = {
             "kept_mass": (p_NV * keep_NV).sum(dim=-1),
-            "top_mass": p_NV.gather(-1, top_N1).squeeze(-1),
+            "top_mass": top_mass_N,
             "dropped_above": dropped_above(p_NV, keep_NV),
             "kept_classes": kept_N,
             "lower": lower_N,
             "upper": upper_N,
             "target_only": (kept_N == 1) & (keep_NV & at_class(top_N1, keep_NV.shape[-1])).any(dim=-1),
         }
+        if not self.config.keep_target:
+            rows["kept_top_mass"] = top_mass_N * keep_NV.gather(-1, top_N1).squeeze(-1)
         return divergence_N, {name: row_N.detach().float() for name, row_N in rows.items()}
 
     @torch.no_grad()

@@ -91,8 +91,8 @@ class SpanConfig:
     def needs(self) -> Needs:
         """What the span loss requires of the teacher.
 
-        The form "products" requires the probabilities of the whole vocabulary at each position.  The form "likelihood" requires
-        the probability of the token at that position only.
+        The form "products" requires the probabilities of all classes.  The form "likelihood" requires probabilities of
+        tokens.
         """
         return Needs(teacher=True, full_vocabulary=self.form == "products", probabilities=True)
 

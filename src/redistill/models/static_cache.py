@@ -59,7 +59,7 @@ class StaticBody(CachedBody):
         self._live_L: torch.Tensor | None = None  # the cache row of each sequence that was not removed
 
     def read(self, ids_LT: torch.Tensor, mask_LC: torch.Tensor, position_LT: torch.Tensor) -> torch.Tensor:
-        """Process the next T tokens of each sequence, as in `CachedBody.read`."""
+        """Process new columns, and return their hidden states, as in `CachedBody.read`."""
         columns, device = ids_LT.shape[1], ids_LT.device
         if self._mask_RC is None:
             self._mask_RC = torch.zeros((self._rows, self._columns), dtype=torch.bool, device=device)

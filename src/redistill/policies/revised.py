@@ -186,19 +186,20 @@ class RevisedSource(Wrapping):
         assert settings.sampling is not None, "the source must generate student text"
         self._settings, self._source, self._tools = settings, source, tools
         self._scores, self._sampling = scores or draft_scores(settings, tools), settings.sampling
-        self._counts = (0, 0)  # revisions of the last step, and those with an unchanged tail
+        self._counts = (0, 0, 0)  # revisions of the last step, those with a tail, and those with an unchanged tail
 
     def sequences(self, step: int, items: Sequence[GoldItem]) -> list[TokenSequence]:
         sequences = self._source.sequences(step, items)
         indices = [index for index, sequence in enumerate(sequences) if sequence.origin in {"student", "mixture", "revised"}]
         drafts = [sequences[index] for index in indices]
-        revised, starts, self._counts = drafts, [0] * len(drafts), (0, 0)
+        revised, starts, self._counts = drafts, [0] * len(drafts), (0, 0, 0)
         for number in range(self._settings.rounds if drafts else 0):
             revised, errors = self._revise(step, number, revised, starts)
             if self._settings.in_order:
                 starts = [start if error < 0 else error for start, error in zip(starts, errors, strict=True)]
         everywhere = self._tools.processes.gather([self._counts])
-        self._counts = (sum(count for count, _ in everywhere), sum(same for _, same in everywhere))
+        revisions, tails, same = map(sum, zip(*everywhere, strict=True))
+        self._counts = (revisions, tails, same)
         if self._settings.mode == "append":
             return [*sequences, *(after for before, after in zip(drafts, revised, strict=True) if after is not before)]
         return replaced(sequences, indices, revised)
@@ -206,20 +207,22 @@ class RevisedSource(Wrapping):
     def metrics(self) -> Mapping[str, Json]:
         """Return metrics of the revisions of the last step.
 
-        The metrics are the number of revisions, and the fraction of revisions with an unchanged tail.  A tail is unchanged
-        if all tokens after the error token are the same as in the draft.  The fraction is omitted if drafts are generated
-        in chunks, since most of these drafts end soon after their error.
+        The metrics are the number of revisions, and the fraction of unchanged tails.  The tail of a revised sequence is all
+        tokens after the error token.  A tail is unchanged if it equals that of the draft.  Sequences without a tail are not
+        counted in the fraction.  The fraction is omitted if there is no tail.  It is also omitted if drafts are generated in
+        chunks, since most of these drafts end soon after their error.
         """
-        revisions, same = self._counts
-        fraction = {"unchanged_tails": same / revisions} if revisions and self._settings.chunk_tokens is None else {}
+        revisions, tails, same = self._counts
+        fraction = {"unchanged_tails": same / tails} if tails and self._settings.chunk_tokens is None else {}
         return {**self._source.metrics(), "revisions": revisions, **fraction}
 
     def state_dict(self) -> Mapping[str, StateValue]:
         return {**self._source.state_dict(), _COUNTS: self._counts}
 
     def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
-        revisions, same = cast("Sequence[int]", state.get(_COUNTS, (0, 0)))  # checkpoints of older versions have none
-        self._counts = (revisions, same)
+        # Checkpoints of older versions have no counts, or no number of tails: each revision then counted as one.
+        revisions, *tails, same = cast("Sequence[int]", state.get(_COUNTS, (0, 0)))
+        self._counts = (revisions, tails[0] if tails else revisions, same)
         self._source.load_state_dict({name: value for name, value in state.items() if name != _COUNTS})
 
     def _revise(
@@ -252,8 +255,9 @@ class RevisedSource(Wrapping):
         ]
         for draft, sequence, error, scores in zip(drafts, revised, errors, score_BT.tolist(), strict=True):
             if sequence is not draft:
-                is_same = sequence.response_ids[error + 1 :] == draft.response_ids[error + 1 :]
-                self._counts = (self._counts[0] + 1, self._counts[1] + is_same)
+                tail = sequence.response_ids[error + 1 :]
+                is_same = bool(tail) and tail == draft.response_ids[error + 1 :]
+                self._counts = (self._counts[0] + 1, self._counts[1] + bool(tail), self._counts[2] + is_same)
                 self._tools.on_revision(Revision(step, draft.sample, error, scores[error], draft, sequence))
         return revised, errors
 

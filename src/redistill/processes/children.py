@@ -28,7 +28,7 @@ def python_module(name: str, *arguments: str) -> list[str]:
 
 
 def current_umask() -> int:
-    """Return the umask of this process: permissions that new files do not get.
+    """Return the permissions that new files of this process do not have.
 
     Child processes on this machine inherit this mask; those on other machines do not.
 

@@ -121,7 +121,7 @@ def peak_growth(work: Callable[[], Result], device: torch.device) -> tuple[Resul
 
 
 def _process_bytes(field: str) -> int:
-    """Return a field of /proc/self/status in bytes; raise ValueError if it is missing."""
+    """Return a field of /proc/self/status in bytes; raise a ValueError if the field is missing."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     if (found := re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)) is None:
         raise ValueError(field)

@@ -104,10 +104,9 @@ class Replicated(Placement):
 
     @torch.no_grad()
     def reduce(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients over all processes, in place.
+        """Sum the gradients over all processes; collective.
 
-        Every process must call this method.  Small gradients are copied into flat tensors (buckets), so that one all-reduce
-        operation sums many of them.
+        Small gradients are copied into buckets (flat tensors), so that one message has many of them.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for bucket in _buckets(gradients, BUCKET_BYTES):
@@ -131,8 +130,8 @@ class Sharded(Placement):
     Gradients are summed over the processes, not averaged.
 
     Args:
-        units: Function that returns the units of a module, usually its transformer layers. A parameter must not be shared by
-            two units, or by a unit and the root.
+        units: Function from the module to its units, usually its transformer layers. A parameter must not be shared by two
+            units, or by a unit and the root.
 
     Raises:
         RuntimeError: the module is called without gradients outside `unsharded`.
@@ -187,10 +186,7 @@ class Sharded(Placement):
 
 
 def _buckets(gradients: Sequence[torch.Tensor], max_bytes: int) -> Iterator[list[torch.Tensor]]:
-    """Yield gradients in buckets of equal dtype and device.
-
-    A bucket has at most `max_bytes` bytes, unless it has only one gradient.
-    """
+    """Yield gradients in buckets of one dtype and device, of at most `max_bytes` unless a bucket has one gradient."""
     bucket: list[torch.Tensor] = []
     for gradient in gradients:
         is_like = all((other.dtype, other.device) == (gradient.dtype, gradient.device) for other in bucket[:1])
@@ -231,7 +227,7 @@ def full(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Shard a full tensor as ``like`` is sharded; return the part of this process.
+    """Shard a full tensor like ``like``, and return the part of this process.
 
     The call does not communicate.
 

@@ -59,9 +59,9 @@ def handled(*, at_once: bool = False, with_children: bool = False) -> Iterator[N
 
     Args:
         at_once: Raise `Interrupted` immediately instead of at the next `poll`.  Use this for work that may be interrupted
-            anywhere and does not poll, such as loading a model.  In a job of several processes, only a nested context raises
-            immediately.  Inside the context, the processes must not wait for each other.  After it, every process must call
-            `gather`, so that all of them are interrupted.
+            anywhere and does not poll, such as loading a model.  In a job of several processes, only a nested context
+            raises immediately.  The processes must not wait for each other inside this context, and must all call `gather`
+            after it, so that the interruption reaches all of them.
         with_children: Use this for work that stops its child processes before it ends.  SIGHUP then stops the work as well,
             and a second signal does not end this process; see `num_arrived`.
 
@@ -101,8 +101,8 @@ def num_arrived() -> int:
 def poll() -> None:
     """Raise `Interrupted` if a signal has arrived.
 
-    If this process has received a signal, this function calls `gather`.  Therefore the next collective operation of all other
-    processes must be `gather` as well.
+    In a job of several processes, a process that has received a signal calls `gather` in this function.  Therefore the next
+    collective operation of the other processes must be `gather` as well.
 
     Raises:
         Interrupted: a signal has arrived.

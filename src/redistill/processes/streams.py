@@ -157,9 +157,9 @@ def plain_messages() -> Iterator[None]:
 def tolerant_streams() -> Iterator[None]:
     """Context in which sys.stdout and sys.stderr are `TolerantStream`s.
 
-    A standard file descriptor that the calling process has closed is first opened on the null device.  Otherwise, the next
-    opened file, such as a checkpoint, would get this descriptor, and log lines would be written into that file. Streams
-    without a file descriptor, such as streams in memory, are not replaced.
+    If the calling process has closed a standard file descriptor, the descriptor is opened on the null device first.
+    Otherwise the next file that is opened, such as a checkpoint, would get the same number, and log lines would be written
+    into this file. Streams without a file descriptor, such as streams in memory, are not replaced.
     """
     _open_standard_descriptors()
     before = sys.stdout, sys.stderr

@@ -33,7 +33,7 @@ def run_tethered(command: Sequence[str], log: str, environment: Mapping[str, str
         environment: Environment variables of the command, in addition to those of this process; they have precedence.  The
             variables of Ray (RAY_*) are removed.
         folder: The current folder of the command.
-        umask: The umask of the command: permissions that its new files do not get.
+        umask: The permissions that files of the command do not have.
 
     Returns:
         The exit code; -N if signal N ended the command.
@@ -74,7 +74,7 @@ def _stop(process: subprocess.Popen[bytes]) -> int:
 
 
 def _main(parent: int, command: Sequence[str]) -> None:
-    """Request SIGKILL if the parent process dies; replace this process with a command."""
+    """Request SIGKILL at the death of the parent process, and replace this process with a command."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the request

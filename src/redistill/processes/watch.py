@@ -55,8 +55,8 @@ def watched() -> Iterator[None]:
     printed once.
 
     Raises:
-        SystemExit: the failure of another process caused an error in the block.  Or the error is a `RanksDifferError`, and
-            this process is not rank 0.
+        SystemExit: an error in the block was caused by the failure of another process; or the error was a
+            `RanksDifferError`, and this process is not rank 0.
         ConfigError: REDISTILL_SILENCE_S is not a number of seconds >= 2.
     """
     number = next(_blocks)
@@ -176,15 +176,15 @@ class _Watch:
     def _has_failed(self, blocks: tuple[int, ...]) -> bool:
         """Return whether a process has reported a failure.
 
-        Only failures in the `watched` contexts with the numbers `blocks` are considered.
+        `blocks` has the numbers of the `watched` contexts in which a failure counts.
         """
         return any(self._store.add(f"{block}/failed", 0) for block in blocks)
 
     def _heartbeats(self, block: int) -> dict[int, int]:
         """Return the number of heartbeats of each rank.
 
-        `block` is the number of a `watched` context.  This method adds a heartbeat for this process, and for each process that
-        has left the context.  Therefore a process that has left does not count as dead.
+        `block` is the number of a `watched` context.  A process that has left the context does not count as dead, so each call
+        of this method adds a heartbeat for such a process, and also for this process.
         """
         left = {rank for rank in range(self.world) if rank == self.rank or self._store.add(f"{block}/left/{rank}", 0)}
         return {rank: self._store.add(f"heartbeats/{rank}", 1 if rank in left else 0) for rank in range(self.world)}

@@ -242,24 +242,15 @@ def comparison_rows(models: Sequence[Entrant], over: Sequence[Column], reference
     return [row for column in over for row in _corrected(list(_rows(column, models, references)))]
 
 
-def decodings_of(models: Sequence[Entrant], datasets: Sequence[str]) -> dict[str, str]:
-    """Map the names of further decodings to their titles, in order of occurrence.
-
-    A decoding is included if any method was evaluated with it on any of `datasets`.
-    """
-    trainings = (training for model in models if model.is_method for training in model.trainings.values())
-    return {name: title for found in trainings for each in datasets for name, title in found.decodings(each).items()}
-
-
-def estimate(model: Entrant, datasets: Sequence[str], metric: str, decoding: str | None = None) -> Estimate:
+def estimate(model: Entrant, datasets: Sequence[str], metric: str) -> Estimate:
     """Compute the mean score of a model over `datasets`.
 
-    Answers sampled with `decoding` are scored; None is the main decoding.  A training seed or evaluation seed is used only if
+    A training seed or evaluation seed is used only if
     it has a score on each of the data sets.
     """
     by_training = []
     for training in model.measured_on(datasets).values():
-        scores = [training.seed_scores(name, metric, decoding) for name in datasets]
+        scores = [training.seed_scores(name, metric) for name in datasets]
         seeds = [seed for seed in scores[0] if all(seed in found for found in scores)]
         if seeds:
             by_training.append([sum(found[seed] for found in scores) / len(scores) for seed in seeds])

@@ -86,12 +86,19 @@ def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
     """Return a sentence that states whether the window of DAC-KL collapsed.
 
     The metric `recovered` is the kept fraction of the teacher's probability mass outside the arg max.  The window collapsed if
-    the mean of `recovered` over the last tenth of the updates is below `guards.min_recovered`.  A log without `recovered` is
-    from an earlier version.  The window then collapsed if only the arg max is kept for more than 90 % of the tokens.
+    the mean of `recovered` over the last tenth of the updates is below `guards.min_recovered`.  Logs of earlier versions have
+    no `recovered`, or wrong values of it if the arg max is not always kept.  The window then collapsed if only the arg max is
+    kept for more than 90 % of the tokens.  Without a trained network, the window cannot collapse, and the sentence only states
+    what is kept.
     """
     if "kept_mass" not in log.train:
         return "The run does not use DAC-KL, so there is no window that could collapse (metrics.jsonl has no kept_mass)."
+    divergence = at(run.description, "resolved", "objective", "divergence") or at(
+        run.description, "config", "objective", "divergence"
+    )
     ends = {name: _end(log.train[name]) for name in ("kept_mass", "recovered", "target_only") if name in log.train}
+    if at(divergence, "keep_target") is False and "kept_top_mass" not in log.train:
+        ends.pop("recovered", None)  # an earlier version computed it as if the arg max were always kept
     limit = number(at(run.description, "config", "guards", "min_recovered"))
     limit = MIN_RECOVERED if limit is None else limit
     has_collapsed = ends["recovered"] < limit if "recovered" in ends else ends.get("target_only", 0.0) > MAX_TARGET_ONLY
@@ -99,7 +106,15 @@ def dac_kl_sentence(log: RunLog, run: RunFolder) -> str:
     parts += [f"{percent(ends['recovered'])} of the mass outside the arg max"] if "recovered" in ends else []
     only = f"; only the arg max is kept for {percent(ends['target_only'])} of the tokens" if "target_only" in ends else ""
     verdict = "DAC-KL collapsed" if has_collapsed else "DAC-KL did not collapse"
+    if not _trains_network(divergence):
+        verdict = "The interval of DAC-KL is not learned and cannot collapse"
     return f"{verdict}: in the last tenth of the updates it keeps {' and '.join(parts)}{only}."
+
+
+def _trains_network(divergence: Json) -> bool:
+    """Return whether DAC-KL has a trained network; True if the run has not recorded this."""
+    is_fixed = any(at(divergence, name) is not None for name in ("fixed_interval", "fixed_top"))
+    return not is_fixed and at(divergence, "gate") != "none"
 
 
 def changes_sentence(lineup: Lineup | None) -> str:

@@ -3,24 +3,24 @@
 A field or an optional file that is missing is returned as None or as an empty value.  A damaged file raises an error.
 """
 
-import hashlib
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from redistill.config.shown import shown
 from redistill.errors import CheckpointError, DataError
 from redistill.records import FRACTION, PERCENT, Better, Json
+from redistill.reports.responses import QUESTION_HASH, hashed_line, responses_files
 from redistill.storage import files
 
 SCHEMAS = (1, 2)  # supported values of "schema"; only run.json uses 2
 MAX_TITLE = 60
-QUESTION_HASH = "question_hash"
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,9 @@ class Measure:
         return -1 if self.better == "lower" else 1
 
 
+Answers = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Json]]]]
+"""Data set -> evaluation seed -> prompt id -> line of the responses file."""
+
 BEFORE_METRICS_HAD_NAMES = (
     Measure("rouge_l", "ROUGE-L", PERCENT, "higher"),
     Measure("exact_match", "exact match", FRACTION, "higher"),
@@ -95,13 +98,15 @@ class Evaluation:
         label: Display name of the model.
         role: "teacher", "before" (the student before training), "baseline" or "student".
         scores: Content of scores.json.
-        answers: Data set -> evaluation seed -> prompt id -> line of the responses file, with the response and its scores.
+        answers: Lines of the responses files, with the responses and their scores.
+        decoded: Lines of the responses files of further decodings, by the name of the decoding; only with the scores.
     """
 
     label: str
     role: str
     scores: Mapping[str, Json]
-    answers: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Json]]]]
+    answers: Answers
+    decoded: Mapping[str, Answers] = field(default_factory=dict)
 
     @property
     def datasets(self) -> Mapping[str, Json]:
@@ -141,6 +146,19 @@ class Evaluation:
         """
         found = mapping(at(self.datasets, dataset, "decodings"))
         return {name: decoding_title(at(about, "sampling")) for name, about in found.items()}
+
+    def at_decoding(self, decoding: str) -> Self:
+        """Return the evaluation as if a further decoding were the main decoding.
+
+        Data sets without this decoding are left out.
+
+        Args:
+            decoding: Name of the decoding; see `decodings`.
+        """
+        found = {name: {**mapping(about), **mapping(at(about, "decodings", decoding))} for name, about in self.datasets.items()}
+        datasets: Json = {name: about for name, about in found.items() if decoding in self.decodings(name)}
+        scores = {**self.scores, "datasets": datasets}
+        return replace(self, scores=scores, answers=self.decoded.get(decoding, {}), decoded={})
 
     def seed_scores(self, dataset: str, name: str, decoding: str | None = None) -> dict[str, float]:
         """Map each evaluation seed to its score `name`; omit seeds without this score.
@@ -349,49 +367,14 @@ def _read_evaluation(folder: Path, label: str, role: str, scores_only: bool) -> 
     if not (folder / "scores.json").is_file():
         return None
     scores = read_object(folder / "scores.json")
-    answers: dict[str, dict[str, dict[str, Mapping[str, Json]]]] = {}
-    for dataset, seed, path in responses_files(folder, scores):
-        names = [measure.name for measure in measures(at(scores, "datasets", dataset))] if scores_only else None
-        lines = {str(line["id"]): _answer(line, names) for line in _objects(path) if "id" in line}
-        answers.setdefault(dataset, {})[seed] = lines
-    return Evaluation(label=label, role=role, scores=scores, answers=answers)
-
-
-def responses_files(folder: Path, scores: Mapping[str, Json]) -> Iterator[tuple[str, str, Path]]:
-    """Yield data set, evaluation seed and path of each responses file.
-
-    Files of further decodings are left out.
-
-    Args:
-        folder: Folder of the evaluation.
-        scores: Content of its scores.json.
-    """
-    datasets = {files.slug(name): name for name in mapping(scores.get("datasets"))}
-    for path in sorted((folder / "responses").glob("*.jsonl")):
-        match = re.fullmatch(r"([^@]+)-seed(-?\d+)\.jsonl", path.name)  # a name with "@" has answers of a further decoding
-        if match and (dataset := datasets.get(files.slug(match[1]))) is not None:
-            yield dataset, match[2], path
-
-
-def question_hash(line: Mapping[str, Json]) -> str:
-    """Return a hash of the prompt and the references in a line of a responses file.
-
-    Exported scores contain this hash instead of the texts.
-    """
-    if isinstance(recorded := line.get(QUESTION_HASH), str):
-        return recorded
-    question = json.dumps([line.get("prompt"), line.get("references")])
-    return hashlib.blake2b(question.encode(), digest_size=12).hexdigest()
-
-
-def _answer(line: Mapping[str, Json], names: Sequence[str] | None) -> Mapping[str, Json]:
-    """Copy a line of a responses file, and add a hash of prompt and references.
-
-    If `names` is not None, only these fields are copied.  References that are not a list are left out.
-    """
-    fields = line if names is None else {name: line.get(name) for name in names}
-    kept = {name: value for name, value in fields.items() if name != "references" or isinstance(value, list)}
-    return {**kept, QUESTION_HASH: question_hash(line)}
+    found: dict[str | None, dict[str, dict[str, dict[str, Mapping[str, Json]]]]] = {None: {}}
+    for dataset, decoding, seed, path in responses_files(folder, scores):
+        named = [measure.name for measure in measures(at(scores, "datasets", dataset))]
+        names = named if scores_only or decoding is not None else None
+        lines = {str(line["id"]): hashed_line(line, names) for line in _objects(path) if "id" in line}
+        found.setdefault(decoding, {}).setdefault(dataset, {})[seed] = lines
+    decoded = {name: answers for name, answers in found.items() if name is not None}
+    return Evaluation(label=label, role=role, scores=scores, answers=found[None], decoded=decoded)
 
 
 def _objects(path: Path) -> Iterator[Mapping[str, Json]]:

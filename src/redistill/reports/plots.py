@@ -54,7 +54,8 @@ BOUNDS = {"upper": "u", "lower": "l"}
 
 KEPT_CLASSES = "kept_classes"
 MASSES = ("kept_mass", "top_mass", "dropped_above")  # inputs of `_mass_parts`
-TRAINING_NAMES = (*TRAINING, *dict.fromkeys((*CLIPPING, *BOUNDS, *MASSES)), KEPT_CLASSES)
+KEPT_TOP_MASS = "kept_top_mass"  # further input of `_mass_parts`; only in logs of runs that may drop the arg max
+TRAINING_NAMES = (*TRAINING, *dict.fromkeys((*CLIPPING, *BOUNDS, *MASSES)), KEPT_CLASSES, KEPT_TOP_MASS)
 """Names of the training metrics that have a chart."""
 
 
@@ -143,18 +144,19 @@ def _mass_parts(train: Mapping[str, Curve]) -> list[tuple[str, Bins]]:
     The parts are "arg max" and "other kept" (the other classes that DAC-KL keeps), "dropped above" and "dropped below".
     "dropped above" are dropped classes that are more probable than some kept class.  It is 0 if the most probable classes are
     kept. "dropped below" are all other dropped classes.  Fig. 5 of MGSR (arXiv 2407.10068) compares the kept classes with all
-    classes, but does not show them over updates.  The result is empty if a metric is missing, or if the arg max is not always
-    kept.
+    classes, but does not show them over updates.  If the arg max is not always kept, the first part is "arg max where kept".
+    The result is empty if a metric is missing.
     """
-    if any(name not in train for name in MASSES):
+    names = ("kept_mass", KEPT_TOP_MASS if KEPT_TOP_MASS in train else "top_mass", "dropped_above")
+    if any(name not in train for name in names):
         return []
-    kept, top, above = (train[name].bins() for name in MASSES)
+    kept, top, above = (train[name].bins() for name in names)
     if not (np.array_equal(kept.steps, top.steps) and np.array_equal(kept.steps, above.steps)):
         return []
-    if (kept.means < top.means - 1e-6).any():
+    if (kept.means < top.means - 1e-6).any():  # an earlier version, which did not record how much of the arg max is kept
         return []
     parts = {
-        "arg max": top.means,
+        "arg max where kept" if KEPT_TOP_MASS in train else "arg max": top.means,
         "other kept": kept.means - top.means,
         "dropped above": above.means,
         "dropped below": 1 - kept.means - above.means,

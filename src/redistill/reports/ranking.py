@@ -1,7 +1,7 @@
 """The result of a comparison in words.
 
-The sentences name the best method, and its lead over the second best method.  A lead is called settled if its 95 % interval
-excludes 0.
+The sentences name the best method, and its lead over the second best method.  `verdict.is_settled`
+defines when a lead is called settled.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,7 @@ from redistill.reports.inference import POWER
 from redistill.reports.measured import Measured
 from redistill.reports.pages import counted, difference, large, score
 from redistill.reports.speeds import ratios_of
-from redistill.reports.tables import p_value
-from redistill.reports.verdict import difference_sentence, is_settled, kept_sentence
-
-_SIGNIFICANT = 0.05
+from redistill.reports.verdict import difference_sentence, is_settled, kept_sentence, p_in_words, unconfirmed
 
 
 def conclusions(measured: Measured) -> list[list[str]]:
@@ -22,7 +19,7 @@ def conclusions(measured: Measured) -> list[list[str]]:
 
     The sentences are about the average over data sets, or about the data set if there is only one.  They state, in this order:
 
-    - the best method, its score, and whether its lead is settled (the 95 % interval excludes 0);
+    - the best method, its score, and whether its lead is settled (`verdict.is_settled`);
     - its differences to the baseline and to the second best method;
     - the smallest difference that the comparison could detect;
     - the fraction of the teacher's quality that it keeps;
@@ -63,9 +60,9 @@ def _sentences(measured: Measured, column: Column) -> Iterator[str]:
 
 
 def _lead(measured: Measured, column: Column, best: Row, second: Row) -> Row:
-    """Return the row that compares the best method with the second best.
+    """Return the row with the difference of the best to the second best method.
 
-    If one of the two is the baseline, this is the row of the other method, since every row compares a method with the baseline.
+    If one of the two methods is the baseline, the result is the row of the other method; its reference model is the baseline.
     """
     if "baseline" in (best.role, second.role):
         return second if best.role == "baseline" else best
@@ -77,7 +74,7 @@ def _lead(measured: Measured, column: Column, best: Row, second: Row) -> Row:
 def _leader(best: Row, lead: Row | None, count: int, column: Column) -> str:
     """Return the sentence about the best method.
 
-    It names the method, its score, and whether its lead is settled (the 95 % interval excludes 0).
+    It names the method, its score, and whether its lead is settled.
     """
     measure = column.primary
     where = f"averaged over {len(column.datasets)} data sets" if column.is_average else f"on {column.name}"
@@ -89,10 +86,10 @@ def _leader(best: Row, lead: Row | None, count: int, column: Column) -> str:
     over = f"its lead over {other}, the second best,"
     if lead.interval is None:
         doubt = f"but {over} is not tested"
+    elif unconfirmed(lead) is not None:
+        doubt = f"but {over} is not settled ({p_in_words(lead)})"
     elif not is_settled(lead):
         doubt = f"but {over} is not settled"
-    elif (p := _unconfirmed(lead)) is not None:
-        doubt = f"but {over} may be due to chance (p = {p_value(p)} with Holm's correction)"
     elif lead.contrast is not None and lead.contrast.about == "students":
         doubt = f"and {over} is settled for these trained students"
     else:
@@ -100,37 +97,24 @@ def _leader(best: Row, lead: Row | None, count: int, column: Column) -> str:
     return f"{best.model} has the {rank} {measure.title} of {count} methods ({value}, {where}), {doubt}."
 
 
-def _unconfirmed(row: Row) -> float | None:
-    """Return the corrected p-value if only Holm's correction removes the significance.
-
-    The 95 % interval of the difference then excludes 0, but the corrected p-value is at least 5 %.  Otherwise, the result is
-    None.
-    """
-    p = None if row.contrast is None else row.contrast.p_holm
-    return p if is_settled(row) and p is not None and p >= _SIGNIFICANT else None
-
-
 def _differences(measured: Measured, column: Column, best: Row, second: Row, lead: Row) -> Iterator[str]:
     """Yield the sentences about the differences to the baseline and to the second best method."""
     to_baseline = second if best.role == "baseline" else best
     if to_baseline.versus is not None:
         yield difference_sentence(to_baseline)
-        yield from _limits(measured, column, to_baseline)
+        yield from _limits(column, to_baseline)
     if "baseline" not in (best.role, second.role):
         yield f"Against the second best method: {difference_sentence(lead)}"
 
 
-def _limits(measured: Measured, column: Column, row: Row) -> Iterator[str]:
+def _limits(column: Column, row: Row) -> Iterator[str]:
     """Yield the sentences about the limits of the difference to the baseline.
 
-    The limits are multiple tests, few common training seeds, and differences that are too small to detect.
+    The limits are few common training seeds, and differences that are too small to detect.
     """
     found = row.contrast
     if found is None:
         return
-    count = sum(each.column == column.name and each.is_method and each.contrast is not None for each in measured.rows)
-    if (p := _unconfirmed(row)) is not None:
-        yield f"Holm's correction for {count} methods gives p = {p_value(p)}, so the difference may be due to chance."
     if found.about == "students":
         yield (
             f"This is about the trained students: {row.model} and {row.versus} have fewer than two training seeds in common. "
@@ -158,8 +142,7 @@ def _kept(measured: Measured, column: Column, best: Row) -> Iterator[str]:
 def _training(measured: Measured, best: Row, others: Sequence[Row]) -> Iterator[str]:
     """Yield a sentence about the training cost of the best method.
 
-    The sentence compares this cost with that of the baseline.  If the baseline is the best method, it compares the cost with
-    that of the second best method.
+    The sentence also has the cost of the baseline.  If the baseline is the best method, it has that of the second best method.
     """
     baseline = [row for row in others if row.role == "baseline"]
     spent = [(row.model, measured.costs[row.model].figures) for row in (best, *(baseline or others)[:1])]

@@ -12,10 +12,15 @@ from redistill.reports.comparison import (
     Entrant,
     Row,
     by_primary,
-    decodings_of,
-    estimate,
 )
 from redistill.reports.costs import PEAK, SUMMED, Cost, machines, teacher_cost
+from redistill.reports.decodings import (
+    Decoded,
+    decoded_contrast_table,
+    decoded_rows,
+    decoding_table,
+    decodings_of,
+)
 from redistill.reports.inference import Contrast
 from redistill.reports.judgements import judge_cost_table, judge_table, read_judgements
 from redistill.reports.lineup import Lineup
@@ -28,7 +33,6 @@ from redistill.reports.tables import (
     acceptance_table,
     contrast_table,
     cost_table,
-    decoding_table,
     other_scores_table,
     published_table,
     score_table,
@@ -57,8 +61,8 @@ class Comparison:
         baseline: Label of the runs that the others are compared with.
         verdict: The main results as sentences, one list for each primary metric.
         tables: Tables of scores, differences, decodings, other scores, acceptance, judges, costs and published values, in this
-            order.  Scores, other scores and acceptance have one table per primary metric.  Differences and decodings have one
-            table per column.
+            order.  Scores, other scores and acceptance have one table per primary metric.  Differences have one table per
+            column.  Decodings have two: scores, and differences to the baseline.
         budgets: Budgets and settings that are equal in all runs, and budgets and settings that differ.
         tests: Text that explains how confidence intervals and p-values of the differences were computed.
         left_out: One phrase for each unfinished run of the sweeps.
@@ -92,10 +96,12 @@ def comparison_of(measured: Measured, published: Mapping[str, Published] | None 
         for group in groups
         for column in (group[-1], *group[:-1])
     ]
+    decoded = {column.name: decoded_rows(column, models, lineup.baseline, rows) for column in over}
     decodings = [
-        decoding_table(column, models, is_detail=column is not group[-1])
+        table
         for group in groups
         for column in (group[-1], *group[:-1])
+        for table in _decoding_tables(column, decoded[column.name], lineup.baseline, is_detail=column is not group[-1])
     ]
     drafts = [acceptance_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)]
     used = machines(lineup.entries)
@@ -106,7 +112,7 @@ def comparison_of(measured: Measured, published: Mapping[str, Published] | None 
         tables=[
             *(score_table(models, group, rows, apart=index > 0) for index, group in enumerate(groups)),
             *(table for table in contrasts if table is not None),
-            *(table for table in decodings if table is not None),
+            *decodings,
             *(other_scores_table(group[-1], rows, apart=index > 0) for index, group in enumerate(groups)),
             *(table for table in drafts if table is not None),
             *_judged(lineup),
@@ -118,11 +124,20 @@ def comparison_of(measured: Measured, published: Mapping[str, Published] | None 
         left_out=lineup.left_out,
         records=[
             *_records(rows, measured.costs),
-            *_decoding_records(models, over),
+            *_decoding_records(decoded),
             *(line for name, table in tables.items() for line in _published_records(name, table)),
         ],
         fields=_fields(models, over, rows, tables.values()),
     )
+
+
+def _decoding_tables(column: Column, decoded: Sequence[Decoded], baseline: str, *, is_detail: bool) -> Iterator[Table]:
+    """Yield the table of scores by decoding, and that of differences; none without further decodings."""
+    tables = (
+        decoding_table(column, decoded, is_detail=is_detail),
+        decoded_contrast_table(column, decoded, baseline, is_detail=is_detail),
+    )
+    yield from (table for table in tables if table is not None)
 
 
 def _judged(lineup: Lineup) -> list[Table]:
@@ -166,40 +181,37 @@ def _records(rows: Sequence[Row], costs: Mapping[str, Cost]) -> Iterator[dict[st
     for row in rows:
         cost = costs.get(row.model)
         yield {
-            "model": row.model,
-            "role": row.role,
-            "column": row.column,
-            row.measures[0].name: row.primary.mean,
-            f"{row.measures[0].name}_sd": row.primary.deviation,
-            "sd_over": None if row.primary.deviation is None else row.primary.over,
-            "training_seeds": row.primary.num_trainings,
-            "evaluation_seeds": row.primary.num_seeds,
-            "prompts": row.num_prompts,
-            "note": row.note,
+            **_row_record(row),
             **row.scores,
-            **(_difference(row, row.contrast) if row.contrast is not None and row.is_method else {}),
             **(cost.figures if cost is not None and row.is_method else {}),
         }
 
 
-def _decoding_records(models: Sequence[Entrant], over: Sequence[Column]) -> Iterator[dict[str, object]]:
+def _decoding_records(decoded: Mapping[str, Sequence[Decoded]]) -> Iterator[dict[str, object]]:
     """Yield one record per method, column and further decoding.
 
     The field "decoding" of a record has the title of the decoding.
+
+    Args:
+        decoded: Rows by decoding for each column, as `decoded_rows` returns them.
     """
-    for column in over:
-        metric = column.primary.name
-        for name, title in decodings_of(models, column.datasets).items():
-            for model in models:
-                found = estimate(model, column.datasets, metric, name)
-                if found.mean is None:
-                    continue
-                yield {
-                    **{"model": model.label, "role": model.role, "column": column.name, "decoding": title},
-                    **{metric: found.mean, f"{metric}_sd": found.deviation},
-                    "sd_over": None if found.deviation is None else found.over,
-                    **{"training_seeds": found.num_trainings, "evaluation_seeds": found.num_seeds},
-                }
+    for found in decoded.values():
+        for each in found:
+            for row in each.rows if each.name is not None else ():
+                if row.primary.mean is not None:
+                    yield {**_row_record(row), "decoding": each.title}
+
+
+def _row_record(row: Row) -> dict[str, object]:
+    """Return the fields of a row that are common to all decodings."""
+    metric, found = row.measures[0].name, row.primary
+    return {
+        **{"model": row.model, "role": row.role, "column": row.column, metric: found.mean, f"{metric}_sd": found.deviation},
+        "sd_over": None if found.deviation is None else found.over,
+        **{"training_seeds": found.num_trainings, "evaluation_seeds": found.num_seeds},
+        **{"prompts": row.num_prompts, "note": row.note},
+        **(_difference(row, row.contrast) if row.contrast is not None and row.is_method else {}),
+    }
 
 
 def _published_records(name: str, table: Published) -> Iterator[dict[str, object]]:

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redistill.records import FRACTION, PERCENT, PROPOSALS
-from redistill.reports.comparison import Column, Entrant, Estimate, Row, decodings_of, estimate
+from redistill.reports.comparison import Column, Entrant, Estimate, Row
 from redistill.reports.costs import PEAK, SUMMED, Cost
-from redistill.reports.folders import Measure, decoding_title
+from redistill.reports.folders import Measure
 from redistill.reports.pages import NOTHING, difference, fixed, large, percent, score
 from redistill.reports.published import SOURCE, Published
 
 Mark = Literal["", "best", "second"]
 Kind = Literal["reference", "method"]
 DIGITS = 2
+CONTRASTS = ("difference", "95 % interval", "p", "p (Holm)", "detectable", "better", "equal", "worse", "about")
+"""Headings of the cells that `contrast_cells` returns."""
 _OTHER_SCORES = ("tokens", "ended", "distinct-2", "cross entropy", "KL", "agreement")
 _COSTS = ("updates", "sequences", "trained tokens", "generated tokens", "seconds", "peak memory", "parameters")
 
@@ -87,59 +89,24 @@ def score_table(models: Sequence[Entrant], over: Sequence[Column], rows: Sequenc
     rows = [row for row in rows if row.column in names]
     found = {(row.is_method, row.model, row.column): row for row in rows}
     marks = {
-        column.name: _ranks({row.model: row.primary for row in rows if row.column == column.name and row.is_method}, measure)
+        column.name: ranks({row.model: row.primary for row in rows if row.column == column.name and row.is_method}, measure)
         for column in over
     }
 
     def cell(model: Entrant, column: Column) -> Cell:
         row = found.get((model.is_method, model.label, column.name))
         mark = marks[column.name].get(model.label, "") if model.is_method else ""
-        return Cell(NOTHING) if row is None else _estimate_cell(row.primary, measure, mark)
+        return Cell(NOTHING) if row is None else estimate_cell(row.primary, measure, mark)
 
     prompts = {row.column: row.num_prompts for row in reversed(rows)}
     counted = ", ".join(f"{prompts[column.name]:,} of {column.name}" for column in over if not column.is_average)
     return Table(
         key=f"scores-{measure.name}" if apart else "scores",
-        title=_sentence(measure.heading),
-        caption=f"{_sentence(measure.heading)}{_direction(measure)}. {_spread_caption(models, rows)} Prompts: {counted}. "
+        title=sentence(measure.heading),
+        caption=f"{sentence(measure.heading)}{direction(measure)}. {_spread_caption(models, rows)} Prompts: {counted}. "
         "Best in bold, second best underlined; the teacher and the student before training are not ranked.",
         columns=["", *(column.name for column in over)],
         lines=[Line(model.label, _kind(model), [cell(model, column) for column in over]) for model in models],
-    )
-
-
-def decoding_table(column: Column, models: Sequence[Entrant], *, is_detail: bool = False) -> Table | None:
-    """Build the table of scores by decoding, for one column of a comparison.
-
-    The table has a row for each method and a column for each decoding, in which the best and the second best method are marked.
-    The result is None if no method was evaluated with further decodings on a data set of the column.
-
-    Args:
-        column: The column of the comparison.
-        models: The models; models that are not methods have no row.
-        is_detail: As in `contrast_table`.
-    """
-    titles, measure = decodings_of(models, column.datasets), column.primary
-    methods = [model for model in models if model.is_method]
-    if not titles:
-        return None
-    main = dict.fromkeys(decoding_title(found.settings.get("sampling")) for m in methods for found in m.trainings.values())
-    names = dict[str | None, str]({None: f"main ({'; '.join(main)})"}) | titles
-    scores = {name: {m.label: estimate(m, column.datasets, measure.name, name) for m in methods} for name in names}
-    marks = {name: _ranks(found, measure) for name, found in scores.items()}
-
-    def cells(label: str) -> list[Cell]:
-        return [_estimate_cell(scores[name][label], measure, marks[name].get(label, "")) for name in names]
-
-    return Table(
-        key=f"decoding-{column.name}",
-        title=f"Decoding, {column.name}",
-        caption=f"{_sentence(measure.heading)}{_direction(measure)}, {_where(column)}. The same students sampled in different "
-        "ways, which cost no training: a gain at T 1 that vanishes at a lower temperature is an effect of decoding. Means over "
-        "seeds; ± is the standard deviation over training seeds, or else over evaluation seeds.",
-        columns=["", *names.values()],
-        lines=[Line(method.label, "method", cells(method.label)) for method in methods],
-        is_detail=is_detail,
     )
 
 
@@ -157,11 +124,11 @@ def contrast_table(column: Column, rows: Sequence[Row], baseline: str, *, is_det
     return Table(
         key=f"difference-{column.name}",
         title=f"Difference to {baseline}, {column.name}",
-        caption=f"{_sentence(measure.heading)} minus that of {baseline}{unit}{_direction(measure)}, {_where(column)}, "
+        caption=f"{sentence(measure.heading)} minus that of {baseline}{unit}{direction(measure)}, {where(column)}, "
         f"{max(row.num_prompts for row in others):,} prompts; "
         f"p (Holm) is corrected over {tested} {'method' if tested == 1 else 'methods'}.",
-        columns=["", "difference", "95 % interval", "p", "p (Holm)", "detectable", "better", "equal", "worse", "about"],
-        lines=[Line(row.model, "method", _contrast_cells(row)) for row in others],
+        columns=["", *CONTRASTS],
+        lines=[Line(row.model, "method", contrast_cells(row)) for row in others],
         is_detail=is_detail,
     )
 
@@ -172,11 +139,11 @@ def other_scores_table(column: Column, rows: Sequence[Row], *, apart: bool = Fal
     `rows` are all rows of the comparison.  The argument `apart` has the same meaning as in `score_table`.
     """
     others = column.measures[1:]
-    described = [f"{_sentence(measure.title)}: {_unit(measure)}{_direction(measure)}; " for measure in others]
+    described = [f"{sentence(measure.title)}: {_unit(measure)}{direction(measure)}; " for measure in others]
     return Table(
         key=f"other-scores-{column.primary.name}" if apart else "other-scores",
         title="Other scores" + (f" than {column.primary.title}" if apart else ""),
-        caption=f"Means over seeds, {_where(column)}. {_sentence(''.join(described) + 'tokens')}: response length; ended: "
+        caption=f"Means over seeds, {where(column)}. {sentence(''.join(described) + 'tokens')}: response length; ended: "
         "fraction of responses with an end token; distinct-2: fraction of distinct bigrams. Cross entropy and KL(teacher, "
         "student), in nats per token, and agreement with the teacher's top token are teacher-forced on the references.",
         columns=["", *(measure.heading for measure in others), *_OTHER_SCORES],
@@ -198,7 +165,7 @@ def acceptance_table(column: Column, rows: Sequence[Row], *, apart: bool = False
         key=f"acceptance-{column.primary.name}" if apart else "acceptance",
         title="Acceptance as a draft model" + (f", {column.name}" if apart else ""),
         caption="Expected number of tokens that the teacher accepts in speculative decoding, of k that the model proposes, "
-        f"{_where(column)}; alpha is the probability that one token is accepted. On the references, at temperature 1.",
+        f"{where(column)}; alpha is the probability that one token is accepted. On the references, at temperature 1.",
         columns=["", "alpha", *(f"k = {k}" for k in counts)],
         lines=[
             Line(
@@ -228,7 +195,7 @@ def cost_table(
         if cost.stages
     ]
     caption = [
-        f"{_sentence(measure.title)} {_where(column)}. Training costs are means over training seeds; peak memory is the "
+        f"{sentence(measure.title)} {where(column)}. Training costs are means over training seeds; peak memory is the "
         "maximum over stages. The number of generated tokens depends on the method and is not required to be equal."
     ]
     if stages:
@@ -283,7 +250,11 @@ def _cells(texts: Iterable[str]) -> list[Cell]:
     return [Cell(text) for text in texts]
 
 
-def _contrast_cells(row: Row) -> list[Cell]:
+def contrast_cells(row: Row) -> list[Cell]:
+    """Return the cells with the difference of a row to its reference model.
+
+    The headings are `CONTRASTS`.  Without a difference, the first cell has the reason.
+    """
     found, unit = row.contrast, row.measures[0].unit
     if found is None:
         return _cells([row.note, *[NOTHING] * 8])
@@ -323,15 +294,21 @@ def _cost_cells(cost: Cost, reached: Estimate | None, unit: str) -> list[Cell]:
     )
 
 
-def _estimate_cell(found: Estimate, measure: Measure, mark: Mark) -> Cell:
-    """Return a cell with a mean and its standard deviation; a dash without a mean."""
+def estimate_cell(found: Estimate, measure: Measure, mark: Mark) -> Cell:
+    """Return a cell with a mean and its standard deviation; a dash without a mean.
+
+    Args:
+        found: Mean and standard deviation.
+        measure: The metric.
+        mark: Rank of the mean in the column.
+    """
     if found.mean is None:
         return Cell(NOTHING)
     detail = "" if found.deviation is None else f"± {score(found.deviation, measure.unit, DIGITS)}"
     return Cell(score(found.mean, measure.unit, DIGITS), detail=detail, mark=mark)
 
 
-def _ranks(scores: Mapping[str, Estimate], measure: Measure) -> dict[str, Mark]:
+def ranks(scores: Mapping[str, Estimate], measure: Measure) -> dict[str, Mark]:
     """Return the marks of the best and the second best method, by label.
 
     The best of two or more methods, and the second best of three or more, are marked.  Scores are compared as displayed, that
@@ -347,7 +324,7 @@ def _ranks(scores: Mapping[str, Estimate], measure: Measure) -> dict[str, Mark]:
     return {model: marks[value] for model, value in shown.items() if value in marks}
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """Return `text` with its first letter capitalized."""
     return text[:1].upper() + text[1:]
 
@@ -358,7 +335,7 @@ def _unit(measure: Measure) -> str:
     return "in percent" if measure.unit == PERCENT else measure.unit or "no unit"
 
 
-def _direction(measure: Measure) -> str:
+def direction(measure: Measure) -> str:
     """Return the note ", lower is better" for a caption; "" if higher is better."""
     return ", lower is better" if measure.better == "lower" else ""
 
@@ -389,7 +366,8 @@ def _over(found: Estimate) -> str:
     return f"over {each}" if found.num_seeds > 1 else ""
 
 
-def _where(column: Column) -> str:
+def where(column: Column) -> str:
+    """Return a phrase for captions that names the data sets of a column."""
     return "averaged over data sets" if column.is_average else f"on {column.name}"
 
 

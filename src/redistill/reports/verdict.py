@@ -1,7 +1,8 @@
 """The verdict on a model in words.
 
-A difference is called settled if its 95 % interval excludes 0.  For other differences, the verdict states how many prompts or
-training seeds would settle them.
+A difference is called settled if its 95 % interval excludes 0 and its p-value is at most 5 %.  If several methods are compared,
+this is the p-value after Holm's correction.  If the interval contains 0, the verdict states how many prompts or training seeds
+would settle the difference.
 """
 
 import math
@@ -12,7 +13,10 @@ from typing import Literal
 from redistill.records import FRACTION, PERCENT, PROPOSALS
 from redistill.reports.comparison import Row
 from redistill.reports.pages import counted, difference, fixed, percent, score
+from redistill.reports.tables import p_value
 
+SIGNIFICANT = 0.05
+"""Largest p-value of a settled difference."""
 MOST = 100_000
 """The largest number of prompts or seeds that a verdict recommends."""
 
@@ -31,8 +35,41 @@ class Needed:
 
 
 def is_settled(row: Row) -> bool:
-    """Return whether the 95 % interval of the difference excludes 0."""
-    return row.tone != 0
+    """Return whether the difference of a row to its reference model is settled.
+
+    The 95 % interval of the difference excludes 0, and the p-value after Holm's correction is at most 5 %.  Rows of models that
+    are not ranked have no such correction; their p-value is used without it.
+    """
+    return row.tone != 0 and unconfirmed(row) is None
+
+
+def unconfirmed(row: Row) -> float | None:
+    """Return the p-value if only this value prevents that the difference is settled.
+
+    The 95 % interval of the difference then excludes 0, but the p-value after Holm's correction is above 5 %.  Otherwise, the
+    result is None.
+    """
+    if row.contrast is None or row.tone == 0:
+        return None
+    p = row.contrast.p if row.contrast.p_holm is None else row.contrast.p_holm
+    return p if p > SIGNIFICANT else None
+
+
+def p_in_words(row: Row) -> str:
+    """Return the p-value of a difference in words.
+
+    The text is, for example, "p = 0.196 after Holm's correction for several methods".  The correction is not mentioned if it
+    did not change the p-value.
+
+    Raises:
+        ValueError: the row has no difference.
+    """
+    if row.contrast is None:
+        raise ValueError(f"p_in_words: {row.model} has no difference to a reference model; check row.contrast first")
+    p, corrected = row.contrast.p, row.contrast.p_holm
+    if corrected is None or corrected == p:
+        return f"p = {p_value(p)}"
+    return f"p = {p_value(corrected)} after Holm's correction for several methods"
 
 
 def needed(row: Row) -> Needed | None:
@@ -40,21 +77,21 @@ def needed(row: Row) -> Needed | None:
 
     .. math:: V_s + k\,(V_p + V_r) = \Bigl( \frac{d}{D} \Bigr)^2 V, \qquad n' = n / k
 
-    A difference is settled if its 95 % interval excludes 0.  d is the present difference, n is the present number of prompts,
-    and D is the smallest difference that n prompts detect (`Contrast.detectable`).  V is the variance of d.  V_s, V_p and V_r
-    are its parts due to training seeds, to prompts and to the residual (`inference.Variance`).  If d is the true difference, n'
-    prompts settle it with a probability of 80 %.  For trained students, V_s is 0, so n' = n (D / d)^2, where D is 2.8 times the
-    standard error.
+    The result is the number for which the 95 % interval of the difference excludes 0.  Holm's correction is not considered.  d
+    is the present difference, n is the present number of prompts, and D is the smallest difference that n prompts detect
+    (`Contrast.detectable`).  V is the variance of d.  V_s, V_p and V_r are its parts due to training seeds, to prompts and to
+    the residual (`inference.Variance`).  If d is the true difference, the interval for n' prompts excludes 0 with a probability
+    of 80 %.  For trained students, V_s is 0, so n' = n (D / d)^2, where D is 2.8 times the standard error.
 
     If training seeds contribute more to the variance than prompts, n and n' are numbers of training seeds, and V_s and V_p are
     exchanged.
 
     Returns:
-        The total number of prompts or of training seeds.  None if the model is not compared, if the difference is settled, or
-        if no number up to 100,000 (`MOST`) is sufficient.
+        The total number of prompts or of training seeds.  None if the model is not compared, if the interval excludes 0, or if
+        no number up to 100,000 (`MOST`) is sufficient.
     """
     found = row.contrast
-    if found is None or is_settled(row) or not found.detectable or found.variance is None or not found.interval.difference:
+    if found is None or row.tone != 0 or not found.detectable or found.variance is None or not found.interval.difference:
         return None
     parts = found.variance
     target = (found.interval.difference / found.detectable) ** 2 * parts.total
@@ -73,8 +110,9 @@ def needed(row: Row) -> Needed | None:
 def difference_sentence(row: Row) -> str:
     """Return the verdict: better or worse, by how much, and whether it is settled.
 
-    The difference is settled if its 95 % interval excludes 0.  If it is not settled, the sentence states how many prompts or
-    training seeds would settle it (`needed`).  If the models are not compared, the sentence states the reason.
+    `is_settled` defines a settled difference.  If the interval contains 0, the sentence states how many prompts or training
+    seeds would settle the difference (`needed`).  If only the p-value is too large, the sentence states it.  If the models are
+    not compared, the sentence states the reason.
 
     Args:
         row: Scores of the model, with the difference to its reference model.
@@ -86,6 +124,12 @@ def difference_sentence(row: Row) -> str:
     shown, sample = amount(row), _sample(row)
     if is_settled(row):
         return f"{row.model} is {'better' if row.tone > 0 else 'worse'} than {other}{where}: {shown}, settled with {sample}."
+    tendency = "worse" if row.interval.difference * primary.sign < 0 else "better"
+    if unconfirmed(row) is not None:
+        return (
+            f"{row.model} may be {tendency} than {other}{where}: {shown}, not settled with {sample}: the interval excludes 0, "
+            f"but {p_in_words(row)}."
+        )
     enough = needed(row)
     if enough is not None:
         outlook = f"about {enough.count:,} {enough.unit} would settle it"
@@ -95,7 +139,6 @@ def difference_sentence(row: Row) -> str:
         outlook = f"not even {MOST:,} prompts would settle it"
     if row.interval.lower == row.interval.upper == 0:
         return f"{row.model} shows no difference to {other}{where}: {shown}, with {sample}."
-    tendency = "worse" if row.interval.difference * primary.sign < 0 else "better"
     return f"{row.model} may be {tendency} than {other}{where}: {shown}, not settled with {sample}; {outlook}."
 
 

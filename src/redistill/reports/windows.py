@@ -80,6 +80,9 @@ def _shown(line: Mapping[str, Json]) -> Shown | None:
     classes = list(_classes(line.get("classes")))
     if len(values) < len(names) or not classes:
         return None
+    top = classes[0]
+    if top.rank == 1 and not top.is_kept and top.teacher < 1:
+        values["recovered"] = values["kept_mass"] / (1 - top.teacher)  # an earlier version assumed that the arg max is kept
     title = f"Training example {line.get('row')}, token {line.get('position')} of the answer"
     return Shown(
         title=title,

@@ -87,8 +87,8 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
 def max_tokens(run: OpenRun) -> int | None:
     """Return how many tokens of a micro-batch fit into memory.
 
-    The number is estimated from the sizes of weights, gradients, optimiser state and activations.  Therefore it is the same in
-    a resumed run.  On a CPU, the result is None.
+    The result is None on a CPU.  It is estimated from the sizes of weights, gradients, optimiser state and activations, so it
+    is the same in a resumed run.
     """
     memory, config, models = device_bytes(run.accelerator.device), run.config, run.models
     if memory is None:
@@ -235,7 +235,7 @@ def build_policy(run: OpenRun) -> Policy:
 
 
 def build_policy_tools(run: OpenRun, gold: GoldBatches, on_revision: Callable[[Revision], None]) -> PolicyTools:
-    """Return the engine and the other objects with which a policy creates sequences.
+    """Return the objects that a policy needs to create sequences, such as the engine.
 
     Args:
         run: The run, with loaded models and data.
@@ -282,7 +282,8 @@ def build_marker(config: Run, spans: SpanExtractor, tokenizer: Tokenizer, end_id
 def _revision_log(run: OpenRun, marker: SpanMarker | None) -> RevisionLog:
     """Return the log of the corrections of student text.
 
-    The log runs the student and a local teacher without their prefix memories.  Therefore logging does not affect training.
+    It reads the student and a local teacher without prefix memory, so that logging has no effect on the text or the losses of
+    training.
     """
     models, device, scorer = run.models, run.accelerator.device, None
     if models.teacher is not None:
@@ -295,7 +296,7 @@ def _revision_log(run: OpenRun, marker: SpanMarker | None) -> RevisionLog:
 def _weights_step(engine: Engine, step: int) -> int:
     """Return the number of updates after which the engine's weights were copied.
 
-    `step` is the current number of finished updates.  If the engine always uses the current weights, the result is `step`.
+    `step` is the current number of finished updates.  It is returned if the engine always uses the current weights.
     """
     synced = engine.synced_step if isinstance(engine, VllmEngine) else None
     return step if synced is None else synced

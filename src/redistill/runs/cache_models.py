@@ -24,12 +24,12 @@ from redistill.runs.stages import teacher_source
 
 
 class SourceModels(NamedTuple):
-    """The teacher, and the student's properties on which a store depends.
+    """The teacher, and those properties of the student on which the store depends.
 
     The weights of the student are not kept in memory.
 
     Args:
-        teacher: The whole model, or an object that reads the teacher's layers from disk one after another.
+        teacher: The whole model; or an object that reads the layers of the teacher from disk one after another.
         tokenizer, vocabulary, end_ids, pad_id: Properties of the student; see `runs.models.Models`.
     """
 
@@ -51,7 +51,7 @@ def streamed_files(config: Run) -> Iterator[LayerFiles]:
     assert source is not None
     if text_node(config) is not None:
         raise ConfigError(
-            "--stream-layers: the policy teacher_generated generates text with the teacher, which needs all layers in memory; "
+            "--stream-layers: the policy teacher_generated needs text of the teacher, and each token of it needs all layers; "
             "leave out --stream-layers, or use another policy"
         )
     with layer_files(source) as layers:
@@ -107,5 +107,5 @@ def _own_vocabulary(config: Run, body: StreamedBody) -> SourceModels:
 
 
 def _first_layer(body: StreamedBody, source: ModelConfig) -> tuple[CausalModel, Tokenizer]:
-    """Return the teacher's tokenizer, and a model with only its first layer and head."""
+    """Return a model with the teacher's first layer and head, and the tokenizer."""
     return body.first, load_tokenizer(source)

@@ -43,9 +43,9 @@ def source_of(
         note: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
 
     Returns:
-        Hashes and settings by name.  The hashes of the teacher's files are included if the recipe names the teacher's model.
-        An error names only the first difference.  The hashes of the data depend on the tokenizer, so the hash of the tokenizer
-        comes first.
+        Hashes and settings by name.  The hashes of the teacher's files are included if the recipe names the teacher's
+        model. The hash of the tokenizer is before those of the data: an error names only the first difference, and another
+        tokenizer also changes the hashes of the data.
     """
     found: dict[str, Json] = {}
     teacher, tokens = teacher_source(config), config.data.tokens
@@ -89,8 +89,8 @@ def text_node(config: Run) -> TeacherGenerated | None:
         policy = policy.teacher if isinstance(policy, Paired) else getattr(policy, "source", None)
         if policy is None:
             raise ConfigError(
-                "policy: uses text that the teacher generates; a cached teacher has such text only for the policy "
-                "teacher_generated; use this policy, or a teacher that is not cached"
+                "policy: uses text that the teacher generates, which is stored only for the policy teacher_generated; use this "
+                "policy, or a teacher that is not cached"
             )
     return policy
 

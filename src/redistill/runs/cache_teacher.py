@@ -21,9 +21,10 @@ from redistill.training.progress import report
 def cache_teacher(config: Run, out: Path, *, stream_layers: bool = False) -> TeacherStore:
     """Store the last hidden states of a recipe's teacher.
 
-    The store has the hidden states that predict the tokens of the answers in the training and validation data.  It also has
-    the teacher's output head.  Therefore runs with `teacher: {kind: cached, path: OUT}` need no teacher in memory.  An
-    interrupted call is resumed by the same call.  If the recipe fine-tunes the teacher, the teacher is trained first.
+    The hidden states from which the tokens of the answers in the training and validation data are predicted are stored.
+    The output head of the teacher is stored as well, so that runs with `teacher: {kind: cached, path: OUT}` need no teacher
+    in memory.  An interrupted call is resumed by the same call.  If the recipe fine-tunes the teacher, the teacher is
+    trained first.
 
     Args:
         config: The run.

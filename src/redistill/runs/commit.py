@@ -1,8 +1,8 @@
 """The git commit of redistill's own checkout.
 
-The git configuration of a checkout can name programs, for example in `core.fsmonitor`.  Git would run these programs, which
-may be unsafe.  Therefore this module runs git in a temporary repository with the object database and the index of the
-checkout.  Git then reads neither the configuration of the checkout nor that of the user.
+The git configuration of a checkout can name programs, for example in `core.fsmonitor`, which git runs.  This module must
+not run such programs.  Therefore it runs git in a temporary repository that uses the object database and the index of the
+checkout. Git then reads neither the configuration of the checkout nor that of the user.
 """
 
 import os

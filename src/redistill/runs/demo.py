@@ -1,8 +1,8 @@
 """The demo: a tiny teacher, and smaller students trained by MGSR and by SFT.
 
 MGSR is the distillation method of arXiv 2407.10068; SFT is supervised fine-tuning.  Both students have the same number of
-updates, batch size, data and learning rate.  Of the three learning rates that were compared, it has the best validation score
-for both methods.  docs/results/toy-world.md has the results, and the commands that reproduce them.
+updates, batch size, data and learning rate.  Three learning rates were compared; the one that is used has the best
+validation score for both methods.  docs/results/toy-world.md has the results, and the commands that reproduce them.
 """
 
 import hashlib

@@ -50,8 +50,8 @@ def needed_space(student: StudentModule, schedule: Schedule, *, keep: int, expor
     The state of a policy, such as a replay buffer, is not counted: it is small compared with the weights of a real model.
 
     Args:
-        student: The student in training, including its adapters and its clip network, if any.  The clip network predicts the
-            clipping interval of DAC-KL.
+        student: The student in training, with its adapters and its clip network (the network that predicts the clipping
+            interval of DAC-KL), if it has them.
         schedule: Number of updates of the run, between two validations, and between two checkpoints.
         keep: Number of newest checkpoints to keep.  If the run validates during training, the checkpoint with the best
             validation score is kept as well.

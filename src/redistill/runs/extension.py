@@ -29,20 +29,20 @@ RESULTS = ("report.html", SCORES, RESPONSES, SETTINGS, POSITIONS)
 def extend(run: OpenRun) -> list[Json]:
     """Prepare the folder of a run whose `training.updates` was raised.
 
-    The results of the shorter run (the model, the scores, the answers and the report) are moved to the subfolder `step-N`.
-    run.json and metrics.jsonl are copied, so that `step-N` is a run folder as well.  If `training.updates` was not raised,
-    nothing is changed.  An interrupted call can be repeated.
+    The results of the shorter run are kept.  The model, the scores, the answers and the report are moved to `step-N` in the
+    run folder.  run.json and metrics.jsonl are copied, so that `step-N` is a run folder as well.  If the run was not
+    extended, nothing is changed.  A call that was interrupted at any moment can be repeated.
 
     Args:
         run: The run.  The caller has checked that the checkpoints belong to this run.  Only the main process calls this
             function, before it writes run.json.
 
     Returns:
-        One entry for each extension of the run.  `updates` is the value of `training.updates` before the extension, in
-        updates.  `step` is the number of updates that the run had completed at the extension.
+        An entry for each extension of the run: `updates`, the length of the run before the extension, and `step`, the
+        number of updates that were done at that time.
 
     Raises:
-        ConfigError: `training.updates` is not larger than in run.json, or early stopping ended the shorter run.
+        ConfigError: the new length is not larger than that of run.json, or early stopping ended the shorter run.
         CheckpointError: the shorter run has no checkpoint.
         OutputError: the results cannot be moved.
     """
@@ -54,15 +54,15 @@ def extend(run: OpenRun) -> list[Json]:
     old = _in_updates(length, run)
     if new <= old:
         raise ConfigError(
-            f"{folder}: training.updates = {run.config.training.updates} ({new} updates): must be more than the {old} updates "
-            "of the run in this folder; choose another `out`, or remove the folder"
+            f"{folder}: training.updates = {run.config.training.updates}: is {new} updates, but the run in this folder has "
+            f"{old}, and the number can only be raised; choose another `out`, or remove the folder"
         )
     found = checkpoint.load(run.output.checkpoints)
     if found is None:
         if held.get("status") in (TRAINED, FINISHED):
             raise CheckpointError(
-                f"{folder}: has no checkpoint, so the run cannot be extended to {new} updates; restore "
-                f"{folder / 'checkpoints'}, or choose another `out`"
+                f"{folder}: has no checkpoint from which {new} updates could be reached; restore {folder / 'checkpoints'}, or "
+                "choose another `out`"
             )
         return earlier  # nothing has been trained
     if at(found.state, "training", "stopped") is True:
@@ -121,7 +121,7 @@ def _in_updates(length: Json, run: OpenRun) -> int:
 def _keep(folder: Path, kept: Path) -> None:
     """Copy the results in a run folder to the folder `kept`, and move the model.
 
-    The model is moved last: if it is not in `kept`, the copy may be incomplete.
+    If a call is interrupted before the model is moved, the copy may be incomplete.
     """
     with folders.new_folder(kept) as copy:
         for name in (RUN_FILE, "metrics.jsonl", *RESULTS):

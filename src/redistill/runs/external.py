@@ -25,8 +25,8 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
         build: Function that builds the component.
         methods: Names of the methods that the component must have.
         capabilities: The optional features that the class declares.  The attribute `capabilities` of the component must be
-            equal to them.  A component with the feature `generates` must have a method `generate`.  A component with the
-            feature `prefix_memory` must have a method `remembering`.  If None, capabilities are not checked.
+            equal to this argument.  The feature `generates` requires a method `generate`, and `prefix_memory` requires
+            `remembering`.  If None, capabilities are not checked.
 
     Returns:
         The component that `build` returned.
@@ -45,7 +45,7 @@ def built(where: str, build: Callable[[], Built], methods: Sequence[str], capabi
         raise ConfigError(f"{where}: the built {type(found).__name__} has no {' and no '.join(missing)}; add these methods")
     if capabilities is not None and getattr(found, "capabilities", None) != capabilities:
         raise ConfigError(
-            f"{where}: the attribute `capabilities` of the built {type(found).__name__} differs from the value that the class "
-            "declares; set it to this value"
+            f"{where}: the built {type(found).__name__} has other capabilities than the class declares; set its attribute "
+            "`capabilities` to the value that the class declares"
         )
     return found

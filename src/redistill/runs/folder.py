@@ -37,8 +37,9 @@ def check_owner(config: Run) -> bool:
         started or has not ended, or if its student was trained with fewer updates and can be trained further.
 
     Raises:
-        ConfigError: the folder contains another run, or the same run with more updates.  Or it has checkpoints or a model, but
-            no run.json.  Or this version of redistill cannot use the file format of run.json.
+        ConfigError: the folder contains another run, or the same run with more updates; the folder has checkpoints or a
+            model, but no run.json; or run.json has a schema (version of the file format) that this version of redistill
+            cannot use.
         CheckpointError: run.json is not a JSON object.
         OutputError: the folder cannot be read.
     """
@@ -61,10 +62,10 @@ def check_owner(config: Run) -> bool:
 
 
 def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], dict[str, Json]]:
-    """Return the settings of a run, and those in a run folder, for a comparison.
+    """Return the settings of a run, and the settings in a run folder, to compare them.
 
-    If the recipe sets no date for the chat template, the first result has the date in the run folder.  The second result has
-    the `placement` of the run, since a run may resume with another placement.
+    If the recipe sets no date for the chat template, the date is that of the run folder.  The placement of both is that of the
+    run, since a run may resume with another placement.
 
     Args:
         config: The run.
@@ -78,8 +79,8 @@ def compared(config: Run, held: Mapping[str, object]) -> tuple[dict[str, Json], 
 def is_extension(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> bool:
     """Return whether two runs differ only in `training.updates`.
 
-    The value must be larger in `mine`.  If only one of the values is in epochs, they cannot be compared yet, and the result is
-    True.  `extend` compares them after the data have been read.
+    The value must be larger in `mine`.  If one of the two is a number of updates and the other a number of epochs, the result
+    is True, and `extend` compares them after the data have been read.
 
     Args:
         mine: Settings of the run.
@@ -175,7 +176,7 @@ def _held(folder: Path) -> Mapping[str, object] | None:
 
 
 def of_run(model: ModelConfig) -> ModelConfig:
-    """Return `model`, with the path of a run folder replaced by that of its student."""
+    """Return `model`; if it names a run folder, return the student of this run."""
     is_run = (Path(model.model) / RUN_FILE).is_file()
     return replace(model, model=str(Path(model.model) / "model")) if is_run else model
 
@@ -195,8 +196,8 @@ def sole_use(folder: Path, accelerator: Accelerator, *worth_keeping: str) -> Ite
     Args:
         folder: The output folder.
         accelerator: The accelerator of the job; it determines the main process.
-        worth_keeping: Names of files.  If the context created the folder and ends with a RedistillError, it removes the
-            folder, unless the folder contains one of these files.
+        worth_keeping: Names of files.  If the context ends with a RedistillError, a folder that the context created is
+            removed, unless the folder contains one of these files.
 
     Raises:
         BusyError: another job holds the lock.

@@ -38,7 +38,7 @@ def evaluate_harness(
 
     The scores are written to `harness.json` in the output folder.
 
-    The package `lm_eval` must be installed (the extra `eval` of redistill).  The harness downloads the data of its own tasks.
+    The package `lm_eval` must be installed (the extra `eval` of redistill).  It downloads the data of the tasks it defines.
 
     Args:
         model: The model.  If it names a run folder, the student of this run is loaded.
@@ -49,8 +49,8 @@ def evaluate_harness(
         allow_code: Task files that may be used.  A task file can execute code, through its templates and functions.
 
     Returns:
-        A mapping with four keys.  "results" has the scores and their standard errors, by task and metric.  "versions" and
-        "num_examples" have the version and the number of examples of each task.  "lm_eval" is the version of the harness.
+        "results", the scores by task and metric with their standard errors; "versions" of the tasks; "num_examples" by task;
+        and "lm_eval", the version of the harness.
 
     Raises:
         ConfigError: the package is missing, a task is unknown, or a task file cannot be read or is not in `allow_code`.

@@ -41,17 +41,17 @@ LATER: Mapping[str, Json] = {
 def checked_identity(run: OpenRun) -> dict[str, str]:
     """Return the identity of a run, after a check that all ranks have the same inputs.
 
-    The identity consists of hashes of the settings, of the model files, and of the training, validation and pre-training data.
-    The ranks must also have the same test data, checkpoints, and versions of redistill and of packages that can change a
-    result.  Every rank must call this function.
+    The identity consists of hashes of the settings, of the model files, and of the training, validation and pre-training
+    data.  The ranks must also have the same test data and the same existing checkpoints.  The versions of redistill and of
+    packages that can change a result must be equal as well.  Every rank must call this function.
 
     Args:
         run: The run, with loaded models and data.
 
     Returns:
-        Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  An error
-        names only the first difference.  The hashes of the data depend on the tokenizer, so the hashes of the models come
-        first.
+        Hexadecimal SHA-256 hashes by name, such as "teacher weights", "student chat template" or "training data".  The
+        hashes of the models come before those of the data.  An error names only the first hash that differs, and another
+        tokenizer also changes the hashes of the data.
 
     Raises:
         ModelError: the files of a model were removed while the run was loading.
@@ -89,9 +89,9 @@ def check_ranks(ranks: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) ->
 
 
 def _changed(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the keys whose values differ between two mappings, with both values.
+    """Return the names that have different values in two mappings, with both values.
 
-    If a mapping lacks a key, its value is "none".
+    The text "none" replaces the value of a name that a mapping lacks.
     """
     both = {name: (ours.get(name, "none"), theirs.get(name, "none")) for name in {**ours, **theirs}}
     return {name: values for name, values in both.items() if values[0] != values[1]}
@@ -119,10 +119,10 @@ def _identity(run: OpenRun) -> dict[str, str]:
 
 
 def _without_unset(tree: Mapping[str, Json]) -> dict[str, Json]:
-    """Return a copy of a configuration without the newer fields that are not set.
+    """Return a copy of a configuration without newer fields that have their default.
 
-    A field is not set if it has its default value.  `LATER` has the newer fields and their defaults.  Therefore the identity
-    of a run of an earlier version, which did not have these fields, does not change.
+    `LATER` has the newer fields and their defaults.  Runs of earlier versions, which did not have these fields, keep their
+    identity.
     """
     kept = {name: item for name, item in tree.items() if name not in LATER or item != LATER[name]}
     return {name: _without_unset(item) if isinstance(item, Mapping) else item for name, item in kept.items()}
@@ -131,7 +131,7 @@ def _without_unset(tree: Mapping[str, Json]) -> dict[str, Json]:
 def _corpus_hash(run: OpenRun) -> str:
     """Return a hash of the files of the corpus, and of the first blocks of text.
 
-    Only the blocks of one update are included, so that the hash does not depend on the number of updates.
+    Only the blocks of one update are included: a run with more updates reads more blocks, and its hash must be the same.
     """
     note, sources = run.output.progress.note, [Path(source) for source in run.config.data.corpus if run.corpus]
     hashes = [file_hash(source, report=note, poll=signals.poll) for source in sources if source.is_file()]
@@ -140,9 +140,9 @@ def _corpus_hash(run: OpenRun) -> str:
 
 
 def _sources(config: Run) -> dict[str, ModelConfig]:
-    """Return the settings of the models that a run loads, by name.
+    """Return the settings of the models that a run loads, by their names in errors.
 
-    Error messages use these names.  A student that consists of layers of the teacher is left out.
+    A student that is made of layers of the teacher is left out.
     """
     teacher, student = teacher_source(config), student_source(config)
     found: dict[str, ModelConfig] = {}

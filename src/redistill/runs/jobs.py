@@ -44,7 +44,7 @@ class Child(Protocol):
         ...
 
     def terminate(self) -> None:
-        """Request that the job save its state and end, without waiting for it."""
+        """Request that the job saves its state and ends; return immediately."""
         ...
 
     def kill(self) -> None:
@@ -168,7 +168,7 @@ def last_line(log: Path) -> str:
 def _stop(running: Sequence[_Running]) -> None:
     """Terminate all jobs, and wait until they have ended.
 
-    Jobs that are still running after 60 seconds are killed.  If this process receives another signal, they are killed at once.
+    Children that still run are killed after a timeout, or when this process receives another signal.
     """
     signals_before = min(signals.num_arrived(), 1)
     for each in running:

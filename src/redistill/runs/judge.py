@@ -2,8 +2,8 @@
 
 The judge compares the answers of a run's student with other answers to the same prompts.  It does not see which model gave an
 answer.  It sees each pair of answers twice, with the answers exchanged, because judges prefer an answer for its position
-(MT-Bench, arXiv 2306.05685).  Answers are untrusted.  Therefore they are delimited as data in the request, and only the
-replies "A", "B" and "tie" are valid.
+(MT-Bench, arXiv 2306.05685).  Answers are untrusted: they are delimited as data in the request, and only the replies "A", "B"
+and "tie" have a meaning.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ class JudgeConfig:
         max_tokens: Maximum number of tokens of a reply, >= 1.  A model that reasons before its verdict needs more.
         concurrent_requests: Maximum number of open requests, in [1, 1024].
         timeout_s: Seconds after which a request without a complete reply is sent again, > 0.
-        patience_s: Time in seconds during which failed requests are retried, >= 0.
+        patience_s: Seconds during which a failed request is sent again, >= 0.
         price: Price of a million tokens, in any currency, in [0, 1e9]; None if it is unknown.
 
     Raises:
@@ -134,7 +134,7 @@ def judge_answers(
     Raises:
         BusyError: another process uses the folder.
         ConfigError: a server is not allowed, or the variable of the API key is not set.
-        DataError: a model has no answers for one of `seeds`, or prompts with the same id differ.
+        DataError: there are no answers of these seeds, or the prompts differ.
         ServerError: a server cannot be used.
         ServerUnavailableError: a server cannot be reached; the same call resumes.
     """
@@ -157,7 +157,7 @@ def judge_answers(
 
 
 def _is_same(held: Json, found: Mapping[str, Json]) -> bool:
-    """Return whether an earlier comparison has the same judge and the same answers."""
+    """Return whether an earlier comparison is replaced: it has the same judge and the same answers."""
     names = ("model", "against", "seeds", "limit")
     return isinstance(held, dict) and all(held.get(name) == found[name] for name in names)
 
@@ -175,7 +175,7 @@ def find_pairs(folder: Path, against: str, seeds: Sequence[int] | None, limit: i
         other model has no answer to the prompt.
 
     Raises:
-        DataError: a model has no answers for one of `seeds`, or prompts with the same id differ.
+        DataError: there are no such answers, or the same prompt id has different prompts.
         CheckpointError: a file is damaged.
     """
     student, other = _evaluation(folder, "student"), None
@@ -252,7 +252,7 @@ def judge_body(pair: Pair, settings: JudgeConfig, *, swapped: bool) -> dict[str,
 
 
 def parse_verdict(text: str) -> Verdict | None:
-    """Return the verdict of a reply; None if the reply is not just A, B or tie.
+    """Return the verdict of a reply; None if it is not exactly one of the three words.
 
     Example:
         >>> parse_verdict(" a. "), parse_verdict("Tie"), parse_verdict("A is better")
@@ -346,7 +346,7 @@ def _keys(pair: Pair, settings: JudgeConfig) -> list[str]:
 def _costs(
     pairs: Sequence[Pair], lines: Mapping[str, Mapping[str, Json]], requested: set[str], settings: JudgeConfig
 ) -> dict[str, Json]:
-    """Return the cost of this call's requests, and of all requests of a comparison."""
+    """Return the cost of the requests that were sent, and of all verdicts of a comparison."""
     used = dict.fromkeys(key for pair in pairs if pair.student != pair.other for key in _keys(pair, settings))
 
     def cost(keys: Sequence[str]) -> dict[str, Json]:
@@ -369,8 +369,9 @@ def summary(judged: Sequence[tuple[str, Sequence[str | None] | None]]) -> dict[s
     """Return the counts and the scores of the pairs of a data set, as in judge.json.
 
     Args:
-        judged: For each pair, the id of its prompt and its two verdicts.  A verdict is "student", "other" or "tie", or None if
-            the reply could not be parsed.  A pair of identical answers has None instead of two verdicts.
+        judged: For each pair the id of its prompt, and its two verdicts: "student", "other" or "tie"; None replaces the
+            verdict of a reply that was not parsed.  If the two answers of a pair are identical, None replaces the sequence
+            of verdicts.
 
     Example:
         >>> found = summary([("1", ["student", "student"]), ("2", ["student", "other"])])

@@ -76,21 +76,21 @@ def load_data(
     """Read and tokenise the data of a run.
 
     A training or validation row is removed if a test row has the same prompt.  Duplicates of training rows are kept.  The
-    numbers of removed rows and of duplicates are stored in the manifest.  Only usable rows with an answer are selected for
-    validation.
+    numbers of removed rows and of duplicates are stored in the manifest.  Validation rows have an answer, and are selected
+    after tokenisation, so that each of them can be used.
 
     Args:
         config: The data section of the recipe: paths of the data, test sets and length limits.
         tokenizer: The tokenizer of the student.
         seed: Seed of the run.  With `reference: random` in the recipe, it determines which reference answer of a row is used.
-        why_gold: Why training needs gold answers (the answers in the data), from `capabilities.why_gold`.  If "", training
-            rows need no answer.
+        why_gold: The reason why training needs gold answers (the answers in the data), from `capabilities.why_gold`.  If
+            "", training rows may be prompts alone.
         rejected: JSON Lines file to which unusable and too long rows are written; if None, these rows are only counted.
         report: Function that is called with lines of text about the data, such as the number of rows of a file.
 
     Raises:
-        ConfigError: the data has conversations, but the tokenizer has no chat template.  Or the recipe has no validation data,
-            and the training data has too few usable rows with an answer.
+        ConfigError: there are conversations, and the tokenizer has no chat template; or validation rows must be taken from
+            the training data, and it has too few usable rows with an answer.
         DataError: a file or data set is missing or empty, has too many unusable rows, or has no row within the length limits.
     """
     manifest = dict[str, Json]()
@@ -148,8 +148,9 @@ def _read_rows(
 ) -> tuple[Rows, Rows | None, dict[str, Sequence[Record]], dict[str, Mapping[str, int]]]:
     """Read the rows of a run, and describe each source in `manifest`.
 
-    The results are the training rows, the validation rows (None without validation data), the test records by name of the test
-    set, and the number of rows by data set and type of prompt.  `why_gold` is the argument of `load_data`.
+    There are four results: the training rows; the rows of the validation data (None if the recipe has none); the test
+    records by name of the test set; and for each data set the number of rows by type of prompt.  `why_gold` is the argument
+    of `load_data`.
     """
     config, report, prompts = builder.config, builder.report, dict[str, Mapping[str, int]]()
 
@@ -249,8 +250,8 @@ class _ExampleBuilder(NamedTuple):
             asked: Hashes of the prompts of all test rows.
 
         Returns:
-            The training rows, the usable validation rows, and the numbers of rows of `pool` and of `held` that have the prompt
-            of a test row.  If no row of `held` is usable, all are returned.
+            Training rows; validation rows, all of which are usable, unless no row is usable; and the numbers of rows of
+            `pool` and of `held` that have the prompt of a test row.
 
         Raises:
             ConfigError: `held` is None and `pool` has too few usable rows.
@@ -280,7 +281,7 @@ class _ExampleBuilder(NamedTuple):
     def _too_few(self, train: Rows, usable: int, left_out: Sequence[RejectedRecord]) -> str:
         """Return the error message for training data with too few rows for validation.
 
-        `usable` is the number of rows that validation can use.  `left_out` has rows that it cannot use.
+        `usable` is the number of rows of `train` that validation can use, and `left_out` are the others.
         """
         fault = f"data.validation_rows = {self.config.validation_rows}: the training set has only {len(train)} rows"
         if left_out:
@@ -322,7 +323,7 @@ class _ExampleBuilder(NamedTuple):
     def _list_left_out(
         self, rows: Rows, rejected: Sequence[RejectedRecord], too_long: Sequence[RejectedRecord], role: str
     ) -> None:
-        """Write rows that gave no training example to rejected.jsonl; raise an error if there are too many."""
+        """Add rows without an example to rejected.jsonl; raise DataError if too many."""
         if self.rejected is not None:
             unused = sorted((*rejected, *too_long), key=lambda found: found.index)
             list_unlearned(self.rejected, [(*rows.where(found.index), found.reason) for found in unused])
@@ -365,7 +366,7 @@ class _ExampleBuilder(NamedTuple):
 
 
 def _not_used(report: ReadReport) -> dict[str, Json]:
-    """Count values in unused columns and rows without an answer; omit zero counts."""
+    """Return nonzero counts: values in unused columns, and rows without an answer."""
     found: dict[str, Json] = {"unused columns": report.unused, "prompts alone": report.prompts_alone}
     return {name: value for name, value in found.items() if value}
 

@@ -84,8 +84,8 @@ def load_models(
     Args:
         config: The run.
         report: Function that is called with one line if a cached hash of a file is damaged or cannot be written.
-        load_teacher: Function that loads the teacher.  For a teacher whose layers are read one after another, it may return a
-            model with only some of the layers.  None for the default function.
+        load_teacher: Function that loads the teacher; if the teacher's layers are read one after another, it returns
+            a model of only a part of them.  None for the usual function.
         device: Device to which weights are read; see `load_model`.  Some models are on the CPU in any case.
 
     Raises:
@@ -173,8 +173,8 @@ def _teacher_layers(
 
     Args:
         source: The teacher.
-        loaded: The teacher's model and tokenizer; None if they are not loaded.  If the teacher is not loaded, or is quantised,
-            the layers are read from its files.  Some file formats require that the whole teacher is loaded.
+        loaded: The teacher's model and tokenizer; None if the teacher is cached.  If it is None or quantised, only these layers
+            are read, unless the format of the files requires that the whole teacher is loaded.
         layers: Number or indices of the layers.
     """
     if loaded is not None and is_quantised(loaded[0]):
@@ -188,9 +188,9 @@ def _teacher_layers(
 def shared_vocabulary(
     teacher: nn.Module, teacher_tokenizer: Tokenizer, student: nn.Module, tokenizer: Tokenizer
 ) -> vocabulary.VocabularyMatch:
-    """Compare the vocabularies of two models; return the numbers of their classes.
+    """Return the number of classes that the output heads of both models share.
 
-    The result has the number of classes that the output heads share, and the number of classes of each head.
+    The result also has the number of classes of each head.
 
     Raises:
         VocabularyError: the two tokenizers map tokens to different ids.

@@ -223,13 +223,12 @@ def _build_engine(config: Run, tools: EngineTools) -> Engine:
 
 
 def _build_teacher(config: Run, models: Models, tools: EngineTools, accelerator: Accelerator, output: Output) -> Teacher | None:
-    """Build the teacher of a run on its device; return None if there is no teacher.
+    """Build the run's teacher on its device; return None if the run uses none.
 
     Args:
         config: The run.
         models: The models, with the store of a cached teacher.
-        tools: Tools of the student's engine.  Their attribute `teacher` is the model of a local teacher; None for any other
-            teacher.
+        tools: Tools of the student's engine; their attribute `teacher` is the language model of a local teacher, or None.
         accelerator: Provides the device and the index of this process.
         output: The counter of tokens and requests, and the messages on the terminal.
     """
@@ -275,7 +274,7 @@ def notes(config: Run) -> Iterator[str]:
 
 
 def _precision_notes(config: Run) -> Iterator[str]:
-    """Yield a note for each setting of precision that wastes time or memory on a GPU."""
+    """Yield a sentence for each precision that is slow on a GPU, or needs more memory than necessary."""
     teacher, student, is_bf16 = config.teacher, config.student, config.training.precision == "bf16"
     if config.training.precision == "fp32":
         yield "training.precision is fp32, which is slow on a GPU; bf16 or tf32 is faster"
@@ -294,7 +293,7 @@ def _unscorable(config: Run, data: DataSets) -> Iterator[str]:
 def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Placement:
     """Return the object that distributes the student's parameters over processes.
 
-    With several processes, the parameters are sharded if `kind` is "sharded", and otherwise replicated.
+    With several processes, the parameters are sharded if `kind` is "sharded", and else replicated.
     """
     if kind == "sharded" and num_processes > 1:
         return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
@@ -306,8 +305,8 @@ def make_accelerator(precision: Literal["fp32", "tf32", "bf16"]) -> Accelerator:
 
     The precision "bf16" enables autocast.  The precision "tf32" rounds the factors of fp32 matrix products on a GPU.
 
-    Accelerate stores the precision in a global state, which a second run in the same process would reuse.  Therefore this
-    function resets the global state.  It keeps the process group.
+    Accelerate keeps the precision in a global state.  Without a reset, a second run in the same process would fail or have the
+    precision of the first run.  So this function resets that state.  The process group stays unchanged.
 
     Raises:
         ConfigError: `accelerate launch` requests something that is not supported (see `check_launcher`).

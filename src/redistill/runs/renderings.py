@@ -24,8 +24,8 @@ def report_all_templates(
 ) -> dict[str, dict[str, int]]:
     """Report the templates of all data sets.
 
-    `prompts` has, for each data set, the number of rows of each type of prompt.  The result has, for each data set, the number
-    of rows of each template.
+    `prompts` maps the name of each data set to its numbers of rows by type of prompt.  The result maps the name of each data
+    set to its numbers of rows by template.
     """
     for note in chat_notes(tokenizer, tokens.chat):
         report(f"note: {note}")
@@ -51,8 +51,7 @@ def report_templates(
         prompts: Number of rows by the type of their prompt, as in `ReadReport`.
         tokenizer: The tokenizer of the student.
         tokens: The settings of the template.
-        report: Function that is called with one line about the templates.  A second call, if any, has a note on test rows
-            whose template no training row has.
+        report: Function that is called with one line of text, and with a note on test rows whose template no training row has.
         trained: Number of training rows by template; None if `role` is not a test set, or if there was no training.
 
     Returns:

@@ -28,17 +28,17 @@ PER_UPDATE = 2
 class RevisionLog:
     """Logs the corrections of every `training.log_every`-th update.
 
-    revisions.jsonl has one line for each correction.  revision-positions.jsonl has the divergence at each token, before and
-    after a correction, for at most `PER_UPDATE` corrections of an update.  The size limit of this file increases with each
-    update, so that its lines cover the whole run.  Only the main process logs, and only the corrections of texts that it
-    trains on.
+    revisions.jsonl has a line for each correction.  revision-positions.jsonl has the divergences by token of at most
+    `PER_UPDATE` corrections of an update, before and after the correction.  Its size limit grows in proportion to the updates
+    done, so that its lines cover the whole run.  Only the main process logs, so corrections of texts that other processes train
+    on are not logged.
 
     Args:
         config: The run.
         tokenizer: The student's tokenizer.
         updates: Number of updates of the run.
-        scorer: Computes statistics of both models; it must not change their state.  If None, revision-positions.jsonl is not
-            written.
+        scorer: Computes statistics of both models; if None, revision-positions.jsonl is not written.  It must not change the
+            state of the models or of the teacher that the policy uses: logging has no effect on training.
         mark_spans: Function that adds the spans of phrases to sequences; None if no term of the objective uses spans.
     """
 
@@ -64,7 +64,7 @@ class RevisionLog:
             self._last = (revision.step, count + 1)
 
     def _append_positions(self, revision: Revision, scorer: Scorer) -> None:
-        """Append a line to revision-positions.jsonl if its size limit permits this."""
+        """Append a line to revision-positions.jsonl, unless the file would exceed its limit."""
         path, limit = self.config.folder / POSITIONS, self.config.evaluation.measure.positions_bytes
         free = limit * (revision.step + 1) // self.updates - logs.num_bytes(path)
         if free <= 0:

@@ -181,7 +181,7 @@ def _train(config: Run, accelerator: Accelerator, command: str | None) -> None:
 
 
 def _evaluate_before(run: OpenRun) -> None:
-    """Evaluate the student before training, if `evaluation.compare` has "before"."""
+    """Evaluate the student before training, if the recipe compares it."""
     if "before" not in run.config.evaluation.compare or not run.data.tests:
         return
     folder, metrics = run.config.folder / "before", run.config.test_metrics
@@ -232,7 +232,7 @@ def _tracked(run: OpenRun, step: int) -> AbstractContextManager[None]:
 
 
 def export(run: OpenRun) -> None:
-    """Write the student to the folder `model`; for DAC-KL, also write windows.jsonl."""
+    """Write the student to the folder `model`, and the windows of DAC-KL."""
     write_windows(run)
     model, lora = run.models.student, run.config.student.lora
     state = full(trainable_state(model))  # gathered by all processes, written by the main process
@@ -306,18 +306,18 @@ def evaluate_model(
     allow_code: Sequence[str] = (),
     engine: EngineConfig | None = None,
 ) -> Mapping[str, Any]:
-    """Evaluate a transformers model on test sets.
+    """Evaluate a model on test sets; transformers must be able to load the model.
 
     The generated texts and the scores are written to `out`.
 
     Args:
         model: The model.  If it names a run folder, the student of this run is loaded.
-        tests: For each test set, by name: its file, or None for its data on the hub.
+        tests: Name of a test set -> its file, or None for its data on the hub.
         evaluation_config: How texts are sampled and scored.
         tokens: Prompt template and length limits; `tokens_of(model)` returns those of the model's training.
         out: The output folder.
-        teacher: The teacher: a model, or a run folder whose student is used.  It provides two scores on the reference answers:
-            KL, and the agreement of the most probable tokens.  If None, both are omitted.
+        teacher: Teacher model, or a run folder whose student is the teacher, for two scores on the reference answers: KL,
+            and agreement (equal most probable tokens).  If None, these scores are omitted.
         allow_code: Modules that may be imported for metrics and test sets with names of the form `module:NAME`.
         engine: Settings of the engine that generates the answers; if None, the model generates them in this process.
 
@@ -361,9 +361,10 @@ def _evaluate(
 ) -> Mapping[str, Json]:
     """Load and evaluate a model; return the content of scores.json.
 
-    `source` names the model, `teacher_source` the teacher, and `data` the test sets.  Without a teacher, scores that need a
-    teacher are omitted.  `folder` is the output folder.  `label` is the model's name in messages.  `engine` configures the
-    engine that generates the answers; if None, the model generates them in this process.
+    `source` and `teacher_source` name the model and the teacher to load, and `data` has the test sets.  Without a teacher,
+    scores that need a teacher are omitted.  `label` names the model in messages, and `folder` is the output folder.
+    `engine` has the settings of the engine that generates the answers; if `engine` is None, the model generates them in
+    this process.
     """
     metrics = metrics_of(data.tasks, config.metrics)
     with Progress(enabled=accelerator.is_main_process) as bar:

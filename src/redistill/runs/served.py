@@ -100,11 +100,11 @@ def open_served(config: Run, settings: ServedTeacherConfig, tools: EngineTools, 
 def same_model(run: "OpenRun", teacher: ServedTeacher) -> str:
     """Return a hash that identifies the model of a served teacher.
 
-    The hash is the same in all processes.  It is computed from values that are stored at the first start of the run.  Every
-    process must call this function.
+    The hash is the same in all processes.  At the first start of the run, the values from which the hash is computed are
+    stored. Every process must call this function.
 
     Raises:
-        CheckpointError: the run has checkpoints that were trained with another model on the server.
+        CheckpointError: the folder has checkpoints, and the server had another model when they were written.
     """
     path, processes = run.config.folder / FILE, run.processes
     found = processes.gather([_described(teacher.probe)])[0]
@@ -112,8 +112,8 @@ def same_model(run: "OpenRun", teacher: ServedTeacher) -> str:
     fault = None if stored is None else _difference(stored, found, teacher.tolerance)
     if fault and checkpoint.steps(run.output.checkpoints):
         raise CheckpointError(
-            f"{run.config.folder}: the model of the served teacher has changed since the run started ({fault}); serve the "
-            "original model, or choose another --out"
+            f"{run.config.folder}: the served teacher has another model than when the run was started ({fault}); serve the "
+            "same model, or choose another --out"
         )
     if stored is not None and not fault:
         found = stored
@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[str, Json] | None:
 
 
 def _difference(stored: Mapping[str, Json], found: Mapping[str, Json], tolerance: float) -> str | None:
-    """Describe how a server's model has changed; return None if it is unchanged.
+    """Return a phrase that describes how a server's model has changed; None if equal.
 
     `stored` are the values at the first start of the run, and `found` the present values.
     """

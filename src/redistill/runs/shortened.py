@@ -22,9 +22,8 @@ from redistill.runs.stages import stages
 def without_untrained_stages(run: Run, purpose: str = "is examined") -> tuple[Run, list[str]]:
     """Return a recipe without its unfinished fine-tunings, and a note on each of them.
 
-    A recipe can fine-tune the teacher and the student before distillation. If such a fine-tuning has produced no model yet,
-    its settings are removed, and the original model is used. Each note is one line, "stage NAME: is not trained yet; the model
-    `purpose` without this fine-tuning".
+    A recipe can fine-tune the teacher and the student before distillation. If such a fine-tuning has produced no model yet, its
+    settings are removed, and the original model is used. Each note is one line of text; it says that the model `purpose`.
     """
     missing = [name for name, stage in stages(run).items() if not has_model(stage.folder)]
     teacher, student = run.teacher, run.student
@@ -38,9 +37,9 @@ def without_untrained_stages(run: Run, purpose: str = "is examined") -> tuple[Ru
 
 
 def with_stage_folders(run: Run) -> Run:
-    """Return a recipe in which the output folders of its fine-tunings are set.
+    """Return a recipe whose fine-tunings before distillation have an output folder.
 
-    By default, these folders depend on the output folder of the run.
+    The default of this folder depends on the output folder of the run.
     """
     folders = {name: str(stage.folder) for name, stage in stages(run).items()}
     teacher, student = run.teacher, run.student
@@ -52,7 +51,7 @@ def with_stage_folders(run: Run) -> Run:
 
 
 def self_contained(policy: PolicyConfig, size: int) -> PolicyConfig:
-    """Return a copy of `policy` that generates few sequences and needs no file.
+    """Return `policy`, changed to generate few sequences and to need no file.
 
     In the result, the policy `rollouts` generates `size` sequences, and the policy `teacher_generated` stores the teacher's
     answers in the run folder. If a policy contains another policy (`source`), the inner policy is changed in the same way.

@@ -40,7 +40,7 @@ class Smoke:
     Args:
         sequences: Number of sequences of the update.
         loss: Loss of the update.
-        prompts: Number of validation prompts; the student answered each of them before and after the update.
+        prompts: Number of validation prompts that were answered, before and after the update.
         saved_bytes: Size of the saved student.
         parameters: Number of parameters of the student after it was loaded again.
         seconds: Seconds of each step, by name: "open" (models and data), "update", "validate" (two validations and a
@@ -59,7 +59,7 @@ class Smoke:
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, object]:
-        """Return all fields as a JSON object; sizes are in bytes, times in seconds."""
+        """Return all fields as JSON values, in bytes and seconds."""
         return asdict(self)
 
     def lines(self) -> list[str]:
@@ -91,7 +91,7 @@ def smoke_test(run: Run, report: Report = lambda line: None, clock: Clock = time
         clock: Function that returns the time of a monotonic clock, in seconds.
 
     Raises:
-        ConfigError: the job has several processes, or the recipe is invalid.
+        ConfigError: the job has several processes, or `redistill run` would raise the same error.
         RedistillError: any other error that the first update of `redistill run` raises.
         Interrupted: SIGTERM or SIGINT arrived.
     """
@@ -145,7 +145,7 @@ def one_update(run: Run, folder: Path) -> tuple[Run, list[str]]:
 
 
 def _execute(config: Run, notes: list[str], clock: Clock) -> Smoke:
-    """Load the models, train, save the student, and load the saved student."""
+    """Load, train, save and load again; the result has no `peak_bytes`."""
     started = clock()
     config = dated(config)
     files.make_folder(config.folder)

@@ -16,7 +16,7 @@ from redistill.training.schedule import TrainingConfig
 
 
 def stages(config: Run) -> dict[str, Run]:
-    """Return the fine-tunings of teacher and student that a run needs, as runs.
+    """Return the runs that must fine-tune the teacher or the student before a run.
 
     The keys are "teacher" for the fine-tuning of the teacher, and "start" for the fine-tuning of the student.  If both exist,
     "teacher" is first and must be trained first.

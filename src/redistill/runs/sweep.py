@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def selected(self) -> list[Entry]:
-        """The entries of the rows in `only`, with one entry for each run.
+        """The entries of the rows in `only`, without duplicates of a run.
 
         Rows with equal settings have the same run; only the first of their entries is returned.
         """
@@ -100,7 +100,7 @@ class Plan:
         return make_executor(on, folder=self.folder, limit=jobs, resources=self.sweep.resources)
 
     def describe(self) -> list[str]:
-        """Return one line of text per run, with its folder, status, rows and seeds."""
+        """Return one line of text per run: folder, status, and its rows and seeds."""
         statuses, rows = self.statuses(), dict[Path, list[str]]()
         for entry in self.entries:
             rows.setdefault(entry.run.folder, []).append(f"{entry.label} (seed {entry.seed})")
@@ -296,8 +296,8 @@ def _write_sweep(plan: Plan, statuses: Mapping[Path, str]) -> None:
 def _score(folder: Path) -> str:
     """Return the mean score of a run over its test sets and seeds, as text.
 
-    The averaged score is the primary metric of the first test set.  Test sets without this metric are left out.  If the run
-    has no scores, the result is "".
+    The score is the primary metric of the first test set.  Test sets without this metric are left out.  If the run has no
+    scores, the result is "".
     """
     path = folder / "scores.json"
     held = mapping(files.read_json(path)) if path.is_file() else {}

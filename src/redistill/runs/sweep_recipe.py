@@ -36,8 +36,8 @@ class Group:
 
     Args:
         rows: Labels of the rows, in the order of the table.
-        baseline: Label of the row that the other rows are compared with.  If None, it is the baseline of the sweep.  If the
-            table does not contain that row, it is the first row of the table.
+        baseline: Label of the row that the others are compared with.  If None, this is the baseline of the sweep, or the
+            first row if the table does not contain that baseline.
         published: Names of tables in the MGSR paper (arXiv 2407.10068) to show beside this table; if empty, the tables in
             `published` of the sweep are shown.
 
@@ -62,12 +62,12 @@ class Sweep:
         rows: For each label, the settings in which the runs of this row differ from `base`.  A section of settings is
             merged with that of `base` field by field; `policy` and `objective` are replaced as a whole.  A dotted key, such
             as `objective.span_weight`, sets one field.
-        base: Settings of all runs, as in a recipe.  A text names a recipe that has these settings: a path, relative to the
-            sweep recipe, or the name of a recipe of the package.  An existing file has precedence over a name.
+        base: Settings of all runs, as in a recipe; or the path of a recipe, relative to the sweep recipe; or, if there is no
+            such file, the name of a recipe of the package.
         world: If "toy", fields that `base` does not set have the values of `redistill demo`, for example its data, teacher
             and student.  If None, these fields have the usual defaults.
         seeds: Training seeds.
-        baseline: Label of the row that the other rows are compared with; if None, it is the first row.
+        baseline: Label of the row that the others are compared with; if None, it is the first row.
         published: Names of tables in the MGSR paper (arXiv 2407.10068) to show beside the measured tables.
         groups: Comparison tables by name; if empty, there is one table of all rows.
         resources: What one run needs on a Ray or Slurm cluster.
@@ -252,11 +252,11 @@ def _with_shared_stages(config: Run, folder: Path) -> tuple[Run, tuple[Run, ...]
 
     A stage is a fine-tuning of the teacher or the student before the run.
 
-    The output folders are subfolders of `folder`.  The name of a subfolder contains a hash of the settings of its stage.
-    Therefore a stage that several runs need is trained only once.
+    The folders are in `folder`.  The name of each contains a hash of the settings of the stage.  Therefore a stage that
+    several runs need is trained only once.
 
     Returns:
-        A copy of the run whose stages have these output folders, and the stages.
+        A copy of the run with these output folders; and the stages.
     """
     # The teacher first, because the student may start from layers of the fine-tuned teacher.
     for section, name in (("teacher", "teacher"), ("student", "start")):

@@ -1,4 +1,4 @@
-"""Creates the store of a cached teacher: a folder with the teacher's outputs."""
+"""Creates the store of a cached teacher: a folder with its hidden states."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,12 +80,12 @@ def fill_cache(config: Run, accelerator: Accelerator, note: Report, *, stream_la
         config: The run, whose teacher is a `TeacherConfig` with `cache`.
         accelerator: The accelerator of the job.
         note: Function that is called with lines of text.
-        stream_layers: Whether the teacher's layers are read from disk one after another.  The resulting files are bitwise the
-            same.
+        stream_layers: Whether the teacher's layers are read from disk one after another, and each layer processes many
+            sequences. This setting does not change the bits of the resulting folder.
 
     Raises:
-        ConfigError: the teacher cannot be read layer by layer, or the folder contains other files, or a store of another
-            teacher or other data.
+        ConfigError: the teacher cannot be read layer by layer; or the folder contains other files, or the store of another
+            teacher or of other data.
         BusyError: another process fills the store.
         DiskFullError: there is too little free space; the message has the free and the needed size.
         DataError, ModelError, VocabularyError: the models or the data cannot be used.
@@ -198,7 +198,7 @@ def reader_of(
         config: The teacher, with the form of the store and the dtype of the stored states.
         model: The teacher's model, in eval mode and on its device; or an object that reads its layers from disk one after
             another.
-        vocabulary: Number of classes that teacher and student share, from class 0 on.  A store in a compact form has only
+        vocabulary: Number of classes that teacher and student share, from class 0 on; a compact form of the store has only
             these classes.
         pad_id: Padding token.
         batch_size: Maximum number of sequences per forward pass; if None, the number of tokens is limited instead.

@@ -1,4 +1,4 @@
-"""Prompt templates of runs and of exported students, and the dates in templates."""
+"""The prompt templates of runs, with their dates, and of exported students."""
 
 import copy
 import dataclasses
@@ -28,9 +28,9 @@ SCHEMA = 1
 def dated(config: Run) -> Run:
     """Return a run with the date that its chat template prints.
 
-    The date is the setting `data.tokens.template_date` of the result.  It is copied from the recipe, or else from run.json; if
-    neither has a date, it is the current time.  It is None if the chat template prints no date.  All processes of a job must
-    call this function, and get the same date.
+    The setting `data.tokens.template_date` of the result is the first of these that exists: the date in the recipe, the
+    date in the run.json of the run folder, and the current time.  It is None if the chat template prints no date.  All
+    processes of a job must call this function, and get the same date.
 
     Args:
         config: The run; its models need not be trained yet.
@@ -56,8 +56,8 @@ def dated(config: Run) -> Run:
 def dated_tests(data: DataConfig, tokenizer: Tokenizer, out: Path, settings_file: str) -> DataConfig:
     """Return the test sets of an evaluation with the date of the chat template.
 
-    The date is copied from `data`, or else from an interrupted evaluation in the folder `out`.  If neither has a date, it is
-    the current time.
+    The date is the first of these that exists: the date of `data`, the date of an interrupted evaluation in the folder `out`,
+    and the current time.
 
     Args:
         data: The test sets, with the settings of tokenisation.
@@ -79,8 +79,9 @@ def dated_tests(data: DataConfig, tokenizer: Tokenizer, out: Path, settings_file
 def exported_tokenizer(tokenizer: Tokenizer, templates: Mapping[str, int]) -> Tokenizer:
     """Return the tokenizer for the folder of an exported student.
 
-    The result has the chat template with which the student was trained.  This is the Alpaca template if rows were rendered
-    with it and no row with the tokenizer's chat template.  Otherwise, the tokenizer is returned unchanged.
+    The chat template of the result is the one that the student was trained with.  If training rows were rendered with the
+    tokenizer's chat template, or if all rows were used verbatim, the tokenizer is returned unchanged.  Otherwise, the
+    result has the Alpaca template.
 
     Args:
         tokenizer: The tokenizer of training, which is not changed.

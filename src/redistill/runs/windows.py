@@ -1,4 +1,4 @@
-"""Windows of DAC-KL: the classes that the divergence keeps at one target token.
+"""Windows of DAC-KL: the classes that it keeps for one token.
 
 A run writes a few windows to windows.jsonl when its training ends.
 """
@@ -11,7 +11,7 @@ import torch
 
 from redistill.contracts import Teacher, items_of
 from redistill.data.collate import collate
-from redistill.losses.dac_kl import DacKL
+from redistill.losses.dac_kl import DacKL, recovered
 from redistill.losses.dac_kl_options import Mode
 from redistill.policies.order import gold_sequence
 from redistill.runs.build import student_reader
@@ -53,7 +53,7 @@ class ClassRow:
 class Window:
     """The window of DAC-KL at one target of a gold answer.
 
-    More than 12 fields: there is one for each key of a line in windows.jsonl.
+    More than 12 fields: an instance is one line of windows.jsonl, which has as many.
 
     Args:
         row: Index of the training example.
@@ -64,7 +64,8 @@ class Window:
         lower, upper: The interval of scores, l and u of Eq. 6.
         kept_classes: Number of kept classes.
         kept_mass: The teacher's probability of all kept classes.
-        recovered: Kept fraction of the teacher's probability outside its most probable class; 1 if this probability is 0.
+        recovered: The fraction of the teacher's probability outside its most probable class that is on kept classes; 1 if no
+            other class has any probability.
         divergence: The value of DAC-KL at this target, in nats.
         classes: The kept classes and the most probable other ones, in descending order of the teacher's probability.
     """
@@ -112,7 +113,6 @@ def window_at(run: OpenRun, row: int, position: int, top: int) -> Window:
         value_N, rows = module(logq_NV, logp_NV)
         kept_V, p_V, q_V = module.kept(logq_NV, logp_NV)[0], logp_NV[0].exp(), logq_NV[0].exp()
     shown = {name: float(each) for name, each in rows.items()}
-    outside = 1 - shown["top_mass"]
     ranked = p_V.argsort(descending=True, stable=True)
     ranks = {int(token): rank for rank, token in enumerate(ranked.tolist(), start=1)}
     listed = [*ranked[kept_V[ranked]][:top].tolist(), *ranked[~kept_V[ranked]][:top].tolist()]
@@ -127,7 +127,7 @@ def window_at(run: OpenRun, row: int, position: int, top: int) -> Window:
         upper=shown["upper"],
         kept_classes=int(shown["kept_classes"]),
         kept_mass=shown["kept_mass"],
-        recovered=(shown["kept_mass"] - shown["top_mass"]) / outside if outside > 0 else 1.0,
+        recovered=recovered(shown),
         divergence=float(value_N),
         classes=[
             ClassRow(
@@ -147,8 +147,8 @@ def write_windows(run: OpenRun) -> None:
     """Write windows.jsonl, with windows at a few targets of training examples.
 
     The windows are computed with the present weights.  The examples are evenly spaced in the data.  The targets are at 1/5,
-    2/5, 3/5 and 4/5 of the answers.  Nothing is written if the divergence is not DAC-KL, or if the run has no local teacher.
-    All processes of the job must call the function.
+    2/5, 3/5 and 4/5 of the answers.  Nothing is written if the divergence is not DAC-KL, or if the teacher is not a model that
+    this job has loaded.  All processes of the job must call the function.
 
     Args:
         run: The run, after training.

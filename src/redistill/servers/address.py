@@ -116,7 +116,7 @@ def parse_url(url: str) -> Address:
 
 
 def _host(text: str, *, is_bracketed: bool) -> str:
-    """Return a host in the form of `Address.host`.
+    """Return a host in its normal form.
 
     Raises:
         ConfigError: the text is neither an IP address nor a DNS name.
@@ -214,8 +214,8 @@ def check_allowed(address: Address) -> None:
     """Check that this process may connect to a server.
 
     Raises:
-        ConfigError: the server is on another machine, which is not allowed.  Or only encrypted connections to the server are
-            allowed.  Or localhost resolves to another machine.
+        ConfigError: the host is not on this machine and is not allowed; the connection would not be encrypted and only
+            encrypted ones are allowed; or localhost resolves to another machine.
     """
     if address.is_loopback:
         if address.host == "localhost":

@@ -36,7 +36,7 @@ def chat_body(model: str, system: str, user: str, *, max_tokens: int) -> dict[st
 
 
 def chat_request(body: dict[str, Json], server: int) -> Request:
-    """Return the request that sends `body` to the server with the index `server`."""
+    """Return the request with a body; `server` is the index of the server."""
     return Request("/chat/completions", body, REPLY_BYTES, server)
 
 

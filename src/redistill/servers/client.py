@@ -111,7 +111,7 @@ class _FailedAttempt(Exception):
 
     Args:
         reason: The reason, for messages.
-        wait_s: Seconds to wait before the next attempt, as the server requested.
+        wait_s: Seconds that the server asks to wait.
     """
 
     def __init__(self, reason: str, wait_s: float = 0.0) -> None:
@@ -205,8 +205,9 @@ class Client:
     def _run(self, requests: Sequence[Request]) -> list[_Content]:
         """Send the requests in an event loop of another thread.
 
-        Another thread is used because the caller may have an event loop of its own, as in a notebook.  The calling thread
-        polls for signals.
+        Meanwhile, this thread polls for signals.
+
+        The caller may have an event loop of its own, as in a notebook.
         """
         with start_blocking_portal("asyncio") as portal:
             future: Future[list[_Content]] = portal.start_task_soon(self._exchange, requests)

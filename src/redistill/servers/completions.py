@@ -47,7 +47,7 @@ _NEUTRAL: Mapping[str, Json] = {
 
 
 class InvalidReplyError(ValueError):
-    """A reply does not have the requested form.
+    """A reply does not have the form that its request asks for.
 
     The message states the reason and quotes no text of the server.
     """
@@ -220,8 +220,8 @@ def text_request(
     Args:
         model: Name of the model.
         request: The prompt, the maximum number of tokens, and the key of the random numbers.
-        sampling: How tokens are sampled, from one model only.  A ban of repeated n-grams is an extra field of the request.  A
-            server without redistill's plugin (`generation.vllm_plugin`) ignores the field.
+        sampling: How tokens are sampled.  It must not use tokens of a second model.  A ban of repeated n-grams is requested in
+            an extra field. A server without redistill's plugin (`generation.vllm_plugin`) ignores this field.
         end_ids: Tokens that end a text.
         server: Index of the server.
         logprobs: Whether to request the log-probability of each generated token.
@@ -365,9 +365,9 @@ def prompt_token_ids(reply: Json) -> list[int] | None:
 
 
 def served_model(reply: Json, name: str) -> dict[str, str]:
-    """Return the entry of one model in a server's list of models.
+    """Return what the list of models states about one model.
 
-    The result has the keys "id", "root" and "max_model_len", if the server lists them.
+    The result has the id of the model, its root and its limit of tokens, if they are listed.
 
     Raises:
         InvalidReplyError: the list does not have the form that OpenAI defines, or lacks the model.

@@ -1,6 +1,6 @@
 """The connection to the servers of a teacher, an engine or a judge.
 
-This module checks the settings, and derives the addresses, the API key and the limits of requests from them.
+The settings are checked here, and the addresses, the API key and the limits of requests are derived from them.
 """
 
 import math
@@ -90,7 +90,7 @@ def check_settings(settings: ServerSettings, *, usual_concurrent: int) -> None:
 
 
 def connection(settings: ServerSettings, role: str, report: Report) -> Connection:
-    """Return a connection to the servers in `settings`, without sending a request.
+    """Return the connection to the servers of settings, without sending a request.
 
     Args:
         settings: The settings.
@@ -109,9 +109,9 @@ def connection(settings: ServerSettings, role: str, report: Report) -> Connectio
 
 
 def destinations(settings: ServerSettings) -> str:
-    """Return the text "are sent to SERVERS", which states where data are sent.
+    """Return the end of a sentence that states where data are sent.
 
-    The text also states whether the data leave this machine, and names the environment variable of the API key.
+    The text names the servers, and the environment variable of the API key.  The sentence is printed before data are sent.
     """
     servers = [parse_url(url) for url in settings.url]
     leaves = "on this machine" if all(server.is_loopback for server in servers) else "and leave this machine"

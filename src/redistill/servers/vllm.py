@@ -4,10 +4,9 @@ All calls whose form depends on the version of vLLM are in this file.  These cal
 environment variable VLLM_SERVER_DEV_MODE=1.  This variable opens routes that change the server, so other users must not be
 able to reach the server.
 
-A reply with status 200 does not prove that a server uses the new weights.  For example, vLLM 0.32 on a CPU does not clear its
-prefix cache (stored states of earlier prompts) when it reloads weights.  It also does not reload a head that is tied to the
-input embedding. Therefore the caller compares the log-probabilities of the server with those of the student after each
-transfer.
+A reply with status 200 does not prove that a server uses the new weights.  When vLLM 0.32 on a CPU reloads weights, it keeps
+its prefix cache (stored states of earlier prompts). If the head of the model is tied to the input embedding, it also keeps the
+old head. Therefore the caller compares the log-probabilities of the server with those of the student after each transfer.
 """
 
 import re

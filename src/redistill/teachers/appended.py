@@ -31,8 +31,8 @@ class AppendedStates:
     An appended state has the same bits each time it is used, even if the run was killed and resumed.  For this, all states
     of a forward pass are written to disk before any of them is used.  A written state always replaces a newly computed one.
 
-    The file name of a shard has a hash of the keys of its sequences, and a hash of the whole file.  At the start, only the
-    keys are checked.  The whole file is checked before its states are first used.
+    The name of a shard has two hashes: of the keys in it, and of the file.  At the start, only the keys are read and checked.
+    A file is checked before its states are used for the first time.
 
     Args:
         store: The store with the hidden states of the training and validation data.
@@ -103,7 +103,7 @@ class AppendedStates:
         return hidden_NE
 
     def _append(self, states: dict[bytes, torch.Tensor]) -> None:
-        """Write `states`, the hidden states of sequences by key, to a new shard."""
+        """Write the hidden states of sequences, given by their keys, to a new shard."""
         if not states:
             return
         tensors = {
@@ -124,7 +124,7 @@ class AppendedStates:
         self._index(path, read_tensors(path))
 
     def _open(self, path: Path) -> None:
-        """Check the keys of a shard against the hash in its file name, and index the shard."""
+        """Check the keys of a shard against the hash in its file name, and make its states available."""
         shard = read_tensors(path)
         is_shard = shard.keys() == {"hidden_NE", "key_SK", "end_S"}
         if not is_shard or [_keys_hash(shard)] != path.stem.split("-")[1:2]:
@@ -140,7 +140,7 @@ class AppendedStates:
 
 
 def _keys_hash(shard: dict[str, torch.Tensor]) -> str:
-    """Return a hash of the sequence keys and the sequence ends of a shard."""
+    """Return a hash of the tensors of a shard that determine which rows belong to which sequence."""
     found = hashlib.sha256()
     for name in ("key_SK", "end_S"):
         found.update(shard[name].numpy().tobytes())

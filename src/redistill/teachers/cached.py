@@ -157,7 +157,7 @@ class _States:
 
 
 class _Classes:
-    """Reads classes of teacher distributions (top-k or sampled) from a compact form."""
+    """Returns the most probable classes, or sampled classes, from a compact form."""
 
     def __init__(self, store: TeacherStore, device: torch.device | str) -> None:
         assert not isinstance(store.form, Full)

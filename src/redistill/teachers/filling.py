@@ -59,8 +59,8 @@ class Reader:
     """The teacher that fills a store.
 
     Args:
-        read: Function that receives a list of batches and a callback.  It yields the last hidden states of the rows of each
-            batch, [N, E], without gradient.  It repeatedly calls the callback with the fraction of the work that is done.
+        read: Function of a list of batches and a callback.  It yields for each batch the last hidden states of the rows,
+            [N, E], without gradient.  It repeatedly calls the callback with the fraction of the work that is done.
         head: The head of the teacher.  If hidden states are stored, the head has all classes of the teacher.  If a compact
             form is stored, the head has only the classes that the student has as well.
         form: The form of the rows.
@@ -203,7 +203,7 @@ class Plan:
         return [self._sequences[index] for index in self.shards[number]]
 
     def layout(self, teacher: Reader) -> Layout:
-        """Return the layout of the store, such as its sizes and dtype, for the manifest."""
+        """Return the numbers that describe the store, as its manifest contains them."""
         return Layout(
             sequences=self.num_sequences,
             targets=self.num_targets,
@@ -234,7 +234,7 @@ class StoreWriter:
 
     Args:
         folder: The folder of the store: empty, or with the files of an interrupted call with the same `source`.
-        source: Hashes and settings on which the states depend, by name; see `TeacherStore`.
+        source: What the states depend on, by name; see `TeacherStore`.
 
     Raises:
         ConfigError: the folder contains other files, or the files of an interrupted call with another `source`.
@@ -345,15 +345,15 @@ class _Read:
     ready: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def shard(self, plan: Plan, number: int, done: int) -> dict[str, torch.Tensor]:
-        """Return the tensors of shard `number`; earlier shards have `done` sequences."""
+        """Return the tensors of shard `number`; shards before it have `done` sequences."""
         if number not in self.ready:
             self.ready = self._shards(plan, number, done)
         return self.ready.pop(number)
 
     def _shards(self, plan: Plan, number: int, done: int) -> dict[int, dict[str, torch.Tensor]]:
-        """Return the tensors of shard `number` and of the next shards, by shard number.
+        """Return the tensors of the shards from `number` on, by shard number.
 
-        The shards have the sequences that the teacher reads in one call; earlier shards have `done` sequences.
+        The shards are those whose sequences the teacher reads in one call.
         """
         shards, tokens = dict[int, list[TokenSequence]](), 0
         while number + len(shards) < len(plan.shards) and (not shards or tokens < self.teacher.tokens_at_once):
@@ -373,7 +373,7 @@ class _Read:
 
 
 def _index(sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
-    """Return the key of each sequence of a shard, and the end of the sequence's rows.
+    """Return the keys of the sequences of a shard, and where their rows end.
 
     `end_S` has for each sequence the index after its last row.
     """

@@ -216,7 +216,7 @@ _FORMS: dict[str, Callable[..., Form]] = {Full.kind: Full, TopK.kind: TopK, Samp
 
 
 def joined(parts: Sequence[Tensors]) -> dict[str, torch.Tensor]:
-    """Concatenate the tensors of all parts by name; `parts` must not be empty."""
+    """Concatenate tensors that have the same name in all parts; at least one part."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

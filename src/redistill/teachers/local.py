@@ -43,8 +43,7 @@ class LocalTeacher:
             this size.
         device: Device of the model.
         engine: Generates the teacher's text; None if no policy uses teacher text.
-        states: Stored hidden states; None if there are none.  With stored states, the model runs only on batches with a new
-            sequence.
+        states: Stored hidden states.  The model runs only on batches with a sequence that is not stored.  None without a cache.
         note: Function that prints one line to the user.  It is called once if the prefix memory was too small.
 
     Example:
@@ -137,8 +136,9 @@ class LocalTeacher:
     def remembering(self) -> Iterator[None]:
         """Context in which `rows` stores the states of texts for reuse.
 
-        The states are keys, values and hidden states.  A later text with the same first tokens reuses them, until `release` is
-        called.  States are stored only inside the context.  Their maximum size is `prefix.memory_limit`.
+        The states are keys, values and hidden states; a later text with the same first tokens reuses them.  They are stored
+        inside this context only, and are reused until `release` is called, also after the context.  Their maximum size is
+        `prefix.memory_limit`.
         """
         memory = PrefixMemory(memory_limit(self._device))
         self._memory, self._remembers, self._in_autocast = memory, True, self._autocasts()

@@ -1,8 +1,8 @@
 """The self-test of served teachers: model, tokenizer and log-probabilities.
 
 The self-test runs before models are loaded.  A reply with status 200 does not prove that a server has the expected weights.
-Therefore every server scores a short text, the probe text, before the run.  In every update, the text is scored again, and its
-log-probabilities are compared with the earlier ones.
+Therefore every server scores a short text, the probe text, before the run and in every update.  The log-probabilities are
+compared with those before the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -139,18 +139,19 @@ def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[i
         ids = prompt_token_ids(value)
     if ids is not None and tuple(ids) != token_ids:
         raise VocabularyError(
-            f"{reply.server}: its tokenizer differs from that of the student: a test text has different token ids ({len(ids)} "
-            f"tokens on the server, {len(token_ids)} for the student); use a teacher and a student with the same tokenizer"
+            f"{reply.server}: its tokenizer is not that of the student: a test text has other token ids on "
+            f"the server ({len(ids)} tokens) than with the student's tokenizer ({len(token_ids)} tokens); use a teacher and a "
+            "student with the same tokenizer"
         )
 
 
 def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...]) -> None:
-    """Check that the server and the student's tokenizer decode token ids equally.
+    """Check that some token ids have the same texts on the server as for the student.
 
-    The checked ids are spread over the vocabulary, and include the special tokens.
+    The ids are spread over the vocabulary, and include the special tokens.
 
     Raises:
-        VocabularyError: an id stands for different tokens on the server and in the student's tokenizer.
+        VocabularyError: an id stands for different tokens on the server and for the student.
     """
     known = sorted(tokenizer.get_vocab().values())
     spread = known[:: max(1, len(known) // NUM_IDS)]

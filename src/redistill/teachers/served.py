@@ -54,8 +54,9 @@ class ServedTeacherConfig:
         timeout_s: Seconds after which a request without a complete reply is tried again, > 0.
         patience_s: Seconds during which a failed request is tried again, >= 0. After this time the command ends; the same
             command resumes.
-        tolerance: Largest accepted mean absolute difference of log-probabilities, in nats per token of a built-in text, >= 0.
-            At the start and in each update, every server is compared with the first server's result at the start.
+        tolerance: Largest accepted difference of log-probabilities, >= 0: the mean absolute difference in nats per token,
+            for a built-in text. Servers are compared with each other, and in each update with their log-probabilities at
+            the start.
         price: Price of a million tokens, in any currency, >= 0. If set, run.json contains the price of all tokens that were
             sent or generated.
 
@@ -142,7 +143,7 @@ class ServedTeacher:
     """A teacher that a server runs (contracts.TextTeacher).
 
     Args:
-        settings: The settings of the teacher.
+        settings: The teacher in the recipe.
         client: Client of the servers.
         probe: The first server's reply to the probe text at the start.
         vocabulary: Number of classes of the student; all token ids that a server lists must be below this number.
@@ -266,8 +267,8 @@ class ServedTeacher:
         difference = mean_difference(tuple(scores.own_T), self.probe.logprobs)
         if difference > self.tolerance:
             raise ServerError(
-                f"{server}: the model has changed since the start: its log-probabilities of the probe text differ by "
-                f"{difference:.3g} nats per token (teacher.tolerance {self.tolerance:g}); serve the original model, and run "
+                f"{server}: the model has changed: its log-probabilities of the probe text differ by {difference:.3g} nats per "
+                f"token from those at the start (teacher.tolerance {self.tolerance:g}); serve the model of the start, and run "
                 "the same command again to resume"
             )
 

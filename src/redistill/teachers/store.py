@@ -49,7 +49,7 @@ _AGAIN = "remove the folder, and run `redistill cache-teacher` again"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The layout of a store: its sizes, its form and its dtype.
+    """Numbers that describe a store.
 
     Args:
         sequences: Number of different sequences.
@@ -144,7 +144,7 @@ def rounded(hidden_NE: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def text_key(request: GenerationRequest, sampling: Sampling) -> str:
     """Return the key of a generated text: a hash of request and sampling.
 
-    Fields with their default value are left out.  Therefore a new field with a default does not change existing keys.
+    Fields that have their default are left out, so that a new field with a default changes no key.
     """
     asked = json.dumps([_not_default(request), _not_default(sampling)], sort_keys=True)
     return hashlib.blake2b(asked.encode(), digest_size=KEY_BYTES).hexdigest()
@@ -162,7 +162,7 @@ class TeacherStore:
     Args:
         folder: The folder of the store, for messages.
         source: Everything that the rows depend on, by name: hashes of the teacher and of the data, and settings.
-        layout: The layout of the store.
+        layout: Numbers that describe the store.
         head: The head of the teacher, whose weights are memory-mapped; None for a compact form.
         shards: The tensors of each shard, by name.  `key_SK` has the key of each sequence (uint8), and `end_S` the index
             after the last row of each sequence.  All others, such as the states `hidden_NE`, depend on the form.
@@ -242,8 +242,8 @@ class TeacherStore:
             key: The result of `sequence_key`.
 
         Returns:
-            Memory-mapped tensors, whose names depend on the form of the store, such as `hidden_NE` for hidden states.  None if
-            the sequence is not stored.
+            Memory-mapped tensors of the store's form; with hidden states, `hidden_NE` in the stored dtype.  None if the
+            sequence is not stored.
         """
         first, second = np.frombuffer(key, dtype="<u8")
         begin, end = np.searchsorted(self._first_halves, first, "left"), np.searchsorted(self._first_halves, first, "right")
@@ -278,7 +278,7 @@ def check_source(
     Args:
         folder: The folder of the store, for the error message.
         held: Everything that the rows of the store depend on, by name.
-        expected: Everything that the rows of the recipe would depend on, by name.
+        expected: The same for the recipe.
         names: The names to compare.
 
     Raises:

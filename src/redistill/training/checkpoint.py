@@ -1,9 +1,9 @@
 """Checkpoints of a run: `checkpoints/step-N/`, written atomically.
 
-A checkpoint consists of safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a crash
-at any moment does not damage earlier checkpoints.  SHA-256 hashes cover every byte.  A run that resumes skips damaged
-checkpoints and continues from the newest valid one.  Nothing is pickled.  The caller defines the meaning of tensors and state.
-The argument `folder` of a public function is the folder of all checkpoints of a run.
+A checkpoint consists of safetensors files, JSON and a manifest.  It is written under a temporary name and renamed, so a
+crash at any moment does not damage earlier checkpoints.  SHA-256 hashes cover every byte: a run that resumes detects
+damage, and continues from the newest valid checkpoint.  Nothing is pickled.  The caller defines the meaning of tensors and
+state. The argument `folder` of a public function is the folder of all checkpoints of a run.
 """
 
 import hashlib
@@ -149,8 +149,7 @@ def save(
     """Write the checkpoint `step-N`, then remove checkpoints that are not needed.
 
     The `keep` newest checkpoints up to `step` are kept.  Checkpoints of later steps are removed: they are damaged, and were
-    skipped when the run resumed.  Protected checkpoints are never removed.  The others are removed only after the new
-    checkpoint has been verified.
+    skipped when the run resumed.  No protected checkpoint is removed, and none before the new checkpoint has been verified.
 
     Args:
         folder: The folder of the run's checkpoints, such as `<run folder>/checkpoints`.
@@ -218,7 +217,7 @@ def load(folder: Path) -> Checkpoint | None:
     Damaged checkpoints are skipped.  The field `skipped` of the result lists their faults.
 
     Raises:
-        CheckpointError: all checkpoints are damaged, or this version cannot use the schema of a checkpoint.
+        CheckpointError: all checkpoints are damaged, or a checkpoint has another schema.
     """
     faults: list[str] = []
     for step in reversed(steps(folder)):
@@ -287,7 +286,7 @@ def _verify(folder: Path) -> list[str]:
 def _parsed(manifest: bytes, folder: Path) -> Mapping[str, Any]:
     """Parse a manifest, and check the types of its fields and its file names.
 
-    A manifest is untrusted even if its hash matches, since anyone can compute a hash.
+    A matching hash does not make a manifest trusted, since anyone can compute a hash.
     """
     try:
         content = parse_json(manifest)

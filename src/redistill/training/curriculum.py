@@ -36,7 +36,7 @@ class Curriculum:
         return self._taid is not None and self._taid.adaptation > 0
 
     def progress(self, step: int) -> float:
-        """Return the training progress of an update, a number in [0, 1].
+        """Return the progress of an update in [0, 1].
 
         Args:
             step: Number of updates done before this update.

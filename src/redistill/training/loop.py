@@ -27,7 +27,7 @@ from redistill.processes.memory import unless_out_of_memory
 from redistill.randomness import torch_seed
 from redistill.records import ACCEPTANCE, rate
 from redistill.training.guards import Event, Update
-from redistill.training.guards.collapse import facts_of, text_metrics
+from redistill.training.guards.collapse import KEPT, facts_of, text_metrics
 from redistill.training.guards.events import without_nan
 from redistill.training.guards.readings import read_again
 from redistill.training.metrics import peak_bytes
@@ -85,7 +85,7 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
 
 
 def _compiling(parts: Parts, *, is_first: bool) -> AbstractContextManager[None]:
-    """Context that shows the phase "compiling" if the first update compiles the model."""
+    """Context in which the progress bar shows "compiling", for the first update."""
     compiles = is_first and parts.learner.student.is_compiled
     return parts.output.progress.phase("compiling", in_log=True) if compiles else nullcontext()
 
@@ -150,8 +150,8 @@ def cut(draw: Draw, micro_batch_size: int | None, parts: Parts) -> list[Batch]:
     """Return this process's sequences as micro-batches of similar lengths.
 
     A micro-batch has at most `micro_batch_size` gold sequences and at most `micro_batch_size` sampled sequences.  If
-    `micro_batch_size` is None, the number of tokens, including padding, is limited instead.  The limit depends on the speed of
-    the device and on the memory of an accelerator (see `grouping.grouped`).
+    `micro_batch_size` is None, the number of tokens including padding is limited instead (see `grouping.grouped`), by the cost
+    of the device and by the memory of an accelerator.
     """
     device, objective = parts.accelerator.device, parts.learner.objective
     span_config = objective.span if objective.uses_spans else None
@@ -302,7 +302,8 @@ def _log_update(parts: Parts, state: TrainingState, metrics: dict[str, float], d
         parts.output.progress.update(state.step, metrics)
     for change in dict.fromkeys(changes):
         parts.guards.report_event(Event(state.step, "out_of_memory", f"step {state.step}: {change}"))
-    kept = {name: value for name, value in metrics.items() if name in ("kept_mass", "recovered")}
+    kept_names = KEPT if parts.learner.objective.trains_clip_network else ()
+    kept = {name: metrics[name] for name in kept_names if name in metrics}
     parts.guards.collapse.observe(state.step, texts, gold_texts, kept)
 
 
@@ -342,8 +343,8 @@ def _choose(parts: Parts, settings: TrainingConfig, state: TrainingState) -> Non
 def _is_best(score: float, cross_entropy: float, state: TrainingState) -> bool:
     """Return whether the current student is the best of all validations so far.
 
-    Of two equal scores, the one with the lower cross entropy is better.  If the cross entropies are equal too, the later
-    validation is better.
+    Of two equal scores, the one with the lower cross entropy is better.  If the cross entropies are equal too, the later is
+    better.
     """
     if state.best_score is None or score != state.best_score:
         return state.best_score is None or score > state.best_score

@@ -46,8 +46,8 @@ class MetricsLog:
 
         Args:
             step: Number of the last update whose lines are kept.
-            size: Size of the file in bytes after this update, if it is known.  Without a valid size, all lines are read to
-                find those of later updates.
+            size: Size of the file in bytes after this update.  If it is None or not the end of a line of the file, all lines
+                are read to find those of later updates.
         """
         if self.path.exists() and (size is None or not logs.truncate(self.path, size)):
             logs.truncate_after(self.path, step)

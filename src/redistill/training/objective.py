@@ -24,7 +24,7 @@ from torch import nn
 from redistill.contracts import ORIGINS, Batch, Draw, DrawItem, Needs, Role, RowContext, items_of
 from redistill.contracts import Divergence as DivergenceCall
 from redistill.errors import ConfigError
-from redistill.losses.dac_kl import DacKL, DacKLConfig
+from redistill.losses.dac_kl import DacKL, DacKLConfig, recovered
 from redistill.losses.divergences import ByOrigin, Divergence, ForwardKL, ReverseKL
 from redistill.losses.span import SpanConfig
 from redistill.vocab_pass import CrossEntropyTerm, DivergenceTerm, PhraseTerm, PolicyGradientTerm, SpanTerm, Term
@@ -120,8 +120,7 @@ class Objective:
 
     Args:
         sft_weight: Weight of the cross entropy, >= 0; 0 removes the term.
-        sft_on: Sequences on which the cross entropy is computed: "gold", or "sampled" (for example, the teacher's answers in
-            SeqKD).
+        sft_on: The answers that the cross entropy is computed on: "gold", or "sampled", such as the teacher's answers in SeqKD.
         divergence: The divergence between teacher and student on the tokens of sampled sequences; if None, there is no
             divergence. `by_origin` applies different divergences to text of the student and text of the teacher.
         divergence_weight: Weight of the divergence, >= 0; 0 removes the term.
@@ -185,6 +184,14 @@ class Objective:
     def uses_divergence(self) -> bool:
         """Whether the divergence is a term of the objective."""
         return self.divergence is not None and self.divergence_weight > 0
+
+    @property
+    def trains_clip_network(self) -> bool:
+        """Whether the divergence is DAC-KL with a trained clip network.
+
+        Only this divergence can collapse to the teacher's arg max.
+        """
+        return self.uses_divergence and isinstance(self.divergence, DacKLConfig) and self.divergence.trains_network
 
     @property
     def uses_spans(self) -> bool:
@@ -287,7 +294,7 @@ class Counts:
 
 
 def row_context(batch: Batch, progress: float) -> RowContext:
-    """Return the origin and the training progress of each sampled target of a batch.
+    """Return origin and training progress of each sampled row of a micro-batch.
 
     Args:
         batch: The micro-batch.
@@ -354,10 +361,8 @@ def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> di
 
     `sums` has the sums of terms and diagnostics (values that are only logged) over the global batch.  The sum of a term is
     divided by the number of tokens or sequences over which the term is a mean.  The sum of a diagnostic is divided by the
-    number of sampled tokens.  "loss" is the weighted sum of the means of the terms.
-
-    For DAC-KL, "recovered" is the kept fraction of the teacher's probability outside its most probable class: (kept - top) /
-    (1 - top), or 1 if top is 1.  kept is the mean "kept_mass", and top is the mean "top_mass".
+    number of sampled tokens.  "loss" is the weighted sum of the means of the terms.  For DAC-KL, "recovered" is the kept
+    fraction of the teacher's mass outside its arg max.  `dac_kl.recovered` computes it from the means of the diagnostics.
     """
     divisors = {
         "sft": counts.sft_tokens,
@@ -369,8 +374,7 @@ def averages(objective: Objective, counts: Counts, sums: dict[str, float]) -> di
     divided = ((name, value, divisors.get(name, counts.sampled_tokens)) for name, value in sums.items())
     means = {name: value / count for name, value, count in divided if count > 0}
     if {"kept_mass", "top_mass"} <= means.keys():
-        rest = 1 - means["top_mass"]
-        means["recovered"] = (means["kept_mass"] - means["top_mass"]) / rest if rest > 0 else 1.0
+        means["recovered"] = recovered(means)
     weights = {"sft": objective.sft_weight, "divergence": objective.divergence_weight, "span": objective.span_weight}
     if objective.policy_gradient is not None:
         weights["policy_gradient"] = objective.policy_gradient.weight

@@ -90,7 +90,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, config: OptimiserConfig
 
 
 def _fraction_of_peak(config: OptimiserConfig, step: int, updates: int) -> float:
-    """Return the learning rate on a scale from 0 (the final rate) to 1 (the peak rate)."""
+    """Return where the learning rate lies between the final rate (0) and the peak rate (1)."""
     warmup = config.warmup_updates
     if step < warmup:
         return step / warmup

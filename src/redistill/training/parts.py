@@ -135,7 +135,8 @@ class Output:
 
     Args:
         log: metrics.jsonl.
-        policy_logs: Logs that the policy writes while it creates sequences: revisions.jsonl and revision-positions.jsonl.
+        policy_logs: Logs that the policy writes while it returns the sequences of an update: revisions.jsonl, and the
+            divergences of corrections by token.
         progress: Progress and messages on the terminal.
         meter: The counter of the tokens that this process generates for training.
         checkpoints: The folder of the checkpoints.

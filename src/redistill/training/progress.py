@@ -88,7 +88,7 @@ class Progress(TerminalBar):
     "loading models", "generating" or "validating".
 
     Args:
-        total: Number of updates of the whole run; 0 if it is not known yet.  The method `expect` can set it later.
+        total: Number of updates of the whole run.  If it is not known yet, 0; the method `expect` then sets it later.
         log_every: Updates between lines if the output is not a terminal.
         enabled: Whether to print; True on the main process only.
         console: The output; if None, the standard error stream is used.

@@ -165,8 +165,8 @@ def _training_state(values: Mapping[str, Json]) -> TrainingState:
 def _check_types(stored: object, own: object, path: str) -> None:
     """Check that stored values have the types of the values of this run.
 
-    Integers and floats count as one type. If the value in this run is None, the stored value may be any scalar. Dicts may have
-    different keys; the values of common keys are checked.  The items of lists are not checked.
+    Integers and floats count as one type. If the value in this run is None, the stored value may be any scalar. The contents of
+    a list or dict may differ.
 
     Raises:
         TypeError: a stored value has another type.

@@ -16,8 +16,8 @@ class TrainingConfig:
         updates: Duration of training: a number of updates (optimiser steps), >= 1, or of epochs, such as "20 epochs".
         batch_size: Number of sequences in one update over all processes, >= 1.
         micro_batch_size: Maximum number of sequences in one forward and backward pass on one process, >= 1; gold and sampled
-            sequences are counted separately.  If None, the number of tokens in a micro-batch is limited instead, to the number
-            above which the time per token no longer decreases.
+            sequences are counted separately.  If None, a micro-batch has at most as many tokens as saturate the device: with
+            more tokens, the time per token would not decrease.
         precision: "fp32"; "tf32", which rounds the factors of fp32 matrix products to TensorFloat-32 on a GPU, and is "fp32" on
             a CPU; or "bf16" (autocast with fp32 master weights; logits and losses stay fp32).
         evaluate_every: Updates (or epochs) between validations, >= 0; 0 validates only before the first update and after the

@@ -98,7 +98,7 @@ def tracked(
 ) -> Iterator[None]:
     """Context in which the lines of a log are also sent to trackers.
 
-    The numbers in train and validation lines are sent, with names such as `train/loss`.
+    Numbers of train and validation lines are sent, with names such as `train/loss`.
 
     Args:
         config: The trackers.
@@ -168,9 +168,9 @@ class _Trackers:
 
 
 def flat(tree: Mapping[str, Json], separator: str = ".") -> dict[str, str | int | float | bool]:
-    """Flatten nested mappings; `separator` joins the keys that lead to a value.
+    """Return the values of nested mappings by their paths.
 
-    A value that is neither a number nor a text is converted to text.
+    A value that is neither a number nor a text is returned as text.
 
     Example:
         >>> flat({"training": {"updates": 4, "patience": None}, "betas": [0.9, 0.99]})

@@ -89,7 +89,7 @@ def check_sampled(lowest_token: int) -> None:
 
 
 def nucleus(probabilities_NV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the fewest most probable classes with a total of at least `top_p`.
+    """Keep the fewest most probable classes that reach a total probability.
 
     Source: top-p sampling (Holtzman et al., arXiv 1904.09751).
 

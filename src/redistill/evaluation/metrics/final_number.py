@@ -43,8 +43,8 @@ def final_number(text: str) -> Decimal | None:
 def same_final_number(prediction: str, references: Sequence[str]) -> bool:
     """Return whether the final number of a text equals that of a reference.
 
-    Source: the accuracy of GSM8K (Cobbe et al. 2021, arXiv 2110.14168).  Unlike GSM8K, this function also scores answers
-    without "####", by their last number.
+    Source: the accuracy of GSM8K (Cobbe et al. 2021, arXiv 2110.14168).  In addition, an answer without "####" is scored by its
+    last number.
 
     Args:
         prediction: The text to score.

@@ -21,10 +21,10 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
     The script of the reference determines how both texts are divided into words.  For English and other languages in Latin
     script, `rouge-score` divides them: a word is a sequence of [a-z0-9] after lower-casing, and words of more than three
-    letters are Porter-stemmed.  For other scripts, `redistill.evaluation.metrics.words` divides them, without stemming: each
-    Chinese character is a word, and Russian, Arabic and Hindi words are found.  A reference has another script if most of its
-    words have no ASCII letter; words with digits and no letters are not counted.  F1 values for different scripts are not
-    comparable.
+    letters are Porter-stemmed.  For other scripts, `redistill.evaluation.metrics.words` divides them, without stemming:
+    each Chinese character is a word, and Russian, Arabic and Hindi words are found.  This division is used if most words of
+    the reference have no ASCII letter; words with digits and without letters are not counted.  F1 values from different
+    divisions are not comparable.
 
     Source: the package `rouge-score` for the F1; own for the words of other scripts.
 

@@ -68,13 +68,13 @@ class Local:
 def create(request: Request) -> Local:
     """Create the executor.
 
-    By default, the executor runs one job per core.  On a machine with an accelerator, it runs one job at a time.
+    By default, it runs one job per core, or one job on a machine with an accelerator.
 
     Raises:
         ConfigError: an address is given.
     """
     if request.address is not None:
-        raise ConfigError(f"--on local={request.address}: must not have an address; use --on local")
+        raise ConfigError(f"--on local={request.address}: has no address; use --on local")
     return Local(request.limit or (1 if torch.accelerator.is_available() else cores()))  # an accelerator is not shared
 
 

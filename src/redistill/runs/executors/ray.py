@@ -1,8 +1,8 @@
-"""The executor `ray`: runs jobs on a Ray cluster.
+"""The executor `ray`: a Ray cluster, or a Ray that it starts on this machine.
 
-Without the address of a cluster, it starts Ray on this machine.  Each run is a child process of a Ray worker.  It has the same
-command and environment as a run on this machine.  All machines must have the same files under the same paths.  If a worker
-dies, Ray starts its run again, and the run resumes from its last checkpoint.
+Each run is a child process of a Ray worker.  It has the same command and environment as a run on this machine.  All machines
+must have the same files under the same paths.  If a worker dies, Ray starts its run again, and the run resumes from its last
+checkpoint.
 """
 
 import contextlib
@@ -138,8 +138,8 @@ def create(request: Request) -> Ray:
 def sent_environment(cpus: int) -> dict[str, str]:
     """Return the environment variables that are sent to the workers.
 
-    A run has the variables of its worker, updated with the sent ones.  Variables with secrets are not sent.  Variables that
-    select GPUs are not sent either, because Ray sets them for each run.
+    A run has the variables of its worker, and these.  Variables with secrets are not sent.  Variables that select GPUs are not
+    sent either, because Ray sets them for each run.
 
     Args:
         cpus: Number of threads of a run, unless OMP_NUM_THREADS is set.
@@ -152,16 +152,16 @@ def sent_environment(cpus: int) -> dict[str, str]:
 def _connected(address: str | None) -> Iterator[None]:
     """Context in which this process is connected to a cluster.
 
-    If `address` is None, Ray is started on this machine, and stopped at the end of the context.
+    If `address` is None, a Ray is started on this machine, and stopped at the end of the context.
 
     Raises:
-        ConfigError: `address` is None, and the program had imported the package ray before this call.
+        ConfigError: a Ray must be started, but this process has imported the package ray before.
         TrainingError: Ray cannot be started, or the cluster cannot be reached.
     """
     if address is None and "ray" in sys.modules and not _token.cache_info().currsize:
         raise ConfigError(
-            "--on ray: this program imported the package ray before the sweep, so redistill cannot set Ray's access token; use "
-            "the command `redistill sweep`, or give the address of a cluster"
+            "--on ray: this program imported ray before it started the sweep, so that no token can be set; use the command "
+            "`redistill sweep`, or give the address of a cluster"
         )
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.ExitStack() as stack:
@@ -200,10 +200,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Raise TrainingError if the Ray cluster at an address cannot be reached.
-
-    Without this check, Ray would try to connect for minutes.
-    """
+    """Raise TrainingError if nothing listens at the address of a cluster; Ray itself tries for minutes to connect."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -215,15 +212,12 @@ def _check_address(address: str) -> None:
 
 @cache
 def _token() -> str:
-    """Return the access token of the Ray cluster that this process starts.
-
-    The token does not change, because Ray reads it only when it is imported.
-    """
+    """Return the secret with which other processes use the Ray of this process; Ray reads it once, when it is imported."""
     return secrets.token_hex(32)
 
 
 def _restore_environment(before: Mapping[str, str]) -> None:
-    """Reset the environment variables of this process to the values in `before`."""
+    """Remove the variables that were added to the environment, also by Ray, and restore those that were changed."""
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)
@@ -254,8 +248,7 @@ def _check_files(folder: Path) -> None:
     """Check that each machine of the cluster has the folder of the sweep and this Python.
 
     Raises:
-        ConfigError: a machine lacks the folder or this Python.
-        TrainingError: a machine does not answer.
+        ConfigError: a machine lacks one of them, or does not answer.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

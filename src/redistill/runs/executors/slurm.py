@@ -1,7 +1,7 @@
 """The executor `slurm`: writes array jobs for Slurm, and submits nothing.
 
-The jobs are divided into stages: first the fine-tunings that other jobs need, then the runs.  Each stage has one script.  The
-script defines an array job with one task for each job of the stage.  The commands that submit the scripts are printed.
+The jobs are divided into stages: the fine-tunings that other jobs need, and then the runs.  Each stage is a script with an
+array job that has one task per job.  The commands that submit the scripts are printed.
 """
 
 import shlex
@@ -62,7 +62,7 @@ def create(request: Request) -> Slurm:
         ConfigError: an address is given, or a run needs a fraction of a GPU.
     """
     if request.address is not None:
-        raise ConfigError(f"--on slurm={request.address}: must not have an address; use --on slurm")
+        raise ConfigError(f"--on slurm={request.address}: has no address; use --on slurm")
     if request.resources.gpus % 1:
         raise ConfigError(f"resources.gpus = {request.resources.gpus}: Slurm needs a whole number of GPUs for a run")
     return Slurm(request)

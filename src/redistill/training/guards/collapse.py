@@ -1,7 +1,8 @@
-"""Detects a collapse of the student's generated text.
+"""Detects a collapse of the student's generated text, or of the divergence DAC-KL.
 
-The checked statistics are the length of responses, the fraction of responses with an end token, and the fraction of distinct
-bigrams.  For the divergence DAC-KL, the probability mass that it keeps is checked as well.
+The checked statistics of text are the length of responses, the fraction of responses with an end token, and the fraction of
+distinct bigrams.  For DAC-KL with a trained network, the probability mass that it keeps is checked in every update, whether or
+not the student generated text.
 
 On-policy training can reinforce its own errors.  A student may learn to stop at once, never to stop, or to repeat itself.
 The student then generates more text of this kind to learn from, while the loss falls.
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple, cast
 
 from redistill.contracts import Origin, TokenSequence
 from redistill.errors import TrainingError
@@ -22,6 +23,9 @@ from redistill.training.guards.settings import GuardConfig
 OWN: frozenset[Origin] = frozenset({"student", "mixture", "revised"})  # generated at this update with the student's weights
 ENDED_AT_ALL = 0.2
 """The check of end tokens begins when the student has ended more than this fraction of its responses."""
+
+KEPT = ("kept_mass", "recovered")
+"""Metrics of DAC-KL that are checked; see `CollapseMonitor.observe`."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,21 @@ def text_metrics(texts: Sequence[TextFacts]) -> dict[str, float]:
     return {"ended": _mean(text.ended for text in own), "distinct_2": _mean(text.distinct for text in own)} if own else {}
 
 
+class _Check(NamedTuple):
+    """A running mean, its lower limit, and what it is a mean of."""
+
+    value: float
+    least: float
+    what: str
+
+
 class CollapseMonitor:
-    """Reports an alarm when a running mean of a text statistic is below its limit.
+    """Reports an alarm when the running mean of a statistic is below its limit.
 
     A text statistic is a number that describes generated responses, such as their mean length.  Its limit is a constant, a
-    fraction of the mean over gold answers, or a fraction of the largest running mean so far.  A running mean is computed over
-    the last `collapse_window` updates with generated text.  Checks begin after this number of such updates. A running mean
+    fraction of the mean over gold answers, or a fraction of the largest running mean so far.  A running mean covers the
+    last `collapse_window` updates with generated text; checks begin after this number of updates.  The two statistics of
+    DAC-KL have constant limits.  Their running means cover the last `collapse_window` updates with DAC-KL.  A running mean
     that stays below its limit is reported once.  It is reported again only after it has risen above the limit.
 
     Args:
@@ -90,7 +103,8 @@ class CollapseMonitor:
 
     def __init__(self, config: GuardConfig, report_event: ReportEvent) -> None:
         self._config, self._report_event = config, report_event
-        self._window: deque[dict[str, float]] = deque(maxlen=config.collapse_window)
+        self._texts: deque[dict[str, float]] = deque(maxlen=config.collapse_window)
+        self._kept: deque[dict[str, float]] = deque(maxlen=config.collapse_window)
         self._best_ended = 0.0
         self._alarms: set[str] = set()
 
@@ -101,58 +115,91 @@ class CollapseMonitor:
             step: Number of the update, from 1.
             texts: Properties of the sampled sequences of all processes, of any origin.
             gold: Properties of the gold answers of all processes in this update.
-            kept: Metrics of DAC-KL by name; a metric may be missing.  "kept_mass" is the teacher's probability of the kept
-                classes.  "recovered" is the kept fraction of the teacher's probability outside its most probable class.
+            kept: What DAC-KL kept of the teacher's probability mass: "kept_mass" is the mass of the kept classes, and
+                "recovered" the kept fraction of the mass outside the most probable class.  Each of these names may be
+                missing.  The mapping is empty if there is no DAC-KL with a trained network.
 
         Raises:
             TrainingError: there is an alarm, and `on_collapse` is "stop".
         """
-        if not (own := [text for text in texts if text.origin in OWN]):
-            return
-        seen = {"gold_length": _mean(text.length for text in gold), "gold_distinct_2": _mean(text.distinct for text in gold)}
-        self._window.append({"length": _mean(text.length for text in own), **text_metrics(own), **seen, **kept})
-        if len(self._window) == self._config.collapse_window:
-            self._check(step)
+        if own := [text for text in texts if text.origin in OWN]:
+            of_gold = (_mean(text.length for text in gold), _mean(text.distinct for text in gold))
+            seen = dict(zip(("gold_length", "gold_distinct_2"), of_gold, strict=True))
+            self._texts.append({"length": _mean(text.length for text in own), **text_metrics(own), **seen})
+        if kept:
+            self._kept.append(dict(kept))
+        checks = {**(self._text_checks() if own else {}), **(self._kept_checks() if kept else {})}
+        self._report(step, checks)
 
-    def _check(self, step: int) -> None:
-        """Report each running mean that has fallen below its limit in this update."""
+    def _text_checks(self) -> dict[str, _Check]:
+        """Return the checks of generated text; none before the window is full."""
         config = self._config
-        names = set.intersection(*map(set, self._window))  # values of `kept` may be missing at some updates
-        mean = {name: _mean(seen[name] for seen in self._window) for name in names}
+        if len(self._texts) < config.collapse_window:
+            return {}
+        mean = {name: _mean(seen[name] for seen in self._texts) for name in self._texts[0]}
         self._best_ended = max(self._best_ended, mean["ended"])
         usual = self._best_ended if self._best_ended > ENDED_AT_ALL else 0.0
-        checks = {
-            "length": (mean["length"], config.min_length * mean["gold_length"], "mean length in tokens"),
-            "ended": (mean["ended"], config.min_ended * usual, "fraction of responses with an end token"),
-            "distinct_2": (mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "fraction of distinct bigrams"),
+        return {
+            "length": _Check(mean["length"], config.min_length * mean["gold_length"], "mean length in tokens"),
+            "ended": _Check(mean["ended"], config.min_ended * usual, "fraction of responses with an end token"),
+            "distinct_2": _Check(
+                mean["distinct_2"], config.min_distinct * mean["gold_distinct_2"], "fraction of distinct bigrams"
+            ),
         }
-        if "kept_mass" in mean:
-            checks["kept_mass"] = (mean["kept_mass"], config.min_kept_mass, "teacher mass kept by DAC-KL")
-        if "recovered" in mean:
-            what = "fraction that DAC-KL keeps of the teacher's mass outside the arg max"
-            checks["recovered"] = (mean["recovered"], config.min_recovered, what)
-        low = {name: check for name, check in checks.items() if check[0] < check[1]}
-        for name in sorted(low.keys() - self._alarms):
-            value, least, what = low[name]
-            over = f"over {len(self._window)} updates, below {least:.3g}"
-            text = f"step {step}: the student's text may have collapsed: {what} is {value:.3g} {over}"
-            self._report_event(Event(step, "collapse", text, {"sign": name, "value": value, "least": least}))
-            if config.on_collapse == "stop":
-                raise TrainingError(
-                    f"{text} (guards.on_collapse = stop); resume from an earlier checkpoint with a lower learning rate or more "
-                    "gold answers, or set guards.on_collapse=warn in a new folder"
+
+    def _kept_checks(self) -> dict[str, _Check]:
+        """Return the checks of what DAC-KL keeps; none before the window is full."""
+        config = self._config
+        if len(self._kept) < config.collapse_window:
+            return {}
+        limits = {
+            "kept_mass": (config.min_kept_mass, "teacher mass kept by DAC-KL"),
+            "recovered": (config.min_recovered, "fraction that DAC-KL keeps of the teacher's mass outside the arg max"),
+        }
+        return {
+            name: _Check(_mean(seen[name] for seen in self._kept), least, what)
+            for name, (least, what) in limits.items()
+            if all(name in seen for seen in self._kept)
+        }
+
+    def _report(self, step: int, checks: Mapping[str, _Check]) -> None:
+        """Report each running mean that has fallen below its limit in this update."""
+        low = {name for name, check in checks.items() if check.value < check.least}
+        for name in sorted(low - self._alarms):
+            value, least, what = checks[name]
+            subject, remedy = (
+                ("DAC-KL", "use the method mgsr-robust")
+                if name in KEPT
+                else (
+                    "the student's text",
+                    "resume from an earlier checkpoint with a lower learning rate or more gold answers",
                 )
-        self._alarms = set(low)
+            )
+            over = f"over {self._config.collapse_window} updates, below {least:.3g}"
+            text = f"step {step}: {subject} may have collapsed: {what} is {value:.3g} {over}"
+            self._report_event(Event(step, "collapse", text, {"sign": name, "value": value, "least": least}))
+            if self._config.on_collapse == "stop":
+                raise TrainingError(
+                    f"{text} (guards.on_collapse = stop); {remedy}, or set guards.on_collapse=warn in a new folder"
+                )
+        self._alarms = (self._alarms - checks.keys()) | low
 
     def state_dict(self) -> Mapping[str, Json]:
         """Return the state to be saved in checkpoints."""
-        return {"window": list(self._window), "best_ended": self._best_ended, "alarms": sorted(self._alarms)}
+        windows = {"window": list(self._texts), "kept": list(self._kept)}
+        return {**windows, "best_ended": self._best_ended, "alarms": sorted(self._alarms)}
 
     def load_state_dict(self, state: Mapping[str, Json]) -> None:
         """Restore a state that `state_dict` returned."""
-        window = cast(list[dict[str, float]], state["window"])
-        lines = ({name: float(value) for name, value in line.items()} for line in window)
-        self._window = deque(lines, maxlen=self._config.collapse_window)
+        texts = cast(list[dict[str, float]], state["window"])
+        # Checkpoints of earlier versions have one window, whose lines also contain what DAC-KL kept.
+        kept = cast(list[dict[str, float]], state.get("kept", texts))
+        of_text, of_kept = (
+            [{name: float(value) for name, value in line.items() if (name in KEPT) is is_kept} for line in lines]
+            for lines, is_kept in ((texts, False), (kept, True))
+        )
+        self._texts = deque(of_text, maxlen=self._config.collapse_window)
+        self._kept = deque(filter(None, of_kept), maxlen=self._config.collapse_window)
         self._best_ended, self._alarms = cast(float, state["best_ended"]), set(cast(list[str], state["alarms"]))
 
 

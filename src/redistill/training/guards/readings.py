@@ -54,9 +54,9 @@ def read_again(
 
 
 def _numbers(target_rows: TargetRows) -> torch.Tensor:
-    """Return the numbers in a teacher's output for which statistics are computed.
+    """Return the numbers of a teacher's output whose statistics are computed.
 
-    The numbers are logits, log-probabilities, or weights of classes that were sampled from the teacher.
+    The numbers are the teacher's log-probabilities, or the weights of classes that were sampled from the teacher.
     """
     if isinstance(target_rows, TopClasses):
         return torch.cat([target_rows.logp_NK, target_rows.log_rest_N[:, None]], dim=1)

@@ -21,7 +21,8 @@ class GuardConfig:
             A larger multiple is required if the loss varies widely.
         on_collapse: "warn" reports a collapse of the student's text; "stop" ends the run.
         collapse_window: Number of updates, >= 1.  A collapse is detected from means over the responses of the last
-            `collapse_window` updates with generated text.  The settings `min_*` are limits of these means.
+            `collapse_window` updates with generated text.  For `min_kept_mass` and `min_recovered`, the means are over the last
+            `collapse_window` updates with DAC-KL.  The settings `min_*` are limits of these means.
         min_length: Lower limit of the mean length of responses, as a fraction of the mean length of gold answers, in [0,
             1].  For each of the settings `min_*`, the value 0 disables the check.
         min_ended: Lower limit of the fraction of responses with an end token, relative to its largest value so far, in [0,
@@ -29,10 +30,10 @@ class GuardConfig:
         min_distinct: Lower limit of the fraction of distinct bigrams in responses, relative to that in gold answers, in [0,
             1].
         min_kept_mass: Lower limit of the teacher's probability mass of the classes that the divergence DAC-KL keeps, in [0,
-            1]. The probability of the most probable class alone may exceed this limit.  Therefore `min_recovered` detects a
-            collapse earlier.
+            1]. The most probable class alone may exceed this limit.  Therefore `min_recovered` detects a collapse earlier.
         min_recovered: Lower limit of the fraction of the teacher's probability mass outside its most probable class that
-            the divergence DAC-KL keeps, in [0, 1].
+            the divergence DAC-KL keeps, in [0, 1].  This limit and `min_kept_mass` are checked only if DAC-KL learns its
+            interval.
 
     Raises:
         ConfigError: a value is out of range.

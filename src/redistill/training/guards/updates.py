@@ -33,8 +33,8 @@ class Update:
         norms: Gradient norms before clipping.
         teacher_rows: Number of target tokens for which the teacher's logits were not finite.
         samples: Indices of the training examples in this process's micro-batches.
-        read: Function without arguments that returns the result of `readings.read_again`: statistics of the logits, as one
-            mapping per micro-batch of this process.
+        read: Function without arguments that returns statistics of the logits, as `readings.read_again` does: one mapping per
+            micro-batch of this process.
     """
 
     step: int
@@ -133,9 +133,9 @@ class UpdateGuard:
 
 
 def _fault(update: Update) -> str:
-    """Describe the non-finite numbers of an update, for an error message.
+    """Return a phrase about the numbers of an update that are not finite.
 
-    If the teacher's logits are not finite, the loss and the gradient norms are in parentheses.
+    If the teacher's logits are not finite, the phrase names them as the fault, and has the other numbers in parentheses.
     """
     numbers = f"loss {update.metrics['loss']} and gradient norm {' and '.join(map(str, update.norms.values()))}"
     if update.teacher_rows:
