@@ -101,8 +101,8 @@ def buffer_of(run: Run) -> int | None:
 def test_replay_buffers_are_as_large_as_on_the_processes_of_the_reference(name, rows):
     """The reference has 8 sequences of a batch, and a buffer of 1000, on each process."""
     entries = plan_sweep(Path(name)).entries
-    sizes = {label: size for entry in entries for label in entry.labels if (size := buffer_of(entry.run)) is not None}
-    batches = {label: entry.run.training.batch_size for entry in entries for label in entry.labels}
+    sizes = {entry.label: size for entry in entries if (size := buffer_of(entry.run)) is not None}
+    batches = {entry.label: entry.run.training.batch_size for entry in entries}
     assert sizes == {label: 1000 * batches[label] // 8 for label in rows}
 
 
