@@ -11,7 +11,7 @@ UPDATES, WINDOW = 15, 5
 
 
 def lines_of(folder: Path, method: str, **optimiser: float) -> list[dict[str, Json]]:
-    """The log of a run of the method on the student's own text; the distributions of the random teacher are far from uniform."""
+    """The log of a run on the student's own text; the distributions of the random teacher are far from uniform."""
     write_model(folder / "teacher", LLAMA, 1, initializer_range=0.5)
     run = tiny_run(
         folder,

@@ -63,7 +63,7 @@ def test_chunks_need_the_first_error_of_new_text_alone(settings: dict[str, objec
 def test_the_first_error_is_searched_in_chunks_by_default() -> None:
     assert Revised(**FIRST).chunk_size(LOCAL) == USUAL_CHUNK == 16
     source = Revised(**FIRST).bind(make_fixture().tools)
-    assert isinstance(source._source._engine, ChunkedEngine)
+    assert isinstance(source._source._tools.engine, ChunkedEngine)
 
 
 @pytest.mark.parametrize(
