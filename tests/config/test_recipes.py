@@ -108,8 +108,8 @@ def test_replay_buffers_are_as_large_as_on_the_processes_of_the_reference(name, 
 
 @pytest.mark.parametrize("method", ["distillm", "imitkd", "gkd"])
 def test_the_buffer_of_the_reference_code_grows_with_the_batch(method, folder):
-    text = f"name: mine\ncompat: distillm\nmethod: {method}\nteacher: {{model: t}}\nstudent: {{model: s}}\ndata: {{train: [rows.jsonl]}}\n"
-    (folder / "mine.yaml").write_text(text)
+    models = "teacher: {model: t}\nstudent: {model: s}\ndata: {train: [rows.jsonl]}\n"
+    (folder / "mine.yaml").write_text(f"name: mine\ncompat: distillm\nmethod: {method}\n{models}")
     sizes = [buffer_of(load_config(Path("mine.yaml"), [f"training.batch_size={size}"])) for size in (8, 32)]
     assert sizes == [1000, 4000]
 
