@@ -167,7 +167,9 @@ class Revised(WrappingNode):
         return self.detection == "first" and self.mode == "replace" and isinstance(self.source, StudentGenerated)
 
     def chunk_size(self, engine: EngineCapabilities) -> int | None:
-        """Return the size in tokens of the chunks in which drafts are generated; None for complete drafts.
+        """Return the number of tokens of a chunk; None for complete drafts.
+
+        Drafts are generated in chunks of this size.
 
         Args:
             engine: Features of the engine that generates the drafts.
@@ -188,7 +190,9 @@ class Revised(WrappingNode):
 
 
 def chunk_notes(policy: object, engine: EngineCapabilities) -> Iterator[str]:
-    """Yield a sentence if a policy generates complete drafts, although it needs them only up to their first error.
+    """Yield a sentence if a policy generates complete drafts without need.
+
+    With the detection "first", the policy needs a draft only up to its first error.
 
     Args:
         policy: The settings of a policy.  Its attribute `source`, if it has one, is the inner policy.
