@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 FIRST_HOUR_ARGS ?=
 
-.PHONY: demo test docs faults golden families oldest first-hour pages ray trl notebook links nightly lint bench study-toy clean
+.PHONY: demo test docs faults golden families oldest first-hour pages ray trl harness notebook links nightly lint bench study-toy clean
 
 demo: $(VENV)/installed
 	$(BIN)/redistill demo $(DEMO_ARGS)
@@ -64,6 +64,11 @@ trl: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet trl==1.16.0
 	$(BIN)/python -m pytest -m trl tests/integration/test_trl.py $(PYTEST_ARGS)
 
+# Tasks of lm-evaluation-harness, without a download; `make test` skips these tests, since the package lm_eval is not installed.
+harness: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet -e '.[eval]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/runs/test_harness.py $(PYTEST_ARGS)
+
 # Every cell of examples/quickstart.ipynb.
 notebook: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet nbclient ipykernel
@@ -75,7 +80,7 @@ links: $(VENV)/installed-dev
 	$(BIN)/python -m sphinx --builder linkcheck --quiet -D include_patterns='docs/**,*.md' -c docs . build/links
 
 # What is too long for every change, the short jobs first. A job that fails does not stop the others.
-NIGHTLY := notebook trl links ray families pages first-hour oldest golden faults
+NIGHTLY := notebook trl harness links ray families pages first-hour oldest golden faults
 nightly:
 	$(MAKE) --keep-going $(NIGHTLY)
 

@@ -117,13 +117,13 @@ def measured(scene: Scene, repetitions: int) -> dict[str, Any]:
     def first(**settings: Any) -> Revised:
         return Revised(detection="first", threshold_nats=threshold, **settings)
 
-    ways = {"find, whole drafts": scene.way(first(), with_tails=False)}
+    ways = {"find, whole drafts": scene.way(first(chunk_tokens="all"), with_tails=False)}
     for chunk in CHUNKS:
         ways[f"find, chunks of {chunk}"] = scene.way(first(chunk_tokens=chunk), with_tails=False)
-    ways["all, whole drafts, k = 1"] = scene.way(first(), with_tails=True)
+    ways["all, whole drafts, k = 1"] = scene.way(first(chunk_tokens="all"), with_tails=True)
     for tokens in CONTINUED:
         ways[f"all, k = {tokens}"] = scene.way(first(chunk_tokens=USUAL, teacher_tokens=tokens), with_tails=True)
-    whole = {s.sample: s.token_ids for s in scene.way(first(), with_tails=True)()}
+    whole = {s.sample: s.token_ids for s in scene.way(first(chunk_tokens="all"), with_tails=True)()}
     chunked = {s.sample: s.token_ids for s in scene.way(first(chunk_tokens=USUAL), with_tails=True)()}
     positions = sorted(revision.position for revision in scene.revisions)
     found = measuring.interleaved(ways, repetitions)

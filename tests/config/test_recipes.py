@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from redistill.config.recipes import packaged_recipe, packaged_recipes, read_recipe
-from redistill.config.run import decode_run, encode_run, load_config
+from redistill.config.run import Run, decode_run, encode_run, load_config
 from redistill.errors import ConfigError
+from redistill.policies import Adaptive, Buffered, num_buffered
 from redistill.runs.sweep import plan_sweep
 from redistill.runs.sweep_recipe import read_sweep
 
@@ -82,11 +83,35 @@ def test_the_base_of_a_sweep_is_a_file_beside_it_or_else_a_recipe_of_the_package
     assert read_sweep(sweep).base == {"student": {"model": "other"}}
 
 
-@pytest.mark.parametrize("name", ["table1-gpt2", "table1-opt", "table1-llama2", "table1-openllama2"])
-def test_the_buffer_of_distillm_is_as_large_as_on_the_processes_of_the_reference(name):
+def buffer_of(run: Run) -> int | None:
+    """Size of the replay buffer of a run in sequences; None without a buffer."""
+    policy = run.resolved_method.policy
+    while policy is not None and not isinstance(policy, Adaptive | Buffered):
+        policy = getattr(policy, "source", None)
+    return None if policy is None else num_buffered(policy.capacity, run.training.batch_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        *((f"table1-{pair}", {"distillm"}) for pair in ("gpt2", "opt", "llama2", "openllama2")),
+        ("table3", {"off-policy", "scrg-off-policy"}),
+    ],
+)
+def test_replay_buffers_are_as_large_as_on_the_processes_of_the_reference(name, rows):
     """The reference has 8 sequences of a batch, and a buffer of 1000, on each process."""
-    run = next(entry.run for entry in plan_sweep(Path(name)).entries if entry.run.method == "distillm")
-    assert run.resolved_method.policy.capacity == 1000 * run.training.batch_size // 8 == 4000
+    entries = plan_sweep(Path(name)).entries
+    sizes = {entry.label: size for entry in entries if (size := buffer_of(entry.run)) is not None}
+    batches = {entry.label: entry.run.training.batch_size for entry in entries}
+    assert sizes == {label: 1000 * batches[label] // 8 for label in rows}
+
+
+@pytest.mark.parametrize("method", ["distillm", "imitkd", "gkd"])
+def test_the_buffer_of_the_reference_code_grows_with_the_batch(method, folder):
+    models = "teacher: {model: t}\nstudent: {model: s}\ndata: {train: [rows.jsonl]}\n"
+    (folder / "mine.yaml").write_text(f"name: mine\ncompat: distillm\nmethod: {method}\n{models}")
+    sizes = [buffer_of(load_config(Path("mine.yaml"), [f"training.batch_size={size}"])) for size in (8, 32)]
+    assert sizes == [1000, 4000]
 
 
 def test_the_recipe_of_a_run_is_not_a_sweep():

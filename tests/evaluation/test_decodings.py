@@ -1,5 +1,6 @@
 """Decodings: further answers of the same student, which change neither the main answers nor an older folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from redistill.evaluation.decodings import Decoding
 from redistill.evaluation.scores import EvaluationConfig
 from redistill.reports.compare import build_comparison
 from redistill.reports.report import build_report
+from redistill.runs.opened import notes
 from redistill.runs.run import distill
 from redistill.storage import files
 from tests.evaluation.test_evaluation import Interrupted, network, responses, run, stop_after
@@ -114,3 +116,13 @@ def test_a_finished_run_is_scored_with_decodings_and_shown_side_by_side(tmp_path
     assert line["rouge_l"] == pytest.approx(expected, abs=1e-12)
     page = build_report(first.folder).read_text(encoding="utf-8")
     assert '<th scope="row">greedy</th>' in page and f"<td>{expected:.2f}" in page
+
+
+@pytest.mark.parametrize(
+    ("seeds", "decodings", "sampled"), [((10,), STANDARD, "T1, T0.8, T1-top_p0.9"), ((10, 20), STANDARD, "")]
+)
+def test_decodings_that_sample_with_one_seed_are_reported(seeds: Any, decodings: Any, sampled: str, tmp_path: Path) -> None:
+    evaluation = EvaluationConfig(seeds=seeds, decodings=decodings)
+    found = [line for line in notes(replace(tiny_run(tmp_path), evaluation=evaluation)) if "evaluation.decodings" in line]
+    expected = f"evaluation.decodings: {sampled} are sampled with 1 seed; set evaluation.seeds to at least 2 seeds"
+    assert found == ([expected] if sampled else [])

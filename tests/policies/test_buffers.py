@@ -217,3 +217,9 @@ def test_values_out_of_range_are_rejected(make, said) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("node", [Buffered(), Adaptive(threshold=1.0)], ids=repr)
+def test_a_buffer_has_125_batches_by_default(node: Buffered | Adaptive) -> None:
+    tools = make_fixture().tools
+    assert node.bind(tools)._buffer._sequences.maxlen == 125 * tools.gold.batch_size

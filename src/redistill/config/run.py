@@ -29,7 +29,7 @@ from redistill.evaluation.scores import EvaluationConfig
 from redistill.generation.local import LocalEngineConfig
 from redistill.generation.vllm import VllmEngineConfig
 from redistill.losses.divergences import Divergence
-from redistill.policies import Adaptive, Buffered, Paired, PolicyConfig, Rollouts
+from redistill.policies import Adaptive, Buffered, Paired, PolicyConfig, Rollouts, num_buffered
 from redistill.records import Json, Metric
 from redistill.storage import files
 from redistill.teachers.cached import CachedTeacherConfig
@@ -164,9 +164,9 @@ class Run:
                 kind = decoding.kind_of(type(policy))
                 raise ConfigError(f"policy: {kind} cannot be the source of another policy; set policy.kind to {kind}")
             size, times = self.training.batch_size, "" if ahead == 1 else f" times engine.ahead = {ahead}"
-            if isinstance(policy, Adaptive | Buffered) and policy.capacity < size * ahead:
+            if isinstance(policy, Adaptive | Buffered) and (held := num_buffered(policy.capacity, size)) < size * ahead:
                 raise ConfigError(
-                    f"policy: capacity = {policy.capacity}: must be at least training.batch_size = {size}{times}, "
+                    f"policy: capacity = {held}: must be at least training.batch_size = {size}{times}, "
                     "since a batch is drawn without replacement; raise capacity or lower training.batch_size"
                 )
             policy = getattr(policy, "source", None)

@@ -5,7 +5,7 @@ if the student has learned no more.  Scores at several temperatures show how muc
 effect of decoding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from redistill.contracts import TEMPERATURES, Sampling, is_temperature
@@ -68,6 +68,25 @@ class Decoding:
         Greedy decoding uses only the first seed, since its answers do not depend on the seed.
         """
         return tuple(main[: 1 if self.temperature == 0 else NUM_SEEDS])
+
+
+def seed_notes(decodings: Sequence[Decoding], seeds: Sequence[int]) -> Iterator[str]:
+    """Yield a sentence if decodings that sample have fewer than `NUM_SEEDS` seeds.
+
+    Args:
+        decodings: The field `evaluation.decodings`.
+        seeds: The field `evaluation.seeds`.
+
+    Example:
+        >>> list(seed_notes([Decoding(temperature=0.8)], [10, 20]))
+        []
+        >>> next(seed_notes([Decoding(temperature=0.8), Decoding(temperature=0)], [10]))
+        'evaluation.decodings: T0.8 is sampled with 1 seed; set evaluation.seeds to at least 2 seeds'
+    """
+    if names := [each.name for each in decodings if each.temperature != 0 and len(each.seeds(seeds)) < NUM_SEEDS]:
+        is_are = "is" if len(names) == 1 else "are"
+        remedy = f"set evaluation.seeds to at least {NUM_SEEDS} seeds"
+        yield f"evaluation.decodings: {', '.join(names)} {is_are} sampled with {len(seeds)} seed; {remedy}"
 
 
 def check_decodings(decodings: Sequence[Decoding]) -> None:

@@ -44,8 +44,9 @@ class EvaluationConfig:
             `module:NAME` for a metric of your own.  If a test set has metrics of its own, these come first.  The first
             metric of a test set is its primary metric, by which models are ranked and significance is tested.
         decodings: Further decodings with which the trained student answers the test sets.  Each uses the first two of `seeds`;
-            greedy decoding uses only the first.  scores.json, reports and comparisons show the scores of all decodings side by
-            side.  Models are ranked by the main decoding, which is set by the fields above.
+            greedy decoding uses only the first.  If a decoding samples and there is only one seed, a note is printed.
+            scores.json, reports and comparisons show the scores of all decodings side by side.  Models are ranked by the main
+            decoding, which is set by the fields above.
         teacher_forced: Further scores on gold answers, in validation and on test sets.  "acceptance": probabilities that the
             teacher accepts tokens that the student proposes as the draft model of speculative decoding (docs/methods/draft.md).
             "calibration": `ece`, the expected calibration error of the most probable token, in [0, 1].  "entropy":

@@ -177,7 +177,7 @@ def _revision_policy(policy: object) -> Revised:
     """
     while policy is not None and not isinstance(policy, Revised):
         policy = getattr(policy, "source", None)
-    return Revised() if policy is None else replace(policy, chunk_tokens=None, mode="replace")
+    return Revised() if policy is None else replace(policy, chunk_tokens="all", mode="replace")
 
 
 class _Given(Stateless):

@@ -4,7 +4,7 @@ docs/adding.md describes how to add a policy.
 """
 
 from redistill.policies.adaptive import Adaptive
-from redistill.policies.buffered import Buffered, has_buffer
+from redistill.policies.buffered import Buffered, has_buffer, num_buffered
 from redistill.policies.fixed import Fixed
 from redistill.policies.generated import Interleaved, StudentGenerated, TeacherMixed
 from redistill.policies.legacy import legacy_sequence
@@ -46,4 +46,5 @@ __all__ = [
     "gold_sequence",
     "has_buffer",
     "legacy_sequence",
+    "num_buffered",
 ]

@@ -11,7 +11,7 @@ from typing import Literal, Self, cast
 
 from redistill.contracts import Needs, StateValue, TokenSequence
 from redistill.errors import ConfigError
-from redistill.policies.buffered import BufferedSource, SequenceBuffer, check_buffer
+from redistill.policies.buffered import BufferedSource, SequenceBuffer, check_buffer, num_buffered
 from redistill.policies.order import Coin, GoldItem, coin
 from redistill.policies.source import PolicyTools, Source, WrappingNode, replaced
 from redistill.records import Json
@@ -50,15 +50,16 @@ class Adaptive(WrappingNode):
             per token.
         threshold_step: Increment of the threshold, in (0, 1].
         decay: Formula of s, the probability of fresh text when the buffer is full.
-        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.
+        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.  If None, the size is 125 times the batch
+            size, as in the public code with 1000 sequences and a batch of 8 on each process.
         coin: "sample" samples one r for each sample of a batch; "step" samples one r for the whole global batch.
 
     Raises:
         ConfigError: a value is out of range, or the source generates no student text.
 
     Example:
-        >>> Adaptive(threshold=0.5).capacity
-        1000
+        >>> Adaptive(threshold=0.5).decay
+        'decreasing'
         >>> Adaptive(threshold=1.5)
         Traceback (most recent call last):
             ...
@@ -71,7 +72,7 @@ class Adaptive(WrappingNode):
     epsilon: float = 0.1
     threshold_step: float = 0.1
     decay: Literal["decreasing", "constant", "increasing"] = "decreasing"
-    capacity: int = 1000
+    capacity: int | None = None
     coin: Coin = "sample"
 
     def __post_init__(self) -> None:
@@ -103,7 +104,8 @@ class AdaptiveSource(BufferedSource):
     """Returns the sequences of an `Adaptive` policy; created by `Adaptive.bind`."""
 
     def __init__(self, settings: Adaptive, source: Source, tools: PolicyTools) -> None:
-        super().__init__(source, SequenceBuffer(settings.capacity, tools))
+        self._capacity = num_buffered(settings.capacity, tools.gold.batch_size)
+        super().__init__(source, SequenceBuffer(self._capacity, tools))
         self._settings, self._seed, self._updates = settings, tools.seed, tools.updates
         self._threshold = settings.threshold
         self._reference_loss: float | None = None
@@ -148,7 +150,7 @@ class AdaptiveSource(BufferedSource):
         number = coin(self._seed, step, item, self._settings.coin, "schedule")
         if number >= self._threshold:
             return "gold"
-        is_filling = len(self._buffer) < self._settings.capacity
+        is_filling = len(self._buffer) < self._capacity
         return "fresh" if is_filling or number < self._fresh_probability(step + 1) else "replay"
 
     def _fresh_probability(self, update: int) -> float:

@@ -12,6 +12,9 @@ from redistill.policies.source import PolicyNode, PolicyTools, Source, Wrapping,
 from redistill.randomness import generator
 from redistill.records import Json
 
+BUFFERED_BATCHES = 125
+"""Default size of a replay buffer in batches: the reference code has a buffer of 1000 sequences for batches of 8."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Buffered(WrappingNode):
@@ -28,8 +31,9 @@ class Buffered(WrappingNode):
 
     Args:
         source: The policy that generates the text.
-        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.  In the reference code, the buffer of
-            each process has 1000 sequences, which makes 4000 on four GPUs.
+        capacity: Size of the buffer in sequences, >= 1 and at least the batch size.  If None, the size is 125 times the batch
+            size.  In the reference code, each process has a buffer of 1000 sequences and usually a batch of 8, which makes
+            4000 and 32 on four GPUs.
 
     Raises:
         ConfigError: the capacity is below 1, or the source generates no student text.
@@ -40,10 +44,10 @@ class Buffered(WrappingNode):
         >>> Buffered(capacity=0)
         Traceback (most recent call last):
             ...
-        redistill.errors.ConfigError: capacity = 0: must be >= 1; the reference code keeps 1000
+        redistill.errors.ConfigError: capacity = 0: must be >= 1; leave it out for 125 batches
     """
 
-    capacity: int = 1000
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
         check_buffer("buffered", self.source, self.capacity)
@@ -57,7 +61,23 @@ class Buffered(WrappingNode):
         return (cls(), cls(capacity=12))
 
     def bind(self, tools: PolicyTools) -> "BufferedSource":
-        return BufferedSource(self.source.bind(tools), SequenceBuffer(self.capacity, tools))
+        return BufferedSource(
+            self.source.bind(tools), SequenceBuffer(num_buffered(self.capacity, tools.gold.batch_size), tools)
+        )
+
+
+def num_buffered(capacity: int | None, batch_size: int) -> int:
+    """Return the size of a replay buffer in sequences.
+
+    Args:
+        capacity: The setting `capacity` of a policy; None selects 125 times the batch size.
+        batch_size: Sequences of an update, of all processes together.
+
+    Example:
+        >>> num_buffered(None, 32), num_buffered(64, 32)
+        (4000, 64)
+    """
+    return BUFFERED_BATCHES * batch_size if capacity is None else capacity
 
 
 def has_buffer(policy: object) -> bool:
@@ -190,17 +210,17 @@ def is_generated(sequence: TokenSequence) -> bool:
     return sequence.origin not in {"dataset", "replay"}
 
 
-def check_buffer(name: str, source: PolicyNode, capacity: int) -> None:
+def check_buffer(name: str, source: PolicyNode, capacity: int | None) -> None:
     """Check the settings of a policy with a buffer: `source` and `capacity`.
 
     Args:
         name: Name of the policy in error messages.
         source: The policy whose text is added to the buffer.
-        capacity: Size of the buffer in sequences.
+        capacity: Size of the buffer in sequences; None for the default.
 
     Raises:
         ConfigError: the capacity is below 1, or `source` generates no student text.
     """
-    if capacity < 1:
-        raise ConfigError(f"capacity = {capacity}: must be >= 1; the reference code keeps 1000")
+    if capacity is not None and capacity < 1:
+        raise ConfigError(f"capacity = {capacity}: must be >= 1; leave it out for {BUFFERED_BATCHES} batches")
     check_student_text(name, source, "revised with the source student_generated")

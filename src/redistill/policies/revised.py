@@ -7,14 +7,23 @@ continuation of the corrected prefix.  Gold answers that the source returns are 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from redistill.contracts import MAX_WEIGHT, Generation, GenerationRequest, Needs, Sampling, StateValue, TokenSequence
+from redistill.contracts import (
+    MAX_WEIGHT,
+    EngineCapabilities,
+    Generation,
+    GenerationRequest,
+    Needs,
+    Sampling,
+    StateValue,
+    TokenSequence,
+)
 from redistill.errors import ConfigError, check_field
 from redistill.policies.chunked import ChunkedEngine
 from redistill.policies.correction import Correction, correct, is_finished, locate_error
@@ -34,6 +43,9 @@ _ASKED: dict[TeacherToken, tuple[Statistic, Sampling]] = {
     "argmax": ("teacher_argmax", Sampling(temperature=0.0)),
 }
 """For each value of `teacher_token`: how the token at the error is chosen, and how the teacher generates further tokens."""
+USUAL_CHUNK = 16
+"""Default size in tokens of the chunks in which drafts are generated for the detection "first"."""
+_CHUNKS_NEED = "mode replace and source student_generated"
 _COUNTS = "revision_counts"  # key of a checkpoint's state
 
 
@@ -67,8 +79,9 @@ class Revised(WrappingNode):
         threshold_nats: Threshold of KL(q || p) for the detection "first", > 0; None for other detections.
         chunk_tokens: Size of chunks in tokens, >= 1, for the detection "first".  Drafts are generated chunk by chunk.  Both
             models score each chunk, and a draft is not continued after the chunk that contains its error.  Up to rounding,
-            the revised text is the same as without chunks.  If None, or if the engine does not store the states of
-            prefixes, each draft is generated completely before it is scored.
+            the revised text is the same as without chunks.  With "all", each draft is generated completely before it is
+            scored.  None selects 16 if detection, mode and source allow chunks, and "all" otherwise.  If the engine does
+            not store the states of prefixes, drafts are always generated completely.
         rounds: Number of revisions of a sequence, >= 1; the paper's default is 1.
         in_order: Whether a later round can replace only tokens from the previous error token on.
         mode: "replace" returns the revised sequence instead of the draft; "append" returns both.
@@ -97,7 +110,7 @@ class Revised(WrappingNode):
     teacher_tokens: int | Literal["all"] = 1
     detection: Detection = "reverse"
     threshold_nats: float | None = None
-    chunk_tokens: int | None = None
+    chunk_tokens: int | Literal["all"] | None = None
     rounds: int = 1
     in_order: bool = False
     mode: Literal["replace", "append"] = "replace"
@@ -115,12 +128,14 @@ class Revised(WrappingNode):
             )
         if self.threshold_nats is not None and not 0 < self.threshold_nats < math.inf:
             raise ConfigError(f"threshold_nats = {self.threshold_nats}: must be > 0 and finite; 1 is usual")
-        if self.chunk_tokens is not None:
-            check_field(self, "chunk_tokens", self.chunk_tokens >= 1, "must be >= 1; 16 is usual")
-            good = self.detection == "first" and self.mode == "replace" and isinstance(self.source, StudentGenerated)
+        if isinstance(self.chunk_tokens, int):
+            check_field(self, "chunk_tokens", self.chunk_tokens >= 1, f"must be >= 1, or all; {USUAL_CHUNK} is usual")
             remedy = "set these, or leave chunk_tokens out"
             check_field(
-                self, "chunk_tokens", good, f"needs detection first, mode replace and source student_generated; {remedy}"
+                self,
+                "chunk_tokens",
+                self._allows_chunks,
+                f"needs detection first, {_CHUNKS_NEED}; {remedy}",
             )
         if not 0 < self.error_weight <= MAX_WEIGHT:
             raise ConfigError(f"error_weight = {self.error_weight}: must lie in (0, {MAX_WEIGHT}]; the paper's method is 1")
@@ -147,12 +162,59 @@ class Revised(WrappingNode):
     def needs(self) -> Needs:
         return self.source.needs | Needs(teacher=True, statistics=True, teacher_text=self.teacher_tokens != 1)
 
+    @property
+    def _allows_chunks(self) -> bool:
+        return self.detection == "first" and self.mode == "replace" and isinstance(self.source, StudentGenerated)
+
+    def chunk_size(self, engine: EngineCapabilities) -> int | None:
+        """Return the number of tokens of a chunk; None for complete drafts.
+
+        Drafts are generated in chunks of this size.
+
+        Args:
+            engine: Features of the engine that generates the drafts.
+
+        Example:
+            >>> from redistill.generation.local import LOCAL
+            >>> Revised(detection="first", threshold_nats=1.0).chunk_size(LOCAL)
+            16
+        """
+        if self.chunk_tokens == "all" or not self._allows_chunks or not engine.prefix_memory:
+            return None
+        return self.chunk_tokens or USUAL_CHUNK
+
     def bind(self, tools: PolicyTools) -> "RevisedSource":
-        scores = draft_scores(self, tools)
-        drafting = tools
-        if self.chunk_tokens is not None and tools.engine.capabilities.prefix_memory:
-            drafting = replace(tools, engine=ChunkedEngine(tools.engine, self.chunk_tokens, scores.has_error))
+        scores, size = draft_scores(self, tools), self.chunk_size(tools.engine.capabilities)
+        drafting = tools if size is None else replace(tools, engine=ChunkedEngine(tools.engine, size, scores.has_error))
         return RevisedSource(self, self.source.bind(drafting), tools, scores)
+
+
+def chunk_notes(policy: object, engine: EngineCapabilities) -> Iterator[str]:
+    """Yield a sentence if a policy generates complete drafts without need.
+
+    With the detection "first", the policy needs a draft only up to its first error.
+
+    Args:
+        policy: The settings of a policy.  Its attribute `source`, if it has one, is the inner policy.
+        engine: Features of the engine that generates the drafts.
+
+    Example:
+        >>> from redistill.generation.local import LOCAL
+        >>> list(chunk_notes(Revised(detection="first", threshold_nats=1.0, chunk_tokens=4), LOCAL))
+        []
+        >>> next(chunk_notes(Revised(detection="first", threshold_nats=1.0, mode="append"), LOCAL))
+        'policy revised generates complete drafts for detection first: chunks need mode replace and source student_generated'
+    """
+    if (
+        isinstance(policy, Revised)
+        and policy.detection == "first"
+        and policy.chunk_tokens != "all"
+        and policy.chunk_size(engine) is None
+    ):
+        need = "an engine that stores the states of prefixes (local)" if policy._allows_chunks else _CHUNKS_NEED
+        yield f"policy revised generates complete drafts for detection first: chunks need {need}"
+    if hasattr(policy, "source"):
+        yield from chunk_notes(policy.source, engine)
 
 
 def revises(node: object) -> bool:
@@ -213,7 +275,8 @@ class RevisedSource(Wrapping):
         chunks, since most of these drafts end soon after their error.
         """
         revisions, tails, same = self._counts
-        fraction = {"unchanged_tails": same / tails} if tails and self._settings.chunk_tokens is None else {}
+        is_complete = self._settings.chunk_size(self._tools.engine.capabilities) is None
+        fraction = {"unchanged_tails": same / tails} if tails and is_complete else {}
         return {**self._source.metrics(), "revisions": revisions, **fraction}
 
     def state_dict(self) -> Mapping[str, StateValue]:

@@ -20,6 +20,7 @@ from redistill.contracts import Engine, EngineTools, Processes, Teacher, Teacher
 from redistill.data.reader import single_sources
 from redistill.data.spans.extract import SpanExtractor, load_extractor
 from redistill.errors import ConfigError
+from redistill.evaluation.decodings import seed_notes
 from redistill.evaluation.scorable import unscorable_notes
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
@@ -27,6 +28,7 @@ from redistill.models.families import layer_list
 from redistill.models.offload import offload_layers
 from redistill.models.student import StudentModule
 from redistill.policies import Adaptive, has_buffer
+from redistill.policies.revised import chunk_notes
 from redistill.processes import signals
 from redistill.processes import watch as ranks
 from redistill.processes.memory import Halving
@@ -271,6 +273,8 @@ def notes(config: Run) -> Iterator[str]:
     if isinstance(policy, Adaptive) and policy.threshold == 0 and not config.training.evaluate_every:
         when = "only after a validation loss has risen, and training.evaluate_every is 0"
         yield f"policy adaptive uses student text {when}; set training.evaluate_every"
+    yield from chunk_notes(policy, config.engine_capabilities)
+    yield from seed_notes(config.evaluation.decodings, config.evaluation.seeds)
 
 
 def _precision_notes(config: Run) -> Iterator[str]:

@@ -48,18 +48,25 @@ def one_value_per_row(divergence: Divergence) -> Findings:
 
 
 def zero_when_equal(divergence: Divergence) -> Findings:
-    """Check that the divergence is 0 if student and teacher are equal."""
+    """Check that the divergence is 0 if student and teacher are equal.
+
+    A divergence with a field `teacher_temperature` is 0 if the student is equal to the teacher at this temperature.
+    """
     for seed in range(NUM_SEEDS):
         logp_NV = log_rows(seed, scale=0.5 * seed)
-        largest = float(divergence(logp_NV.clone(), logp_NV).abs().max())
+        logq_NV = torch.log_softmax(_equal_logits(divergence, logp_NV), dim=-1)
+        largest = float(divergence(logq_NV, logp_NV).abs().max())
         yield largest < 1e-12, f"q = p = log_rows({seed}) gave {largest:g}"
 
 
 def positive_when_a_class_differs(divergence: Divergence) -> Findings:
-    """Check that the divergence is positive if a single logit differs."""
+    """Check that the divergence is positive if a single logit differs.
+
+    The student's other logits are equal to those of the teacher at `teacher_temperature`.
+    """
     for seed in range(NUM_SEEDS):
         logp_NV, change = log_rows(seed), 0.01 * 1.3**seed
-        logits_NV = logp_NV.clone()
+        logits_NV = _equal_logits(divergence, logp_NV)
         logits_NV[:, seed % 11] += change
         smallest = float(divergence(torch.log_softmax(logits_NV, dim=-1), logp_NV).min())
         yield smallest > 0, f"p = log_rows({seed}), logit {seed % 11} of q higher by {change:g}, gave {smallest:g}"
@@ -146,10 +153,14 @@ def gradient_matches_finite_differences(divergence: Divergence) -> Findings:
 def zero_gradient_when_equal(divergence: Divergence) -> Findings:
     """Check that the gradient is 0 if student and teacher are equal.
 
-    The gradient is taken with respect to the student's logits.
+    The gradient is taken with respect to the student's logits.  A divergence with a field `teacher_temperature` has the
+    gradient 0 if the student is equal to the teacher at this temperature.
     """
-    logits_NV = log_rows(18)  # logits of both models, so that q and p are bitwise equal
-    largest = float(_gradient(divergence, logits_NV, logits_NV.log_softmax(-1)).abs().max())
+    logits_NV = log_rows(18)
+    logp_NV = logits_NV.log_softmax(-1)
+    if _teacher_temperature(divergence) != 1:
+        logits_NV = _equal_logits(divergence, logp_NV)  # so that q and the tempered p are bitwise equal
+    largest = float(_gradient(divergence, logits_NV, logp_NV).abs().max())
     yield largest < 1e-12, f"q = p = log_rows(18) has a gradient of {largest:g}"
 
 
@@ -167,7 +178,7 @@ def accurate_close_to_the_teacher(divergence: Divergence) -> Findings:
     This is the case late in training.  The error relative to the float64 gradient must be below 5e-3 (L2 norms).
     """
     logp_NV = log_rows(20, vocabulary=5000, scale=3.0).float()
-    logits_NV = logp_NV + 0.08 * log_rows(21, vocabulary=5000, scale=1.0).float()
+    logits_NV = _equal_logits(divergence, logp_NV) + 0.08 * log_rows(21, vocabulary=5000, scale=1.0).float()
     single_NV, double_NV = (_gradient(divergence, logits_NV.to(d), logp_NV.to(d)) for d in (torch.float32, torch.float64))
     error = float((single_NV - double_NV).norm() / double_NV.norm())
     yield error < 5e-3, f"5000 classes, KL about 0.003: the float32 gradient has a relative error of {error:g}"
@@ -223,6 +234,16 @@ def log_rows(seed: int, num_rows: int = 5, vocabulary: int = 11, scale: float = 
     """
     logits_NV = scale * np.random.default_rng(seed).standard_normal((num_rows, vocabulary))
     return torch.log_softmax(torch.from_numpy(logits_NV), dim=-1)
+
+
+def _teacher_temperature(divergence: Divergence) -> float:
+    """Return the field `teacher_temperature` of a divergence; 1 if it has no such field."""
+    return float(getattr(divergence, "teacher_temperature", 1.0))
+
+
+def _equal_logits(divergence: Divergence, logp_NV: torch.Tensor) -> torch.Tensor:
+    """Return logits of a student that is equal to the teacher at `teacher_temperature`; a new tensor."""
+    return logp_NV / _teacher_temperature(divergence)
 
 
 def _gradient(divergence: Divergence, logits_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:

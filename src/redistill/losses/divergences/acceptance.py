@@ -95,7 +95,7 @@ class HybridAcceptance(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(decay=0.5, temperature=2.0))
+        return (cls(), cls(decay=0.5, temperature=2.0), cls(teacher_temperature=0.7))
 
 
 def log_acceptance(logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> torch.Tensor:

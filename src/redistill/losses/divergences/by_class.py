@@ -64,7 +64,7 @@ class ToDi(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(sharpness=0.3), cls(temperature=2.0))
+        return (cls(), cls(sharpness=0.3), cls(temperature=2.0), cls(teacher_temperature=0.7))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,4 +117,4 @@ class EntropyAware(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(threshold_nats=0.0), cls(threshold_nats=1.5, temperature=2.0))
+        return (cls(), cls(threshold_nats=0.0), cls(threshold_nats=1.5, temperature=2.0), cls(teacher_temperature=0.7))

@@ -108,7 +108,13 @@ class AlphaBeta(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(alpha=0.5, beta=0.5), cls(alpha=1.0, beta=0.0), cls(alpha=0.0, beta=0.7, temperature=2.0))
+        return (
+            cls(),
+            cls(alpha=0.5, beta=0.5),
+            cls(alpha=1.0, beta=0.0),
+            cls(alpha=0.0, beta=0.7, temperature=2.0),
+            cls(teacher_temperature=0.7),
+        )
 
 
 def _power_kl(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, power: float) -> torch.Tensor:

@@ -104,7 +104,7 @@ class ReverseKL(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(temperature=0.5))
+        return (cls(), cls(temperature=0.5), cls(teacher_temperature=0.7))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class SymmetricKL(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(forward_weight=0.1), cls(temperature=2.0))
+        return (cls(), cls(forward_weight=0.1), cls(temperature=2.0), cls(teacher_temperature=0.7))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,4 +217,4 @@ class AdaptiveKL(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(head_mass=0.9, temperature=2.0))
+        return (cls(), cls(head_mass=0.9, temperature=2.0), cls(teacher_temperature=0.7))

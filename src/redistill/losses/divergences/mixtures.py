@@ -60,7 +60,7 @@ class JensenShannon(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(teacher_weight=0.5), cls(teacher_weight=0.9, temperature=2.0))
+        return (cls(), cls(teacher_weight=0.5), cls(teacher_weight=0.9, temperature=2.0), cls(teacher_temperature=0.7))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class SkewForwardKL(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(alpha=0.5, temperature=2.0))
+        return (cls(), cls(alpha=0.5, temperature=2.0), cls(teacher_temperature=0.7))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class SkewReverseKL(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(alpha=0.5, temperature=2.0))
+        return (cls(), cls(alpha=0.5, temperature=2.0), cls(teacher_temperature=0.7))
 
 
 def _kl_to_mixture(log_a_NV: torch.Tensor, log_b_NV: torch.Tensor, weight: float) -> torch.Tensor:

@@ -62,7 +62,7 @@ class Softened:
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(temperature=2.0))
+        return (cls(), cls(temperature=2.0), cls(teacher_temperature=0.7))
 
     def softened(self, logq_NV: torch.Tensor, logp_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both inputs with their temperatures applied; logp_NV is detached.

@@ -132,4 +132,9 @@ class Taid(Softened):
 
         `redistill.testing` checks that each instance has the properties that every divergence must have.
         """
-        return (cls(), cls(t_start=0.1, t_end=0.6, adaptation=0.0), cls(t_start=0.9, temperature=2.0))
+        return (
+            cls(),
+            cls(t_start=0.1, t_end=0.6, adaptation=0.0),
+            cls(t_start=0.9, temperature=2.0),
+            cls(teacher_temperature=0.7),
+        )
