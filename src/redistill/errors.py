@@ -148,6 +148,17 @@ class ServerError(RedistillError):
     """
 
 
+class OtherModelError(ServerError):
+    """A server does not have the model of the run.
+
+    Its model has another name or other weights.
+
+    Example:
+        >>> issubclass(OtherModelError, ServerError), OtherModelError.exit_code
+        (True, 2)
+    """
+
+
 class ServerUnavailableError(ServerError):
     """A server did not reply in time, or all attempts of a request failed.
 

@@ -143,19 +143,32 @@ def test_a_run_is_not_resumed_with_another_model(world: Path, capsys: pytest.Cap
         assert main(["train", str(path)]) == 0
 
 
-def test_a_server_with_other_weights_in_the_middle_of_a_run_ends_it(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = ModelScript(world / "teacher")
+@pytest.mark.parametrize("method", ["kd", "seqkd"])
+def test_other_weights_in_the_middle_of_a_run_end_it_after_the_patience(
+    world: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run with the same server afterwards has the results of an undisturbed one."""
+    script, num_texts = ModelScript(world / "teacher"), [0]
+    with serving(script) as server:
+        assert main(["train", str(recipe(world, server.url, method, out=str(world / "whole")))]) == 0
 
     def change(received: Received) -> Answer:
-        if len(server.received) > 12:
-            script.shift = 5.0
+        num_texts[0] += "stop_token_ids" in (received.body or {})
+        if method == "kd" and len(server.received) == 13 or num_texts[0] == 3:
+            script.shift = 50.0
         return script(received)
 
     with serving(change) as server:
-        assert main(["train", str(recipe(world, server.url))]) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert "log-probabilities of the probe text differ by" in last and "serve the original model" in last
-    assert list((world / "out" / "checkpoints").glob("step-*"))
+        path = recipe(world, server.url, method, teacher={"patience_s": 0.0})
+        capsys.readouterr()
+        assert main(["train", str(path)]) == (75 if method == "kd" else 2)  # seqkd has not learned before its first text
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "log-probabilities of the probe text differ by" in last and "serve the original model" in last
+        assert bool(list((world / "out" / "checkpoints").glob("step-*"))) == (method == "kd")
+        script.shift, num_texts[0] = 0.0, 10
+        assert main(["train", str(path)]) == 0
+    whole = [json.loads(line) for line in (world / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines(world)] == [line["loss"] for line in whole if line["kind"] == "train"]
 
 
 def test_replicas_share_the_requests_and_one_that_fails_is_skipped(world: Path) -> None:
