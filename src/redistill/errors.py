@@ -14,7 +14,8 @@ class RedistillError(Exception):
 
     `str(error)` is one line that includes the remedy.
 
-    `exit_code` is the exit status of the command line.
+    `exit_code` is the exit status of the command line.  `is_everywhere` is True if the error was raised in all processes of a
+    job (see `signals.fail`).
 
     Example:
         >>> error = ConfigError("top_p = 2: must lie in (0, 1]; 1 keeps every class")
@@ -23,6 +24,7 @@ class RedistillError(Exception):
     """
 
     exit_code = 2
+    is_everywhere = False
 
 
 class ConfigError(RedistillError, ValueError):

@@ -139,7 +139,9 @@ def test_a_server_without_text_of_tokens_and_without_their_ids_is_accepted_with_
 
     tiny_run(tmp_path)
     with serving(ModelScript(tmp_path / "teacher", change=change, max_model_len=None)) as server:
+        capsys.readouterr()
         assert main(["train", str(recipe(tmp_path, server.url))]) == 0
+    assert capsys.readouterr().err.count("its tokenizer was not compared with that of the student") == 1
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -1,4 +1,4 @@
-"""Repeats the work of a client in a run after an invalid reply, or a reply of another model.
+"""Repeats requests after an invalid reply, or a reply of another model.
 
 `servers.client` repeats single requests to servers that do not reply.  This module handles replies that arrive and cannot be
 used.
@@ -15,29 +15,31 @@ from redistill.servers.client import Report
 Value = TypeVar("Value")
 
 TRIES = 3
-"""Maximum number of times that a work is done, if a reply is invalid or a server rejects a request."""
+"""Maximum number of calls if a reply is invalid, or if a server rejects a request."""
 _POLL_S = 1.0  # between two comparisons with a server that has another model
 
 
 class Repetition:
-    """Repeats a work until the replies of servers can be used.
+    """Repeats a call until the replies of servers can be used.
 
-    - After an invalid reply or a rejected request, the work is repeated at once, at most `TRIES` times in all.
-    - If a server has another model, the servers are compared for up to `patience_s` seconds.  The work is repeated when all of
-      them have the original model.
-    - When no work of this object has succeeded before, another model is an error at once.
+    The call sends requests.  After an invalid reply or a rejected request, it is repeated at once, at most `TRIES` times.
+    If a server has another model, the servers are compared for up to `patience_s` seconds.  The call is repeated when all of
+    them have the original model.
+
+    If no repetition helps, a ServerUnavailableError is raised, since the same command resumes the run.  If no call of this
+    object has succeeded before, invalid replies raise a ServerError: the server may never be usable.
 
     Args:
-        patience_s: Maximum time to wait for the original model during one work, in seconds.
-        report: Function that is called with one line when the work is repeated.
+        patience_s: Maximum time to wait for the original model during one call of `run`, in seconds.
+        report: Function that is called with one line when the call is repeated.
 
     Example:
         >>> replies = iter([ServerError("server 127.0.0.1:8000: invalid reply"), "text"])
-        >>> def work():
+        >>> def call():
         ...     if isinstance(reply := next(replies), Exception):
         ...         raise reply
         ...     return reply
-        >>> Repetition(900.0, print).run(work, lambda: None)
+        >>> Repetition(900.0, print).run(call, lambda: None)
         server 127.0.0.1:8000: invalid reply; the request is repeated
         'text'
     """
@@ -45,27 +47,25 @@ class Repetition:
     def __init__(self, patience_s: float, report: Report) -> None:
         self._patience_s, self._report, self._has_succeeded = patience_s, report, False
 
-    def run(self, work: Callable[[], Value], check: Callable[[], None]) -> Value:
-        """Return the result of a work.
+    def run(self, call: Callable[[], Value], check: Callable[[], None]) -> Value:
+        """Return the result of a call.
 
         Args:
-            work: Sends requests, checks the replies and returns a value.
+            call: Sends requests, checks the replies and returns a value.
             check: Compares the servers with the original model; raises a ServerError if one cannot be used.
 
         Raises:
-            ServerError: the first work of this object failed; this is the error of its last repetition.
-            ServerUnavailableError: a server cannot be reached, or a later work failed.
+            ServerError: the replies to the first call of this object are invalid, also after all repetitions.
+            ServerUnavailableError: a server cannot be reached or has another model, or a later call failed.
             Interrupted: a signal arrived while the method waited.
         """
         end, failures = time.monotonic() + self._patience_s, 0
         while True:
             try:
-                value = work()
+                value = call()
             except ServerUnavailableError:
                 raise
             except OtherModelError as error:
-                if not self._has_succeeded:
-                    raise
                 self._wait(error, end, check)
             except ServerError as error:
                 failures += 1

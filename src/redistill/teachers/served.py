@@ -189,9 +189,8 @@ class ServedTeacher:
         an invalid reply, or a reply of another model, the request is repeated (see `Repetition`).
 
         Raises:
-            ServerError: the first exchange of this process failed: a reply is invalid, or the log-probabilities of the probe
-                text have changed.
-            ServerUnavailableError: a server cannot be reached, or a later exchange failed.
+            ServerError: the replies to the first exchange of this process are invalid.
+            ServerUnavailableError: a server cannot be reached or has another model, or a later exchange failed.
             Interrupted: a signal arrived.
         """
         wanted = list(dict.fromkeys(each.token_ids for each in sequences if each.token_ids not in self._stored))
@@ -232,9 +231,8 @@ class ServedTeacher:
 
         Raises:
             ConfigError: `sampling` bans n-grams or mixes models, which a served teacher cannot do.
-            ServerError: the first exchange of this process failed: a reply is invalid, or the log-probabilities of the probe
-                text have changed.
-            ServerUnavailableError: a server cannot be reached, or a later exchange failed.
+            ServerError: the replies to the first exchange of this process are invalid.
+            ServerUnavailableError: a server cannot be reached or has another model, or a later exchange failed.
             Interrupted: a signal arrived.
         """
         if sampling.no_repeat_ngram or sampling.uses_teacher:
@@ -246,7 +244,7 @@ class ServedTeacher:
         return texts
 
     def _fetch(self, wanted: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], _Stored]:
-        """Return the most probable classes of token sequences, from servers with the original model."""
+        """Return the most probable classes, from servers with the original model."""
         size, settings, found = self._settings.prompts_per_request, self._settings, dict[tuple[int, ...], _Stored]()
         parts = [[*wanted[start : start + size], self.probe.token_ids] for start in range(0, len(wanted), size)]
         requests = [
