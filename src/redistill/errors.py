@@ -14,7 +14,8 @@ class RedistillError(Exception):
 
     `str(error)` is one line that includes the remedy.
 
-    `exit_code` is the exit status of the command line.
+    `exit_code` is the exit status of the command line.  `is_everywhere` is True if the error was raised in all processes of a
+    job (see `signals.fail`).
 
     Example:
         >>> error = ConfigError("top_p = 2: must lie in (0, 1]; 1 keeps every class")
@@ -23,6 +24,7 @@ class RedistillError(Exception):
     """
 
     exit_code = 2
+    is_everywhere = False
 
 
 class ConfigError(RedistillError, ValueError):
@@ -144,6 +146,17 @@ class ServerError(RedistillError):
 
     Example:
         >>> issubclass(ServerError, RedistillError), ServerError.exit_code
+        (True, 2)
+    """
+
+
+class OtherModelError(ServerError):
+    """A server does not have the model of the run.
+
+    Its model has another name or other weights.
+
+    Example:
+        >>> issubclass(OtherModelError, ServerError), OtherModelError.exit_code
         (True, 2)
     """
 

@@ -10,11 +10,13 @@ import torch
 
 from redistill.contracts import EngineTools, GenerationRequest, Sampling
 from redistill.errors import ConfigError, RedistillError, ServerError, ServerUnavailableError
+from redistill.generation import vllm_weights
 from redistill.generation.generate import generate
 from redistill.generation.vllm import VllmEngine, VllmEngineConfig
 from redistill.generation.vllm_colocated import ColocatedConfig
 from redistill.models.load import ModelConfig, end_token_ids, load_model
 from redistill.models.lora import LoraConfig, add_lora
+from redistill.processes import signals
 from redistill.processes.memory import Halving
 from redistill.servers.vllm import EXTENSION
 from tests.servers.fake import Answer, Received, Server, serving
@@ -125,6 +127,40 @@ def test_a_stale_head_and_a_stale_prefix_cache_end_the_run_before_the_next_draw(
         assert raised.value.exit_code == 75 and "run the same command again" in str(raised.value)
 
 
+@pytest.mark.parametrize("scale", [0.002, 0.005, 0.01, 0.02])
+def test_a_stale_head_is_detected_at_the_first_transfer_as_well(tied, scale) -> None:
+    """As in a resumed run, whose weights differ from those with which the server was started."""
+    for seed in range(4):
+        world = World(tied)
+        world.update(scale, seed)
+        with serving(VllmScript(tied, keeps_head=True)) as server:
+            with pytest.raises(ServerError, match=r"and must differ by at most 0\.001;") as raised:
+                world.engine(server).sync(world.student, 1000)
+            assert raised.value.exit_code == 2
+
+
+def test_the_rounding_of_a_server_in_bfloat16_is_accepted_and_a_stale_head_is_not(folder) -> None:
+    for seed in range(3):
+        world, script = World(folder), VllmScript(folder, dtype="bfloat16")
+        with serving(script) as server:
+            engine = world.engine(server)
+            for step in range(3):
+                world.update(seed=10 * seed + step)
+                engine.sync(world.student, step)
+            script.keeps_head = True
+            world.update(seed=seed)
+            with pytest.raises(ServerUnavailableError, match="does not have the student's weights"):
+                engine.sync(world.student, 4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dev_mode", "expected"), [("float32", True, "float32"), ("bfloat16", True, "half"), ("float32", False, None)]
+)
+def test_the_precision_of_a_server(tied, dtype, dev_mode, expected) -> None:
+    with serving(VllmScript(tied, dtype=dtype, dev_mode=dev_mode)) as server:
+        assert World(tied).engine(server)._backend.precision() == expected
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_worker_extension_loads_weights_with_the_head_of_the_student(folder, lora) -> None:
     world = World(folder, lora)
@@ -211,7 +247,7 @@ def test_a_server_that_was_restarted_gets_the_weights_again(folder) -> None:
             script.restart()
             engine.sync(world.student, 1)
             assert engine.generate(requests(), Sampling()) == expected
-        assert len(world.said) == 1 and "loads the weights again" in world.said[0]
+        assert len(world.said) == 1 + lora and "loads the weights again" in world.said[-1]  # the server has lost its adapters
 
 
 def test_a_restart_while_texts_are_requested_is_detected(tied) -> None:
@@ -233,6 +269,50 @@ def test_a_restart_while_texts_are_requested_is_detected(tied) -> None:
         failures[0] = 1
         assert engine.generate(requests(), Sampling()) == expected
     assert failures == [2] and any("loads the weights again" in line for line in world.said)
+
+
+def test_a_restart_between_two_calls_is_detected_without_a_failed_request(folder) -> None:
+    for lora in (False, True):
+        world, script = World(folder, lora), VllmScript(folder)
+        with serving(script) as server:
+            engine = world.engine(server)
+            world.update()
+            engine.sync(world.student, 0)
+            expected = engine.generate(requests(), GREEDY)
+            script.restart()
+            assert engine.generate(requests(), GREEDY) == expected
+        assert len(world.said) == 1 + lora and "loads the weights again" in world.said[-1]  # the server has lost its adapters
+
+
+def test_a_process_requests_texts_again_after_another_one_has_loaded_the_weights_again(tied, monkeypatch) -> None:
+    world, script = World(tied), VllmScript(tied)
+    num_texts = [-1]
+
+    def restarts(received: Received) -> Answer:
+        if num_texts[0] >= 0 and "stop_token_ids" in (received.body or {}):
+            num_texts[0] += 1
+            if num_texts[0] == 3:
+                script.restart()
+                return Answer({}, 503)
+            if num_texts[0] == 6:  # the main process detects the restart, while this one has texts of other weights
+                assert main._weights.restore()
+        return script(received)
+
+    with serving(restarts) as server:
+        main, other = (world.engine(server, patience_s=30.0, concurrent_requests=1) for _ in range(2))
+        world.update()
+        main.sync(world.student, 0)
+        with monkeypatch.context() as patched:  # `other` is the engine of a process that does not transfer the weights
+            patched.setattr(vllm_weights, "_is_main", lambda: False)
+            weights = main._weights
+            patched.setattr(signals, "gather", lambda values: [(weights._loaded, weights.model, weights._threshold)])
+            other.sync(world.student, 0)
+        assert other._weights._threshold.limit == main._weights._threshold.limit == pytest.approx(0.001)
+        expected = main.generate(requests(), Sampling())
+        monkeypatch.setattr(signals, "num_processes", lambda: 2)
+        num_texts[0] = 0
+        assert other.generate(requests(), Sampling()) == expected
+    assert num_texts[0] == 3 + 6 + 8, "after the failed request, the others and then all texts were requested again"
 
 
 def _changed(fault: str, choice: dict[str, Any]) -> None:
@@ -379,6 +459,9 @@ def test_the_kinds_of_errors_of_a_recipe() -> None:
         ({"max_staleness": -1}, "max_staleness = -1: must be >= 0"),
         ({"colocated": ColocatedConfig()}, "must be null in the mode server"),
         ({"mode": "colocated"}, r"url = \('http://127.0.0.1:1/v1',\): must not be set in the mode colocated"),
+        ({"mode": "colocated", "url": (), "model": "", "concurrent_requests": 8}, "concurrent_requests = 8: must not be set"),
+        ({"mode": "colocated", "url": (), "model": "", "patience_s": 1.0}, "patience_s = 1.0: must not be set"),
+        ({"mode": "colocated", "url": (), "model": "", "timeout_s": 0.0}, "timeout_s = 0.0: must be > 0"),
         ({"mode": "colocated", "url": (), "model": "", "transfer": "extension"}, "must be 'reload' in the mode colocated"),
         ({"url": ("ftp://x",)}, "must be an http or https URL"),
         ({"every": 0}, "every = 0: must lie in"),

@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import sys
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +32,7 @@ class FakeLLM:
 
     def generate(self, prompts: Any, sampling_params: Any, *, use_tqdm: bool) -> list[Any]:
         self.package.fail("generate")
+        self.package.act()
         found = []
         for prompt, params in zip(prompts, sampling_params, strict=True):
             body = {**params, "vllm_xargs": params.get("extra_args")}
@@ -57,6 +60,7 @@ class FakePackage:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.failing, self.started = tokenizer, set[str](), list[FakeLLM]()
         self.change = lambda choice: None
+        self.act = lambda: None
 
     def fail(self, name: str) -> None:
         if name in self.failing:
@@ -179,6 +183,72 @@ def test_a_signal_that_also_ended_vllm_interrupts_the_run(tied, package) -> None
         engine.generate(requests(), Sampling())
 
 
+class Child:
+    """A child process; `is_killed` is set when it is killed."""
+
+    def __init__(self) -> None:
+        self.is_killed = threading.Event()
+
+    def kill(self) -> None:
+        self.is_killed.set()
+
+    def join(self) -> None:
+        """Return at once."""
+
+
+def hangs(engine: VllmEngine, package: FakePackage, child: Child) -> None:
+    """Let the next call of `generate` hang until the child process is killed."""
+    engine._backend._calls._children = {child}
+    engine._backend._calls._timeout_s = 0.1
+    package.act = lambda: child.is_killed.wait(30)
+
+
+def test_vllm_that_hangs_is_killed_and_started_again(tied, package) -> None:
+    world = World(tied)
+    engine = engine_of(world)
+    engine.sync(world.student, 0)
+    expected = engine.generate(requests(), GREEDY)
+    child = Child()
+    hangs(engine, package, child)
+
+    def note(line: str) -> None:
+        world.said.append(line)
+        engine._backend._calls._timeout_s = 60.0
+
+    engine._tools = replace(engine._tools, note=note)
+    assert engine.generate(requests(), GREEDY) == expected
+    assert child.is_killed.is_set() and len(package.started) == 2
+    assert "no result within 0.1 s); raise engine.timeout_s" in world.said[0]
+
+
+def test_vllm_that_hangs_several_times_ends_the_run_with_exit_code_75(tied, package) -> None:
+    world = World(tied)
+    engine = engine_of(world)
+    engine.sync(world.student, 0)
+    engine.generate(requests(), GREEDY)
+    hangs(engine, package, Child())
+    package.act = lambda: threading.Event().wait(5)
+    with pytest.raises(ServerUnavailableError, match="no result within") as raised:
+        engine.generate(requests(), GREEDY)
+    assert raised.value.exit_code == 75 and len(str(raised.value).splitlines()) == 1
+
+
+def test_a_signal_interrupts_a_call_that_hangs(tied, package) -> None:
+    world = World(tied)
+    engine = engine_of(world)
+    engine.sync(world.student, 0)
+    is_over = threading.Event()
+
+    def act() -> None:
+        signals._flag.number = 15
+        is_over.wait(30)
+
+    package.act = act
+    with signals.handled(), pytest.raises(Interrupted):
+        engine.generate(requests(), Sampling())
+    is_over.set()
+
+
 def test_bans_of_n_grams(tied, package) -> None:
     world, sampling = World(tied), Sampling(no_repeat_ngram=6)
     engine = engine_of(world)
@@ -193,16 +263,16 @@ def test_bans_of_n_grams(tied, package) -> None:
 
 def test_what_is_checked_before_models_are_loaded(package, monkeypatch) -> None:
     said: list[str] = []
-    assert ColocatedVllm(ColocatedConfig(positions=64)).check(64, said.append) == 64 and said == []
+    assert ColocatedVllm(ColocatedConfig(positions=64), 60.0).check(64, said.append) == 64 and said == []
     with pytest.raises(ConfigError, match=r"engine\.colocated\.positions = 64: must be at least"):
-        ColocatedVllm(ColocatedConfig(positions=64)).check(65, said.append)
+        ColocatedVllm(ColocatedConfig(positions=64), 60.0).check(65, said.append)
     monkeypatch.setattr(signals, "num_processes", lambda: 2)
     with pytest.raises(ConfigError, match="needs a run with one process"):
-        ColocatedVllm(ColocatedConfig()).check(1, said.append)
+        ColocatedVllm(ColocatedConfig(), 60.0).check(1, said.append)
     monkeypatch.setattr(signals, "num_processes", lambda: 1)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.31.0")
     with pytest.raises(ServerError, match=r"must be 0\.32 or later"):
-        ColocatedVllm(ColocatedConfig()).check(1, said.append)
+        ColocatedVllm(ColocatedConfig(), 60.0).check(1, said.append)
 
 
 def test_a_missing_package_is_an_error_with_its_remedy(monkeypatch) -> None:
@@ -211,7 +281,7 @@ def test_a_missing_package_is_an_error_with_its_remedy(monkeypatch) -> None:
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(ConfigError, match="the package vllm is not installed; install it"):
-        ColocatedVllm(ColocatedConfig()).check(1, [].append)
+        ColocatedVllm(ColocatedConfig(), 60.0).check(1, [].append)
     for name in vllm_colocated._ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "vllm", None)

@@ -143,19 +143,32 @@ def test_a_run_is_not_resumed_with_another_model(world: Path, capsys: pytest.Cap
         assert main(["train", str(path)]) == 0
 
 
-def test_a_server_with_other_weights_in_the_middle_of_a_run_ends_it(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = ModelScript(world / "teacher")
+@pytest.mark.parametrize("method", ["kd", "seqkd"])
+def test_other_weights_in_the_middle_of_a_run_end_it_after_the_patience(
+    world: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run with the same server afterwards has the results of an undisturbed one."""
+    script, num_texts = ModelScript(world / "teacher"), [0]
+    with serving(script) as server:
+        assert main(["train", str(recipe(world, server.url, method, out=str(world / "whole")))]) == 0
 
     def change(received: Received) -> Answer:
-        if len(server.received) > 12:
-            script.shift = 5.0
+        num_texts[0] += "stop_token_ids" in (received.body or {})
+        if (method == "kd" and len(server.received) == 13) or num_texts[0] == 3:
+            script.shift = 50.0
         return script(received)
 
     with serving(change) as server:
-        assert main(["train", str(recipe(world, server.url))]) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert "log-probabilities of the probe text differ by" in last and "serve the model of the start" in last
-    assert list((world / "out" / "checkpoints").glob("step-*"))
+        path = recipe(world, server.url, method, teacher={"patience_s": 0.0})
+        capsys.readouterr()
+        assert main(["train", str(path)]) == 75
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "log-probabilities of the probe text differ by" in last and "serve the original model" in last
+        assert bool(list((world / "out" / "checkpoints").glob("step-*"))) == (method == "kd")
+        script.shift, num_texts[0] = 0.0, 10
+        assert main(["train", str(path)]) == 0
+    whole = [json.loads(line) for line in (world / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in lines(world)] == [line["loss"] for line in whole if line["kind"] == "train"]
 
 
 def test_replicas_share_the_requests_and_one_that_fails_is_skipped(world: Path) -> None:
@@ -184,20 +197,40 @@ def test_commands_that_need_no_teacher_connect_to_no_server(world: Path, capsys:
     assert server.received == []
 
 
+def in_two_processes(path: Path) -> "subprocess.CompletedProcess[str]":
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "--shutdown-timeout", "60", "-m", "redistill", "train", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.distributed
-def test_two_processes_have_the_losses_of_one(world: Path) -> None:
-    with serving(ModelScript(world / "teacher")) as server:
+def test_two_processes_have_the_losses_of_one_also_after_one_of_them_lost_its_server(world: Path) -> None:
+    script, num_asked = ModelScript(world / "teacher"), [0]
+
+    def fails_once(received: Received) -> Answer:
+        # Each process sends one request per update, with several prompts: the one of a process at the third update fails.
+        prompts = (received.body or {}).get("prompt", [])
+        is_of_update = len(prompts) > 1 and isinstance(prompts[0], list)
+        num_asked[0] += is_of_update
+        fails = is_of_update and num_asked[0] == 6
+        return Answer({"error": {"message": "overloaded"}}, 503) if fails else script(received)
+
+    with serving(script) as server:
         assert main(["train", str(recipe(world, server.url))]) == 0
         one = lines(world)
-        path = recipe(world, server.url, out=str(world / "two"))
-        launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [*launcher, "-m", "redistill", "train", str(path)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    with serving(fails_once) as server:
+        path = recipe(world, server.url, teacher={"patience_s": 0.0}, out=str(world / "two"))
+        failed = in_two_processes(path)
+        assert failed.returncode != 0 and "exitcode  : 75" in failed.stderr, failed.stderr[-3000:]
+        assert "saved" in failed.stderr and "503 (overloaded)" in failed.stderr, failed.stderr[-3000:]
+        assert [step.name for step in (world / "two" / "checkpoints").glob("step-*")] == ["step-2"]
+        done = in_two_processes(path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stderr.count("teacher: training data") == 1
+    assert done.stderr.count("teacher: training data") == 1 and "resumed at step 2" in done.stderr
     two = [json.loads(line) for line in (world / "two" / "metrics.jsonl").read_text().splitlines()]
     two = [line for line in two if line["kind"] == "train"]
+    assert [line["step"] for line in two] == [line["step"] for line in one]
     assert [line["divergence"] for line in two] == pytest.approx([line["divergence"] for line in one], rel=1e-4)
     assert [line["teacher_requests"] for line in two] == [2 * line["teacher_requests"] for line in one]
 

@@ -26,6 +26,7 @@ class VllmScript(ModelScript):
         keeps_cache: Plants a fault: the prefix cache is not discarded.
         bans: Whether the server has the plugin that bans repeated n-grams.
         extension: Name of the class that the server adds to its workers.
+        dtype: dtype of the model, which the server reports in development mode.
     """
 
     def __init__(
@@ -38,11 +39,14 @@ class VllmScript(ModelScript):
         keeps_cache: bool = False,
         bans: bool = True,
         extension: str = "",
+        dtype: str = "float32",
         **settings: Any,
     ) -> None:
         super().__init__(folder, **{"name": "student", "max_model_len": 512, **settings})
         self.folder, self.version, self.dev_mode = folder, version, dev_mode
         self.keeps_head, self.keeps_cache, self.bans, self.extension = keeps_head, keeps_cache, bans, extension
+        self.dtype = dtype
+        self.model.to(getattr(torch, dtype))
         self.model.lm_head.weight = torch.nn.Parameter(self.model.lm_head.weight.detach().clone())  # its prepacked kernel
         self.adapted: torch.nn.Module | None = None
         self.cache: dict[tuple[int, ...], Any] = {}
@@ -68,7 +72,9 @@ class VllmScript(ModelScript):
             "/v1/load_lora_adapter": self.load_adapter,
         }
         if received.path == "/server_info?config_format=json" and self.dev_mode:
-            return Answer({"vllm_config": {"parallel_config": {"worker_extension_cls": self.extension}}})
+            model = {"dtype": f"torch.{self.dtype}", "quantization": None}
+            parallel = {"worker_extension_cls": self.extension}
+            return Answer({"vllm_config": {"model_config": model, "parallel_config": parallel}})
         if received.path in routes and self.dev_mode:
             with self.lock:
                 routes[received.path](received.body)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import anyio
 import pytest
 
 from redistill.errors import ConfigError, Interrupted, ServerError, ServerUnavailableError
@@ -130,6 +131,31 @@ def test_a_wait_that_exceeds_the_patience_is_not_begun() -> None:
         with serving(Sequenced(answer)) as server, pytest.raises(ServerUnavailableError):
             client(server.url, limits=limits).exchange([POST])
         assert len(server.received) == 1
+
+
+class Clock:
+    """The module anyio, with a clock that only `sleep` advances."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(anyio, name)
+
+    def current_time(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("num_servers", [1, 8, 16])
+def test_the_patience_is_a_time_whatever_the_number_of_servers(num_servers: int, monkeypatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("redistill.servers.client.anyio", clock)
+    with serving(lambda received: BUSY) as server, pytest.raises(ServerUnavailableError):
+        client(*[server.url] * num_servers, limits=Limits(patience_s=900.0)).exchange([POST])
+    assert 900 - 60 <= clock.now <= 900  # the longest wait is 60 s
 
 
 @pytest.mark.parametrize("value", ["-1", "1e9", "nan", "Wed, 21 Oct 2037 07:28:00 GMT", "\u0661", "9" * 400, ""])

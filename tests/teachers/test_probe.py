@@ -126,7 +126,9 @@ def test_a_replica_with_other_weights(world: Path, capsys) -> None:
     )
 
 
-def test_a_server_without_text_of_tokens_and_without_their_ids_is_accepted(world: Path, tmp_path: Path) -> None:
+def test_a_server_without_text_of_tokens_and_without_their_ids_is_accepted_with_a_note(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def change(received: Received, reply: Any) -> Any:
         for choice in reply.get("choices", []):
             del choice["prompt_token_ids"]
@@ -137,7 +139,9 @@ def test_a_server_without_text_of_tokens_and_without_their_ids_is_accepted(world
 
     tiny_run(tmp_path)
     with serving(ModelScript(tmp_path / "teacher", change=change, max_model_len=None)) as server:
+        capsys.readouterr()
         assert main(["train", str(recipe(tmp_path, server.url))]) == 0
+    assert capsys.readouterr().err.count("its tokenizer was not compared with that of the student") == 1
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

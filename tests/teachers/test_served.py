@@ -9,7 +9,7 @@ import torch
 
 from redistill.contracts import GenerationRequest, Sampling, TokenSequence, items_of
 from redistill.data.collate import collate
-from redistill.errors import ConfigError, ServerError
+from redistill.errors import ConfigError, ServerError, ServerUnavailableError
 from redistill.servers.address import parse_url
 from redistill.servers.client import Client, Limits
 from redistill.teachers.probe import Probe
@@ -69,10 +69,10 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> ModelScript:
 
 
 class Counted:
-    """Counts the requests and tokens of a teacher."""
+    """Counts the requests and tokens of a teacher; `said` has the lines that are printed."""
 
     def __init__(self) -> None:
-        self.requests, self.tokens, self.generated = 0, 0, 0
+        self.requests, self.tokens, self.generated, self.said = 0, 0, 0, list[str]()
 
     def __call__(self, requests: int, tokens: int) -> None:
         self.requests, self.tokens = self.requests + requests, self.tokens + tokens
@@ -85,7 +85,7 @@ def teacher_of(url: str, script: ModelScript, counted: Counted | None = None, **
     """A teacher that has passed the self-test."""
     counted, node = counted or Counted(), settings(url=(url,), **changes)
     limits = Limits(connect_s=5, total_s=5, attempts=2, first_wait_s=0)
-    client = Client([parse_url(url)], key=None, limits=limits, report=[].append)
+    client = Client([parse_url(url)], key=None, limits=limits, report=counted.said.append)
     logp_TV = script.logp(PROBE_IDS)
     own = tuple(float(logp_TV[t, token]) for t, token in enumerate(PROBE_IDS[1:]))
     probe = Probe(model={"id": "teacher"}, token_ids=PROBE_IDS, logprobs=own)
@@ -150,7 +150,7 @@ def test_text_is_the_same_for_the_same_seed_and_is_counted(script: ModelScript) 
         texts = teacher.generate(requests, Sampling())
     assert texts[:3] == texts[3:] and len(set(texts)) == 3
     assert counted.generated == sum(len(text.token_ids) for text in texts)
-    assert (counted.requests, counted.tokens) == (6, counted.generated + 12)
+    assert (counted.requests, counted.tokens) == (7, counted.generated + 12 + len(PROBE_IDS))
 
 
 def test_bans_of_n_grams_and_mixtures_are_rejected(script: ModelScript) -> None:
@@ -182,40 +182,52 @@ for name in ("too few classes", "probabilities above 1", "the token itself is mi
     del HOSTILE[name]
 
 
-def failed(script: ModelScript, change: Change) -> str:
-    """The error of a teacher whose server changes its replies; the first choice comes last, as the tests of replies expect."""
+def failed(script: ModelScript, change: Change, *, is_first: bool, exit_code: int) -> str:
+    """The error of a teacher whose server changes its replies; the first choice comes last, as the tests of replies expect.
+
+    With `is_first`, the first exchange fails, and otherwise the second one.
+    """
 
     def changed(received: Received, reply: Any) -> Any:
+        if is_good[0]:
+            return reply
         reply["choices"].reverse()
         row = reply["choices"][1]["prompt_logprobs"][1]
         least = min(row.keys() - {str(received.body["prompt"][0][1])}, key=lambda key: row[key]["logprob"])
         row["3"] = row.pop(least)
         return change(reply)
 
-    hostile = copy.copy(script)
+    hostile, is_good = copy.copy(script), [not is_first]
     hostile.change = changed
     with serving(hostile) as server:
-        teacher = teacher_of(server.url, script)
+        teacher = teacher_of(server.url, script, patience_s=0.0)
+        if is_good[0]:
+            teacher.prepare(sequences()[1:])
+            is_good[0] = False
         with pytest.raises(ServerError) as caught:
             teacher.prepare(sequences()[:1])
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == exit_code
     text = str(caught.value)
     assert len(text.splitlines()) == 1 and len(text) < 400 and "\x1b" not in text
+    assert ("run the same command again to resume" in text) == (exit_code == 75)
     return text
 
 
+@pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_reply_in_the_middle_of_a_run_is_an_error_of_one_line(script: ModelScript, name: str) -> None:
+def test_a_hostile_reply_is_an_error_of_one_line(script: ModelScript, name: str, is_first: bool) -> None:
     def change(reply: Any) -> Any:
         HOSTILE[name](reply)
         return reply
 
-    assert ("the model has changed" if "weights" in name else ":") in failed(script, change)
+    exit_code = 2 if is_first and "weights" not in name else 75
+    text = failed(script, change, is_first=is_first, exit_code=exit_code)
+    assert ("the model has changed" if "weights" in name else ":") in text
 
 
 @pytest.mark.parametrize("value", OTHER_VALUES)
 def test_another_json_value_is_an_error_of_one_line(script: ModelScript, value: Any) -> None:
-    assert "invalid reply: choices are missing" in failed(script, lambda reply: value)
+    assert "invalid reply: choices are missing" in failed(script, lambda reply: value, is_first=True, exit_code=2)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +239,73 @@ def test_a_hostile_text_is_an_error_of_one_line(script: ModelScript, ids: Any) -
     with serving(lambda received: answer) as server, pytest.raises(ServerError, match="invalid reply") as caught:
         teacher_of(server.url, script).generate([request], Sampling())
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Planted:
+    """A model server that changes one reply, the one with the number `at`, and has other weights from `shifted_at` on."""
+
+    def __init__(self, script: ModelScript, *, at: int = -1, shifted_at: int = -1, shifted_for: int = 10**9) -> None:
+        self.script, self.at, self.shifted_at, self.shifted_for = copy.copy(script), at, shifted_at, shifted_for
+        self.fault, self.count = "nan", 0
+
+    def __call__(self, received: Received) -> Answer:
+        number, self.count = self.count, self.count + 1
+        has_shift = self.shifted_at >= 0 and 0 <= number - self.shifted_at < self.shifted_for
+        self.script.shift = 50.0 if has_shift else 0.0
+        answer = self.script(received)
+        if number == self.at:
+            choice = answer.body["choices"][0]
+            if self.fault == "nan":
+                choice["token_ids"] = None
+                for row in (choice.get("prompt_logprobs") or [None])[1:]:
+                    next(iter(row.values()))["logprob"] = float("nan")
+            elif self.fault == "short":
+                answer.body["choices"].pop()
+            else:
+                return Answer({"error": {"message": "The model does not exist."}}, 404)
+        return answer
+
+
+def texts_for(count: int) -> list[GenerationRequest]:
+    return [GenerationRequest(prompt_ids=(5, 6, n), max_new_tokens=6, seed=1, stream=("a", n)) for n in range(count)]
+
+
+@pytest.mark.parametrize("fault", ["nan", "short", "404"])
+@pytest.mark.parametrize("is_text", [False, True])
+def test_one_bad_reply_is_requested_again(script: ModelScript, fault: str, is_text: bool, monkeypatch) -> None:
+    monkeypatch.setattr("redistill.servers.repetition._POLL_S", 0.0)
+    planted, counted = Planted(script, at=7), Counted()
+    planted.fault = fault
+    with serving(planted) as server:
+        teacher = teacher_of(server.url, script, counted, concurrent_requests=1)
+        if is_text:
+            before = teacher.generate(texts_for(4), Sampling())
+            assert teacher.generate(texts_for(4), Sampling()) == before
+        else:
+            for _ in range(9):
+                teacher.prepare(sequences())
+                teacher.release()
+    assert len(counted.said) == 1 and ("waiting up to" if fault == "404" else "the request is repeated") in counted.said[0]
+
+
+def test_texts_of_other_weights_are_discarded_and_requested_again(script: ModelScript, monkeypatch) -> None:
+    monkeypatch.setattr("redistill.servers.repetition._POLL_S", 0.0)
+    planted, counted = Planted(script, shifted_at=5 + 2, shifted_for=6), Counted()
+    with serving(planted) as server:
+        teacher = teacher_of(server.url, script, counted)
+        before = teacher.generate(texts_for(4), Sampling())
+        assert teacher.generate(texts_for(4), Sampling()) == before
+    assert len(counted.said) == 1 and "the model has changed since the start" in counted.said[0]
+    assert planted.count > 7 + 6, "the server was compared until it had the original weights"
+
+
+def test_other_weights_end_a_run_when_the_patience_ends(script: ModelScript) -> None:
+    with serving(Planted(script, shifted_at=5)) as server:
+        teacher = teacher_of(server.url, script, patience_s=0.0)
+        teacher.generate(texts_for(4), Sampling())
+        with pytest.raises(ServerUnavailableError, match=r"the model has changed.*run the same command again") as caught:
+            teacher.generate(texts_for(4), Sampling())
+    assert caught.value.exit_code == 75
 
 
 def test_a_hostile_address_of_a_key_is_never_read(monkeypatch: pytest.MonkeyPatch) -> None:

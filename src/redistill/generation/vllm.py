@@ -18,13 +18,14 @@ from redistill.generation.vllm_backend import Backend
 from redistill.generation.vllm_colocated import ColocatedConfig, ColocatedVllm
 from redistill.generation.vllm_weights import RESUME, ServedWeights
 from redistill.interfaces import CausalModel
+from redistill.processes import signals
 from redistill.servers.client import Report
 from redistill.servers.connection import check_settings, connection, destinations
 from redistill.servers.vllm import VllmServers
 from redistill.storage.paths import expanded
 
 _TRIES = 3
-"""Maximum number of requests for the same texts; a request is repeated if a server lost the weights or sent invalid data."""
+"""Maximum number of requests for the same texts; they are repeated if a server lost the weights or sent invalid data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,15 @@ class VllmEngineConfig:
             objectives whose only divergence is forward KL or skew forward KL, and 3 for others.
         unsupported: "reject" rejects a recipe that needs text sampled from mixtures of student and teacher.  "local" generates
             such text in this process.
-        concurrent_requests: Maximum number of open requests of one process, in [1, 1024].
-        timeout_s: Seconds after which a request without a complete reply is sent again, > 0.
+        concurrent_requests: Maximum number of open requests of one process, in [1, 1024].  Only for the mode "server".
+        timeout_s: Seconds after which a request without a complete reply is sent again, > 0.  In the mode "colocated", this is
+            the limit of one call of vLLM, which generates many texts.  After it, vLLM is killed and started again.
         patience_s: Time limit in seconds for repeated requests and for a restart of the servers, >= 0.  After that, the command
-            ends with an error.  The same command resumes the run.
-        tolerance: Largest accepted mean absolute difference between log-probabilities of vLLM and of the student after the
-            first transfer, in nats, >= 0.  After later transfers the limit is 5 times the first difference, but at least 0.001
-            and at most `tolerance`.
+            ends with an error.  The same command resumes the run.  Only for the mode "server".
+        tolerance: Upper limit of the mean absolute difference between log-probabilities of vLLM and of the student, in nats,
+            >= 0.  If vLLM and the student have float32, the limit is 0.001.  Otherwise it is 3 times the difference that
+            bfloat16 causes, but at least 0.001.  After the first transfer, the limit is at most 5 times the first difference
+            or 0.001, whichever is larger.
         colocated: Settings of vLLM in the mode "colocated".  If None, the defaults are used.
 
     Raises:
@@ -106,6 +109,10 @@ class VllmEngineConfig:
             for name in ("url", "model", "api_key_env"):
                 check_field(self, name, not getattr(self, name), "must not be set in the mode colocated, which uses no server")
             check_field(self, "transfer", self.transfer == "reload", "must be 'reload' in the mode colocated")
+            for name in ("concurrent_requests", "patience_s"):
+                is_default = getattr(self, name) == getattr(VllmEngineConfig, name)
+                check_field(self, name, is_default, "must not be set in the mode colocated, where it has no effect")
+            check_field(self, "timeout_s", 0 < self.timeout_s < math.inf, "must be > 0 and finite")
         check_field(self, "folder", self.folder is None or bool(self.folder.strip()), "must be a folder, or null")
         if self.transfer == "restart" and self.folder is None:
             raise ConfigError("transfer = 'restart': needs a folder from which the servers are restarted; set engine.folder")
@@ -145,7 +152,7 @@ class VllmEngineConfig:
             ConfigError: a server is not allowed, or the variable of the API key is not set.
         """
         if self.mode == "colocated":
-            return ColocatedVllm(self.colocated or ColocatedConfig())
+            return ColocatedVllm(self.colocated or ColocatedConfig(), self.timeout_s)
         found = connection(self, "engine", note)
         return VllmServers(found.servers, self.model, key=found.key, limits=found.limits, report=found.report)
 
@@ -170,8 +177,8 @@ class VllmEngineConfig:
 class VllmEngine:
     """Generates text with vLLM (contracts.Engine).
 
-    A server that was restarted during a run has lost the student's weights.  The engine detects this, loads the weights again,
-    and requests the texts again with the same seeds.
+    A server that was restarted during a run has lost the student's weights.  The engine detects this after each call of
+    `generate`, loads the weights again, and requests the texts again with the same seeds.
 
     Args:
         settings: The settings of the engine in the recipe.
@@ -213,14 +220,17 @@ class VllmEngine:
         if self.synced_step is None or step % self._settings.interval == 0:
             self._weights.transfer(cast(CausalModel, student))
             self.synced_step = step
-        elif step % self._settings.ahead == 0:  # text is generated without a transfer; a server may have been restarted
-            self._weights.restore()
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
         """Return the continuation of every request, in the order of the requests.
 
         Each request has its own seed.  The log-probabilities of the tokens are computed before temperature, top-k, top-p and
         n-gram bans are applied.
+
+        After the texts, the weights in vLLM are compared with those of the last transfer.  Texts of other weights are
+        requested again.  With several processes, the weights are also compared before the texts.  If a request was lost in
+        between, all texts are requested again: a server may have been restarted, and another process may have loaded the
+        weights again.
 
         Raises:
             ConfigError: `sampling` requires a mixture of student and teacher, and the setting `unsupported` is not "local".
@@ -236,9 +246,11 @@ class VllmEngine:
         if sampling.no_repeat_ngram and not self._has_ban:
             self._backend.check_ban(self._weights.model, self._tools.vocabulary)
             self._has_ban = True
-        fault = "servers lost the student's weights several times"
+        fault, has_peers = "requests or the student's weights were lost several times", signals.num_processes() > 1
         for _ in range(_TRIES):
-            before = self._backend.num_attempts
+            if has_peers:
+                self._weights.restore()
+            before = self._backend.num_lost
             try:
                 texts = self._continuations(requests, sampling)
             except ServerUnavailableError:
@@ -250,8 +262,8 @@ class VllmEngine:
                 self._tools.note(f"engine: {fault}; the texts are requested again")
                 self._weights.restore()
                 continue
-            was_retried = self._backend.num_attempts - before > len(requests)
-            if not (was_retried and self._weights.restore()):
+            is_unsafe = has_peers and self._backend.num_lost > before
+            if not self._weights.restore() and not is_unsafe:
                 self._has_generated = True
                 return texts
         raise ServerUnavailableError(f"engine: {fault}; {RESUME}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from redistill.contracts import Generation, GenerationRequest, Sampling
-from redistill.servers.vllm import Loaded
+from redistill.servers.vllm import Loaded, Precision
 
 
 class Backend(Protocol):
@@ -28,8 +28,18 @@ class Backend(Protocol):
         """What to do if log-probabilities differ after the first transfer."""
 
     @property
-    def num_attempts(self) -> int:
-        """Number of requests for text and log-probabilities, repeated ones included."""
+    def num_lost(self) -> int:
+        """Number of failed requests that were sent again.
+
+        A copy may have been restarted in between.
+        """
+
+    def precision(self) -> Precision:
+        """Return the precision of the copies.
+
+        Raises:
+            ServerUnavailableError: see the class.
+        """
 
     def check(self, longest: int, report: Callable[[str], None]) -> int | None:
         """Check the version of vLLM and the length limit of the model.

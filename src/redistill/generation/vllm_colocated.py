@@ -8,11 +8,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 from redistill.contracts import Generation, GenerationRequest, Sampling
 from redistill.errors import ConfigError, RedistillError, ServerError, check_field, one_line
 from redistill.processes import signals
+from redistill.processes.timed import TimedCalls
 from redistill.records import Json
 from redistill.servers.client import Request
 from redistill.servers.completions import (
@@ -24,7 +26,7 @@ from redistill.servers.completions import (
     parse_text_logprobs,
     text_request,
 )
-from redistill.servers.vllm import Loaded, check_version
+from redistill.servers.vllm import Loaded, Precision, check_version
 from redistill.storage.redaction import plain_line
 
 _REASON = 300  # maximum number of characters of vLLM's text in an error message
@@ -153,23 +155,28 @@ class ColocatedVllm:
 
     Args:
         settings: Settings of vLLM.
+        timeout_s: Seconds after which a call of vLLM has failed, > 0.  The child process is then killed.
 
     Attributes:
         model: "student"; vLLM has one model, without adapters.
         labels: The name of vLLM in messages, as a sequence of length 1.
         remedy: What to do if the log-probabilities differ after the first transfer.
-        num_attempts: Number of requests so far.
+        num_lost: 0; a request that fails is an error, and is not sent again by this class.
     """
 
     model = "student"
     labels = (_LABEL,)
-    remedy = "set engine.colocated.dtype to float32, or raise engine.tolerance"
+    remedy = "set engine.colocated.dtype to float32"
+    num_lost = 0
 
-    def __init__(self, settings: ColocatedConfig) -> None:
-        self.num_attempts = 0
-        self._settings = settings
+    def __init__(self, settings: ColocatedConfig, timeout_s: float) -> None:
+        self._settings, self._calls = settings, TimedCalls(timeout_s)
         self._package: Package | None = None
         self._llm: InProcessModel | None = None
+
+    def precision(self) -> Precision:
+        """Return the precision of the setting `dtype`."""
+        return "float32" if self._settings.dtype == "float32" else "half"
 
     def check(self, longest: int, report: Callable[[str], None]) -> int | None:
         """Check version and length limit of vLLM, and the number of processes.
@@ -213,14 +220,16 @@ class ColocatedVllm:
         Raises:
             ConfigError: vLLM cannot be imported.
             ServerError: vLLM cannot be started, or cannot load the weights.
-            Interrupted: a signal arrived while vLLM failed.
+            Interrupted: a signal arrived.
         """
         with self._failures():
             if self._llm is None:
-                self._llm = self._start(str(weights.folder))
+                with self._calls.children():
+                    self._llm = self._start(str(weights.folder))
             else:
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(weights.folder)})
-            self._llm.reset_prefix_cache()
+                reload = partial(self._llm.collective_rpc, "reload_weights", kwargs={"weights_path": str(weights.folder)})
+                self._calls.run(reload)
+            self._calls.run(self._llm.reset_prefix_cache)
         return self.model
 
     def next_logprobs(
@@ -233,7 +242,7 @@ class ColocatedVllm:
 
         Raises:
             ServerError: vLLM failed, or returned invalid values.
-            Interrupted: a signal arrived while vLLM failed.
+            Interrupted: a signal arrived.
         """
         found = self._run([next_request(model, prompt, top_k=top_k, server=0) for prompt in prompts])
         return [[parse_next(reply, top_k=top_k, vocabulary=vocabulary)[1] for reply in found]]
@@ -243,7 +252,7 @@ class ColocatedVllm:
 
         Raises:
             ServerError: vLLM does not ban repeated n-grams, or failed.
-            Interrupted: a signal arrived while vLLM failed.
+            Interrupted: a signal arrived.
         """
         token = vocabulary // 2
         extra: Mapping[str, Json] = {"logit_bias": {str(token): 100.0}, "vllm_xargs": {NGRAM_FIELD: 1}}
@@ -269,8 +278,8 @@ class ColocatedVllm:
         `VllmServers.generate` describes the arguments.
 
         Raises:
-            ServerError: vLLM failed, or returned an invalid text.
-            Interrupted: a signal arrived while vLLM failed.
+            ServerError: vLLM failed, exceeded the time limit, or returned an invalid text.
+            Interrupted: a signal arrived.
         """
         sent = [text_request(model, request, sampling, end_ids, 0, logprobs=has_logprobs) for request in requests]
         texts = list[Generation]()
@@ -299,11 +308,10 @@ class ColocatedVllm:
         with self._failures():
             if self._llm is None or self._package is None:
                 raise ServerError(f"{_LABEL}: is not running")
-            self.num_attempts += len(requests)
             bodies = [request.body or {} for request in requests]
             prompts = [{"prompt_token_ids": body["prompt"]} for body in bodies]
             params = [self._package.SamplingParams(**_sampling(body)) for body in bodies]
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            outputs = self._calls.run(partial(self._llm.generate, prompts, params, use_tqdm=False))
             if len(outputs) != len(requests):
                 raise InvalidReplyError(f"{len(outputs)} texts for {len(requests)} prompts")
             return [_reply(output) for output in outputs]
@@ -322,8 +330,10 @@ class ColocatedVllm:
             raise ServerError(f"{_LABEL}: invalid reply: {error}") from error
         except Exception as error:
             self._llm = None
+            self._calls.kill()
             signals.poll()  # the signal that ends this process may have ended vLLM as well
-            raise ServerError(f"{_LABEL}: failed ({plain_line(one_line(error))[:_REASON]})") from error
+            advice = "; raise engine.timeout_s if the texts need more time" if isinstance(error, TimeoutError) else ""
+            raise ServerError(f"{_LABEL}: failed ({plain_line(one_line(error))[:_REASON]}){advice}") from error
 
 
 def _sampling(body: Mapping[str, Json]) -> dict[str, object]:

@@ -5,6 +5,8 @@ were not replaced, such as an old head.  It also detects states in the server's 
 a probe text is longer than one block of this cache (128 tokens on a CPU, 16 on a GPU).
 """
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +14,9 @@ import torch
 from torch import nn
 
 from redistill.models.families import eval_mode
+from redistill.models.quantised import is_quantised
 from redistill.randomness import generator
+from redistill.servers.vllm import Precision
 
 NUM_PROBES = 4
 PROBE_TOKENS = 160
@@ -22,6 +26,8 @@ TOP_K = 20
 """Number of most probable classes that are compared for each text.  vLLM lists at most 20 without --max-logprobs."""
 LEAST_NATS = 1e-3
 """Differences up to this value, in nats, are always accepted as rounding errors, even in float32."""
+ROUNDING_FACTOR = 3.0
+"""Limit of the first difference of a half-precision dtype, as a multiple of the difference that this dtype causes."""
 NOISE_FACTOR = 5.0
 """Limit of the difference after a later transfer, as a multiple of the difference after the first transfer."""
 
@@ -85,33 +91,77 @@ def difference(logp_NV: torch.Tensor, served: Sequence[dict[int, float]]) -> flo
     return sum(gaps) / len(gaps)
 
 
+@torch.no_grad()
+def rounding_gap(student: nn.Module, texts: Sequence[Sequence[int]], logp_NV: torch.Tensor, num_classes: int) -> float:
+    """Return the difference that the rounding of a half-precision dtype causes.
+
+    The student is compared with a temporary copy of another dtype: bfloat16 for a student in float32, and float32 for a
+    student in a half-precision dtype.  The result is the mean absolute difference of log-probabilities, in nats.
+
+    Args:
+        student: The language model.
+        texts: Token ids of the texts, which must have equal lengths.
+        logp_NV: The student's log-probabilities after the texts, from `student_logprobs`.
+        num_classes: Number of most probable classes that are compared for each text.
+    """
+    dtype = torch.bfloat16 if _is_float32(student) else torch.float32
+    other_NV = student_logprobs(copy.deepcopy(student).to(dtype=dtype), texts, logp_NV.shape[1])
+    class_NK = other_NV.topk(num_classes, dim=-1).indices
+    return float((logp_NV.gather(1, class_NK) - other_NV.gather(1, class_NK)).abs().mean())
+
+
+def first_limit(
+    student: nn.Module, texts: Sequence[Sequence[int]], logp_NV: torch.Tensor, num_classes: int, precision: Precision
+) -> float:
+    """Return the limit of the first difference, in nats.
+
+    If server and student have float32, the result is `LEAST_NATS`.  Otherwise it is `ROUNDING_FACTOR` times the difference that
+    a half-precision dtype causes (see `rounding_gap`), but at least `LEAST_NATS`.  For a quantised student the result is
+    infinity, since quantised weights have no copy in another dtype.
+
+    Args:
+        student, texts, logp_NV, num_classes: See `rounding_gap`.
+        precision: Precision of the server; None if it is not known.
+    """
+    if precision == "float32" and _is_float32(student):
+        return LEAST_NATS
+    if is_quantised(student):
+        return math.inf
+    return max(LEAST_NATS, ROUNDING_FACTOR * rounding_gap(student, texts, logp_NV, num_classes))
+
+
+def _is_float32(student: nn.Module) -> bool:
+    return all(parameter.dtype == torch.float32 for parameter in student.parameters())
+
+
 @dataclass
 class Threshold:
     """The largest difference between server and student that is accepted.
 
-    An accepted difference is attributed to rounding.  The limit of the first difference is `tolerance`.  The limit of later
-    differences is `NOISE_FACTOR` times the first difference, but at least `LEAST_NATS` and at most `tolerance`.  A server in
-    bfloat16 has a larger first difference than one in float32, and therefore a higher limit.
+    An accepted difference is attributed to rounding.  The limit of the first difference is `start`.  The limit of later
+    differences is `NOISE_FACTOR` times the first difference, but at least `LEAST_NATS` and at most `start`.  No limit is above
+    `tolerance`.  A server in bfloat16 has a larger first difference than one in float32, and therefore a higher limit.
 
     Args:
         tolerance: Upper limit of all differences, in nats.
+        start: Limit of the first difference, in nats (see `first_limit`).
         first: The difference after the first transfer, in nats; None before this transfer.
 
     Example:
-        >>> threshold = Threshold(0.05)
+        >>> threshold = Threshold(0.05, start=0.02)
         >>> threshold.limit, threshold.accepts(0.0002), threshold.limit
-        (0.05, True, 0.001)
+        (0.02, True, 0.001)
     """
 
     tolerance: float
+    start: float = math.inf
     first: float | None = None
 
     @property
     def limit(self) -> float:
         """The largest accepted difference, in nats."""
-        if self.first is None:
-            return self.tolerance
-        return min(self.tolerance, max(LEAST_NATS, NOISE_FACTOR * self.first))
+        later = math.inf if self.first is None else max(LEAST_NATS, NOISE_FACTOR * self.first)
+        return min(self.tolerance, self.start, later)
 
     def accepts(self, gap: float) -> bool:
         """Return whether a difference, in nats, is accepted as a rounding error.

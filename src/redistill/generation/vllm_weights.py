@@ -15,7 +15,15 @@ import torch
 from redistill.contracts import EngineTools
 from redistill.errors import RedistillError, ServerError, ServerUnavailableError
 from redistill.generation.vllm_backend import Backend
-from redistill.generation.vllm_probe import PROBE_TOKENS, TOP_K, Threshold, difference, probe_texts, student_logprobs
+from redistill.generation.vllm_probe import (
+    PROBE_TOKENS,
+    TOP_K,
+    Threshold,
+    difference,
+    first_limit,
+    probe_texts,
+    student_logprobs,
+)
 from redistill.interfaces import CausalModel
 from redistill.models.families import position_limit
 from redistill.models.lora import has_adapters, merged_copy
@@ -79,26 +87,27 @@ class ServedWeights:
             ServerError: this is the first transfer, and a server rejected it or its log-probabilities differ too much.
             ServerUnavailableError: a server cannot be reached, or a later transfer failed.
         """
-        is_first, fault = self._loaded is None, None
+        is_first = self._loaded is None
         if is_first:
             self._prepare(student)
         self._logp_NV = student_logprobs(student, self._texts, self._tools.vocabulary)
         if _is_main():
             try:
+                if is_first:
+                    self._set_first_limit(student)
                 self._loaded = self._write(student)
                 self._load(self._loaded, is_first=is_first)
             except RedistillError as error:
-                fault = error
-        everywhere = signals.gather([(fault, self._loaded, self.model)])
-        fault, self._loaded, self.model = everywhere[0]
-        if fault is not None:
-            raise fault
+                signals.fail(error)
+        self._loaded, self.model, self._threshold = signals.gather([(self._loaded, self.model, self._threshold)])[0]
 
     def restore(self) -> bool:
         """Load the weights of the last transfer again if a server has other weights.
 
+        A process may call this method without the others.
+
         Returns:
-            True if a server had other weights.
+            True if a server had other weights.  False does not prove that no other process has loaded the weights again.
 
         Raises:
             ServerUnavailableError: a server cannot be reached, or still has other weights.
@@ -125,6 +134,11 @@ class ServedWeights:
         longest = min(PROBE_TOKENS if limit is None else limit, PROBE_TOKENS if served is None else served - 1)
         special = [*self._tools.end_ids, *self._tools.tokenizer.all_special_ids]
         self._texts = probe_texts(self._tools.vocabulary, special, longest)
+
+    def _set_first_limit(self, student: CausalModel) -> None:
+        """Set the limit of the first difference from the precisions."""
+        precision = self._backend.precision()
+        self._threshold.start = first_limit(student, self._texts, self._logp_NV, self._top_k, precision)
 
     def _write(self, student: CausalModel) -> Loaded:
         """Write the student's weights to a folder; return the folder and the route.

@@ -3,6 +3,8 @@
 The work polls at points where its state is consistent.  After the first signal, the next `poll` or `gather` raises
 `Interrupted`.  A second signal ends the process immediately, which is safe because files are written atomically.  Several
 processes stop together: if one process has received a signal, the next `gather` raises `Interrupted` in all processes.
+
+`failing_together` does the same for an error of one process.
 """
 
 import contextlib
@@ -15,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
-from redistill.errors import Interrupted
+from redistill.errors import Interrupted, RedistillError
 
 Value = TypeVar("Value")
 
@@ -116,16 +118,57 @@ def gather(values: list[Value]) -> list[Value]:
 
     Raises:
         Interrupted: a signal has arrived in a process; the exception is raised in all processes.
+        RedistillError: another process has called `fail`.
     """
-    parts = [(_flag.number, values)] * num_processes()
+    return _gather(values, None)
+
+
+def fail(error: RedistillError) -> NoReturn:
+    """Raise an error of this process in all processes.
+
+    The next collective operation of all other processes must be `gather`.  If several processes call this function, the error
+    of the lowest rank is raised.
+
+    Raises:
+        Interrupted: a signal has arrived in a process.
+        RedistillError: `error`, with `is_everywhere` set.
+    """
+    error.is_everywhere = True
+    _gather([], error)
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def failing_together(kind: type[RedistillError]) -> Iterator[None]:
+    """Context in which an error of one process is raised in all processes.
+
+    Use it where the next collective operation of all processes is `gather`.
+
+    Args:
+        kind: The class of the errors; other errors are raised in this process only.
+    """
+    try:
+        yield
+    except kind as error:
+        if error.is_everywhere:
+            raise
+        fail(error)
+
+
+def _gather(values: list[Value], failure: RedistillError | None) -> list[Value]:
+    """Gather lists as `gather` does; `failure` is an error of this process."""
+    parts = [(_flag.number, failure, values)] * num_processes()
     if len(parts) > 1:
         from torch import distributed
 
         distributed.all_gather_object(parts, parts[0])
-    for number, _ in parts:
+    for number, _, _ in parts:
         if number is not None:
             raise Interrupted(number)
-    return [value for _, part in parts for value in part]
+    for _, error, _ in parts:
+        if error is not None:
+            raise error
+    return [value for _, _, part in parts for value in part]
 
 
 def num_processes() -> int:

@@ -85,10 +85,13 @@ def open_served(config: Run, settings: ServedTeacherConfig, tools: EngineTools, 
         note: Function that is called with one line when a request is tried again.
     """
     client = settings.connect(note)
+    probe = settings.examine(client, tools.tokenizer, _max_tokens(config))
+    for label in probe.untested:
+        note(f"note: {label}: its tokenizer was not compared with that of the student; it returns no token ids and no texts")
     return ServedTeacher(
         settings,
         client,
-        settings.examine(client, tools.tokenizer, _max_tokens(config)),
+        probe,
         vocabulary=tools.vocabulary,
         end_ids=tools.end_ids,
         device=next(tools.student.parameters()).device,

@@ -22,7 +22,7 @@ import anyio
 import httpx2
 from anyio.from_thread import start_blocking_portal
 
-from redistill.errors import ConfigError, ServerError, ServerUnavailableError, first_line
+from redistill.errors import ConfigError, OtherModelError, ServerError, ServerUnavailableError, first_line
 from redistill.processes import signals
 from redistill.records import Json
 from redistill.servers.address import Address, check_allowed
@@ -47,20 +47,20 @@ class Limits:
     Args:
         connect_s: Seconds for a connection, > 0.
         total_s: Seconds from the start of an attempt to the last byte of its reply, > 0.
-        attempts: Maximum number of attempts of one request, >= 1.
+        attempts: Maximum number of attempts of one request, >= 1; None if only time is limited.
         patience_s: Seconds after which a failed request is not tried again, >= 0.
         first_wait_s: Seconds before the second attempt, >= 0; doubled before each later attempt.
         longest_wait_s: Maximum seconds between two attempts.
         concurrent: Maximum number of open requests, >= 1.
 
     Example:
-        >>> Limits(attempts=3).connect_s
+        >>> Limits(patience_s=60.0).connect_s
         10.0
     """
 
     connect_s: float = 10.0
     total_s: float = 600.0
-    attempts: int = 30
+    attempts: int | None = None
     patience_s: float = 900.0
     first_wait_s: float = 1.0
     longest_wait_s: float = 60.0
@@ -111,12 +111,13 @@ class _FailedAttempt(Exception):
 
     Args:
         reason: The reason, for messages.
-        wait_s: Seconds that the server asks to wait.
+        wait_s: Seconds to wait before the next attempt, as the server requested.
+        is_lost: See `Client.num_lost`.
     """
 
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+    def __init__(self, reason: str, wait_s: float = 0.0, *, is_lost: bool = True) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.is_lost = wait_s, is_lost
 
 
 def api_key(variable: str | None) -> str | None:
@@ -163,6 +164,9 @@ class Client:
 
     Attributes:
         num_attempts: Number of attempts so far.
+        num_lost: Number of attempts so far for which a server may have been restarted: it did not reply, replied too late, or
+            replied with an error of its own (status 5xx).
+        report: Function that is called with a line of text when a request is tried again.
 
     Args:
         servers: Addresses of the servers.
@@ -177,14 +181,15 @@ class Client:
     def __init__(self, servers: Sequence[Address], *, key: str | None, limits: Limits, report: Report) -> None:
         for server in servers:
             check_allowed(server)
-        self.servers, self.num_attempts = tuple(servers), 0
-        self._key, self._limits, self._report, self._messages = key, limits, report, SimpleQueue[str]()
+        self.servers, self.report, self.num_attempts, self.num_lost = tuple(servers), report, 0, 0
+        self._key, self._limits, self._messages = key, limits, SimpleQueue[str]()
         self._ssl = httpx2.create_ssl_context()
 
     def exchange(self, requests: Sequence[Request]) -> list[Reply]:
         """Send requests; return the replies, in the order of the requests.
 
         Raises:
+            OtherModelError: a server does not know the model or the path (status 404).
             ServerError: a server rejected a request, or a reply is too large, compressed, a redirect, or not JSON.
             ServerUnavailableError: the limits of attempts or time were reached.
             Interrupted: a signal arrived; open requests are cancelled.
@@ -226,7 +231,7 @@ class Client:
 
     def _print(self) -> None:
         while not self._messages.empty():
-            self._report(self._messages.get())
+            self.report(self._messages.get())
 
     async def _exchange(self, requests: Sequence[Request]) -> list[_Content]:
         replies, errors = dict[int, _Content](), list[ServerError]()
@@ -270,9 +275,10 @@ class Client:
                 failed = error
             except TimeoutError:
                 failed = _FailedAttempt(f"no complete reply within {limits.total_s:g} s")
+            self.num_lost += failed.is_lost
             tries = (attempt - 1) // (1 if request.is_pinned else len(self.servers))
             wait_s = min(max(limits.first_wait_s * 2 ** min(tries, 20), failed.wait_s), limits.longest_wait_s)
-            if attempt >= limits.attempts or anyio.current_time() + wait_s > end:
+            if attempt == limits.attempts or anyio.current_time() + wait_s > end:
                 raise ServerUnavailableError(
                     f"{server.label}: {failed}; gave up after {attempt} attempts; check the server, and run the same command "
                     "again to resume"
@@ -309,14 +315,15 @@ class Client:
         where = f"{server.label}: status {status}"
         quoted = f" ({said})" if said else ""
         if status in RETRIED:
-            raise _FailedAttempt(f"status {status}{quoted}", _seconds(reply.headers.get("retry-after", "")))
+            wait_s = _seconds(reply.headers.get("retry-after", ""))
+            raise _FailedAttempt(f"status {status}{quoted}", wait_s, is_lost=status >= 500)
         if 300 <= status < 400:
             raise ServerError(f"{where}: is a redirect, which is not followed; set the url to the address of the server itself")
         if status in (401, 403):
             fault = "rejected the API key" if self._key else "needs an API key"
             raise ServerError(f"{where}{quoted}: the server {fault}; set api_key_env to the variable with the API key")
         if status == 404:
-            raise ServerError(f"{where}{quoted}: no such model or path; check model, and url with its path, such as /v1")
+            raise OtherModelError(f"{where}{quoted}: no such model or path; check model, and url with its path, such as /v1")
         raise ServerError(f"{where}{quoted}: the server rejected the request; correct the setting that the server names")
 
 

@@ -55,6 +55,10 @@ Route = Literal["adapter", "reload", "extension", "restart"]
 the server from the folder.
 """
 
+Precision = Literal["float32", "half"] | None
+"""Precision of vLLM's computation: "half" for bfloat16 and float16; None if it is not known, or if weights are quantised."""
+_PRECISIONS: Mapping[str, Precision] = {"float32": "float32", "bfloat16": "half", "float16": "half"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -88,7 +92,7 @@ class VllmServers:
 
     remedy = (
         "start the server with the base model of the adapters, or with the folder of `redistill export MODEL --to vllm`; if "
-        "the server has a dtype of lower precision, raise engine.tolerance"
+        "the server has a dtype of lower precision, start it with --dtype float32"
     )
 
     def __init__(self, servers: Sequence[Address], model: str, *, key: str | None, limits: Limits, report: Report) -> None:
@@ -103,9 +107,32 @@ class VllmServers:
         return [server.label for server in self.client.servers]
 
     @property
-    def num_attempts(self) -> int:
-        """Number of requests for text and log-probabilities, repeated ones included."""
-        return self.client.num_attempts
+    def num_lost(self) -> int:
+        """Number of failed requests; see `Client.num_lost`."""
+        return self.client.num_lost
+
+    def precision(self) -> Precision:
+        """Return the lowest precision of the servers.
+
+        The result is None if a server does not report its precision, which it does with VLLM_SERVER_DEV_MODE=1 only.
+
+        Raises:
+            ServerUnavailableError: a server cannot be reached.
+        """
+        found = set[Precision]()
+        for number, _ in enumerate(self.client.servers):
+            try:
+                config = self._config(number)
+            except ServerUnavailableError:
+                raise
+            except ServerError:
+                return None
+            model = config.get("model_config")
+            dtype = model.get("dtype") if isinstance(model, dict) else None
+            if not isinstance(model, dict) or not isinstance(dtype, str) or model.get("quantization") is not None:
+                return None
+            found.add(_PRECISIONS.get(dtype.removeprefix("torch.")))
+        return None if None in found else "half" if "half" in found else "float32"
 
     def check(self, longest: int, report: Report) -> int | None:
         """Check version, model and length limit of every server.
@@ -248,22 +275,30 @@ class VllmServers:
 
     def _check_extension(self) -> None:
         """Raise a ServerError if a server was started without the class `EXTENSION`."""
-        for number, _ in enumerate(self.client.servers):
-            request = Request("/server_info?config_format=json", None, REPLY_BYTES, number, is_pinned=True)
+        for number, server in enumerate(self.client.servers):
             try:
-                (reply,) = self._admin.exchange([request])
+                parallel = self._config(number).get("parallel_config")
             except ServerUnavailableError:
                 raise
             except ServerError as error:
                 raise ServerError(f"{error}; the request was /server_info: {_REMEDY}") from error
-            found = reply.value
-            for name in ("vllm_config", "parallel_config", "worker_extension_cls"):
-                found = found.get(name) if isinstance(found, dict) else None
-            if found != EXTENSION:
+            if not isinstance(parallel, dict) or parallel.get("worker_extension_cls") != EXTENSION:
                 raise ServerError(
-                    f"{reply.server}: was started without the worker extension of redistill; start it with "
+                    f"{server.label}: was started without the worker extension of redistill; start it with "
                     f"--worker-extension-cls {EXTENSION}, or set engine.transfer to reload"
                 )
+
+    def _config(self, number: int) -> Mapping[str, Json]:
+        """Return vLLM's configuration of a server; an empty dict if the reply has none.
+
+        Raises:
+            ServerError: the server does not have the route, which needs VLLM_SERVER_DEV_MODE=1.
+            ServerUnavailableError: the server cannot be reached.
+        """
+        request = Request("/server_info?config_format=json", None, REPLY_BYTES, number, is_pinned=True)
+        (reply,) = self._admin.exchange([request])
+        found = reply.value.get("vllm_config") if isinstance(reply.value, dict) else None
+        return found if isinstance(found, dict) else {}
 
     def _version(self, number: int) -> str:
         """Return the version of vLLM on a server.

@@ -1,12 +1,12 @@
 """The self-test of served teachers: model, tokenizer and log-probabilities.
 
 The self-test runs before models are loaded.  A reply with status 200 does not prove that a server has the expected weights.
-Therefore every server scores a short text, the probe text, before the run and in every update.  The log-probabilities are
-compared with those before the run.
+Therefore every server scores a short text, the probe text, before the run.  In every exchange of a run, the text is scored
+again, and its log-probabilities are compared with the earlier ones.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,11 +36,14 @@ class Probe:
         model: The model's entries "id", "root" and "max_model_len" in the list of models of the server.
         token_ids: Token ids of the probe text.
         logprobs: Log-probability of each token of the probe text after the first.
+        untested: Labels of the servers whose tokenizer was not compared with that of the student, because they return neither
+            token ids nor texts of tokens.
     """
 
     model: Mapping[str, str]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    untested: tuple[str, ...] = ()
 
 
 def examine(client: Client, model: str, tokenizer: Tokenizer, *, top_k: int, tolerance: float, longest: int) -> Probe:
@@ -69,7 +72,7 @@ def examine(client: Client, model: str, tokenizer: Tokenizer, *, top_k: int, tol
                 f"{server.label}: its log-probabilities differ by {difference:.3g} nats per token from those of "
                 f"{client.servers[0].origin} (limit {tolerance:g}); serve the same model, or raise teacher.tolerance"
             )
-    return probes[0]
+    return replace(probes[0], untested=tuple(label for probe in probes for label in probe.untested))
 
 
 def mean_difference(logprobs: Sequence[float], others: Sequence[float]) -> float:
@@ -99,9 +102,9 @@ def _examine(
             f"prompt_tokens + response_tokens + 1 = {longest}: the model of {reply.server} has {limit} positions; lower one of "
             "the two limits, or start the server with a larger --max-model-len"
         )
-    if longest > len(tokenizer.encode(TEXT, add_special_tokens=False)):
-        _check_tokenizer(client, number, model, token_ids)
-    _check_tokens(client, number, model, tokenizer, token_ids)
+    is_whole = longest > len(tokenizer.encode(TEXT, add_special_tokens=False))
+    has_ids = is_whole and _check_tokenizer(client, number, model, token_ids)
+    has_texts = _check_tokens(client, number, model, tokenizer, token_ids)
     try:
         first, other = (_scores(client, number, model, token_ids, top_k, temperature) for temperature in (1.0, 2.0))
     except ServerUnavailableError:
@@ -116,7 +119,8 @@ def _examine(
             f"{reply.server}: the log-probabilities of a prompt depend on the temperature; start the server with "
             "--logprobs-mode raw_logprobs"
         )
-    return Probe(model=found, token_ids=token_ids, logprobs=tuple(map(float, first.own_T)))
+    untested = () if has_ids or has_texts else (reply.server,)
+    return Probe(model=found, token_ids=token_ids, logprobs=tuple(map(float, first.own_T)), untested=untested)
 
 
 def _scores(client: Client, number: int, model: str, token_ids: Sequence[int], top_k: int, temperature: float = 1.0) -> Scores:
@@ -127,8 +131,11 @@ def _scores(client: Client, number: int, model: str, token_ids: Sequence[int], t
     return found
 
 
-def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[int, ...]) -> None:
+def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[int, ...]) -> bool:
     """Compare the server's token ids of the probe text with the student's tokenizer.
+
+    Returns:
+        True if the server returns token ids.
 
     Raises:
         VocabularyError: the ids differ.
@@ -143,12 +150,16 @@ def _check_tokenizer(client: Client, number: int, model: str, token_ids: tuple[i
             f"the server ({len(ids)} tokens) than with the student's tokenizer ({len(token_ids)} tokens); use a teacher and a "
             "student with the same tokenizer"
         )
+    return ids is not None
 
 
-def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...]) -> None:
-    """Check that some token ids have the same texts on the server as for the student.
+def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer, token_ids: tuple[int, ...]) -> bool:
+    """Check that the server and the student's tokenizer decode token ids equally.
 
     The ids are spread over the vocabulary, and include the special tokens.
+
+    Returns:
+        True if the server returned the text of at least one of these tokens.
 
     Raises:
         VocabularyError: an id stands for different tokens on the server and for the student.
@@ -156,14 +167,17 @@ def _check_tokens(client: Client, number: int, model: str, tokenizer: Tokenizer,
     known = sorted(tokenizer.get_vocab().values())
     spread = known[:: max(1, len(known) // NUM_IDS)]
     sent = [token_ids[0], *dict.fromkeys([*tokenizer.all_special_ids, *spread, known[-1]])]
+    has_texts = False
     for start in range(1, len(sent), max(1, len(token_ids) - 1)):
         part = [token_ids[0], *sent[start : start + max(1, len(token_ids) - 1)]]
         scores = _scores(client, number, model, part, 1)
         for token, theirs in zip(part[1:], scores.texts, strict=True):
             ours = tokenizer.decode([token]).strip()
             theirs = (theirs or "").strip()
+            has_texts |= bool(theirs)
             if ours and theirs and "\ufffd" not in ours + theirs and ours != theirs:
                 raise VocabularyError(
                     f"{client.servers[number].label}: id {token} is {client.filtered(theirs)!r} on the server and {ours!r} in "
                     "the student's tokenizer; use a teacher and a student with the same tokenizer"
                 )
+    return has_texts

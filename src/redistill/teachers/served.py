@@ -6,8 +6,9 @@ one more class, with their total probability.  Probabilities are not renormalise
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -23,11 +24,12 @@ from redistill.contracts import (
     TokenSequence,
     TopClasses,
 )
-from redistill.errors import ConfigError, ServerError, check_field
+from redistill.errors import ConfigError, OtherModelError, check_field
 from redistill.interfaces import Tokenizer
 from redistill.servers.client import Client, Reply, Report, Request
 from redistill.servers.completions import Scores, checked, parse_scores, parse_text, scores_request, text_request
 from redistill.servers.connection import check_settings, connection, destinations
+from redistill.servers.repetition import Repetition
 from redistill.teachers.probe import Probe, examine, mean_difference
 
 MAX_TOP_K = 1024
@@ -52,11 +54,10 @@ class ServedTeacherConfig:
         prompts_per_request: Maximum number of prompts in one request, >= 1.
         concurrent_requests: Maximum number of open requests of one process, >= 1.
         timeout_s: Seconds after which a request without a complete reply is tried again, > 0.
-        patience_s: Seconds during which a failed request is tried again, >= 0. After this time the command ends; the same
-            command resumes.
-        tolerance: Largest accepted difference of log-probabilities, >= 0: the mean absolute difference in nats per token,
-            for a built-in text. Servers are compared with each other, and in each update with their log-probabilities at
-            the start.
+        patience_s: Seconds during which a failed request is tried again, >= 0. A server with another model is compared again
+            for the same time. After this time the command ends; the same command resumes.
+        tolerance: Largest accepted mean absolute difference of log-probabilities, in nats per token of a built-in text, >= 0.
+            At the start and after each exchange, a server is compared with the first server's result at the start.
         price: Price of a million tokens, in any currency, >= 0. If set, run.json contains the price of all tokens that were
             sent or generated.
 
@@ -174,6 +175,7 @@ class ServedTeacher:
         self._settings, self._client, self._vocabulary, self._end_ids = settings, client, vocabulary, tuple(end_ids)
         self._device, self._count_text, self._count = device, count_text, count
         self._stored: dict[tuple[int, ...], _Stored] = {}
+        self._repetition = Repetition(settings.patience_s, client.report)
 
     @property
     def tolerance(self) -> float:
@@ -183,25 +185,17 @@ class ServedTeacher:
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
         """Fetch the most probable classes at all positions of the sequences.
 
-        Each request also contains the probe text, so that a server that was restarted with other weights is detected.
+        Each request also contains the probe text, so that a server that was restarted with other weights is detected.  After
+        an invalid reply, or a reply of another model, the request is repeated (see `Repetition`).
 
         Raises:
-            ServerError: a reply is invalid, or the log-probabilities of the probe text have changed.
-            ServerUnavailableError: a server cannot be reached.
+            ServerError: the replies to the first exchange of this process are invalid.
+            ServerUnavailableError: a server cannot be reached or has another model, or a later exchange failed.
             Interrupted: a signal arrived.
         """
         wanted = list(dict.fromkeys(each.token_ids for each in sequences if each.token_ids not in self._stored))
-        size, settings = self._settings.prompts_per_request, self._settings
-        parts = [[*wanted[start : start + size], self.probe.token_ids] for start in range(0, len(wanted), size)]
-        requests = [
-            scores_request(settings.model, part, top_k=settings.top_k, server=number) for number, part in enumerate(parts)
-        ]
-        replies = self._exchange(requests, sum(len(prompt) for part in parts for prompt in part))
-        for part, reply in zip(parts, replies, strict=True):
-            with checked(reply) as value:
-                *found, probe = parse_scores(value, part, top_k=settings.top_k, vocabulary=self._vocabulary)
-            self._verify(probe, reply.server)
-            self._stored |= {ids: _stored(scores) for ids, scores in zip(part, found)}
+        if wanted:
+            self._stored |= self._repetition.run(partial(self._fetch, wanted), self._check)
 
     @torch.no_grad()
     def rows(self, batch: Batch) -> TeacherTarget:
@@ -232,28 +226,69 @@ class ServedTeacher:
         """Return the server's continuation of every request, in the order of the requests.
 
         Each continuation has a seed of its own. For the same seed, a server with the same software and batch size returns the
-        same text.
+        same text.  After the texts, each server that sent one scores the probe text.  If a server has another model, its texts
+        are discarded.  They are requested again when it has the original model (see `Repetition`).
 
         Raises:
             ConfigError: `sampling` bans n-grams or mixes models, which a served teacher cannot do.
-            ServerError: a reply is invalid.
-            ServerUnavailableError: a server cannot be reached.
+            ServerError: the replies to the first exchange of this process are invalid.
+            ServerUnavailableError: a server cannot be reached or has another model, or a later exchange failed.
+            Interrupted: a signal arrived.
         """
         if sampling.no_repeat_ngram or sampling.uses_teacher:
             raise ConfigError("teacher.kind = 'served': cannot ban n-grams or sample from mixtures; use a local teacher")
+        if not requests:
+            return []
+        texts = self._repetition.run(partial(self._continuations, requests, sampling), self._check)
+        self._count_text(sum(len(text.token_ids) for text in texts))
+        return texts
+
+    def _fetch(self, wanted: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], _Stored]:
+        """Return the most probable classes, from servers with the original model."""
+        size, settings, found = self._settings.prompts_per_request, self._settings, dict[tuple[int, ...], _Stored]()
+        parts = [[*wanted[start : start + size], self.probe.token_ids] for start in range(0, len(wanted), size)]
+        requests = [
+            scores_request(settings.model, part, top_k=settings.top_k, server=number) for number, part in enumerate(parts)
+        ]
+        replies = self._exchange(requests, sum(len(prompt) for part in parts for prompt in part))
+        for part, reply in zip(parts, replies, strict=True):
+            with checked(reply) as value:
+                *scores, probe = parse_scores(value, part, top_k=settings.top_k, vocabulary=self._vocabulary)
+            self._verify(probe, reply.server)
+            found |= {ids: _stored(each) for ids, each in zip(part, scores)}
+        return found
+
+    def _continuations(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Generation]:
+        """Return the continuations of prompts, from servers with the original model."""
         sent = [
             text_request(self._settings.model, request, sampling, self._end_ids, server)
             for server, request in enumerate(requests)
         ]
-        prompts = sum(len(request.prompt_ids) for request in requests)
+        replies = self._exchange(sent, sum(len(request.prompt_ids) for request in requests))
         texts = list[Generation]()
-        for request, reply in zip(requests, self._exchange(sent, prompts), strict=True):
+        for request, reply in zip(requests, replies, strict=True):
             with checked(reply) as value:
                 texts.append(parse_text(value, request, self._end_ids, self._vocabulary))
-        generated = sum(len(text.token_ids) for text in texts)
-        self._count_text(generated)
-        self._count(0, generated)
+        self._count(0, sum(len(text.token_ids) for text in texts))
+        self._check({reply.server for reply in replies})
         return texts
+
+    def _check(self, labels: Set[str] | None = None) -> None:
+        """Compare servers with the original model.
+
+        All servers are compared if `labels` is None, and otherwise those with these labels.
+
+        Raises:
+            ServerError: a server has another model, or its reply is invalid.
+            ServerUnavailableError: a server cannot be reached.
+        """
+        text, top_k = self.probe.token_ids, self._settings.top_k
+        numbers = [n for n, server in enumerate(self._client.servers) if labels is None or server.label in labels]
+        requests = [scores_request(self._settings.model, [text], top_k=top_k, server=n, is_pinned=True) for n in numbers]
+        for reply in self._exchange(requests, len(text) * len(requests)):
+            with checked(reply) as value:
+                (scores,) = parse_scores(value, [text], top_k=top_k, vocabulary=self._vocabulary)
+            self._verify(scores, reply.server)
 
     def _exchange(self, requests: Sequence[Request], num_tokens: int) -> list[Reply]:
         """Send requests with `num_tokens` tokens in total; count attempts and tokens."""
@@ -263,13 +298,12 @@ class ServedTeacher:
         return replies
 
     def _verify(self, scores: Scores, server: str) -> None:
-        """Raise a ServerError if a server has other weights than at the start."""
+        """Raise an OtherModelError if a server has other weights than at the start."""
         difference = mean_difference(tuple(scores.own_T), self.probe.logprobs)
         if difference > self.tolerance:
-            raise ServerError(
-                f"{server}: the model has changed: its log-probabilities of the probe text differ by {difference:.3g} nats per "
-                f"token from those at the start (teacher.tolerance {self.tolerance:g}); serve the model of the start, and run "
-                "the same command again to resume"
+            raise OtherModelError(
+                f"{server}: the model has changed since the start: its log-probabilities of the probe text differ by "
+                f"{difference:.3g} nats per token (teacher.tolerance {self.tolerance:g}); serve the original model"
             )
 
 

@@ -56,8 +56,8 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
         Interrupted: a signal arrived.  All completed updates have been saved in a checkpoint; an incomplete update is
             discarded.
         TrainingError: a check of an update ended the run, for example because the loss is not finite.
-        ServerError: a server failed.  With one process, all completed updates have been saved in a checkpoint; with several
-            processes, no new checkpoint has been saved.
+        ServerError: a server failed in this process or in another one; the error is raised in all processes.  All completed
+            updates have been saved in a checkpoint; an incomplete update is discarded.
     """
     saved = first = state.step
     try:
@@ -74,8 +74,8 @@ def train(parts: Parts, settings: TrainingConfig, optimiser: OptimiserConfig, st
                     save_checkpoint(parts, settings, state)
                 saved = state.step
     except (Interrupted, ServerError) as error:
-        if isinstance(error, ServerError) and parts.accelerator.num_processes > 1:
-            raise  # the other processes have no error, and would not join in the saving
+        if isinstance(error, ServerError) and parts.accelerator.num_processes > 1 and not error.is_everywhere:
+            raise  # an error outside of an update: the other processes would not join in the saving
         if state.step != saved:
             save_checkpoint(parts, settings, state)
         if state.step:
@@ -102,9 +102,10 @@ def _step(parts: Parts, optimiser: OptimiserConfig, state: TrainingState) -> Non
     if learner.teacher is not None:
         learner.teacher.faults()  # discards the faults that were counted in validation
     try:
-        whole = _draw(parts, state.step)
-        draw, drawn = learner.objective.select(whole), time.perf_counter()
-        batches, counts, sums = gradients(draw, parts, state.step)
+        with signals.failing_together(ServerError):  # `gather` is the next collective operation after requests to servers
+            whole = _draw(parts, state.step)
+            draw, drawn = learner.objective.select(whole), time.perf_counter()
+            batches, counts, sums = gradients(draw, parts, state.step)
     except (Interrupted, ServerError):
         parts.policy.load_state_dict(before)  # a buffer may have changed already
         for log, size in logged if parts.accelerator.is_main_process else ():
