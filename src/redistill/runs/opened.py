@@ -23,12 +23,13 @@ from redistill.errors import ConfigError
 from redistill.evaluation.scorable import unscorable_notes
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
-from redistill.models.families import layer_list
+from redistill.models.families import body_module, layer_list
 from redistill.models.offload import offload_layers
 from redistill.models.student import StudentModule
 from redistill.policies import Adaptive, has_buffer
 from redistill.processes import signals
 from redistill.processes import watch as ranks
+from redistill.processes.frozen import Frozen, FrozenShards
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement, Replicated, Sharded, Single
 from redistill.runs import external
@@ -61,6 +62,7 @@ class OpenRun:
         placement: How the student's parameters are distributed over the processes.
         engine: The object that generates the student's text for training.
         teacher: The teacher; None if the run has none.
+        frozen: How the parameters of the teacher are distributed over the processes.
         sizes: Two batch sizes, which are halved when memory runs out: the number of sequences in a micro-batch, and the number
             of texts that are generated at once.
         corpus: Blocks of text for the pre-training term of the loss; empty without this term.
@@ -76,6 +78,7 @@ class OpenRun:
     placement: Placement
     engine: Engine
     teacher: Teacher | None
+    frozen: Frozen
     sizes: tuple[Halving, Halving]
     corpus: Sequence[TokenSequence]
     spans: SpanExtractor | None
@@ -87,7 +90,7 @@ class OpenRun:
 
         `gather` concatenates the lists of all processes.
         """
-        return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
+        return Processes(self.accelerator.process_index, self.accelerator.num_processes, self.frozen.gather)
 
     @property
     def schedule(self) -> Schedule:
@@ -118,7 +121,9 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
     with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
             with progress.phase("loading models", in_log=True):
-                models = load_models(config, progress.note, device=accelerator.device)
+                # A model that will be sharded is read to the CPU: the device must never have all of its parameters.
+                device = "cpu" if config.placement == "sharded" and world > 1 else accelerator.device
+                models = load_models(config, progress.note, device=device)
             rejected = config.folder / "rejected.jsonl" if is_main else None
             with progress.phase("tokenising", in_log=True):
                 data = load_data(
@@ -182,7 +187,9 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     objective = config.resolved_method.objective
     divergence = objective.build_divergence(models.vocabulary, config.seed)
     student = StudentModule(models.student, vocabulary=models.vocabulary, divergence=divergence, compile=settings.compile)
-    student.to(device)
+    placement = make_placement(accelerator.num_processes, config.placement)
+    placement.wrap(student, device)
+    frozen = place_teacher(config, models, placement, device)
     tools = EngineTools(
         student=models.student,
         teacher=models.teacher,
@@ -196,8 +203,6 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     )
     teacher = _build_teacher(config, models, tools, accelerator, output)
     engine = _build_engine(config, tools)
-    placement = make_placement(accelerator.num_processes, config.placement)
-    placement.wrap(student)
     return OpenRun(
         config=config,
         accelerator=accelerator,
@@ -207,6 +212,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         placement=placement,
         engine=MeteredEngine(engine, meter.add),
         teacher=teacher,
+        frozen=frozen,
         sizes=(micro_batch, text_batch),
         corpus=read_corpus(config, models.tokenizer, progress.note, updates=settings.schedule(len(data.train)).updates),
         spans=load_extractor(config.data.spans) if objective.uses_spans else None,
@@ -298,6 +304,28 @@ def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Plac
     if kind == "sharded" and num_processes > 1:
         return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
     return Single() if num_processes == 1 else Replicated()
+
+
+def place_teacher(config: Run, models: Models, placement: Placement, device: torch.device) -> Frozen:
+    """Distribute the parameters of the teacher over the processes in place, if those of the student are sharded.
+
+    A teacher that is quantised or offloaded, or that only completes a cache, stays whole.
+
+    Args:
+        config: The run.
+        models: The models of the run.
+        placement: The placement of the student.
+        device: Device of this process.
+
+    Returns:
+        The contexts in which the teacher may be used.
+    """
+    teacher, node = models.teacher, config.teacher
+    is_whole = not isinstance(node, TeacherConfig) or node.quantise is not None or node.offload is not None
+    if teacher is None or models.states is not None or is_whole or not placement.passes_communicate:
+        return Frozen()
+    teacher.eval().requires_grad_(False)
+    return FrozenShards(teacher, body_module(teacher), layer_list(teacher)[1], device)
 
 
 def make_accelerator(precision: Literal["fp32", "tf32", "bf16"]) -> Accelerator:
