@@ -121,9 +121,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
     with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
             with progress.phase("loading models", in_log=True):
-                # A model that will be sharded is read to the CPU: the device must never have all of its parameters.
-                device = "cpu" if config.placement == "sharded" and world > 1 else accelerator.device
-                models = load_models(config, progress.note, device=device)
+                models = load_models(config, progress.note, device=loading_device(config, world, accelerator.device))
             rejected = config.folder / "rejected.jsonl" if is_main else None
             with progress.phase("tokenising", in_log=True):
                 data = load_data(
@@ -145,6 +143,14 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         progress.expect(opened.schedule.updates)
         with progress.phase("fine-tuning" if config.method == "sft" else "training", in_log=True):
             yield opened
+
+
+def loading_device(config: Run, world: int, device: torch.device) -> torch.device:
+    """Return the device to which the weights of the run's models are read.
+
+    Models that will be sharded over `world` processes are read to the CPU, so that `device` never has a whole model.
+    """
+    return torch.device("cpu") if config.placement == "sharded" and world > 1 else device
 
 
 def check_sources(config: DataConfig) -> None:
