@@ -121,22 +121,22 @@ def test_a_process_of_two_has_about_half_of_the_teacher(folder: Path, case: str)
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_device_never_has_a_whole_model_while_it_is_loaded(monkeypatch, role: str) -> None:
-    """FSDP moves the parameters of one unit at a time; the bytes on the device are those of the unit, and of the shards so far."""
-    from torch.distributed.fsdp._fully_shard import _fully_shard
+    """The bytes on the device are those of the unit that FSDP moves, and of the shards so far."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_init
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     model = fresh_model({**updates.LLAMA, "num_hidden_layers": 8, "vocab_size": 64, "tie_word_embeddings": False}, seed=1)
     whole, layers = parameter_bytes(model), layer_list(model)[1]
     largest = max(sum(p.nbytes for p in layers[0].parameters()), whole - sum(p.nbytes for p in layers.parameters()))
     moved: list[int] = []
-    usual = _fully_shard._move_states_to_device
+    usual = _fsdp_init._move_states_to_device
 
     def move(parameters, buffers, device) -> None:
         shards = sum(p.to_local().nbytes for p in model.parameters() if isinstance(p, DTensor))
         moved.append(shards + sum(p.nbytes for p in parameters))
         usual(parameters, buffers, device)
 
-    monkeypatch.setattr(_fully_shard, "_move_states_to_device", move)
+    monkeypatch.setattr(_fsdp_init, "_move_states_to_device", move)
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: pytest.fail("the whole module was moved"))
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     try:
