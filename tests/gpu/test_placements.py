@@ -26,7 +26,8 @@ def test_each_pair_fits_on_40_gb_with_a_placement_of_the_table() -> None:
     """A pair that fits in its training phase only is not in the table as one that fits."""
     for pair in placements.PAIRS:
         assert any(row[0] == pair and row[-2].endswith(", fits") for row in placements.rows())
-    whole = next(row for row in placements.rows() if row[0].startswith("Llama 2") and row[2:5] == ("bfloat16", "bfloat16", "auto"))
+    replicated = ("bfloat16", "bfloat16", "auto")
+    whole = next(row for row in placements.rows() if row[0].startswith("Llama 2") and row[2:5] == replicated)
     assert whole[-2].endswith("does not fit")
     for row in placements.rows():
         phases, largest = [float(size) for size in row[5:9]], float(row[9].partition(",")[0])

@@ -115,7 +115,8 @@ def test_a_checkpoint_loads_into_one_process_and_gives_the_same_logits(folder: P
 
 @pytest.mark.parametrize("case", [case for case in updates.CASES if "-sft" not in case])
 def test_a_process_of_two_has_about_half_of_the_teacher(folder: Path, case: str) -> None:
-    sharded, single = (int(found(folder, placement, case, "teacher_bytes")["teacher_bytes"]) for placement in ("sharded", "single"))
+    name = "teacher_bytes"
+    sharded, single = (int(found(folder, placement, case, name)[name]) for placement in ("sharded", "single"))
     assert 0.5 * single <= sharded <= 0.6 * single
 
 

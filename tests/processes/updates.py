@@ -173,7 +173,7 @@ def local_bytes(model: torch.nn.Module | None) -> int:
 
 
 def check_passes(recipe: Path) -> None:
-    """Process r makes r + 1 passes of a sharded teacher before a `gather` and none after it; the other way round in process 1."""
+    """Process 0 makes one pass of a sharded teacher before a `gather` and two after it, process 1 two before and none after."""
     with open_run(load_config(recipe)) as run:
         teacher, frozen, rank = run.teacher, run.frozen, run.processes.rank
         assert teacher is not None and frozen.world == 2

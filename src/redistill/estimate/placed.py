@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from redistill.config.run import Run
@@ -279,7 +278,9 @@ def _weights(model: nn.Module, blueprint: Blueprint, parts: int) -> Weights:
     """Return the sizes of the weights of a model; `parts` is the number of processes over which they are sharded."""
     layers = [parameter_bytes(layer) for layer in layer_list(model)[1]]
     saved = round(blueprint.bytes_saved(model))
-    return Weights(parameter_bytes(model) - saved, parameter_bytes(model) - sum(layers), max(layers) - saved // len(layers), parts)
+    return Weights(
+        parameter_bytes(model) - saved, parameter_bytes(model) - sum(layers), max(layers) - saved // len(layers), parts
+    )
 
 
 def _rounds(policy: object) -> int:

@@ -30,7 +30,7 @@ def print_estimate(found: Estimate, console: Console | None = None) -> None:
 
 def _placements(found: Estimate) -> Table:
     """Return a table of the memory of a process, with one row for each phase and one column for each placement."""
-    title = f"memory of each of {found.processes} processes, calculated"
+    title = f"calculated for each of {found.processes} processes"
     numbers = [Column(name, justify="right") for name in found.placements]
     table = Table(Column("phase"), *numbers, title=title, title_justify="left")
     totals = [placed.totals for placed in found.placements.values()]

@@ -15,6 +15,7 @@ from torch import distributed, nn
 from redistill.processes import signals
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
 
 Value = TypeVar("Value")
@@ -172,7 +173,7 @@ class FrozenShards(Frozen):
         module.register_forward_hook(release)
 
 
-def _sharded(module: nn.Module, mesh: distributed.DeviceMesh) -> "FSDPModule":
+def _sharded(module: nn.Module, mesh: "DeviceMesh") -> "FSDPModule":
     """Shard the parameters of a module that are not sharded yet, and return the module.
 
     FSDP's own hooks are removed, because they require calls of the root module, in equal numbers.

@@ -327,9 +327,9 @@ def _drawing(run: OpenRun) -> Iterator[None]:
     """
     node = run.config.resolved_method.policy
     generates = node.needs.teacher_text or node.needs.mixture or node.needs.replacement
-    with run.frozen.gathered() if generates else run.frozen.passes():
-        with remembering(run) if revises(node) else nullcontext():
-            yield
+    placed = run.frozen.gathered() if generates else run.frozen.passes()
+    with placed, remembering(run) if revises(node) else nullcontext():
+        yield
 
 
 @contextmanager

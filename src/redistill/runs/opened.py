@@ -62,7 +62,6 @@ class OpenRun:
         placement: How the student's parameters are distributed over the processes.
         engine: The object that generates the student's text for training.
         teacher: The teacher; None if the run has none.
-        frozen: How the parameters of the teacher are distributed over the processes.
         sizes: Two batch sizes, which are halved when memory runs out: the number of sequences in a micro-batch, and the number
             of texts that are generated at once.
         corpus: Blocks of text for the pre-training term of the loss; empty without this term.
@@ -78,7 +77,6 @@ class OpenRun:
     placement: Placement
     engine: Engine
     teacher: Teacher | None
-    frozen: Frozen
     sizes: tuple[Halving, Halving]
     corpus: Sequence[TokenSequence]
     spans: SpanExtractor | None
@@ -91,6 +89,11 @@ class OpenRun:
         `gather` concatenates the lists of all processes.
         """
         return Processes(self.accelerator.process_index, self.accelerator.num_processes, self.frozen.gather)
+
+    @property
+    def frozen(self) -> Frozen:
+        """How the parameters of the teacher are distributed over the processes."""
+        return self.models.frozen
 
     @property
     def schedule(self) -> Schedule:
@@ -195,7 +198,7 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     student = StudentModule(models.student, vocabulary=models.vocabulary, divergence=divergence, compile=settings.compile)
     placement = make_placement(accelerator.num_processes, config.placement)
     placement.wrap(student, device)
-    frozen = place_teacher(config, models, placement, device)
+    models = replace(models, frozen=place_teacher(config, models, placement, device))
     tools = EngineTools(
         student=models.student,
         teacher=models.teacher,
@@ -218,7 +221,6 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
         placement=placement,
         engine=MeteredEngine(engine, meter.add),
         teacher=teacher,
-        frozen=frozen,
         sizes=(micro_batch, text_batch),
         corpus=read_corpus(config, models.tokenizer, progress.note, updates=settings.schedule(len(data.train)).updates),
         spans=load_extractor(config.data.spans) if objective.uses_spans else None,
