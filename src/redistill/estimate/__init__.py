@@ -136,9 +136,8 @@ def estimate(
 ) -> Estimate:
     """Estimate the parameters, memory and time of `run` on this machine.
 
-    The function executes one update and one validation. In these two steps, the models have the widths of the run's models,
-    but only one or three layers. The measured costs are extrapolated to the run's numbers of layers.  The fine-tuning of
-    teacher or student before the run is not included.
+    One update and one validation are executed, with models of few layers.  The costs are extrapolated to the run's numbers of
+    layers.  The fine-tuning of teacher or student before the run is not included.
 
     Args:
         run: The run, as `load_config` returns it.
@@ -148,15 +147,12 @@ def estimate(
         memory_bytes: Memory of the device of each process in this calculation; None for that of this machine's GPU, if any.
 
     Raises:
-        ModelError: a model's config or tokenizer cannot be read; or transformers cannot create the model with only one or three
-            layers.
+        ModelError: a model's config or tokenizer cannot be read, or transformers cannot create the model with few layers.
         ConfigError: a setting of the run is invalid, or the batch cannot be divided by the number of processes.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prints = blueprints(run)
-    placements, refused = dict[str, PlacedMemory](), tuple[str, ...]()
-    if processes is not None:
-        placements, refused = _placements(run, prints, processes, memory_bytes or device_bytes(device))
+    placements, refused = _placements(run, prints, processes, memory_bytes or device_bytes(device))
     whole = Layers(prints["student"].layers, prints["teacher"].layers if "teacher" in prints else 0)
     few = Layers(FEW, min(FEW, whole.teacher))
     measured = dict.fromkeys((few, few._replace(student=MORE), few._replace(teacher=MORE if whole.teacher else 0)))
@@ -193,9 +189,11 @@ def estimate(
 
 
 def _placements(
-    run: Run, prints: Mapping[Role, Blueprint], processes: int, memory_bytes: int | None
+    run: Run, prints: Mapping[Role, Blueprint], processes: int | None, memory_bytes: int | None
 ) -> tuple[dict[str, PlacedMemory], tuple[str, ...]]:
     """Return the memory of a process with each placement, and a note if the models cannot be sharded."""
+    if processes is None:
+        return {}, ()
     if run.training.batch_size % processes:
         raise ConfigError(f"training.batch_size = {run.training.batch_size}: must be a multiple of {processes} processes")
     calculate = partial(placed_memory, run, prints, processes, memory_bytes=memory_bytes)

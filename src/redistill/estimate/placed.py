@@ -1,4 +1,4 @@
-"""Calculates the memory of one process of a job, for replicated and for sharded models.
+"""Calculates the memory of a process of a job, for replicated and sharded models.
 
 Nothing is executed and no weight is read: the sizes are those of the models on torch's device "meta".  All phases of a run are
 calculated, because a sharded student has all of its parameters in each process while it generates text.
@@ -6,7 +6,7 @@ calculated, because a sharded student has all of its parameters in each process 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -146,6 +146,7 @@ class _Calculation:
         self.sequences = -(-run.training.batch_size // processes)
 
     def result(self) -> PlacedMemory:
+        """Return the memory of all phases."""
         tokens = self._micro_tokens()
         phases = {
             "loading": {
@@ -265,13 +266,13 @@ class _Calculation:
         """Return the bytes of keys and values of one token."""
         if model is None:
             return 0
-        config: Any = text_config(model)
+        config = text_config(model)
         heads = getattr(config, "num_attention_heads", None)
         if not heads:  # a model without attention has states of a fixed, small size
             return 0
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        size = getattr(config, "head_dim", None) or head(model).weight_VD.shape[1] // heads
         kept = getattr(config, "num_key_value_heads", None) or heads
-        return int(2 * config.num_hidden_layers * kept * size * self._item_bytes(model))
+        return 2 * len(layer_list(model)[1]) * int(kept * size) * self._item_bytes(model)
 
 
 def _weights(model: nn.Module, blueprint: Blueprint, parts: int) -> Weights:

@@ -67,7 +67,7 @@ class Blueprint(NamedTuple):
         return model
 
     def empty(self, seed: int) -> CausalModel:
-        """Build the model with all of its layers and without weights, on the device "meta".
+        """Build the model with all layers and without weights, on the device "meta".
 
         Raises:
             ModelError: transformers cannot create a model from the config with this number of layers.

@@ -37,7 +37,7 @@ def activation_bytes(model: nn.Module, item_bytes: int) -> int:
 
 
 def reading_bytes(model: nn.Module, item_bytes: int) -> int:
-    """Estimate the bytes of activations of one token in a forward pass without gradient.
+    """Estimate the bytes of activations of one token in a pass without gradient.
 
     The estimate is the size of the inputs and outputs of the linear layers in the largest layer of the model.
 

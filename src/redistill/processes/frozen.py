@@ -1,4 +1,4 @@
-"""A frozen model whose parameters are sharded over the processes of a job, such as a teacher.
+"""A frozen model, such as a teacher, that is sharded over the processes of a job.
 
 The processes of a job run a teacher on different texts, and make different numbers of forward passes.  A forward pass of a
 sharded model needs the parameters of all processes.  Therefore a process that has no pass left takes part in the passes of
@@ -23,7 +23,9 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class Frozen:
-    """Placement of a frozen model; this base class implements a model that every process has in full.
+    """Placement of a frozen model.
+
+    The methods of this base class implement a model that every process has in full.
 
     Example:
         >>> with Frozen().passes() as frozen:
@@ -36,26 +38,26 @@ class Frozen:
 
     @contextmanager
     def root(self) -> Iterator[None]:
-        """Context in which the parameters outside of the layers are complete, such as those of embeddings and head.
+        """Context in which the parameters outside of the layers are complete.
 
-        Every process must enter this context.
+        They are those of embeddings, final norm and head.  Every process must enter this context.
         """
         yield
 
     @contextmanager
     def passes(self) -> Iterator["Frozen"]:
-        """Context in which the model may be called; processes may make different numbers of forward passes.
+        """Context in which the model may be called.
 
-        Every process must enter this context.  Inside it, use `gather` of this object to communicate.  The parameters of
+        Every process must enter this context, and may make any number of forward passes.  Inside it, use `gather` of this object to communicate.  The parameters of
         `root` are complete inside it.
         """
         yield self
 
     @contextmanager
     def gathered(self) -> Iterator["Frozen"]:
-        """Context in which each process has all parameters, so that forward passes do not communicate.
+        """Context in which each process has all parameters.
 
-        Every process must enter this context.
+        Forward passes do not communicate inside this context.  Every process must enter this context.
         """
         yield self
 
@@ -96,7 +98,7 @@ class FrozenShards(Frozen):
 
     @contextmanager
     def root(self) -> Iterator[None]:
-        """Context in which the parameters outside of the layers are complete, as in `Frozen.root`."""
+        """Context with complete parameters outside of the layers; see `Frozen.root`."""
         if self._has_root:
             yield
             return
