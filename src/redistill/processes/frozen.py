@@ -48,8 +48,8 @@ class Frozen:
     def passes(self) -> Iterator["Frozen"]:
         """Context in which the model may be called.
 
-        Every process must enter this context, and may make any number of forward passes.  Inside it, use `gather` of this object to communicate.  The parameters of
-        `root` are complete inside it.
+        Every process must enter this context, and may make any number of forward passes.  Inside it, use `gather` of this
+        object to communicate.  The parameters of `root` are complete inside it.
         """
         yield self
 
@@ -138,7 +138,7 @@ class FrozenShards(Frozen):
                 self._is_whole = False
 
     def gather(self, values: list[Value]) -> list[Value]:
-        """Wait for the forward passes of all processes, and gather the lists of all processes."""
+        """Gather the lists of all processes after their forward passes."""
         if self._is_open:
             self._join()
         return signals.gather(values)

@@ -38,9 +38,9 @@ class Placement:
     """
 
     def wrap(self, module: nn.Module, device: torch.device | str) -> nn.Module:
-        """Move ``module`` to ``device``, distribute its parameters in place, and return ``module``.
+        """Move ``module`` to ``device``, and distribute its parameters in place.
 
-        Call this method before the optimizer is built, because it may replace the parameters.
+        The result is ``module``.  Call this method before the optimizer is built, because it may replace the parameters.
         """
         return module.to(device)
 
@@ -88,7 +88,7 @@ class Replicated(Placement):
 
     @torch.no_grad()
     def wrap(self, module: nn.Module, device: torch.device | str) -> nn.Module:
-        """Move the module to its device, and copy the state of process 0 into every process.
+        """Move the module to its device, and copy the state of process 0.
 
         Every process must call this method.
         """
