@@ -315,7 +315,7 @@ def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Plac
 
 
 def place_teacher(config: Run, models: Models, placement: Placement, device: torch.device) -> Frozen:
-    """Distribute the parameters of the teacher over the processes in place, if those of the student are sharded.
+    """Shard the teacher over the processes in place, if the student is sharded.
 
     A teacher that is quantised or offloaded, or that only completes a cache, stays whole.
 
