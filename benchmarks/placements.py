@@ -2,34 +2,29 @@
 
     python -m benchmarks.placements
 
-The table of docs/gpu.md is what this script prints, and recipes have a part of it as a comment.  Micro-batches and the limit
-of the vocabulary pass are those that a run chooses on such a GPU.  The lengths are those of a sequence of prompt and answer
-at their limits.
+The table of docs/gpu.md is what this script prints, and recipes have a part of it as a comment.  The calculation is that of
+`redistill estimate --processes 4 --memory GB`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from redistill.config.run import Run, override_run
-from redistill.data.grouping import ACCELERATOR
-from redistill.models.activations import activation_bytes, token_limit
-from redistill.models.families import head, layer_list
-from redistill.models.load import parameter_bytes
-from redistill.models.lora import add_lora
-from redistill.models.recompute import checkpoint_activations
-from redistill.vocab_pass.cutting import DEVICE_PART
+from redistill.config.sections import TeacherConfig
+from redistill.estimate.placed import PlacedMemory, placed_memory
+from redistill.estimate.recorder import Role
+from redistill.estimate.shallow import Blueprint
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GPUS = 4
 GIGABYTES = (40, 80)
-USABLE = 0.92
-"""Fraction of a GPU's memory that tensors can use, without the CUDA context and fragmentation.  It was not measured."""
+PHASES = ("loading", "generation", "training", "validation")
 
 
 def llama(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
@@ -62,104 +57,66 @@ def recipe(name: str) -> Run:
     return override_run({**tree, "name": name, "method": "mgsr"}, (), name)
 
 
-def empty(config: dict[str, Any], dtype: str) -> Any:
-    """A model without weights."""
-    with torch.device("meta"):
-        kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=kind)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one GPU in the training phase.
-
-    Args:
-        parts: The bytes by part.
-        tokens: Tokens of a micro-batch.
-    """
-
-    parts: dict[str, int]
-    tokens: int
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
-
-
-def memory(run: Run, models: tuple[dict[str, Any], dict[str, Any]], gpu_bytes: int, *, sharded: bool) -> Memory:
-    """The memory of a run on one of `GPUS` GPUs."""
-    assert run.teacher is not None and not isinstance(run.teacher, str)
-    teacher, student = empty(models[0], getattr(run.teacher, "dtype", "float32")), empty(models[1], run.student.dtype)
-    if run.student.gradient_checkpointing:
-        checkpoint_activations(student)
-    frozen = parameter_bytes(student)
-    if run.student.lora is not None:
-        student = add_lora(student, run.student.lora, run.seed)
-        trained = sum(4 * parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
-        weights = frozen + trained
-    else:
-        trained, weights = frozen, frozen
-    states = 3 * trained  # gradients, and two moments of AdamW
-    gathered = 0
-    if sharded:
-        root = [head(student).weight_VD, *layer_list(student)[1][0].parameters()]
-        gathered = sum(parameter.nbytes for parameter in root)
-        weights, states = weights // GPUS, states // GPUS
-    is_bf16 = run.training.precision == "bf16"
-    copies = parameter_bytes(student) // 2 if is_bf16 and run.student.dtype == "float32" else 0
-    tokens = run.data.tokens.prompt_tokens + run.data.tokens.response_tokens
-    occupied = parameter_bytes(teacher) + weights + states
-    token_bytes = activation_bytes(student, 2 if is_bf16 else 4)
-    allowed = min(ACCELERATOR.max_tokens, token_limit(gpu_bytes, occupied, token_bytes))
-    own = run.training.batch_size // GPUS * tokens
-    micro = run.training.micro_batch_size
-    micro_tokens = min(own, allowed if micro is None else micro * tokens)
-    parts = {
-        "teacher": parameter_bytes(teacher),
-        "student": weights,
-        "gradients and optimiser": states,
-        "bf16 copies": copies,
-        "gathered": gathered,
-        "activations": micro_tokens * token_bytes,
-        "vocabulary pass": gpu_bytes // DEVICE_PART,
+def memory(run: Run, models: tuple[dict[str, Any], dict[str, Any]], gpu_bytes: int, *, sharded: bool) -> PlacedMemory:
+    """The memory of a run on one of `GPUS` GPUs, as `redistill estimate --processes` calculates it."""
+    assert isinstance(run.teacher, TeacherConfig)
+    configs = [AutoConfig.for_model(**config) for config in models]
+    prints: dict[Role, Blueprint] = {
+        "teacher": Blueprint(configs[0], configs[0].num_hidden_layers, run.teacher),
+        "student": Blueprint(configs[1], configs[1].num_hidden_layers, run.student),
     }
-    return Memory(parts, micro_tokens)
+    return placed_memory(run, prints, GPUS, sharded=sharded, memory_bytes=gpu_bytes)
 
 
-def rows() -> Iterator[tuple[str, ...]]:
-    """Cells of the table: the recipe as it is, a bf16 base for adapters, and both sharded."""
+def variants(plain: Run) -> Iterator[tuple[Run, bool]]:
+    """The recipe as it is; with a bf16 base for adapters; with a teacher of 8 bits; and sharded."""
+    run = plain
+    yield run, False
+    if plain.student.lora is not None:
+        run = replace(plain, student=replace(plain.student, dtype="bfloat16"))
+        yield run, False
+        assert isinstance(run.teacher, TeacherConfig)
+        yield replace(run, teacher=replace(run.teacher, quantise="int8")), False
+    yield run, True
+
+
+@cache
+def rows() -> tuple[tuple[str, ...], ...]:
+    """Cells of the table."""
+    return tuple(_rows())
+
+
+def _rows() -> Iterator[tuple[str, ...]]:
     for pair, (name, teacher, student) in PAIRS.items():
         plain = recipe(name)
-        lowered = replace(plain, student=replace(plain.student, dtype="bfloat16"))
-        best = plain if plain.student.lora is None else lowered
-        variants = dict.fromkeys(((plain.student.dtype, "auto"), (best.student.dtype, "auto"), (best.student.dtype, "sharded")))
-        for dtype, placement in variants:
-            run = plain if dtype == plain.student.dtype else lowered
-            cells = [pair, "all weights" if run.student.lora is None else "adapters", dtype, placement]
+        for run, sharded in variants(plain):
+            dtype = getattr(run.teacher, "quantise", None) or getattr(run.teacher, "dtype", "")
+            placement = "sharded" if sharded else "auto"
+            cells = [pair, "all weights" if run.student.lora is None else "adapters", run.student.dtype, dtype, placement]
             for gigabytes in GIGABYTES:
-                found = memory(run, (teacher, student), gigabytes * 10**9, sharded=placement == "sharded")
+                found = memory(run, (teacher, student), gigabytes * 10**9, sharded=sharded)
                 if gigabytes == GIGABYTES[0]:
-                    cells += [f"{found.parts[part] / 1e9:.1f}" for part in ("teacher", "student", "activations")]
-                fits = "fits" if found.total <= USABLE * gigabytes * 10**9 else "does not fit"
-                cells.append(f"{found.total / 1e9:.0f}, {fits}")
+                    cells += [f"{found.totals[phase] / 1e9:.1f}" for phase in PHASES]
+                cells.append(f"{found.peak_bytes / 1e9:.0f}, {'fits' if found.fits(gigabytes * 10**9) else 'does not fit'}")
             yield tuple(cells)
 
 
 def statement(pair: str) -> str:
     """The comment of the pair's recipe: placement, precision and memory of each GPU."""
     lines = [f"# Memory of each GPU, model only (docs/gpu.md), with precision {recipe(PAIRS[pair][0]).training.precision}:"]
-    for name, _, dtype, placement, *_, small, large in rows():
+    for name, _, dtype, taught, placement, *_, small, large in rows():
         if name == pair:
             totals = zip(GIGABYTES, (small, large), strict=True)
             sizes = "; ".join(f"4 x {gigabytes} GB: {total.replace(',', ' GB,')}" for gigabytes, total in totals)
-            lines.append(f"#   student.dtype={dtype} placement={placement}: {sizes}")
+            teacher = "" if taught == "bfloat16" else f" teacher.quantise={taught}"
+            lines.append(f"#   student.dtype={dtype}{teacher} placement={placement}: {sizes}")
     return "\n".join(lines) + "\n"
 
 
 def table() -> str:
     """The table of docs/gpu.md, in GB of one GPU."""
-    names = ["pair", "trained", "`student.dtype`", "`placement`", "teacher", "student", "activations"]
-    names += [f"total, 4 x {gigabytes} GB" for gigabytes in GIGABYTES]
+    names = ["pair", "trained", "`student.dtype`", "teacher", "`placement`", *PHASES]
+    names += [f"largest, 4 x {gigabytes} GB" for gigabytes in GIGABYTES]
     return "".join(f"| {' | '.join(line)} |\n" for line in (names, ["---"] * len(names), *rows()))
 
 

@@ -26,7 +26,7 @@ from redistill.training import checkpoint
 from redistill.training import loop as training
 from redistill.training.parts import Parts
 from tests.faults.counts import WHOLE
-from tests.processes.updates import MODELS
+from tests.processes.updates import MODELS, local_bytes
 from tests.worlds import gpt2_tokenizer, rows, tiny_run, write_model
 
 UPDATES, HALF = 10, 5
@@ -128,7 +128,7 @@ def compute(recipe: Path, world: int) -> None:
         parts = build_parts(run, build_evaluator(run, run.models.student))
         assert signals.num_processes() == world == parts.accelerator.num_processes
         gradient, num_bytes = first_update(parts)
-        most = max(signals.gather([num_bytes]))
+        most = [max(sizes) for sizes in zip(*signals.gather([(num_bytes, local_bytes(run.models.teacher))]), strict=True)]
         if parts.accelerator.is_main_process:
             at = recipe.with_suffix("")
             save_file({name: value.contiguous() for name, value in gradient.items()}, at.with_suffix(".gradient.safetensors"))

@@ -4,20 +4,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 import redistill
+from redistill.models.families import body_module, layer_list
+from redistill.models.initialise import fresh_model
+from redistill.models.load import parameter_bytes
 from redistill.processes import placement as placements
+from redistill.processes.frozen import FrozenShards
 from redistill.processes.placement import Replicated, Sharded, Single, full, placed_like
-from redistill.runs.opened import make_placement
+from redistill.runs.opened import loading_device, make_placement, place_teacher
 from redistill.storage import files
 from redistill.training import checkpoint
 from tests.processes import updates
+from tests.worlds import tiny_run
 
 pytestmark = pytest.mark.distributed
 every_pair = pytest.mark.parametrize(("placement", "case"), updates.PAIRS)
@@ -54,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def found(folder: Path, placement: str, case: str, kind: str = "") -> dict[str, torch.Tensor]:
     everything = load_file(folder / placement / case / "found.safetensors")
-    kinds = ("measured.", "rows.")
+    kinds = ("measured.", "rows.", "teacher_bytes")
     return {
         name: tensor for name, tensor in everything.items() if (name.startswith(kind) if kind else not name.startswith(kinds))
     }
@@ -103,6 +111,57 @@ def test_a_checkpoint_loads_into_one_process_and_gives_the_same_logits(folder: P
         again = saved(folder, f"{placement}-resumed", case, 2)
         assert distance(again, saved(folder, placement, case, 2)) <= 1e-5
         assert any(not torch.equal(tensor, model.state_dict()[name]) for name, tensor in resumed.items())
+
+
+@pytest.mark.parametrize("case", [case for case in updates.CASES if "-sft" not in case])
+def test_a_process_of_two_has_about_half_of_the_teacher(folder: Path, case: str) -> None:
+    name = "teacher_bytes"
+    sharded, single = (int(found(folder, placement, case, name)[name]) for placement in ("sharded", "single"))
+    assert 0.5 * single <= sharded <= 0.6 * single
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_device_never_has_a_whole_model_while_it_is_loaded(monkeypatch, role: str) -> None:
+    """The bytes on the device are those of the unit that FSDP moves, and of the shards so far."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_init
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    model = fresh_model({**updates.LLAMA, "num_hidden_layers": 8, "vocab_size": 64, "tie_word_embeddings": False}, seed=1)
+    whole, layers = parameter_bytes(model), layer_list(model)[1]
+    largest = max(sum(p.nbytes for p in layers[0].parameters()), whole - sum(p.nbytes for p in layers.parameters()))
+    moved: list[int] = []
+    usual = _fsdp_init._move_states_to_device
+
+    def move(parameters, buffers, device) -> None:
+        shards = sum(p.to_local().nbytes for p in model.parameters() if isinstance(p, DTensor))
+        moved.append(shards + sum(p.nbytes for p in parameters))
+        usual(parameters, buffers, device)
+
+    monkeypatch.setattr(_fsdp_init, "_move_states_to_device", move)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device: pytest.fail("the whole module was moved"))
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        if role == "student":
+            Sharded(lambda module: layer_list(module)[1]).wrap(model, "cpu")
+        else:
+            FrozenShards(model.requires_grad_(False), body_module(model), layers, "cpu")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(moved) == 9 and max(moved) <= whole / 4 + largest < 0.6 * whole
+
+
+def test_models_that_will_be_sharded_are_read_to_the_cpu(tmp_path: Path) -> None:
+    run, device = tiny_run(tmp_path, "kd"), torch.device("cuda", 0)
+    sharded = replace(run, placement="sharded")
+    read = [loading_device(config, world, device) for config in (run, sharded) for world in (1, 2)]
+    assert read == [device, device, device, torch.device("cpu")]
+
+
+@pytest.mark.parametrize("teacher", [{"quantise": "int8"}, {"offload": "cpu"}])
+def test_a_quantised_or_offloaded_teacher_stays_whole(tmp_path: Path, teacher: dict[str, str]) -> None:
+    run = tiny_run(tmp_path, "kd", placement="sharded", teacher={"model": str(tmp_path / "teacher"), **teacher})
+    models = SimpleNamespace(teacher=torch.nn.Linear(1, 1), states=None)
+    assert place_teacher(run, models, Sharded(lambda module: ()), torch.device("cpu")).world == 1
 
 
 def test_tied_weights_are_stored_once(folder: Path) -> None:

@@ -13,13 +13,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 from redistill.config.run import encode_run, load_config
 from redistill.contracts import Draw, DrawItem, TokenSequence, items_of
+from redistill.data.collate import collate
 from redistill.models.families import body
+from redistill.models.load import parameter_bytes
+from redistill.processes import signals
 from redistill.processes.placement import full
 from redistill.runs.build import build_evaluator, build_parts
-from redistill.runs.opened import open_run
+from redistill.runs.opened import OpenRun, open_run
 from redistill.runs.run import train_student
 from redistill.training import checkpoint, saving
 from redistill.training import loop as training
@@ -105,8 +109,14 @@ def recipe(folder: Path, placement: str, case: str) -> Path:
 @contextmanager
 def opened(recipe: Path) -> Iterator[Parts]:
     """The parts of a training loop with a student in its initial state."""
+    with opened_run(recipe) as (_, parts):
+        yield parts
+
+
+@contextmanager
+def opened_run(recipe: Path) -> Iterator[tuple[OpenRun, Parts]]:
     with open_run(load_config(recipe)) as run:
-        yield build_parts(run, build_evaluator(run, run.models.student))
+        yield run, build_parts(run, build_evaluator(run, run.models.student))
 
 
 def sequences(origin: Any) -> tuple[TokenSequence, ...]:
@@ -156,6 +166,36 @@ def rows_of(parts: Parts) -> torch.Tensor:
         return head.logits(hidden_ND).clone()
 
 
+def local_bytes(model: torch.nn.Module | None) -> int:
+    """Bytes of the parameters that this process has."""
+    parameters = [] if model is None else list(model.parameters())
+    return sum((each.to_local() if isinstance(each, DTensor) else each).nbytes for each in parameters)
+
+
+def check_passes(recipe: Path) -> None:
+    """Process 0 makes one pass of a sharded teacher before a `gather` and two after it, process 1 two before and none after."""
+    with open_run(load_config(recipe)) as run:
+        teacher, frozen, rank = run.teacher, run.frozen, run.processes.rank
+        assert teacher is not None and frozen.world == 2
+        batches = [collate(items_of([text], "distillation"), pad_id=0) for text in sequences("dataset")]
+        with pytest.raises(RuntimeError, match=r"outside of Frozen\.passes"):
+            teacher.rows(batches[0])
+        with frozen.gathered():
+            expected = [teacher.rows(batch)(slice(0, 2)) for batch in batches]
+        with frozen.passes(), frozen.passes():
+            found = [teacher.rows(batch)(slice(0, 2)) for batch in batches[: rank + 1]]
+            assert run.processes.gather([rank]) == [0, 1]
+            found += [teacher.rows(batch)(slice(0, 2)) for batch in batches[rank + 1 : 3 - rank]]
+        for one, other in zip(found, expected, strict=False):
+            assert torch.equal(one, other)
+        with frozen.root(), frozen.passes():  # a process without a pass of its own
+            target = None if rank else teacher.rows(batches[0])
+        with frozen.root(), frozen.passes():
+            target = teacher.rows(batches[0])
+        del target
+        assert sum(signals.gather([local_bytes(run.models.teacher)])) < 1.2 * parameter_bytes(run.models.teacher)
+
+
 def save(parts: Parts, recipe: Path, step: int) -> None:
     saving.save_checkpoint(parts, load_config(recipe).training, TrainingState(step=step))
 
@@ -169,7 +209,8 @@ def restore(parts: Parts, folder: Path, step: int) -> None:
 def compute(recipe: Path) -> None:
     """Compute logits, update, save, load into a new student, update and save again."""
     folder = load_config(recipe).folder
-    with opened(recipe) as parts:
+    with opened_run(recipe) as (run, parts):
+        taught = local_bytes(run.models.teacher)
         before = rows_of(parts)  # before the first forward with gradients, as the first validation is
         gradients, measured = update(parts, 0)
         after = rows_of(parts)
@@ -180,6 +221,7 @@ def compute(recipe: Path) -> None:
         save(parts, recipe, 2)
         if parts.accelerator.is_main_process:
             numbers = {f"measured.{name}": torch.tensor(value) for name, value in measured.items()}
+            numbers["teacher_bytes"] = torch.tensor(taught)
             found: Mapping[str, torch.Tensor] = {**gradients, **numbers, "rows.before": before, "rows.after": after}
             save_file({name: tensor.contiguous() for name, tensor in found.items()}, folder / "found.safetensors")
 
@@ -188,6 +230,8 @@ def main(folder: Path, world: int) -> None:
     """Compute every case for `world` processes, from `<folder>/<placement>/<case>.yaml` to `<folder>/<placement>/<case>`."""
     for placement, case in PAIRS if world > 1 else [("single", case) for case in CASES]:
         compute(recipe(folder, placement, case))
+    if world > 1:
+        check_passes(recipe(folder, "sharded", "llama-tied-forward-kl"))
     train_student(load_config(recipe(folder, "sharded" if world > 1 else "single", WHOLE_RUN)))
 
 

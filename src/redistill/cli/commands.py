@@ -160,7 +160,10 @@ def estimate(options: argparse.Namespace) -> None:
     from redistill.estimate import estimate
     from redistill.estimate.table import print_estimate
 
-    found = estimate(_load_row(options))
+    if options.memory is not None and options.memory <= 0:
+        raise ConfigError(f"--memory {options.memory:g}: must be > 0")
+    memory = None if options.memory is None else round(options.memory * 1e9)
+    found = estimate(_load_row(options), processes=options.processes, memory_bytes=memory)
     if options.json:
         print_json(options, found.as_json())
     else:

@@ -30,7 +30,7 @@ def add_init(group: Group) -> None:
     add_repeatable(parser, "--test", "TASK[=PATH]", "test set, from the hub if PATH is omitted", type=path_text)
     parser.add_argument("--method", metavar="NAME", help="a name from `redistill methods` (default: mgsr)")
     parser.add_argument("--lora", type=count, nargs="?", const=16, metavar="RANK", help="train adapters (default rank: 16)")
-    text = "sharded splits the student over processes"
+    text = "sharded splits the models over processes"
     parser.add_argument("--placement", choices=["auto", "sharded"], default="auto", metavar="WHERE", help=text)
     parser.add_argument("--updates", metavar="LENGTH", help='length of training, such as 500 or "3 epochs"')
     text = "time of training; the estimate gives the number of updates"

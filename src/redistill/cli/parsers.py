@@ -237,6 +237,10 @@ def _estimate(group: Group) -> None:
     parser = add_command(group, "estimate", commands.estimate, "redistill estimate smollm2-dolly training.batch_size=8")
     add_recipe(parser, f"{RECIPE}; or a sweep if --row is set", "settings to change")
     parser.add_argument("--row", metavar="LABEL", help="estimate the first run with this label in the sweep")
+    text = "also calculate the memory of each of N processes, replicated and sharded"
+    parser.add_argument("--processes", type=count, metavar="N", help=text)
+    text = "memory of the device of a process in GB, for --processes (default: this GPU)"
+    parser.add_argument("--memory", type=finite_number, metavar="GB", help=text)
     add_json(parser, "print JSON, in bytes and seconds, instead of tables")
 
 

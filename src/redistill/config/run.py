@@ -61,7 +61,7 @@ class Run:
         student: The model that is trained.
         data: Training, validation and test data.
         engine: The component that generates the student's text for training.
-        placement: "auto" keeps the full student in each process. "sharded" splits the student over the processes (FSDP2).
+        placement: "auto" keeps full models in each process. "sharded" splits student and teacher over the processes (FSDP2).
         policy: Selects or generates the sequences that the student learns from. If None, the method's policy is used.
         objective: The terms that are minimised. If None, the method's objective is used.
         optimiser: AdamW and its learning rate schedule.

@@ -8,17 +8,21 @@ run's numbers of layers.  The estimate reads only model configs, the tokenizer a
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from redistill.config.capabilities import sharding_fault
 from redistill.config.run import Run
+from redistill.errors import ConfigError
 from redistill.estimate.measurement import FEW, MORE, Layers, extrapolated, measure
-from redistill.estimate.recorder import Clock, Cost, Recorder, resident_bytes
+from redistill.estimate.placed import PlacedMemory, placed_memory
+from redistill.estimate.recorder import Clock, Cost, Recorder, Role, resident_bytes
 from redistill.estimate.sample_run import Sample, sample
-from redistill.estimate.shallow import blueprints
-from redistill.processes.memory import free
+from redistill.estimate.shallow import Blueprint, blueprints
+from redistill.processes.memory import device_bytes, free
 from redistill.records import Json
 from redistill.training.progress import duration
 
@@ -86,6 +90,8 @@ class Estimate:
         validations: Number of validations of the whole run, including the one before training.  None if a length is in epochs
             (`training.updates` or `training.evaluate_every`), and the training data was not read.
         notes: Assumptions of the estimate.
+        processes: Number of processes for which `placements` is calculated; None if there is no such calculation.
+        placements: Calculated memory of each process: "replicated" and, if the models of the run can be sharded, "sharded".
     """
 
     parameters: Mapping[str, int]
@@ -94,6 +100,8 @@ class Estimate:
     updates: int | None
     validations: int | None
     notes: tuple[str, ...]
+    processes: int | None = None
+    placements: Mapping[str, PlacedMemory] = field(default_factory=dict)
 
     @property
     def run_seconds(self) -> float | None:
@@ -112,29 +120,39 @@ class Estimate:
         """
         tree = {"schema": 1, **asdict(self)}
         tree["memory"]["peak_bytes"] = self.memory.peak_bytes
+        for name, placed in self.placements.items():
+            tree["placements"][name]["peak_bytes"] = placed.peak_bytes
         tree["seconds"] |= {"step": self.seconds.step, "run": self.run_seconds}
         return tree
 
 
-def estimate(run: Run, clock: Clock = time.perf_counter, report: Callable[[str], None] = lambda line: None) -> Estimate:
+def estimate(
+    run: Run,
+    clock: Clock = time.perf_counter,
+    report: Callable[[str], None] = lambda line: None,
+    *,
+    processes: int | None = None,
+    memory_bytes: int | None = None,
+) -> Estimate:
     """Estimate the parameters, memory and time of `run` on this machine.
 
-    The function executes one update and one validation. In these two steps, the models have the widths of the run's models,
-    but only one or three layers. The measured costs are extrapolated to the run's numbers of layers.  The fine-tuning of
-    teacher or student before the run is not included.
+    One update and one validation are executed, with models of few layers.  The costs are extrapolated to the run's numbers of
+    layers.  The fine-tuning of teacher or student before the run is not included.
 
     Args:
         run: The run, as `load_config` returns it.
         clock: Function that returns the time of a monotonic clock, in seconds.
         report: Function that is called with a line of text after each measurement.
+        processes: Number of processes for which the memory of each process is calculated, too; None for no calculation.
+        memory_bytes: Memory of the device of each process in this calculation; None for that of this machine's GPU, if any.
 
     Raises:
-        ModelError: a model's config or tokenizer cannot be read; or transformers cannot create the model with only one or three
-            layers.
-        ConfigError: a setting of the run is invalid.
+        ModelError: a model's config or tokenizer cannot be read, or transformers cannot create the model with few layers.
+        ConfigError: a setting of the run is invalid, or the batch cannot be divided by the number of processes.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prints = blueprints(run)
+    placements, refused = _placements(run, prints, processes, memory_bytes or device_bytes(device))
     whole = Layers(prints["student"].layers, prints["teacher"].layers if "teacher" in prints else 0)
     few = Layers(FEW, min(FEW, whole.teacher))
     measured = dict.fromkeys((few, few._replace(student=MORE), few._replace(teacher=MORE if whole.teacher else 0)))
@@ -164,8 +182,25 @@ def estimate(run: Run, clock: Clock = time.perf_counter, report: Callable[[str],
         seconds=_seconds(costs, run, sampled),
         updates=updates,
         validations=None if updates is None or every is None else 2 + (updates - 1) // every if every else 2,
-        notes=sampled.notes,
+        notes=(*sampled.notes, *refused),
+        processes=processes,
+        placements=placements,
     )
+
+
+def _placements(
+    run: Run, prints: Mapping[Role, Blueprint], processes: int | None, memory_bytes: int | None
+) -> tuple[dict[str, PlacedMemory], tuple[str, ...]]:
+    """Return the memory of a process with each placement, and a note if the models cannot be sharded."""
+    if processes is None:
+        return {}, ()
+    if run.training.batch_size % processes:
+        raise ConfigError(f"training.batch_size = {run.training.batch_size}: must be a multiple of {processes} processes")
+    calculate = partial(placed_memory, run, prints, processes, memory_bytes=memory_bytes)
+    found = {"replicated": calculate(sharded=False)}
+    if (fault := sharding_fault(run.student, run.engine, run.training)) is not None:
+        return found, (f"the models cannot be sharded: {fault}",)
+    return found | {"sharded": calculate(sharded=True)}, ()
 
 
 def _progress(done: int, measured: int, started: float) -> str:

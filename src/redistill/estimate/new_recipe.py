@@ -143,7 +143,7 @@ def _models(requirements: Requirements, row: Method, has_gpu: bool) -> Draft:
         "seed": Setting(10, "of training; repeat a result with at least three seeds"),
     }
     if requirements.placement != "auto":
-        draft["placement"] = Setting(requirements.placement, "the student is split over all processes (FSDP2)")
+        draft["placement"] = Setting(requirements.placement, "student and teacher are split over all processes (FSDP2)")
     fast = "half the memory of float32, and faster on a GPU" if has_gpu else "the fastest on a CPU"
     dtype = "bfloat16" if has_gpu else "float32"
     if requirements.teacher is not None:

@@ -66,6 +66,15 @@ class Blueprint(NamedTuple):
             checkpoint_activations(model)
         return model
 
+    def empty(self, seed: int) -> CausalModel:
+        """Build the model with all layers and without weights, on the device "meta".
+
+        Raises:
+            ModelError: transformers cannot create a model from the config with this number of layers.
+        """
+        with torch.device("meta"):
+            return self.shallow(self.layers, seed)
+
     def bytes_saved(self, model: nn.Module) -> float:
         """Return the number of bytes that quantisation of the model's weights saves.
 

@@ -22,8 +22,22 @@ def print_estimate(found: Estimate, console: Console | None = None) -> None:
     if found.run_seconds is not None:
         times.append((f"run: {found.updates:,} updates, {found.validations:,} validations", duration(found.run_seconds)))
     console.print(_table("time", times))
+    if found.placements:
+        console.print(_placements(found))
     for note in found.notes:
         console.print(Text(plain_line(f"- {note}")), soft_wrap=True)
+
+
+def _placements(found: Estimate) -> Table:
+    """Return a table of the memory of a process, with one row for each phase and one column for each placement."""
+    title = f"calculated for each of {found.processes} processes"
+    numbers = [Column(name, justify="right") for name in found.placements]
+    table = Table(Column("phase"), *numbers, title=title, title_justify="left")
+    totals = [placed.totals for placed in found.placements.values()]
+    for phase in totals[0]:
+        table.add_row(phase, *(_megabytes(total[phase]) for total in totals))
+    table.add_row("largest", *(_megabytes(placed.peak_bytes) for placed in found.placements.values()))
+    return table
 
 
 def _table(title: str, lines: list[tuple[str, str]]) -> Table:

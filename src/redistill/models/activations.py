@@ -36,6 +36,24 @@ def activation_bytes(model: nn.Module, item_bytes: int) -> int:
     return item_bytes * kept
 
 
+def reading_bytes(model: nn.Module, item_bytes: int) -> int:
+    """Estimate the bytes of activations of one token in a pass without gradient.
+
+    The estimate is the size of the inputs and outputs of the linear layers in the largest layer of the model.
+
+    Args:
+        model: A causal language model.
+        item_bytes: Bytes of a number: 2 in bf16, 4 in float32.
+
+    Example:
+        >>> from redistill.models.initialise import fresh_model
+        >>> model = fresh_model(dict(model_type="gpt2", vocab_size=8, n_embd=4, n_layer=2, n_head=1, n_positions=8), seed=1)
+        >>> reading_bytes(model, 4), activation_bytes(model, 4)
+        (256, 512)
+    """
+    return item_bytes * max((sum(map(_features, layer.modules())) for layer in layer_list(model)[1]), default=0)
+
+
 def token_limit(memory_bytes: int, occupied_bytes: int, token_bytes: int) -> int:
     """Return the maximum number of tokens whose activations fit into memory.
 

@@ -26,7 +26,7 @@ class Placement:
 
     Example:
         >>> module = nn.Linear(2, 1)
-        >>> Placement().wrap(module) is module, sorted(Placement().state(module))
+        >>> Placement().wrap(module, "cpu") is module, sorted(Placement().state(module))
         (True, ['bias', 'weight'])
     """
 
@@ -37,12 +37,12 @@ class Placement:
     must not stop because of a signal. It must not retry with a smaller batch after memory ran out either.
     """
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Distribute the parameters of ``module`` in place, and return ``module``.
+    def wrap(self, module: nn.Module, device: torch.device | str) -> nn.Module:
+        """Move ``module`` to ``device``, and distribute its parameters in place.
 
-        Call this method before the optimizer is built, because it may replace the parameters.
+        The result is ``module``.  Call this method before the optimizer is built, because it may replace the parameters.
         """
-        return module
+        return module.to(device)
 
     def unsharded(self, module: nn.Module) -> AbstractContextManager[None]:
         """Context in which ``module`` has its full parameters, without gradients.
@@ -93,12 +93,12 @@ class Replicated(Placement):
     """
 
     @torch.no_grad()
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Copy the state of process 0 into every process.
+    def wrap(self, module: nn.Module, device: torch.device | str) -> nn.Module:
+        """Move the module to its device, and copy the state of process 0.
 
         Every process must call this method.
         """
-        for tensor in module.state_dict().values():
+        for tensor in module.to(device).state_dict().values():
             distributed.broadcast(tensor, src=0)
         return module
 
@@ -147,12 +147,15 @@ class Sharded(Placement):
     def __init__(self, units: Callable[[nn.Module], Iterable[nn.Module]]) -> None:
         self._units = units
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Shard each unit, then the root module; every process must call this method."""
+    def wrap(self, module: nn.Module, device: torch.device | str) -> nn.Module:
+        """Shard each unit, then the root module; every process must call this method.
+
+        A unit is moved to the device when it is sharded, so that the device never has all parameters.
+        """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(next(module.parameters()).device.type, (distributed.get_world_size(),))
+        mesh = init_device_mesh(torch.device(device).type, (distributed.get_world_size(),))
         for unit in self._units(module):
             fully_shard(unit, mesh=mesh)
         # The backward pass needs the root's parameters first, and a gradient may have been added to them already.

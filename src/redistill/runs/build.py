@@ -66,6 +66,7 @@ def build_parts(run: OpenRun, evaluator: Evaluator) -> Parts:
         teacher=run.teacher,
         curriculum=Curriculum(objective.divergence, run.schedule.updates),
         max_tokens=max_tokens(run),
+        frozen=run.frozen,
     )
     held_out = (run.data.validation, run.data.validation_examples)
     return Parts(
@@ -97,7 +98,7 @@ def max_tokens(run: OpenRun) -> int | None:
     student = parameter_bytes(run.student) + 3 * trained  # gradients, and two moments of AdamW
     if run.placement.passes_communicate:  # each process has a part
         student //= run.processes.world
-    occupied = student + (0 if models.teacher is None else device_weights(models.teacher))
+    occupied = student + (0 if models.teacher is None else device_weights(models.teacher) // run.frozen.world)
     is_bf16 = config.training.precision == "bf16" or config.student.dtype == "bfloat16"
     return token_limit(memory, occupied, activation_bytes(models.student, 2 if is_bf16 else 4))
 
@@ -213,7 +214,6 @@ def build_policy(run: OpenRun) -> Policy:
     log = _revision_log(run, marker) if writes_log else lambda revision: None
     tools = build_policy_tools(run, gold, log)
     rewrite = None if config.compat is None else partial(legacy_sequence, end_id=models.end_ids[0])
-    drawing = partial(remembering, run) if revises(node) else nullcontext
     source: Source = built(f"policy.kind = {kind_of(type(node))}", lambda: node.bind(tools), SOURCE)
     if (
         node.sampling is not None
@@ -231,7 +231,7 @@ def build_policy(run: OpenRun) -> Policy:
     if run.corpus:
         size = settings.batch_size
         corpus = Shuffled(run.corpus, batch_size=size, seed=config.seed, purpose="corpus", processes=run.processes)
-    return Policy(gold, source, marker, corpus=corpus, rewrite=rewrite, drawing=drawing)
+    return Policy(gold, source, marker, corpus=corpus, rewrite=rewrite, drawing=partial(_drawing, run))
 
 
 def build_policy_tools(run: OpenRun, gold: GoldBatches, on_revision: Callable[[Revision], None]) -> PolicyTools:
@@ -317,6 +317,19 @@ class _Remembering(Protocol):
     """
 
     def remembering(self) -> AbstractContextManager[None]: ...
+
+
+@contextmanager
+def _drawing(run: OpenRun) -> Iterator[None]:
+    """Context in which the policy may use the teacher, with prefix memories if the policy revises text.
+
+    A sharded teacher that generates tokens is gathered as a whole, since each token needs a forward pass.
+    """
+    node = run.config.resolved_method.policy
+    generates = node.needs.teacher_text or node.needs.mixture or node.needs.replacement
+    placed = run.frozen.gathered() if generates else run.frozen.passes()
+    with placed, remembering(run) if revises(node) else nullcontext():
+        yield
 
 
 @contextmanager

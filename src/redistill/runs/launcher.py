@@ -1,7 +1,7 @@
 """Checks of the settings that `accelerate launch` passes in environment variables.
 
 `accelerate launch` starts processes as torchrun does.  Its plugins for sharding (DeepSpeed ZeRO, FSDP, Megatron-LM) are not
-supported: the setting `placement` shards the student.
+supported: the setting `placement` shards the models.
 """
 
 import os

@@ -33,6 +33,7 @@ from redistill.models.quantised import is_quantised
 from redistill.models.recompute import checkpoint_activations
 from redistill.models.tokenizers import compatibility_warnings
 from redistill.processes import signals
+from redistill.processes.frozen import Frozen
 from redistill.records import Json
 from redistill.runs.stages import student_source, teacher_source
 from redistill.teachers.served import ServedTeacherConfig
@@ -53,6 +54,7 @@ class Models:
         manifest: Name, number of parameters and size in bytes of each model, for run.json.
         notes: Sentences for the log, for example about differences between teacher and student.
         states: The store of the cached teacher; None if the teacher is not cached.
+        frozen: How the parameters of the teacher are distributed over the processes.
     """
 
     teacher: CausalModel | None
@@ -63,6 +65,7 @@ class Models:
     manifest: Mapping[str, Json] = field(default_factory=dict)
     notes: Sequence[str] = ()
     states: TeacherStore | None = None
+    frozen: Frozen = field(default_factory=Frozen)
 
     @property
     def pad_id(self) -> int:

@@ -24,13 +24,14 @@ from redistill.evaluation.decodings import seed_notes
 from redistill.evaluation.scorable import unscorable_notes
 from redistill.generation.external import CheckedEngine
 from redistill.generation.local import LocalEngine, LocalEngineConfig, MeteredEngine
-from redistill.models.families import layer_list
+from redistill.models.families import body_module, layer_list
 from redistill.models.offload import offload_layers
 from redistill.models.student import StudentModule
 from redistill.policies import Adaptive, has_buffer
 from redistill.policies.revised import chunk_notes
 from redistill.processes import signals
 from redistill.processes import watch as ranks
+from redistill.processes.frozen import Frozen, FrozenShards
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement, Replicated, Sharded, Single
 from redistill.runs import external
@@ -89,7 +90,12 @@ class OpenRun:
 
         `gather` concatenates the lists of all processes.
         """
-        return Processes(self.accelerator.process_index, self.accelerator.num_processes, signals.gather)
+        return Processes(self.accelerator.process_index, self.accelerator.num_processes, self.frozen.gather)
+
+    @property
+    def frozen(self) -> Frozen:
+        """How the parameters of the teacher are distributed over the processes."""
+        return self.models.frozen
 
     @property
     def schedule(self) -> Schedule:
@@ -120,7 +126,7 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
     with ranks.watched(), Progress(log_every=config.training.log_every, enabled=is_main) as progress:
         with signals.handled(at_once=True):
             with progress.phase("loading models", in_log=True):
-                models = load_models(config, progress.note, device=accelerator.device)
+                models = load_models(config, progress.note, device=loading_device(config, world, accelerator.device))
             rejected = config.folder / "rejected.jsonl" if is_main else None
             with progress.phase("tokenising", in_log=True):
                 data = load_data(
@@ -142,6 +148,14 @@ def open_run(config: Run, accelerator: Accelerator | None = None) -> Iterator[Op
         progress.expect(opened.schedule.updates)
         with progress.phase("fine-tuning" if config.method == "sft" else "training", in_log=True):
             yield opened
+
+
+def loading_device(config: Run, world: int, device: torch.device) -> torch.device:
+    """Return the device to which the weights of the run's models are read.
+
+    Models that will be sharded over `world` processes are read to the CPU, so that `device` never has a whole model.
+    """
+    return torch.device("cpu") if config.placement == "sharded" and world > 1 else device
 
 
 def check_sources(config: DataConfig) -> None:
@@ -184,7 +198,9 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     objective = config.resolved_method.objective
     divergence = objective.build_divergence(models.vocabulary, config.seed)
     student = StudentModule(models.student, vocabulary=models.vocabulary, divergence=divergence, compile=settings.compile)
-    student.to(device)
+    placement = make_placement(accelerator.num_processes, config.placement)
+    placement.wrap(student, device)
+    models = replace(models, frozen=place_teacher(config, models, placement, device))
     tools = EngineTools(
         student=models.student,
         teacher=models.teacher,
@@ -198,8 +214,6 @@ def assemble(config: Run, accelerator: Accelerator, models: Models, data: DataSe
     )
     teacher = _build_teacher(config, models, tools, accelerator, output)
     engine = _build_engine(config, tools)
-    placement = make_placement(accelerator.num_processes, config.placement)
-    placement.wrap(student)
     return OpenRun(
         config=config,
         accelerator=accelerator,
@@ -302,6 +316,28 @@ def make_placement(num_processes: int, kind: Literal["auto", "sharded"]) -> Plac
     if kind == "sharded" and num_processes > 1:
         return Sharded(lambda student: layer_list(cast(StudentModule, student).model)[1])
     return Single() if num_processes == 1 else Replicated()
+
+
+def place_teacher(config: Run, models: Models, placement: Placement, device: torch.device) -> Frozen:
+    """Shard the teacher over the processes in place, if the student is sharded.
+
+    A teacher that is quantised or offloaded, or that only completes a cache, stays whole.
+
+    Args:
+        config: The run.
+        models: The models of the run.
+        placement: The placement of the student.
+        device: Device of this process.
+
+    Returns:
+        The contexts in which the teacher may be used.
+    """
+    teacher, node = models.teacher, config.teacher
+    is_whole = not isinstance(node, TeacherConfig) or node.quantise is not None or node.offload is not None
+    if teacher is None or models.states is not None or is_whole or not placement.passes_communicate:
+        return Frozen()
+    teacher.eval().requires_grad_(False)
+    return FrozenShards(teacher, body_module(teacher), layer_list(teacher)[1], device)
 
 
 def make_accelerator(precision: Literal["fp32", "tf32", "bf16"]) -> Accelerator:

@@ -189,7 +189,7 @@ def _evaluate_before(run: OpenRun) -> None:
     progress = AnswerProgress("evaluating before training", bar.note, bar=bar)
     if run.models.states is not None and run.models.teacher is None:
         evaluator = replace(evaluator, teacher=None)  # a cached teacher has no states of test data
-    with run.placement.unsharded(run.student):
+    with run.placement.unsharded(run.student), run.frozen.passes():
         evaluator.evaluate(run.data.tests, folder, label="before", metrics=metrics, progress=progress)
 
 

@@ -104,7 +104,7 @@ def window_at(run: OpenRun, row: int, position: int, top: int) -> Window:
     sequence = gold_sequence(run.data.train[row])
     batch = collate(items_of([sequence], "distillation"), pad_id=run.models.pad_id, device=run.accelerator.device)
     here = slice(position, position + 1)
-    with run.accelerator.autocast():
+    with run.accelerator.autocast(), run.frozen.passes():
         teacher.prepare([sequence])
         logp_NV = whole(teacher.rows(batch)(here))
     with run.placement.unsharded(run.student), run.accelerator.autocast():

@@ -38,7 +38,7 @@ class LocalTeacher:
 
     Args:
         model: A causal language model; it is moved to `device` unless its layers are offloaded, and its parameters no longer
-            require gradients.
+            require gradients.  If it is sharded over processes, it may be used inside `FrozenShards.passes` only.
         vocabulary: Size of the vocabulary that student and teacher share.  Logits are computed only for token ids below
             this size.
         device: Device of the model.
@@ -76,6 +76,7 @@ class LocalTeacher:
         self._reader = PrefixReader(model)
         self._memory: PrefixMemory | None = None
         self._remembers = self._in_autocast = False
+        self._model, self._vocabulary = model, vocabulary
         self._rows = HeadRows(head(model, vocabulary), device)
 
     def prepare(self, sequences: Sequence[TokenSequence]) -> None:
@@ -94,6 +95,7 @@ class LocalTeacher:
         before the head, on the sequences that have distillation terms.  The returned function (`contracts.TeacherTarget`)
         receives a slice of rows, and multiplies their hidden states by the head.
         """
+        self._rows.head = head(self._model, self._vocabulary)  # gathering replaces the weight of a sharded teacher
         weight_VD = self._rows.head.weight_VD
         if batch.num_sampled_rows == 0:
             hidden_NE = weight_VD.new_empty((0, weight_VD.shape[1]))

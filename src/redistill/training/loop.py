@@ -239,17 +239,20 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts, progress: 
     """
     learner, objective, teacher = parts.learner, parts.learner.objective, parts.learner.teacher
     learner.student.train(objective.policy_gradient is None)
+    uses_teacher = teacher is not None and objective.uses_teacher
     sums: dict[str, torch.Tensor] = {}
-    for batch in batches:
-        if not learner.placement.passes_communicate:  # otherwise the `gather` after the passes reports signals
-            signals.poll()
-        target = teacher.rows(batch) if teacher is not None and objective.uses_teacher and batch.num_sampled else None
-        with parts.accelerator.autocast(), recomputing(learner.student):
-            own = terms(objective, counts, batch, learner.divergence, progress)
-            total, batch_sums = learner.student(batch, target, own)
-        parts.accelerator.backward(total)
-        for name, value in batch_sums.items():
-            sums[name] = sums[name] + value.double() if name in sums else value.double()
+    with learner.frozen.root() if uses_teacher else nullcontext():  # the vocabulary pass uses the teacher's head
+        for batch in batches:
+            if not learner.placement.passes_communicate:  # otherwise the `gather` after the passes reports signals
+                signals.poll()
+            with learner.frozen.passes() if uses_teacher else nullcontext():
+                target = teacher.rows(batch) if teacher is not None and uses_teacher and batch.num_sampled else None
+            with parts.accelerator.autocast(), recomputing(learner.student):
+                own = terms(objective, counts, batch, learner.divergence, progress)
+                total, batch_sums = learner.student(batch, target, own)
+            parts.accelerator.backward(total)
+            for name, value in batch_sums.items():
+                sums[name] = sums[name] + value.double() if name in sums else value.double()
     values = torch.stack(list(sums.values())).tolist() if sums else []  # the only synchronisation with the device
     return {**dict(zip(sums, values, strict=True)), _FAULTS: 0 if teacher is None else teacher.faults()}
 
@@ -268,7 +271,7 @@ def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
 def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, object]]:
     """Return statistics of the logits of both models, one mapping per micro-batch."""
     learner = parts.learner
-    with learner.placement.unsharded(learner.student):
+    with learner.placement.unsharded(learner.student), learner.frozen.passes():
         teacher = learner.teacher if learner.objective.uses_teacher else None
         return read_again(batches, learner.student, teacher, parts.accelerator.autocast)
 
@@ -313,7 +316,8 @@ def _validate(parts: Parts, state: TrainingState) -> dict[str, float]:
 
     The cross entropy is also passed to the policy, which may adapt to it.
     """
-    with parts.output.progress.phase("validating"), parts.learner.placement.unsharded(parts.learner.student):
+    learner = parts.learner
+    with parts.output.progress.phase("validating"), learner.placement.unsharded(learner.student), learner.frozen.passes():
         scores = parts.validate()
     parts.policy.observe(scores["cross_entropy"])
     if parts.accelerator.is_main_process:

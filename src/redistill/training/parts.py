@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from redistill.contracts import Divergence as DivergenceCall
 from redistill.contracts import Engine, SequencePolicy, Teacher
 from redistill.losses.dac_kl import DacKLConfig
 from redistill.models.student import StudentModule
+from redistill.processes.frozen import Frozen
 from redistill.processes.memory import Halving
 from redistill.processes.placement import Placement
 from redistill.records import Metric
@@ -71,6 +72,7 @@ class Learner:
         optimizer: The optimizer of these parameters.
         objective: The terms of the loss, with their weights.
         teacher: The teacher; None if neither objective nor policy uses one.
+        frozen: How the parameters of the teacher are distributed over the processes.
         curriculum: Provides the training progress, which is passed to the divergence.
         max_tokens: Number of tokens of a micro-batch whose activations fit into the memory of the accelerator; None on a CPU.
     """
@@ -82,6 +84,7 @@ class Learner:
     teacher: Teacher | None
     curriculum: Curriculum
     max_tokens: int | None = None
+    frozen: Frozen = field(default_factory=Frozen)
 
     @property
     def divergence(self) -> DivergenceCall | nn.Module | None:
