@@ -56,6 +56,7 @@ PHASES = {
     ("training/loop.py", "_validate"): "validation",
     ("training/loop.py", "_choose"): "validation",
     ("training/saving.py", "save_checkpoint"): "saving",
+    ("runs/revisions.py", "__call__"): "logging",
     ("generation/generate.py", "generate"): "generation",
 }
 # Code of these folders is the phase "vocabulary pass", unless generation calls it.
@@ -65,7 +66,8 @@ VOCABULARY_PASS = ("vocab_pass/", "losses/")
 class Counts:
     """Numbers of synchronisations and of copies to the device, by phase of the run, and by file and line of redistill.
 
-    The line is the innermost line of redistill in the call stack.  The phase is the list of the phases that enclose the call,
+    The line is the innermost line of redistill in the call stack, marked with "(transformers)" if this line calls transformers,
+    which then waits.  The phase is the list of the phases that enclose the call,
     from the outermost to the innermost, such as "update generation".
     """
 
@@ -83,17 +85,19 @@ class Counts:
 
 def _position() -> tuple[str, str]:
     """The phase of the run, and the innermost line of redistill in the call stack."""
-    phases, line = list[str](), ""
+    phases, line, library = list[str](), "", ""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
         if "/redistill/" in path and "/simulated_cuda/" not in path:
             name = path.rpartition("/redistill/")[2]
-            line = line or f"{name}:{frame.f_lineno}"
+            line = line or f"{name}:{frame.f_lineno}{library}"
             is_vocabulary = name.startswith(VOCABULARY_PASS)
             phase = PHASES.get((name, frame.f_code.co_name), "vocabulary pass" if is_vocabulary else "")
             if phase and phase not in phases:
                 phases.append(phase)
+        elif "/transformers/" in path:
+            library = " (transformers)"
         frame = frame.f_back
     if "generation" in phases and "vocabulary pass" in phases:
         phases.remove("vocabulary pass")

@@ -57,6 +57,7 @@ def collate(
         pair_weight_N=torch.cat([*weights, unweighted]).to(device),
         num_sampled=len(sampled),
         num_sampled_rows=sum(sequence.num_targets for sequence in sampled),
+        num_sft_rows=sum(item.sequence.num_targets for item in ordered if "sft" in item.roles),
         num_span_samples=0 if span_config is None else sum(bool(counted_spans(s.spans, span_config)) for s in sampled),
         role=role,
         sequence_weight_N=torch.tensor([1 / sequence.num_targets for sequence in sequences])[sequence_N].to(device),

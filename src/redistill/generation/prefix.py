@@ -205,9 +205,9 @@ class PrefixReader:
         """
         if memory is None or not self._reader.can_reuse:
             return self._body(ids_BT, mask_BT).flatten(0, 1)[position_N]
-        lengths = mask_BT.sum(dim=1).tolist()
+        rows = torch.cat([mask_BT.sum(dim=1, keepdim=True), ids_BT], dim=1).tolist()  # one copy to the host
         # The last token of a text is not read, since its hidden state predicts no target.
-        texts = [tuple(ids[: length - 1]) for ids, length in zip(ids_BT.tolist(), lengths)]
+        texts = [tuple(ids[: length - 1]) for length, *ids in rows]
         hidden = self._read(texts, memory, ids_BT.device, remember)
         hidden_BTD = nn.utils.rnn.pad_sequence(hidden, batch_first=True)
         row_N, column_N = position_N // ids_BT.shape[1], position_N % ids_BT.shape[1]

@@ -114,10 +114,10 @@ class LocalTeacher:
             remember=self._remembers,
         )
 
-    def faults(self) -> int:
+    def faults(self) -> torch.Tensor:
         """Return how many rows had non-finite logits since the last call of `faults`.
 
-        A row is the prediction of one token.  The loss of such rows is NaN.
+        A row is the prediction of one token.  The loss of such rows is NaN.  The number is a tensor; see `HeadRows.faults`.
         """
         return self._rows.faults()
 
