@@ -274,6 +274,7 @@ class Batch:
             are 0 for sequences without a `Rollout`.
         token_weight_N: float32; `TokenSequence.weights`: the weight of each target in the divergence term, for the first
             `num_sampled_rows` rows.
+        token_ids: Token ids of each sequence, without padding; on the host.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
         phrases: One tuple (first row, last row + 1, weight) for each span that the span loss uses.  The weight is 1 / (number
@@ -305,6 +306,7 @@ class Batch:
     advantage_N: torch.Tensor
     importance_N: torch.Tensor
     token_weight_N: torch.Tensor
+    token_ids: tuple[tuple[int, ...], ...]
     samples: tuple[int, ...]
     origins: tuple[Origin, ...]
     phrases: tuple[tuple[int, int, float], ...] = ()

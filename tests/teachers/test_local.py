@@ -44,6 +44,7 @@ def make_batch(num_sampled, num_sampled_rows):
         old_logprob_N=torch.zeros(num_sampled_rows),
         advantage_N=torch.zeros(num_sampled_rows),
         importance_N=torch.zeros(num_sampled_rows),
+        token_ids=tuple(map(tuple, ROWS)),
         samples=(0, 1, 2),
         origins=("student", "student", "dataset"),
     )

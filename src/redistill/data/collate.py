@@ -67,6 +67,7 @@ def collate(
         token_weight_N=torch.tensor(
             [weight for sequence in sampled for weight in sequence.target_weights], dtype=torch.float32
         ).to(device),
+        token_ids=tuple(sequence.token_ids for sequence in sequences),
         samples=tuple(sequence.sample for sequence in sequences),
         origins=tuple(sequence.origin for sequence in sequences),
         phrases=() if span_config is None else _phrases(sampled, span_config),

@@ -111,6 +111,7 @@ class LocalTeacher:
             batch.attention_mask_BT[first].to(self._device),
             batch.position_N[: batch.num_sampled_rows].to(self._device),
             self._memory if self._autocasts() == self._in_autocast else None,  # its states have one precision
+            texts=batch.token_ids[first],
             remember=self._remembers,
         )
 
