@@ -59,7 +59,13 @@ def test_synchronisations_per_token_are_those_of_generation_alone(monkeypatch: p
 
 
 def test_kernels_and_synchronisations_are_counted_by_name() -> None:
-    calls = {"cudaLaunchKernel": 3, "cuLaunchKernelEx": 2, "cudaStreamSynchronize": 4, "cudaDeviceSynchronize": 1, "aten::mm": 9}
+    calls = {
+        "cudaLaunchKernel": 3,
+        "cuLaunchKernelEx": 2,
+        "cudaStreamSynchronize": 4,
+        "cudaDeviceSynchronize": 1,
+        "aten::mm": 9,
+    }
     assert gpu.counted(calls) == {"kernels": 5, "synchronisations": 5}
 
 

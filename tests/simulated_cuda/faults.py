@@ -84,9 +84,15 @@ FAULTS: Mapping[str, Fault] = {
     "prefix memory on the CPU": Fault("mgsr", prefix, "load_prefixes", result_on_the_cpu),
     "clip network on the CPU": Fault("mgsr", DacKL, "_interval", result_on_the_cpu),
     "optimiser state on the CPU": Fault("kd", loop, "_step", optimiser_state_on_the_cpu),
-    "item in the vocabulary pass": Fault("kd", walk, "visit", waits(lambda core, tile, *rest: tile.raw_CV.max().item()), "vocabulary pass"),
-    "tolist in the decode loop": Fault("opd", generate, "_next_tokens", waits(lambda logits, *rest: logits[0][0, :4].tolist()), "generation"),
-    "item in the clip network": Fault("mgsr", DacKL, "forward", waits(lambda module, logq, *rest: logq.max().item()), "vocabulary pass"),
+    "item in the vocabulary pass": Fault(
+        "kd", walk, "visit", waits(lambda core, tile, *rest: tile.raw_CV.max().item()), "vocabulary pass"
+    ),
+    "tolist in the decode loop": Fault(
+        "opd", generate, "_next_tokens", waits(lambda logits, *rest: logits[0][0, :4].tolist()), "generation"
+    ),
+    "item in the clip network": Fault(
+        "mgsr", DacKL, "forward", waits(lambda module, logq, *rest: logq.max().item()), "vocabulary pass"
+    ),
     "numpy in logging": Fault(
         "kd", loop, "_log_update", waits(lambda parts, *rest: next(parts.learner.student.parameters()).detach().numpy())
     ),
@@ -97,6 +103,10 @@ FAULTS: Mapping[str, Fault] = {
         "kd", LocalTeacher, "rows", waits(lambda teacher, batch: [batch.target_N.max().item() for _ in range(50)]), "update"
     ),
     "item in each micro-batch of the student": Fault(
-        "kd", StudentModule, "forward", waits(lambda student, batch, *rest: [batch.target_N.max().item() for _ in range(4)]), "update"
+        "kd",
+        StudentModule,
+        "forward",
+        waits(lambda student, batch, *rest: [batch.target_N.max().item() for _ in range(4)]),
+        "update",
     ),
 }
