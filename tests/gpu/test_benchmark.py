@@ -74,8 +74,8 @@ def test_the_result_of_the_tests_is_passed_on(tmp_path: Path, has_gpu: bool, fai
     """The script measures although tests failed, and fails then."""
     python = tmp_path / "python"
     log = tmp_path / "log"
-    script = f'case "$*" in *is_available*) exit {int(not has_gpu)};; *"-m pytest"*) exit {failed};; *) printf "%s|" "$@" > {log};; esac\n'
-    python.write_text("#!/bin/sh\n" + script)
+    cases = f'*is_available*) exit {int(not has_gpu)};; *"-m pytest"*) exit {failed};; *) printf "%s|" "$@" > {log};;'
+    python.write_text(f'#!/bin/sh\ncase "$*" in {cases} esac\n')
     python.chmod(0o755)
     command = [str(ROOT / "benchmarks" / "gpu.sh"), "--small"]
     done = subprocess.run(command, env={**os.environ, "PYTHON": str(python)}, capture_output=True, text=True)

@@ -27,8 +27,8 @@ class Fault:
         trial: Name of the run.
         owner, name: The object and the name of its function that is replaced.
         change: Function of the replaced function; returns the faulty one.
-        shown_by: What detects the fault: "error", or the part of a run in which the host waits too often: "generation", "update"
-            or "vocabulary pass".
+        shown_by: What detects the fault: "error", or the part of a run in which the host waits too often: "generation",
+            "update" or "vocabulary pass".
     """
 
     trial: str
