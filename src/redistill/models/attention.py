@@ -6,7 +6,7 @@ code from the hub.  An implementation that cannot be used is replaced by another
 
 import importlib.util
 from contextlib import suppress
-from typing import Literal, cast, get_args
+from typing import Final, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from redistill.models.families import text_config, unwrapped
 
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
-FLASH = "flash_attention_2"
+FLASH: Final = "flash_attention_2"
 ATTENTIONS = get_args(Attention)
 _INSTEAD: dict[Attention, tuple[Attention, ...]] = {FLASH: ("sdpa", "eager"), "sdpa": ("eager",), "eager": ()}
 
