@@ -49,7 +49,7 @@ def use_attention(model: nn.Module, attention: Attention | None) -> None:
 
 
 def attention_note(model: nn.Module, attention: Attention | None, name: str) -> str | None:
-    """Return a sentence for the log if a model does not use the requested attention implementation.
+    """Return a sentence for the log if a model uses another implementation.
 
     Args:
         model: A language model for which `use_attention` was called.

@@ -244,7 +244,7 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the full tensor of a tensor that may be sharded, such as a norm of gradients.
+    """Return the full tensor of a tensor that may be sharded.
 
     If the tensor is sharded, every process must call this function.
 

@@ -61,7 +61,10 @@ class JobTable:
             row.status = status
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return the cells of the rows: name, status, step, loss and remaining time; an unknown value is ""."""
+        """Return the cells of each row: name, status, step, loss and time left.
+
+        An unknown value is "".
+        """
         names = [name for name, row in self._rows.items() if row.status is None]
         names += [name for name, row in reversed(self._rows.items()) if row.status is not None]
         return [self._cells(name, self._rows[name]) for name in names[: max(1, self._height - _OTHER_LINES)]]

@@ -102,10 +102,7 @@ def load_models(
     taught = load(taught_by) if taught_by is not None and is_loaded else None
     student, tokenizer = _load_student(source, taught_by, taught, device, config.seed)
     notes = [] if source.lora is None else lora_notes(student)
-    asked = [(student, source.attention, "student")]
-    if taught is not None and taught_by is not None:
-        asked.append((taught[0], taught_by.attention, "teacher"))
-    notes += [note for each in asked if (note := attention_note(*each)) is not None]
+    notes += _attention_notes([(student, source, "student"), (taught and taught[0], taught_by, "teacher")])
     check_positions(student, config.data.tokens, "student")
     check_chat_templates("student", tokenizer, config.data.tokens.template_arguments)
     size, manifest = head(student).num_classes, {"student": _about(student, config.student.model)}
@@ -132,6 +129,12 @@ def load_models(
         notes=notes,
         states=states,
     )
+
+
+def _attention_notes(models: Sequence[tuple[CausalModel | None, ModelConfig | None, str]]) -> list[str]:
+    """Return a sentence for each model that does not use the attention implementation of its settings."""
+    notes = [attention_note(model, source.attention, name) for model, source, name in models if model is not None and source]
+    return [note for note in notes if note is not None]
 
 
 def _load_teacher(source: TeacherConfig, device: torch.device | str) -> tuple[CausalModel, Tokenizer]:
