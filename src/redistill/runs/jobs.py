@@ -63,9 +63,9 @@ class _Running:
 class JobProgress(TerminalBar):
     """Prints a line for each job that starts or ends.
 
-    A terminal also shows a table and a bar.  The table has status, step, loss and remaining time of each run.  The bar shows an estimate of the time until all jobs have
-    ended.  If the output is not a terminal, there is neither table nor bar, and the line of each ended job shows this
-    estimate.  An instance is a context manager.
+    A terminal also shows a table and a bar.  The table has status, step, loss and remaining time of each run.  The bar shows an
+    estimate of the time until all jobs have ended.  If the output is not a terminal, there is neither table nor bar, and the
+    line of each ended job shows this estimate.  An instance is a context manager.
 
     Args:
         total: Number of jobs.
