@@ -123,6 +123,11 @@ RIVALS: dict[str, Callable[[loss.Case, str], None]] = {
 }
 
 
+def gradient_bytes(case: loss.Case) -> int:
+    """Size of the gradients of the hidden states and of the head, which have the dtype of these tensors."""
+    return case.hidden.nbytes + case.weight.nbytes
+
+
 def of_loss(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Result]]]:
     """Time and memory of the Jensen-Shannon divergence, forward and backward, in bf16 with fp32 results."""
     shape = loss.Shape(sizes.loss_rows, sizes.classes, sizes.student["hidden_size"], sizes.teacher["hidden_size"])
@@ -141,8 +146,7 @@ def of_loss(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Result]]]:
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             work(case, "jsd")
-            gradients = 4 * (case.weight.numel() + case.hidden.numel())
-            found["peak over gradients"] = (torch.cuda.max_memory_allocated() - before) / gradients
+            found["peak over gradients"] = (torch.cuda.max_memory_allocated() - before) / gradient_bytes(case)
         return found
 
     for name, work in RIVALS.items():
@@ -237,6 +241,21 @@ class Update:
             )
 
 
+def launches_and_waits(work: Callable[[], object]) -> Result:
+    """Numbers of launched kernels, and of synchronisations of the host with the GPU."""
+    needs_gpu()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        work()
+    return counted({event.key: event.count for event in profiler.key_averages()})
+
+
+def counted(calls: Mapping[str, int]) -> Result:
+    """Kernels and synchronisations among the calls of the CUDA runtime, by name."""
+    kernels = sum(number for name, number in calls.items() if name.startswith(("cudaLaunchKernel", "cuLaunchKernel")))
+    waits = sum(number for name, number in calls.items() if name.startswith(("cudaStreamSync", "cudaDeviceSync")))
+    return {"kernels": kernels, "synchronisations": waits}
+
+
 def of_updates(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Result]]]:
     """Time, memory, kernels and synchronisations of an update; tokens per second of generation."""
     kept: dict[str, Update] = {}
@@ -264,14 +283,11 @@ def of_updates(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Result]]]:
         return {**found, "tokens per second": sizes.batch * sizes.response / found["median"]}
 
     def counts(method: str) -> Result:
-        needs_gpu()
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            update(method).step()
-        numbers = {event.key: event.count for event in profiler.key_averages()}
-        tokens = sizes.batch * sizes.response
-        launches = sum(number for name, number in numbers.items() if name.startswith(("cudaLaunchKernel", "cuLaunchKernel")))
-        waits = sum(number for name, number in numbers.items() if name.startswith(("cudaStreamSync", "cudaDeviceSync")))
-        return {"kernels": launches, "synchronisations": waits, "synchronisations per token": waits / tokens}
+        return launches_and_waits(update(method).step)
+
+    def counts_of_generation() -> Result:
+        found = launches_and_waits(update("MGSR").generate)
+        return {**found, "synchronisations per token": found["synchronisations"] / (sizes.batch * sizes.response)}
 
     for method in METHODS:
         yield f"update: {method}", partial(steps, method)
@@ -279,6 +295,7 @@ def of_updates(sizes: Sizes) -> Iterator[tuple[str, Callable[[], Result]]]:
     yield "generation: redistill", partial(generation, "generate")
     yield "generation: redistill, compiled", partial(generation, "generate_compiled")
     yield "generation: transformers", partial(generation, "transformers_generate")
+    yield "kernels: generation", counts_of_generation
 
 
 # --- results ------------------------------------------------------------------------------------------------------------------
@@ -324,6 +341,7 @@ def main() -> None:
         __doc__ or "",
         small={"action": "store_true", "help": "tiny shapes, also on a CPU"},
         minutes={"type": float, "default": 9.0, "help": "parts that would begin later are skipped"},
+        tests={"default": "not run", "help": "result of the tests that need a GPU, for gpu.json"},
         out={"type": Path, "default": measuring.RESULTS, "help": "folder of gpu.json and gpu.md"},
     )
     sizes = SMALL if options.small else FULL
@@ -333,10 +351,11 @@ def main() -> None:
         raise SystemExit("benchmarks.gpu: no GPU on this machine; use --small to try the script on a CPU")
     found = measured(sizes, options.minutes)
     options.out.mkdir(parents=True, exist_ok=True)
-    about = {"machine": measuring.machine(), "torch": torch.__version__, "small": options.small}
+    about = {"machine": measuring.machine(), "torch": torch.__version__, "small": options.small, "tests": options.tests}
     (options.out / "gpu.json").write_text(json.dumps({**about, "results": found}, indent=1) + "\n")
-    (options.out / "gpu.md").write_text(table(found))
-    print(table(found))
+    text = f"Tests that need a GPU: {options.tests}.\n\n{table(found)}"
+    (options.out / "gpu.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

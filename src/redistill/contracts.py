@@ -266,6 +266,7 @@ class Batch:
         pair_weight_N: float32; weight of the pair of rows (n, n + 1) in the span loss (MGSR, Eq. 10); 0 if no span contains
             both rows.
         num_sampled, num_sampled_rows: Number of sequences, and number of rows, with the role "distillation".
+        num_sft_rows: Number of rows that count in the SFT term; stored, since counting them on a GPU would synchronise.
         num_span_samples: Number of sequences with the role "distillation" and at least one span that the span loss uses.
         role: "pretraining" for a micro-batch of the pre-training term; "task" for a micro-batch of the other terms.
         sequence_weight_N: float32; 1 / (number of targets of the sequence of row n), for means over sequences.
@@ -273,6 +274,7 @@ class Batch:
             are 0 for sequences without a `Rollout`.
         token_weight_N: float32; `TokenSequence.weights`: the weight of each target in the divergence term, for the first
             `num_sampled_rows` rows.
+        token_ids: Token ids of each sequence, without padding; on the host.
         samples: Index of the training example of each sequence.
         origins: Origin of each sequence.
         phrases: One tuple (first row, last row + 1, weight) for each span that the span loss uses.  The weight is 1 / (number
@@ -296,6 +298,7 @@ class Batch:
     pair_weight_N: torch.Tensor
     num_sampled: int
     num_sampled_rows: int
+    num_sft_rows: int
     num_span_samples: int
     role: Literal["task", "pretraining"]
     sequence_weight_N: torch.Tensor
@@ -303,6 +306,7 @@ class Batch:
     advantage_N: torch.Tensor
     importance_N: torch.Tensor
     token_weight_N: torch.Tensor
+    token_ids: tuple[tuple[int, ...], ...]
     samples: tuple[int, ...]
     origins: tuple[Origin, ...]
     phrases: tuple[tuple[int, int, float], ...] = ()
@@ -525,10 +529,11 @@ class Teacher(Protocol):
         rows, which distillation terms use.
         """
 
-    def faults(self) -> int:
+    def faults(self) -> int | torch.Tensor:
         """Return the number of rows with non-finite teacher logits since the last call.
 
-        A row is the prediction of one token. Only the rows of this process are counted.
+        A row is the prediction of one token. Only the rows of this process are counted. A teacher that counts on a GPU returns
+        an int64 tensor without dimensions, so that the host does not wait for the GPU.
         """
 
     def release(self) -> None:

@@ -58,7 +58,7 @@ def test_sampled_sequences_come_first_and_only_they_are_sampled_rows():
     answer, draft = sequence([1, 2, 3], ".xx"), sequence([4, 5, 6, 7], "..xx", origin="student")
     batch = collate([*gold(answer), *sampled(draft)], pad_id=PAD)
     assert (batch.num_sampled, batch.num_sampled_rows) == (1, 2)
-    assert batch.sft_N.tolist() == [False, False, True, True]
+    assert batch.sft_N.tolist() == [False, False, True, True] and batch.num_sft_rows == 2
 
 
 def test_a_sequence_with_both_roles_is_read_once_and_carries_both():
@@ -66,7 +66,7 @@ def test_a_sequence_with_both_roles_is_read_once_and_carries_both():
     gold_of_other = sequence([4, 6], ".x")
     batch = collate([*gold(gold_of_other), *both(shared), *sampled(other)], pad_id=PAD)
     assert batch.input_ids_BT.shape[0] == 3
-    assert batch.sft_N.tolist() == [True, True, False, True]
+    assert batch.sft_N.tolist() == [True, True, False, True] and batch.num_sft_rows == 3
     assert (batch.num_sampled, batch.num_sampled_rows) == (2, 3)
 
 

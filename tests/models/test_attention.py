@@ -1,14 +1,16 @@
-"""The attention implementation is a setting that is checked; an unset one changes nothing, not even the identity of a run."""
+"""The attention implementation is a setting that falls back; an unset one changes nothing, not even the identity of a run."""
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from redistill.config.run import encode_run
-from redistill.errors import ConfigError
+from redistill.models import attention as attention_module
 from redistill.models import load
+from redistill.models.attention import FLASH, Attention, attention_note, attention_of
 from redistill.models.families import body, text_config
 from redistill.models.load import ModelConfig, load_model
 from redistill.runs.identity import _without_unset
@@ -40,12 +42,23 @@ def test_each_model_of_a_run_has_its_own_implementation(tmp_path: Path, student:
 
 
 @pytest.mark.parametrize(("has_gpu", "missing"), [(False, "needs a GPU"), (True, "needs the package flash_attn")])
-def test_flash_attention_needs_a_gpu_and_its_package(
+def test_flash_attention_falls_back_without_a_gpu_or_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_gpu: bool, missing: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    with pytest.raises(ConfigError, match=f"attention = 'flash_attention_2': {missing}.*, or set attention to sdpa"):
-        load_model(ModelConfig(model=str(tmp_path / "absent"), attention="flash_attention_2"))
+    model, _ = load_model(ModelConfig(model=write_model(tmp_path / "model", LLAMA, 1), attention=FLASH))
+    assert attention_of(model) == "sdpa"
+    note = attention_note(model, FLASH, "teacher")
+    assert note is not None and note.startswith(f"the teacher uses attention = 'sdpa', since 'flash_attention_2' {missing}")
+
+
+def test_a_run_reports_and_records_the_attention_that_it_uses(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, teacher={"attention": FLASH}, student={"attention": "eager"})
+    models = load_models(run)
+    notes = [note for note in models.notes if "attention" in note]
+    assert notes == ["the teacher uses attention = 'sdpa', since 'flash_attention_2' needs a GPU"]
+    used = {role: about["attention"] for role, about in models.manifest.items() if isinstance(about, dict)}
+    assert used == {"teacher": "sdpa", "student": "eager"}
 
 
 def test_flash_attention_is_set_after_the_checks_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,15 +68,23 @@ def test_flash_attention_is_set_after_the_checks_on_the_cpu(tmp_path: Path, monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "flash_attn" or found(name, *rest))
     check_cache = load.check_cache
     monkeypatch.setattr(load, "check_cache", lambda *args, **options: (check_cache(*args, **options), done.append("checked")))
-    monkeypatch.setattr(load, "use_attention", lambda model, attention, name: done.append(attention))
+    monkeypatch.setattr(load, "use_attention", lambda model, attention: done.append(attention))
     load_model(ModelConfig(model=folder, attention="flash_attention_2"))
     assert done == ["checked", "flash_attention_2"]
 
 
-def test_a_family_without_an_implementation_is_rejected(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", FLASH])
+def test_a_family_without_an_implementation_falls_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: Attention
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name == "flash_attn" or found(name, *rest))
+    monkeypatch.setattr(attention_module, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
     config = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4}
-    with pytest.raises(ConfigError, match=r"attention = 'sdpa': not supported by the bloom family of .*choose one of eager"):
-        load_model(ModelConfig(model=write_model(tmp_path / "model", config, 1), attention="sdpa"))
+    model, _ = load_model(ModelConfig(model=write_model(tmp_path / "model", config, 1), attention=attention))
+    assert attention_of(model) == "eager"
+    expected = f"the student uses attention = 'eager', since '{attention}' is not supported by the bloom family"
+    assert attention_note(model, attention, "student") == expected
 
 
 def test_a_setting_that_is_not_set_is_no_part_of_the_identity(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Parallel commands: order, needs, failures, interruptions."""
 
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,10 @@ from rich.console import Console
 from redistill.errors import Interrupted, OutputError
 from redistill.processes import signals
 from redistill.runs.executors.local import start_process
+from redistill.runs.job_table import JobTable
 from redistill.runs.jobs import Job, JobProgress, last_line, run_jobs
+from redistill.storage.files import write_json
+from redistill.storage.lock import LOCK
 
 FAIL = "print('first'); print('it broke', flush=True); raise SystemExit(3)"
 
@@ -168,29 +173,62 @@ def test_an_ignored_hangup_stops_nothing(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def told(*, terminal: bool) -> str:
+def told(folder: Path, *, terminal: bool) -> str:
     """The output for four jobs, of which two have ended after 60 s."""
     seconds = iter([0.0, 60.0, 60.0])
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     with JobProgress(4, console=console, clock=lambda: next(seconds)) as progress:
-        progress.started("a")
+        progress.started("a", folder / "a")
         progress.ended("a", 30.4, "ROUGE-L 70.00")
         progress.ended("b", 60.0, "")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_progress_in_a_log_is_a_line_for_each_job_with_the_time_left() -> None:
-    assert told(terminal=False).splitlines() == [
+def test_progress_in_a_log_is_a_line_for_each_job_with_the_time_left(tmp_path: Path) -> None:
+    assert told(tmp_path, terminal=False).splitlines() == [
         "a: started",
         "a: 0:30  ROUGE-L 70.00  1/4  3:00 left",
         "b: 1:00  2/4  1:00 left",
     ]
 
 
-def test_progress_on_a_terminal_has_a_bar_below_the_lines() -> None:
-    text = told(terminal=True)
+def test_progress_on_a_terminal_has_a_table_and_a_bar_below_the_lines(tmp_path: Path) -> None:
+    text = told(tmp_path, terminal=True)
     assert "a: 0:30  ROUGE-L 70.00" in text and "2/4  1:00 left" in text
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).split() for line in text.splitlines()]
+    assert ["run", "status", "step", "loss", "time", "left"] in lines and ["a", "finished"] in lines
+
+
+def test_the_table_has_the_figures_of_each_run(tmp_path: Path) -> None:
+    """The figures are those of the files, so that the executor of a run does not matter; they are read once a second."""
+    now = 0.0
+    table = JobTable(height=24, clock=lambda: now)
+    for name in ("a", "b", "c"):
+        table.start(name, tmp_path / name)
+    running = tmp_path / "b"
+    write_json(running / "run.json", {"status": "training", "config": {"training": {"updates": 10}}})
+    (running / LOCK).touch()
+    log = [{"kind": "train", "step": step, "loss": 1 / step, "seconds": 2.0} for step in range(1, 4)]
+    (running / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log[:2]))
+    table.end("a", "failed")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "run.json").write_text("{")
+    expected = [("b", "training", "2/10", "0.5", "0:16"), ("c", "running", "", "", ""), ("a", "failed", "", "", "")]
+    assert table.rows() == expected
+    (running / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in log))
+    assert table.rows() == expected
+    now = 1.0
+    assert table.rows()[0] == ("b", "training", "3/10", "0.3333", "0:14")
+
+
+def test_a_small_terminal_shows_running_jobs_first(tmp_path: Path) -> None:
+    table = JobTable(height=8)
+    for name in "abcd":
+        table.start(name, tmp_path / name)
+    for name in "abc":
+        table.end(name, "finished")
+    assert [row[0] for row in table.rows()] == ["d", "c"]
 
 
 def test_one_signal_kills_jobs_that_are_stopped_because_of_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

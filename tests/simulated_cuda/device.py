@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -48,28 +49,59 @@ REPLACED: dict[str, Any] = {
 }
 
 
+# The functions that begin a phase of a run, with the name of the phase.
+PHASES = {
+    ("training/loop.py", "_step"): "update",
+    ("training/loop.py", "_log_update"): "logging",
+    ("training/loop.py", "_validate"): "validation",
+    ("training/loop.py", "_choose"): "validation",
+    ("training/saving.py", "save_checkpoint"): "saving",
+    ("runs/revisions.py", "__call__"): "logging",
+    ("generation/generate.py", "generate"): "generation",
+}
+# Code of these folders is the phase "vocabulary pass", unless generation calls it.
+VOCABULARY_PASS = ("vocab_pass/", "losses/")
+
+
 class Counts:
-    """Numbers of synchronisations and of copies to the device, by file and line of redistill."""
+    """Numbers of synchronisations and of copies to the device, by phase of the run, and by file and line of redistill.
+
+    The line is the innermost line of redistill in the call stack, marked with "(transformers)" if this line calls transformers,
+    which then waits.  The phase is the list of the phases that enclose the call,
+    from the outermost to the innermost, such as "update generation".
+    """
 
     def __init__(self) -> None:
         self.syncs, self.copies = Counter[str](), Counter[str]()
 
     def sync(self, what: str) -> None:
-        self.syncs[f"{_line()} {what}"] += 1
+        phase, line = _position()
+        self.syncs[f"{phase}: {line} {what}"] += 1
 
     def copy(self) -> None:
-        self.copies[_line()] += 1
+        phase, line = _position()
+        self.copies[f"{phase}: {line}"] += 1
 
 
-def _line() -> str:
-    """The innermost line of redistill in the call stack."""
-    frame = sys._getframe(1)
+def _position() -> tuple[str, str]:
+    """The phase of the run, and the innermost line of redistill in the call stack."""
+    phases, line, library = list[str](), "", ""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         path = frame.f_code.co_filename
         if "/redistill/" in path and "/simulated_cuda/" not in path:
-            return f"{path.rpartition('/redistill/')[2]}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return "outside"
+            name = path.rpartition("/redistill/")[2]
+            line = line or f"{name}:{frame.f_lineno}{library}"
+            is_vocabulary = name.startswith(VOCABULARY_PASS)
+            phase = PHASES.get((name, frame.f_code.co_name), "vocabulary pass" if is_vocabulary else "")
+            if phase and phase not in phases:
+                phases.append(phase)
+        elif "/transformers/" in path:
+            library = " (transformers)"
+        frame = frame.f_back
+    if "generation" in phases and "vocabulary pass" in phases:
+        phases.remove("vocabulary pass")
+    return " ".join(reversed(phases)), line or "outside"
 
 
 counts = Counts()
@@ -178,7 +210,7 @@ def _check(operation: Any, name: str, args: Any, tensors: list[torch.Tensor]) ->
     elsewhere = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.dim() > 0]
     if elsewhere and name not in INDEXING:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({operation}) at {_line()}"
+            f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({operation}) at {_position()[1]}"
         )
     for _ in elsewhere:
         counts.copy()

@@ -1,4 +1,4 @@
-"""Ten faults that a GPU would show: tensors that are left on the CPU, and places where the host waits for the device."""
+"""Faults that a GPU would show: tensors that are left on the CPU, and places where the host waits for the device."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -9,7 +9,11 @@ from unittest import mock
 import torch
 
 from redistill.generation import generate, prefix
+from redistill.generation.decoder import Decoder
 from redistill.losses.dac_kl import DacKL
+from redistill.models.caches import CachedBody, Columns
+from redistill.models.student import StudentModule
+from redistill.teachers.local import LocalTeacher
 from redistill.training import loop
 from redistill.vocab_pass import walk
 from tests.simulated_cuda.device import OnDevice
@@ -23,12 +27,15 @@ class Fault:
         trial: Name of the run.
         owner, name: The object and the name of its function that is replaced.
         change: Function of the replaced function; returns the faulty one.
+        shown_by: What detects the fault: "error", or the part of a run in which the host waits too often: "generation",
+            "update" or "vocabulary pass".
     """
 
     trial: str
     owner: Any
     name: str
     change: Callable[[Callable[..., Any]], Callable[..., Any]]
+    shown_by: str = "error"
 
     def planted(self) -> AbstractContextManager[Any]:
         """Context in which the run has the fault."""
@@ -77,10 +84,29 @@ FAULTS: Mapping[str, Fault] = {
     "prefix memory on the CPU": Fault("mgsr", prefix, "load_prefixes", result_on_the_cpu),
     "clip network on the CPU": Fault("mgsr", DacKL, "_interval", result_on_the_cpu),
     "optimiser state on the CPU": Fault("kd", loop, "_step", optimiser_state_on_the_cpu),
-    "item in the vocabulary pass": Fault("kd", walk, "visit", waits(lambda core, tile, *rest: tile.raw_CV.max().item())),
-    "tolist in the decode loop": Fault("opd", generate, "_next_tokens", waits(lambda logits, *rest: logits[0][0, :4].tolist())),
-    "item in the clip network": Fault("mgsr", DacKL, "forward", waits(lambda module, logq, *rest: logq.max().item())),
+    "item in the vocabulary pass": Fault(
+        "kd", walk, "visit", waits(lambda core, tile, *rest: tile.raw_CV.max().item()), "vocabulary pass"
+    ),
+    "tolist in the decode loop": Fault(
+        "opd", generate, "_next_tokens", waits(lambda logits, *rest: logits[0][0, :4].tolist()), "generation"
+    ),
+    "item in the clip network": Fault(
+        "mgsr", DacKL, "forward", waits(lambda module, logq, *rest: logq.max().item()), "vocabulary pass"
+    ),
     "numpy in logging": Fault(
         "kd", loop, "_log_update", waits(lambda parts, *rest: next(parts.learner.student.parameters()).detach().numpy())
+    ),
+    "item in the decoder": Fault("opd", Decoder, "logits", waits(lambda decoder, ids, *rest: ids.max().item()), "generation"),
+    "item in the KV cache": Fault("opd", CachedBody, "read", waits(lambda body, ids, *rest: ids.max().item()), "generation"),
+    "item in the prefix memory": Fault("mgsr", Columns, "append", waits(lambda columns, new: new.max().item()), "generation"),
+    "fifty items in the teacher": Fault(
+        "kd", LocalTeacher, "rows", waits(lambda teacher, batch: [batch.target_N.max().item() for _ in range(50)]), "update"
+    ),
+    "item in each micro-batch of the student": Fault(
+        "kd",
+        StudentModule,
+        "forward",
+        waits(lambda student, batch, *rest: [batch.target_N.max().item() for _ in range(4)]),
+        "update",
     ),
 }

@@ -30,7 +30,7 @@ from tests.simulated_cuda.faults import FAULTS  # noqa: E402
 from tests.worlds import tiny_run  # noqa: E402
 
 UPDATES = 3
-TRAINING = {"updates": UPDATES, "batch_size": 4, "log_every": 1, "save_every": UPDATES, "evaluate_every": UPDATES}
+TRAINING = {"batch_size": 4, "log_every": 1}
 LORA = {"lora": {"rank": 2, "alpha": 4}, "gradient_checkpointing": True}
 TRIALS: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS},
@@ -44,9 +44,10 @@ TRIALS: dict[str, dict[str, Any]] = {
 EVALUATED = ("kd", "mgsr")
 
 
-def run_of(trial: str, out: str) -> Run:
+def run_of(trial: str, out: str, updates: int = UPDATES) -> Run:
     sections = dict(TRIALS[trial])
-    sections["training"] = {**TRAINING, **sections.get("training", {})}
+    length = dict.fromkeys(("updates", "save_every", "evaluate_every"), updates)
+    sections["training"] = {**TRAINING, **length, **sections.get("training", {})}
     if sections["method"] == "sft":
         sections["teacher"] = None
     return tiny_run(FOLDER, out=f"{trial}-{out}", **sections)
@@ -120,12 +121,13 @@ def estimated() -> dict[str, Any]:
 
 
 def faulty(name: str) -> dict[str, Any]:
-    """What a planted fault leads to: an error, or the counts of a run."""
+    """What a planted fault leads to in one update: an error, or the counts of a run and its cost."""
     fault = FAULTS[name]
-    run = run_of(fault.trial, f"fault {name}")
+    run = run_of(fault.trial, f"fault {name}", updates=1)
     try:
         with fault.planted():
-            return counted(on_the_device(lambda: train_student(run)))
+            counts = on_the_device(lambda: train_student(run))
+        return {**counted(counts), "cost": files.read_json(run.folder / "run.json")["cost"]}
     except (RuntimeError, TypeError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
 

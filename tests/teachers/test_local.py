@@ -36,6 +36,7 @@ def make_batch(num_sampled, num_sampled_rows):
         pair_weight_N=torch.zeros(len(places)),
         num_sampled=num_sampled,
         num_sampled_rows=num_sampled_rows,
+        num_sft_rows=len(places),
         num_span_samples=0,
         role="task",
         sequence_weight_N=torch.ones(len(places)),
@@ -43,6 +44,7 @@ def make_batch(num_sampled, num_sampled_rows):
         old_logprob_N=torch.zeros(num_sampled_rows),
         advantage_N=torch.zeros(num_sampled_rows),
         importance_N=torch.zeros(num_sampled_rows),
+        token_ids=tuple(map(tuple, ROWS)),
         samples=(0, 1, 2),
         origins=("student", "student", "dataset"),
     )

@@ -57,6 +57,7 @@ def collate(
         pair_weight_N=torch.cat([*weights, unweighted]).to(device),
         num_sampled=len(sampled),
         num_sampled_rows=sum(sequence.num_targets for sequence in sampled),
+        num_sft_rows=sum(item.sequence.num_targets for item in ordered if "sft" in item.roles),
         num_span_samples=0 if span_config is None else sum(bool(counted_spans(s.spans, span_config)) for s in sampled),
         role=role,
         sequence_weight_N=torch.tensor([1 / sequence.num_targets for sequence in sequences])[sequence_N].to(device),
@@ -66,6 +67,7 @@ def collate(
         token_weight_N=torch.tensor(
             [weight for sequence in sampled for weight in sequence.target_weights], dtype=torch.float32
         ).to(device),
+        token_ids=tuple(sequence.token_ids for sequence in sequences),
         samples=tuple(sequence.sample for sequence in sequences),
         origins=tuple(sequence.origin for sequence in sequences),
         phrases=() if span_config is None else _phrases(sampled, span_config),

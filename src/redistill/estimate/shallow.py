@@ -14,7 +14,7 @@ from redistill.config.sections import StudentConfig, TeacherConfig
 from redistill.errors import ConfigError, ModelError, first_line
 from redistill.estimate.recorder import Role
 from redistill.interfaces import CausalModel, ModelSettings
-from redistill.models.attention import check_attention, use_attention
+from redistill.models.attention import use_attention
 from redistill.models.families import layer_list
 from redistill.models.initialise import cast_weights, fresh_model
 from redistill.models.load import ModelConfig, load_tokenizer, read_config
@@ -58,8 +58,7 @@ class Blueprint(NamedTuple):
         if source.dtype == "auto" and not isinstance(source, StudentConfig):
             dtype = getattr(self.config, "dtype", None) or dtype
         cast_weights(model, dtype)
-        check_attention(source.attention)
-        use_attention(model, source.attention, self.source.model)
+        use_attention(model, source.attention)
         if isinstance(source, StudentConfig) and source.lora is not None:
             model = add_lora(model, source.lora, seed)
         if source.gradient_checkpointing:

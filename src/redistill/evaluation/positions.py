@@ -42,10 +42,15 @@ def by_token(
         For each sequence: "tokens", the text of each token of the answer; and for each statistic, one number for each token,
         rounded to four significant digits.  A number that is not finite is None.
     """
+    if not sequences:
+        return []
     found = scorer.statistics(sequences, ask)
+    table_MN = torch.stack([torch.cat(found[name]).double() for name in ask]).cpu()  # one copy to the host
+    rows = table_MN.split([sequence.num_targets for sequence in sequences], dim=1)
     return [
-        {"tokens": token_texts(sequence.response_ids, tokenizer)} | {name: _numbers(found[name][index]) for name in ask}
-        for index, sequence in enumerate(sequences)
+        {"tokens": token_texts(sequence.response_ids, tokenizer)}
+        | {name: _numbers(value_N) for name, value_N in zip(ask, row_MN, strict=True)}
+        for sequence, row_MN in zip(sequences, rows, strict=True)
     ]
 
 
@@ -113,4 +118,4 @@ def _sequence(prompt_ids: tuple[int, ...], answer: Generation) -> TokenSequence:
 
 
 def _numbers(value_N: torch.Tensor) -> list[Json]:
-    return [rounded(value) if math.isfinite(value) else None for value in value_N.double().tolist()]
+    return [rounded(value) if math.isfinite(value) else None for value in value_N.tolist()]

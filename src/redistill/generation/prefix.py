@@ -188,6 +188,7 @@ class PrefixReader:
         position_N: torch.Tensor,
         memory: PrefixMemory | None,
         *,
+        texts: Sequence[TokenIds] | None = None,
         remember: bool = False,
     ) -> torch.Tensor:
         """Return the hidden states at some positions of right-padded sequences.
@@ -198,6 +199,8 @@ class PrefixReader:
             position_N: Positions in the flattened batch, in [0, B * T); the last token of a sequence must not be among them.
             memory: The prefix memory.  The model reads only the tokens after the longest prefix that is stored in the memory.
                 All tokens are read if `memory` is None, or if the model's family does not allow prefixes to be reused.
+            texts: Token ids of the sequences without padding.  If None, they are copied from the device of `ids_BT`, for which
+                the host waits.
             remember: Whether the states of these sequences are added to the memory.
 
         Returns:
@@ -205,10 +208,11 @@ class PrefixReader:
         """
         if memory is None or not self._reader.can_reuse:
             return self._body(ids_BT, mask_BT).flatten(0, 1)[position_N]
-        lengths = mask_BT.sum(dim=1).tolist()
+        if texts is None:
+            rows = torch.cat([mask_BT.sum(dim=1, keepdim=True), ids_BT], dim=1).tolist()  # one copy to the host
+            texts = [tuple(ids[:length]) for length, *ids in rows]
         # The last token of a text is not read, since its hidden state predicts no target.
-        texts = [tuple(ids[: length - 1]) for ids, length in zip(ids_BT.tolist(), lengths)]
-        hidden = self._read(texts, memory, ids_BT.device, remember)
+        hidden = self._read([text[:-1] for text in texts], memory, ids_BT.device, remember)
         hidden_BTD = nn.utils.rnn.pad_sequence(hidden, batch_first=True)
         row_N, column_N = position_N // ids_BT.shape[1], position_N % ids_BT.shape[1]
         return hidden_BTD[row_N, column_N]

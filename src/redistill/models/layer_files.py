@@ -92,7 +92,7 @@ class LayerFiles:
         if (self.folder / GENERATION_CONFIG).is_file():
             fields = json_object(f"{self.name}: {GENERATION_CONFIG}", self.folder / GENERATION_CONFIG, "restore or remove it")
             model.generation_config = GenerationConfig.from_dict(fields)
-        use_attention(model, self.attention, self.name)
+        use_attention(model, self.attention)
         return model.eval()
 
 

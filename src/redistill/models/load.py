@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from redistill.errors import ConfigError, ModelError, WeightsError, check_field
 from redistill.interfaces import CausalModel, ModelSettings, Tokenizer
 from redistill.models.adapters import Adapter, find_adapter, merge_adapter
-from redistill.models.attention import FLASH, Attention, check_attention, use_attention
+from redistill.models.attention import FLASH, Attention, use_attention
 from redistill.models.caches import check_cache
 from redistill.models.chat_templates import check_chat_templates, two_turns
 from redistill.models.checked_model import CheckedModel, checked_model, checked_tokenizer
@@ -103,13 +103,12 @@ def load_model(
         The model, in eval mode, and its tokenizer.
 
     Raises:
-        ConfigError: the attention implementation cannot be used; or the model cannot be quantised, because bitsandbytes is not
-            installed, the model is a GGUF file, or an adapter is merged into the model.
+        ConfigError: the model cannot be quantised, because bitsandbytes is not installed, the model is a GGUF file, or an
+            adapter is merged into the model.
         ModelError: the model is missing, incomplete or damaged, or its family cannot be split into a body and an LM head.
         WeightsError: weights of the model are missing, or their shapes do not match its config.
         NotFiniteError: weights or logits of the model are not finite, or a matrix has a weight above 10^12 in absolute value.
     """
-    check_attention(config.attention)
     base, adapter = base_and_adapter(config)
     if quantise != "none" and (adapter is not None or base.model.endswith(".gguf")):
         raise ConfigError(
@@ -128,7 +127,7 @@ def load_model(
         model = _read_weights(base, checked, settings, loading_options(quantise, compute_dtype) | placed)
     keep_trainable(model)
     if config.attention != FLASH:  # flash attention cannot run the checks below, which are on the CPU
-        use_attention(model, config.attention, config.model)
+        use_attention(model, config.attention)
     check_values(base.model, model)
     _check_generation_config(base.model, model)
     with reading(f"{base.model}:", "check its config.json", failure="cannot process a test input of 8 tokens"):
@@ -140,7 +139,7 @@ def load_model(
         with reading(f"{config.model}:", f"check its {ADAPTER_CONFIG}", failure="cannot process a test input after the merge"):
             check_split(model, name=config.model)
     check_ids(config.model, tokenizer, text_config(model).vocab_size)
-    use_attention(model, config.attention, config.model)
+    use_attention(model, config.attention)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     return model, tokenizer

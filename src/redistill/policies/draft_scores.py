@@ -115,8 +115,12 @@ class DraftScores:
             stream.random((stop, NUMBERS_PER_DRAW))[start:] for stream, start, stop in zip(streams, starts, stops, strict=True)
         ]
         rows = self._scorer.statistics(texts, (*self._statistics, self._ask_token), uniforms)
-        found = {name: [row.cpu() for row in each] for name, each in rows.items()}
-        scores = found[self._statistics[0]]
+        if not texts:
+            return []
+        found = {name: torch.cat(each) for name, each in rows.items()}
+        score_N = found[self._statistics[0]]
         if self._statistics[0] == "teacher_logprob":
-            scores = [-logp - entropy for logp, entropy in zip(scores, found["teacher_entropy"], strict=True)]
-        return [(score_T.double(), token_T) for score_T, token_T in zip(scores, found[self._ask_token], strict=True)]
+            score_N = -score_N - found["teacher_entropy"]
+        both_2N = torch.stack([score_N.double(), found[self._ask_token].double()]).cpu()  # one copy to the host
+        parts = both_2N.split([text.num_targets for text in texts], dim=1)
+        return [(score_T, token_T.long()) for score_T, token_T in parts]

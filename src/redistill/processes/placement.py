@@ -252,24 +252,24 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def scalar(tensor: torch.Tensor) -> float:
-    """Return the value of a tensor with one element, such as a norm of gradients.
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the full tensor of a tensor that may be sharded.
 
     If the tensor is sharded, every process must call this function.
 
     Args:
-        tensor: A tensor of shape [] or [1], sharded or not.
+        tensor: A tensor of shape [...], sharded or not.
 
     Returns:
-        The value of the element.
+        The full tensor, on the same device.
 
     Example:
-        >>> scalar(torch.tensor([2.5]))
-        2.5
+        >>> gathered(torch.tensor(2.5))
+        tensor(2.5000)
     """
     from torch.distributed.tensor import DTensor
 
-    return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _sharded_parts(module: nn.Module) -> "list[FSDPModule]":

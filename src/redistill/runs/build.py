@@ -361,7 +361,7 @@ def student_reader(run: OpenRun, *, remembers: bool = True) -> Callable[[Batch],
         memory = engine.memory if remembers and isinstance(engine, LocalEngine) else None
         with run.accelerator.autocast():
             inputs = (batch.input_ids_BT, batch.attention_mask_BT, batch.position_N)
-            hidden_ND = reader.rows(*inputs, memory, remember=memory is not None)
+            hidden_ND = reader.rows(*inputs, memory, texts=batch.token_ids, remember=memory is not None)
         return hidden_ND, head(run.student.model, run.models.vocabulary)
 
     return read

@@ -12,6 +12,7 @@ from typing import Protocol
 from rich.console import Console
 
 from redistill.processes import signals, streams
+from redistill.runs.job_table import JobTable
 from redistill.training.progress import TerminalBar, duration
 
 _POLL_S = 0.1
@@ -60,9 +61,10 @@ class _Running:
 
 
 class JobProgress(TerminalBar):
-    """Prints a line for each job that starts or ends, and shows a bar on a terminal.
+    """Prints a line for each job that starts or ends.
 
-    The bar shows an estimate of the time until all jobs have ended.  If the output is not a terminal, there is no bar, and the
+    A terminal also shows a table and a bar.  The table has status, step, loss and remaining time of each run.  The bar shows an
+    estimate of the time until all jobs have ended.  If the output is not a terminal, there is neither table nor bar, and the
     line of each ended job shows this estimate.  An instance is a context manager.
 
     Args:
@@ -73,18 +75,22 @@ class JobProgress(TerminalBar):
 
     def __init__(self, total: int, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._total, self._ended, self._clock, self._start = total, 0, clock, clock()
-        super().__init__(console or streams.console("stderr"), total, self._line())
+        console = console or streams.console("stderr")
+        self._table = JobTable(height=console.height)
+        super().__init__(console, total, self._line(), above=self._table)
 
-    def started(self, name: str) -> None:
-        """Print that a job started."""
+    def started(self, name: str, folder: Path) -> None:
+        """Print that a job started; `folder` is its run folder."""
+        self._table.start(name, folder)
         self._print(f"{name}: started")
 
-    def ended(self, name: str, seconds: float, outcome: str) -> None:
+    def ended(self, name: str, seconds: float, outcome: str, *, failed: bool = False) -> None:
         """Print that a job ended after `seconds`.
 
         The line ends with `outcome`, for example the score of the job or the reason why it failed.
         """
         self._ended += 1
+        self._table.end(name, "failed" if failed else "finished")
         line = self._line()
         self._print("  ".join(filter(None, (f"{name}: {duration(seconds)}", outcome, "" if self._bar else line))))
         self.show(line, completed=self._ended)

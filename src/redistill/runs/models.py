@@ -15,7 +15,7 @@ from redistill.data.tokenize import TokenizeConfig
 from redistill.errors import ConfigError
 from redistill.interfaces import CausalModel, Tokenizer
 from redistill.models import vocabulary
-from redistill.models.attention import use_attention
+from redistill.models.attention import attention_note, attention_of, use_attention
 from redistill.models.chat_templates import check_chat_templates
 from redistill.models.families import head, position_limit
 from redistill.models.initialise import cast_weights, student_from_layers
@@ -51,7 +51,7 @@ class Models:
         vocabulary: Number of classes (token ids) that the heads of teacher and student share.  The run ignores further
             classes of a head.
         end_ids: Ids of the student's end tokens.
-        manifest: Name, number of parameters and size in bytes of each model, for run.json.
+        manifest: Name, number of parameters, size in bytes and attention implementation of each model, for run.json.
         notes: Sentences for the log, for example about differences between teacher and student.
         states: The store of the cached teacher; None if the teacher is not cached.
         frozen: How the parameters of the teacher are distributed over the processes.
@@ -105,6 +105,7 @@ def load_models(
     taught = load(taught_by) if taught_by is not None and is_loaded else None
     student, tokenizer = _load_student(source, taught_by, taught, device, config.seed)
     notes = [] if source.lora is None else lora_notes(student)
+    notes += _attention_notes([(student, source, "student"), (taught and taught[0], taught_by, "teacher")])
     check_positions(student, config.data.tokens, "student")
     check_chat_templates("student", tokenizer, config.data.tokens.template_arguments)
     size, manifest = head(student).num_classes, {"student": _about(student, config.student.model)}
@@ -131,6 +132,12 @@ def load_models(
         notes=notes,
         states=states,
     )
+
+
+def _attention_notes(models: Sequence[tuple[CausalModel | None, ModelConfig | None, str]]) -> list[str]:
+    """Return a sentence for each model that does not use the attention implementation of its settings."""
+    notes = [attention_note(model, source.attention, name) for model, source, name in models if model is not None and source]
+    return [note for note in notes if note is not None]
 
 
 def _load_teacher(source: TeacherConfig, device: torch.device | str) -> tuple[CausalModel, Tokenizer]:
@@ -161,7 +168,7 @@ def _load_student(
         if source.initialise is not None:
             student = student_from_layers(student, source.initialise.layers)
     cast_weights(student, torch.bfloat16 if source.dtype == "bfloat16" else torch.float32)
-    use_attention(student, source.attention, "student")
+    use_attention(student, source.attention)
     if source.lora is not None:
         student = add_lora(student, source.lora, seed)
     if source.gradient_checkpointing:
@@ -231,4 +238,5 @@ def _about_teacher(node: object, source: ModelConfig | None, loaded: tuple[Causa
 
 
 def _about(model: nn.Module, name: str) -> dict[str, Json]:
-    return {"name": name, "parameters": parameter_count(model), "bytes": parameter_bytes(model)}
+    sizes = {"parameters": parameter_count(model), "bytes": parameter_bytes(model)}
+    return {"name": name, **sizes, "attention": attention_of(model)}

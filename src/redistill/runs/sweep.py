@@ -254,7 +254,7 @@ def _run(
     def started(job: Job) -> None:
         statuses[job.log.parent] = "running"
         _write_sweep(plan, statuses)
-        progress.started(job.name)
+        progress.started(job.name, job.log.parent)
 
     def ended(job: Job, code: int, seconds: float) -> None:
         folder = job.log.parent
@@ -263,7 +263,7 @@ def _run(
         why = f"exit code {code}, {plain(last_line(job.log))} (log: {job.log})"
         if code:
             failed.append(f"{job.name}: {why}")
-        progress.ended(job.name, seconds, f"failed: {why}" if code else _score(folder))
+        progress.ended(job.name, seconds, f"failed: {why}" if code else _score(folder), failed=bool(code))
 
     _write_sweep(plan, statuses)
     with JobProgress(len(todo)) as progress:

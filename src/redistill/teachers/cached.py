@@ -102,10 +102,10 @@ class CachedTeacher:
         """
         return self._source.target([self._stored(key, sample) for key, sample in zip(batch_keys(batch), batch.samples)])
 
-    def faults(self) -> int:
+    def faults(self) -> torch.Tensor:
         """Return the number of rows with non-finite teacher logits since the last call.
 
-        A row is the teacher's prediction of one token.
+        A row is the teacher's prediction of one token.  The number is a tensor; see `HeadRows.faults`.
         """
         return self._source.faults()
 
@@ -180,11 +180,11 @@ class _Classes:
 
         return classes
 
-    def faults(self) -> int:
+    def faults(self) -> torch.Tensor:
         """Return the number of rows with non-finite teacher logits since the last call.
 
-        A row is the teacher's prediction of one token.
+        A row is the teacher's prediction of one token.  The number is a tensor; see `HeadRows.faults`.
         """
-        faults = int(self._faults)
+        faults = self._faults.clone()
         self._faults.zero_()
         return faults

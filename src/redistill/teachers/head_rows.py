@@ -15,7 +15,7 @@ class HeadRows:
 
     Example:
         >>> rows = HeadRows(Head(torch.eye(3)), "cpu")
-        >>> rows.target(torch.tensor([[1.0, 0.0, 0.0], [float("nan"), 0.0, 0.0]]))(slice(0, 2)).shape, rows.faults()
+        >>> rows.target(torch.tensor([[1.0, 0.0, 0.0], [float("nan"), 0.0, 0.0]]))(slice(0, 2)).shape, int(rows.faults())
         (torch.Size([2, 3]), 1)
     """
 
@@ -41,11 +41,12 @@ class HeadRows:
 
         return logits
 
-    def faults(self) -> int:
+    def faults(self) -> torch.Tensor:
         """Return how many rows had non-finite logits since the last call of `faults`.
 
-        The loss of such rows is NaN.
+        The loss of such rows is NaN.  The number is an int64 tensor without dimensions on the device, so that the host need not
+        wait for it.
         """
-        faults = int(self._faults)
+        faults = self._faults.clone()
         self._faults.zero_()
         return faults

@@ -113,13 +113,14 @@ class LocalTeacher:
             batch.attention_mask_BT[first].to(self._device),
             batch.position_N[: batch.num_sampled_rows].to(self._device),
             self._memory if self._autocasts() == self._in_autocast else None,  # its states have one precision
+            texts=batch.token_ids[first],
             remember=self._remembers,
         )
 
-    def faults(self) -> int:
+    def faults(self) -> torch.Tensor:
         """Return how many rows had non-finite logits since the last call of `faults`.
 
-        A row is the prediction of one token.  The loss of such rows is NaN.
+        A row is the prediction of one token.  The loss of such rows is NaN.  The number is a tensor; see `HeadRows.faults`.
         """
         return self._rows.faults()
 

@@ -253,8 +253,9 @@ def _backward(batches: Sequence[Batch], counts: Counts, parts: Parts, progress: 
             parts.accelerator.backward(total)
             for name, value in batch_sums.items():
                 sums[name] = sums[name] + value.double() if name in sums else value.double()
-    values = torch.stack(list(sums.values())).tolist() if sums else []  # the only synchronisation with the device
-    return {**dict(zip(sums, values, strict=True)), _FAULTS: 0 if teacher is None else teacher.faults()}
+    faults = torch.as_tensor(0 if teacher is None else teacher.faults(), device=parts.accelerator.device)
+    values = torch.stack([*sums.values(), faults.double()]).tolist()  # the only synchronisation with the device
+    return dict(zip([*sums, _FAULTS], values, strict=True))
 
 
 def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
@@ -265,7 +266,8 @@ def _clip(learner: Learner, max_norm: float) -> dict[str, float]:
     norms = {"grad_norm": clip_gradients(learner.student.model.parameters(), max_norm)}
     if learner.clip_parameters:
         norms["clip_network_grad_norm"] = clip_gradients(learner.clip_parameters, max_norm)
-    return norms
+    values = torch.stack(list(norms.values())).tolist()  # one synchronisation with the device
+    return dict(zip(norms, values, strict=True))
 
 
 def _read_again(parts: Parts, batches: Sequence[Batch]) -> list[Mapping[str, object]]:

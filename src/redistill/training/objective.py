@@ -276,9 +276,9 @@ class Counts:
     def of(cls, batches: Iterable[Batch]) -> Self:
         """Return the numbers of tokens and sequences in the micro-batches `batches`."""
         return cls.total(
-            cls(corpus_tokens=int(batch.sft_N.sum()))
+            cls(corpus_tokens=batch.num_sft_rows)
             if batch.role == "pretraining"
-            else cls(int(batch.sft_N.sum()), batch.num_sampled_rows, batch.num_sampled, batch.num_span_samples)
+            else cls(batch.num_sft_rows, batch.num_sampled_rows, batch.num_sampled, batch.num_span_samples)
             for batch in batches
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from redistill.errors import ConfigError
-from redistill.processes.placement import scalar
+from redistill.processes.placement import gathered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +99,14 @@ def _fraction_of_peak(config: OptimiserConfig, step: int, updates: int) -> float
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, updates - warmup)))
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
     """Clip the gradients of `parameters` in place; return the norm before clipping.
 
+    The norm is a float64 tensor without dimensions on the device of the gradients, so that the host need not wait for it.
     After clipping, the norm of all gradients together is at most `max_norm`.  Either all parameters or none must be
     sharded.
     """
-    return scalar(nn.utils.clip_grad_norm_(parameters, max_norm))
+    return gathered(nn.utils.clip_grad_norm_(parameters, max_norm)).double()
 
 
 def parameter_groups(student: nn.Module, clip_network: nn.Module | None, config: OptimiserConfig) -> list[dict[str, object]]:

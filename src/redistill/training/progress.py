@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Self
 
 import rich.progress
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from redistill.processes import streams
@@ -20,6 +20,17 @@ from redistill.storage.redaction import plain_line
 _BAR_WIDTH, _ELAPSED_WIDTH, _MIN_WIDTH = 16, 9, 16
 """Widths in characters: of the bar; of the elapsed time with spaces; and the smallest width of the text beside the bar."""
 SHOWN = ("loss", "sft", "divergence", "span", "policy_gradient", "pretraining")
+
+
+class _Bar(rich.progress.Progress):
+    """A progress bar below something else, such as a table."""
+
+    above: RenderableType | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        if self.above is not None:
+            yield self.above
+        yield from super().get_renderables()
 
 
 class TerminalBar:
@@ -33,11 +44,14 @@ class TerminalBar:
         total: Number of steps.
         line: The text beside the bar.
         enabled: Whether to show the bar if the output is a terminal.
+        above: What is shown above the bar, such as a table; None for the bar alone.
     """
 
-    def __init__(self, console: Console, total: int, line: str, *, enabled: bool = True) -> None:
+    def __init__(
+        self, console: Console, total: int, line: str, *, enabled: bool = True, above: RenderableType | None = None
+    ) -> None:
         self._console = console
-        self._bar: rich.progress.Progress | None = None
+        self._bar: _Bar | None = None
         if console.is_terminal:
             columns = (
                 rich.progress.BarColumn(bar_width=_BAR_WIDTH),
@@ -45,13 +59,14 @@ class TerminalBar:
                 rich.progress.TextColumn("{task.fields[line]}", markup=False),
             )
             through_streams = isinstance(sys.stderr, streams.TolerantStream)  # otherwise rich redirects the streams itself
-            self._bar = rich.progress.Progress(
+            self._bar = _Bar(
                 *columns,
                 console=console,
                 disable=not enabled,
                 redirect_stdout=not through_streams,
                 redirect_stderr=not through_streams,
             )
+            self._bar.above = above
             self._task = self._bar.add_task("", total=total or None, line=line)
         self._open = ExitStack()
 
