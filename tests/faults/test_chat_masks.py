@@ -282,5 +282,5 @@ def test_a_mask_of_nothing_or_everything_is_refused(template: str, supervise: An
 def test_a_prompt_without_a_token_is_refused() -> None:
     family = replace(FAMILIES["Zephyr"], template=ANSWERS_ALONE)
     record = Record(record_id="r:1", prompt=Conversation((Turn("user", "The sky?"),)), references=("Blue.",))
-    with pytest.raises(DataError, match="the prompt or the answer has no tokens"):
+    with pytest.raises(DataError, match="returns no tokens for the prompt or the answer"):
         tokenize_training([record], tokenizer(family), TokenizeConfig(template="chat"), seed=1)

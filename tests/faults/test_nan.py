@@ -10,7 +10,7 @@ from redistill.errors import TrainingError
 from redistill.models.student import StudentModule
 from redistill.runs.run import train_student
 from redistill.storage import files
-from redistill.teachers.local import LocalTeacher
+from redistill.teachers import local
 from redistill.training import loop as training
 from tests.worlds import tiny_run
 
@@ -25,7 +25,7 @@ def inject(monkeypatch):
 
     def plant(kind, steps):
         draws, cut = [], training.cut
-        forward, backward, rows = StudentModule.forward, training._backward, LocalTeacher.rows
+        forward, backward, head = StudentModule.forward, training._backward, local.head
 
         def is_due():
             return len(draws) in steps
@@ -46,14 +46,8 @@ def inject(monkeypatch):
                 next(iter(parts.learner.student.model.parameters())).grad.view(-1)[3] = math.inf
             return sums
 
-        def broken_rows(self, batch):
-            whole = self._rows.head
-            if is_due():
-                self._rows.head = dataclasses.replace(whole, scale=math.nan)
-            try:
-                return rows(self, batch)
-            finally:
-                self._rows.head = whole
+        def broken_head(model, vocabulary):
+            return dataclasses.replace(head(model, vocabulary), scale=math.nan if is_due() else 1.0)
 
         monkeypatch.setattr(training, "cut", counted)
         if kind == "loss":
@@ -61,7 +55,7 @@ def inject(monkeypatch):
         if kind == "gradient":
             monkeypatch.setattr(training, "_backward", broken_backward)
         if kind == "teacher":
-            monkeypatch.setattr(LocalTeacher, "rows", broken_rows)
+            monkeypatch.setattr(local, "head", broken_head)
 
     return plant
 
@@ -133,18 +127,13 @@ def test_a_broken_teacher_in_the_draw_ends_the_run_or_skips_the_update_and_touch
     tmp_path, monkeypatch, after_each_update
 ):
     """A policy that reads the teacher may not be able to draw at all; then nothing has been learned from the draw either."""
-    rows, asked = LocalTeacher.rows, []
+    head, asked = local.head, []
 
-    def broken(self, batch):
-        asked.append(batch)
-        whole = self._rows.head
-        self._rows.head = dataclasses.replace(whole, scale=math.nan if len(asked) > 8 else 1.0)
-        try:
-            return rows(self, batch)
-        finally:
-            self._rows.head = whole
+    def broken(model, vocabulary):
+        asked.append(model)
+        return dataclasses.replace(head(model, vocabulary), scale=math.nan if len(asked) > 9 else 1.0)
 
-    monkeypatch.setattr(LocalTeacher, "rows", broken)
+    monkeypatch.setattr(local, "head", broken)  # called once by the constructor, then for each batch
     policy = {"kind": "revised", "source": "student_generated"}
     config = tiny_run(tmp_path, "mgsr", policy=policy, training={"updates": 9, "batch_size": 2}, guards={"max_skips": 2})
     with pytest.raises(TrainingError, match="not finite"):

@@ -305,7 +305,7 @@ def test_an_interrupted_sweep_resumes(plan: Callable[..., Plan], monkeypatch: py
     made = plan()
     begun: list[str] = []
 
-    def interrupted(progress: object, name: str) -> None:
+    def interrupted(progress: object, name: str, folder: Path) -> None:
         begun.append(name)
         if len(begun) == 2:
             raise KeyboardInterrupt

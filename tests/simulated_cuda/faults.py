@@ -29,6 +29,7 @@ class Fault:
         change: Function of the replaced function; returns the faulty one.
         shown_by: What detects the fault: "error", or the part of a run in which the host waits too often: "generation",
             "update" or "vocabulary pass".
+        updates: Updates of the run; the second one is the first that has an optimiser state.
     """
 
     trial: str
@@ -36,6 +37,7 @@ class Fault:
     name: str
     change: Callable[[Callable[..., Any]], Callable[..., Any]]
     shown_by: str = "error"
+    updates: int = 1
 
     def planted(self) -> AbstractContextManager[Any]:
         """Context in which the run has the fault."""
@@ -83,7 +85,7 @@ FAULTS: Mapping[str, Fault] = {
     "sampling on the CPU": Fault("opd", generate, "sample_rows", result_on_the_cpu),
     "prefix memory on the CPU": Fault("mgsr", prefix, "load_prefixes", result_on_the_cpu),
     "clip network on the CPU": Fault("mgsr", DacKL, "_interval", result_on_the_cpu),
-    "optimiser state on the CPU": Fault("kd", loop, "_step", optimiser_state_on_the_cpu),
+    "optimiser state on the CPU": Fault("kd", loop, "_step", optimiser_state_on_the_cpu, updates=2),
     "item in the vocabulary pass": Fault(
         "kd", walk, "visit", waits(lambda core, tile, *rest: tile.raw_CV.max().item()), "vocabulary pass"
     ),

@@ -121,9 +121,9 @@ def estimated() -> dict[str, Any]:
 
 
 def faulty(name: str) -> dict[str, Any]:
-    """What a planted fault leads to in one update: an error, or the counts of a run and its cost."""
+    """What a planted fault leads to: an error, or the counts of a run and its cost."""
     fault = FAULTS[name]
-    run = run_of(fault.trial, f"fault {name}", updates=1)
+    run = run_of(fault.trial, f"fault {name}", updates=fault.updates)
     try:
         with fault.planted():
             counts = on_the_device(lambda: train_student(run))

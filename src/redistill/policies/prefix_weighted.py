@@ -116,5 +116,5 @@ def prefix_weights(teacher_logprob_N: torch.Tensor, student_logprob_N: torch.Ten
     ratio_N = teacher_logprob_N.double().clamp(min=bottom) - student_logprob_N.double().clamp(min=bottom)
     before_N = ratio_N.abs().cumsum(0) - ratio_N.abs()
     total = ratio_N.abs().sum()
-    fraction_N = before_N / total if total > 0 else torch.zeros_like(before_N)
+    fraction_N = before_N / torch.where(total > 0, total, 1.0)
     return 1 + amplification * (1 - fraction_N.clamp(0, 1))
