@@ -425,7 +425,8 @@ def test_a_ban_of_n_grams_needs_the_plugin(tied) -> None:
             engine.sync(world.student, 0)
             if bans:
                 assert len(engine.generate(requests(2), sampling)) == 2
-                texts = [each.body for each in server.received if (each.body or {}).get("max_tokens", 0) > 1]  # the others score probe texts
+                bodies = [each.body or {} for each in server.received]
+                texts = [body for body in bodies if body.get("max_tokens", 0) > 1]  # the others score probe texts
                 assert [body["vllm_xargs"] for body in texts[-2:]] == [{"no_repeat_ngram_size": 6}] * 2
             else:
                 with pytest.raises(ServerError, match="does not ban repeated n-grams; install redistill"):
