@@ -30,7 +30,7 @@ def activation_bytes(model: nn.Module, item_bytes: int) -> int:
         >>> activation_bytes(model, 4)  # 2 layers with linear layers of 4 to 12, 4 to 4, 4 to 16 and 16 to 4
         512
     """
-    layers = [sum(map(_features, layer.modules())) for layer in layer_list(model)[1]]
+    layers = _features_of_layers(model)
     checkpoints = any(isinstance(part, GradientCheckpointingLayer) and part.gradient_checkpointing for part in model.modules())
     kept = len(layers) * head(model).weight_VD.shape[1] + max(layers, default=0) if checkpoints else sum(layers)
     return item_bytes * kept
@@ -51,7 +51,7 @@ def reading_bytes(model: nn.Module, item_bytes: int) -> int:
         >>> reading_bytes(model, 4), activation_bytes(model, 4)
         (256, 512)
     """
-    return item_bytes * max((sum(map(_features, layer.modules())) for layer in layer_list(model)[1]), default=0)
+    return item_bytes * max(_features_of_layers(model), default=0)
 
 
 def token_limit(memory_bytes: int, occupied_bytes: int, token_bytes: int) -> int:
@@ -70,6 +70,11 @@ def token_limit(memory_bytes: int, occupied_bytes: int, token_bytes: int) -> int
     """
     tokens = max(1, (memory_bytes - occupied_bytes) // MEMORY_PART // max(1, token_bytes))
     return 1 << (tokens.bit_length() - 1)
+
+
+def _features_of_layers(model: nn.Module) -> list[int]:
+    """Return the sum of `_features` over the modules of each layer."""
+    return [sum(map(_features, layer.modules())) for layer in layer_list(model)[1]]
 
 
 def _features(module: nn.Module) -> int:
